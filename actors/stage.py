@@ -1,0 +1,31 @@
+"""What every stage of a pipeline shares: a batch of columns, and how many workers with which resources apply it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+"""Columns by name, each (N, ...) with one entry a row; a batch that Ray hands over is read-only."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Resources of one stage; the settings of an actor extend it."""
+
+    workers: int = 1
+    """How many run at once over the whole cluster."""
+    num_cpus: float = 1.0
+    """CPUs that one worker holds."""
+    num_gpus: float = 0.0
+    """GPUs that one worker holds; above 0 the stage computes there."""
+    batch_size: int = 1
+    """Rows that one call gets."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
+            raise ValueError(f"workers and batch_size start at 1, num_cpus and num_gpus at 0: {self}")
+
+    def resources(self) -> dict[str, Any]:
+        """Arguments that Ray takes for one worker of this stage."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}

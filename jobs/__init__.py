@@ -1,0 +1,1 @@
+"""What is launched: one module a capability, one subcommand a verb."""

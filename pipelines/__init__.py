@@ -1,0 +1,1 @@
+"""What is chained: functions from Dataset to Dataset, and training runs."""
