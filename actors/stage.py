@@ -14,7 +14,7 @@ class Stage:
     """Resources of one stage; the settings of an actor extend it."""
 
     workers: int = 1
-    """How many run at once over the whole cluster."""
+    """How many run at once over the whole cluster; 0, where a stage loads no model: as many as there are CPUs for."""
     num_cpus: float = 1.0
     """CPUs that one worker holds."""
     num_gpus: float = 0.0
@@ -23,8 +23,8 @@ class Stage:
     """Rows that one call gets."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
-            raise ValueError(f"workers and batch_size start at 1, num_cpus and num_gpus at 0: {self}")
+        if self.workers < 0 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
+            raise ValueError(f"batch_size starts at 1, workers, num_cpus and num_gpus at 0: {self}")
 
     def resources(self) -> dict[str, Any]:
         """Arguments that Ray takes for one worker of this stage."""

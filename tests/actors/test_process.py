@@ -1,0 +1,86 @@
+"""A child that crashes, hangs or fails costs one call, and the next call works."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from actors.process import Child, ChildFault
+
+HERE = "tests.actors.test_process"
+
+
+def count(n: int) -> Iterator[int | None]:
+    for i in range(n):
+        yield None
+        yield i
+
+
+def die(after: int, how: int) -> Iterator[int]:
+    yield from range(after)
+    os.kill(os.getpid(), how)
+
+
+def hang() -> Iterator[int]:
+    yield 1
+    time.sleep(60)
+
+
+def beat_forever() -> Iterator[None]:
+    while True:
+        time.sleep(0.01)
+        yield None
+
+
+def fail() -> Iterator[int]:
+    yield 1
+    raise KeyError("wrong")
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.kill()
+
+
+def test_yields_what_the_function_yields_and_stays_alive(child: Child):
+    assert list(child.stream(f"{HERE}:count", 3, stall_s=20, timeout_s=30)) == [0, 1, 2]
+    assert list(child.stream(f"{HERE}:count", 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crash_keeps_what_came_before_and_names_the_signal(child: Child, how: signal.Signals):
+    stream = child.stream(f"{HERE}:die", 2, int(how), stall_s=20, timeout_s=30)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ChildFault, match=how.name) as fault:
+        next(stream)
+    assert fault.value.code == "crashed"
+    assert list(child.stream(f"{HERE}:count", 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+def test_a_hang_ends_after_the_stall_and_endless_work_after_the_timeout(child: Child):
+    stream = child.stream(f"{HERE}:hang", stall_s=3, timeout_s=30)
+    assert next(stream) == 1
+    with pytest.raises(ChildFault) as fault:
+        next(stream)
+    assert fault.value.code == "stalled"
+    with pytest.raises(ChildFault) as fault:
+        list(child.stream(f"{HERE}:beat_forever", stall_s=3, timeout_s=2))
+    assert fault.value.code == "timeout"
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_bug_in_the_function_is_raised_with_its_traceback(child: Child):
+    with pytest.raises(RuntimeError, match="KeyError: 'wrong'"):
+        list(child.stream(f"{HERE}:fail", stall_s=20, timeout_s=30))
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_call_that_is_left_early_leaves_no_process_at_work(child: Child):
+    stream = child.stream(f"{HERE}:count", 100_000, stall_s=20, timeout_s=30)
+    assert next(stream) == 0
+    stream.close()
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
