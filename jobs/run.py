@@ -1,0 +1,119 @@
+"""What every job does around its work: settings from YAML and key=value, one Ray, and what is printed at the end."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from actors import storage
+
+Config = TypeVar("Config")
+
+DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
+"""Exit codes: done, failed, bad usage or settings, more rows rejected than allowed."""
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or does not hold; the message names it by its dotted path."""
+
+
+def load(config: type[Config], arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
+    """Settings from an optional YAML file (a path or s3://, first argument without `=`) and key=value after it.
+
+    base: settings below both, such as those that an output was made with. Values are read as YAML, so `a.b=1`, `a.b=null`
+    and `a.b=[x, y]` mean what they would in the file.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in (base or {}).items():
+        tree[key] = value
+    for position, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if equals:
+            _set(tree, key, _parse(argument, value))
+        elif position == 0:
+            _merge(tree, read_yaml(argument))
+        else:
+            raise SettingsError(f"{argument!r} is no setting: write key=value, as in frames.interval_ms=500")
+    try:
+        return TypeAdapter(config).validate_python(tree, extra="forbid")
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def read_yaml(uri: str) -> dict[str, Any]:
+    """A settings file as a tree; an empty file has no settings."""
+    try:
+        tree = yaml.safe_load(storage.read_bytes(uri)) or {}
+    except FileNotFoundError as error:
+        raise SettingsError(f"there is no settings file {uri}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{uri} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{uri} holds no settings: it must be `key: value` lines")
+    return tree
+
+
+def _parse(argument: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{argument!r}: the value is not YAML: {error}") from error
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for name in path:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{dotted}: {name} is a value, not a group of settings")
+    tree[last] = value
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{path}: there is no such setting"
+    if problem["type"] == "missing":
+        return f"{path}: this setting is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster that the environment names, or start one on this machine; leave what was there before running."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    root = str(Path(__file__).resolve().parents[1])
+    # A submitted job has its working directory from Ray; elsewhere workers find the packages by this path.
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": {"PYTHONPATH": path}}
+    ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_logging() -> None:
+    """One line an event on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for name in ("ray", "boto3", "botocore", "urllib3", "s3transfer"):
+        logging.getLogger(name).setLevel(logging.WARNING)
