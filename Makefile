@@ -26,7 +26,7 @@ check: .venv/test.ready
 # Debian keeps ensurepip, which venv needs, in a package of its own.
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit("Filmray needs Python 3.11 or newer, and $(PYTHON) is %s: make PYTHON=python3.12 ..." % v if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv || { $(APT) update && $(APT) install python3-venv && $(PYTHON) -m venv --clear .venv; }
+	$(PYTHON) -m venv .venv || { $(APT) update && $(APT) install python3-venv >/dev/null && $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
 
 .venv/%.ready: pyproject.toml constraints.txt | $(BIN)/uv
@@ -36,5 +36,5 @@ $(BIN)/uv:
 # torchcodec loads FFmpeg's shared libraries; of these avdevice needs all others.
 ffmpeg:
 	@$(PYTHON) -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("avdevice"))' \
-		|| { echo "Installing FFmpeg's shared libraries for torchcodec"; $(APT) update && $(APT) install --no-install-recommends ffmpeg; } \
-		|| { echo "The tests of torchcodec need FFmpeg's shared libraries, 4 to 8: install them, and run make again" >&2; exit 1; }
+		|| { echo "Installing FFmpeg's shared libraries for torchcodec"; $(APT) update && $(APT) install --no-install-recommends ffmpeg >/dev/null; } \
+		|| { echo "The tests of torchcodec need FFmpeg's shared libraries, 4 to 9: install them, and run make again" >&2; exit 1; }
