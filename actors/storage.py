@@ -1,9 +1,9 @@
 """The only door to files: every URI is a path, `file://…` or `s3://bucket/key`.
 
-A file appears whole or not at all. Faults of an S3 store that pass (a cut connection, SlowDown, 500, a timeout) are tried again
-a bounded number of times, also in the middle of a body; what will not pass is raised as FileNotFoundError, PermissionError,
-ConnectionError (gave up) or another OSError, with the URI and what to do. The endpoint comes from AWS_ENDPOINT_URL and credentials
-from the environment or the usual AWS files; neither is logged or part of a message.
+A file appears whole or not at all. Faults of an S3 store that pass (a cut connection, SlowDown, 500, a timeout) are
+tried again a bounded number of times, also in the middle of a body; what will not pass is raised as FileNotFoundError,
+PermissionError, ConnectionError (gave up) or another OSError, with the URI and what to do. The endpoint comes from
+AWS_ENDPOINT_URL and credentials from the environment or the usual AWS files; neither is logged or part of a message.
 """
 
 import io
@@ -162,17 +162,21 @@ def local(uri: str) -> Iterator[Path]:
 
 
 def stream(uri: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file for reading in pieces, with seek; a broken connection goes on where it broke. Raises FileNotFoundError."""
+    """Open a file to read it in pieces, with seek; a broken connection goes on where it broke.
+
+    Raises FileNotFoundError.
+    """
     if _is_s3(uri):
         return io.BufferedReader(_S3File(uri), 1 << 20)
     return open(_path(uri), "rb")
 
 
 def listing(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
-    """The files below a folder at any depth, sorted by name, read in pages; a missing folder holds none.
+    """The files below a folder at any depth, read in pages; a missing folder holds none.
 
-    `suffixes` (lower case, with the dot) selects by the end of the name, whatever its case. In a local folder links to files count as
-    files and links to folders are not followed. Names sort as in S3: by code points of the whole name.
+    They come sorted by the code points of the whole name, as S3 does it; a store that only resembles S3 may have
+    another order, always the same. `suffixes` (lower case, with the dot) selects by the end of the name, whatever its
+    case. In a local folder links to files count as files and links to folders are not followed.
     """
     for entry in _s3_listing(prefix) if _is_s3(prefix) else _local_listing(_path(prefix), ""):
         base = entry.name.rsplit("/", 1)[-1]
@@ -360,7 +364,8 @@ def _call(uri: str, request: Callable[[], T]) -> T:
             last: Exception = error
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
             raise PermissionError(
-                f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the node a role"
+                f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+                "or give the node a role"
             ) from error
         except _PASSING as error:
             fault = type(error).__name__
