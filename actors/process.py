@@ -1,7 +1,7 @@
 """Run a generator function in a child process that can crash, hang or be killed at the cost of one call.
 
-Decoders are C code fed with whatever a corpus holds. A worker keeps one child alive and hands it one video after the other;
-the child sends back what the function yields. A value of None is a sign of life and is not passed on.
+Decoders are C code fed with whatever a corpus holds. A worker keeps one child alive and hands it one video after the
+other; the child sends back what the function yields. A value of None is a sign of life and is not passed on.
 """
 
 import atexit
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ class Child:
         self._pipe: Connection | None = None
         self._devices: str | None = None
 
-    def stream(self, function: str, *args: Any, stall_s: float, timeout_s: float) -> Iterator[Any]:
-        """Yield what `module:function` yields in the child, called with the arguments.
+    def stream(self, function: str, *args: Any, stall_s: float, timeout_s: float) -> Generator[Any, None, float]:
+        """Yield what `module:function` yields in the child, called with the arguments; return the CPU seconds it took.
 
-        Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`) or `timeout`
-        (`timeout_s` in all); RuntimeError with the child's traceback where the function itself raised.
+        Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`) or
+        `timeout` (`timeout_s` in all); RuntimeError with the child's traceback where the function itself raised.
         """
         pipe = self._start()
         until = time.monotonic() + timeout_s
@@ -62,7 +62,7 @@ class Child:
                     raise RuntimeError(f"{function} failed in the child process:\n{value}")
                 if kind == "end":
                     done = True
-                    return
+                    return value
                 if value is not None:
                     yield value
         except (EOFError, ConnectionError) as error:
@@ -95,7 +95,7 @@ class Child:
             ours, theirs = Pipe()
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
             # One thread a child: parallelism is over files.
-            threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "actors.process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -125,15 +125,16 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         module, name = function.split(":")
+        started = time.process_time()
         try:
             for value in getattr(importlib.import_module(module), name)(*args):
                 pipe.send(("item", value))
         except BrokenPipeError:
             return
-        except Exception:  # noqa: BLE001, whatever it is, the parent raises it with this traceback
+        except Exception:
             pipe.send(("error", traceback.format_exc()))
         else:
-            pipe.send(("end", None))
+            pipe.send(("end", time.process_time() - started))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,12 +29,10 @@ class SettingsError(ValueError):
 def load(config: type[Config], arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
     """Settings from an optional YAML file (a path or s3://, first argument without `=`) and key=value after it.
 
-    base: settings below both, such as those that an output was made with. Values are read as YAML, so `a.b=1`, `a.b=null`
-    and `a.b=[x, y]` mean what they would in the file.
+    base: settings below both, such as those that an output was made with. Values are read as YAML, so `a.b=1`,
+    `a.b=null` and `a.b=[x, y]` mean what they would in the file.
     """
-    tree: dict[str, Any] = {}
-    for key, value in (base or {}).items():
-        tree[key] = value
+    tree: dict[str, Any] = dict(base or {})
     for position, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         if equals:
@@ -91,6 +92,30 @@ def _explain(problem: Any) -> str:
         return f"{path}: this setting is needed"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if path else message
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what a user can mend into a line on standard error and exit code 2, and what broke the run into 1."""
+    start_logging()
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(USAGE) from error
+    except Exception as error:
+        # Ray tells a worker's error as a text of many lines, of which the last one says what happened.
+        *trace, last = f"{type(error).__name__}: {error}".strip().splitlines()
+        print("\n".join([*trace, f"failed: {last}"]), file=sys.stderr)
+        raise typer.Exit(FAILED) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("ray", "torch", "diffusers", "av", "opencv-python-headless", "scenedetect-headless", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 @contextmanager

@@ -1,0 +1,295 @@
+"""Curation: from films to the scenes worth training on.
+
+python -m jobs.curation run corpus.yaml input=s3://films/ output=s3://corpora/may motion.flow=scaled
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+import yaml
+
+from actors import storage
+from jobs import run as job
+from jobs.plots import write_report
+from pipelines.curation import RETRYABLE, CurationConfig, check
+from pipelines.plan import Plan, make_plan
+from pipelines.rows import expected_scenes, measurements, rows_now
+from pipelines.select import fail_scenes, select, tally
+from pipelines.store import Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+INPUT = ("videos", "scenes", "films")
+ARTEFACTS = (
+    "plan",
+    "videos",
+    "scores",
+    "thumbnails",
+    "scenes",
+    "rejected",
+    "clips",
+    "kept.json",
+    "report.html",
+    "run.json",
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml | OUTPUT] [key=value]...",
+        help="Settings from a file, or those that OUTPUT was made with; then single ones.",
+    ),
+]
+Output = Annotated[str, typer.Argument(help="The output of a run: a path or s3://bucket/prefix.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+MaxRejected = Annotated[int | None, typer.Option(min=0, help="Exit with 3 where more rows than this failed.")]
+
+
+@app.command()
+def run(settings: Settings = None, dry_run: DryRun = False, max_rejected: MaxRejected = None) -> None:
+    """Do all of it: fetch, score, select, export, report. The same command after a kill does only what is missing."""
+    _do("run", settings, dry_run, max_rejected)
+
+
+@app.command()
+def fetch(settings: Settings = None, dry_run: DryRun = False) -> None:
+    """Download what the input names by http(s) into OUTPUT/videos, and nothing else."""
+    with job.exit_codes():
+        config = _config(settings)
+        plan = _plan(config, dry_run)
+        if dry_run:
+            _tell_plan(config, plan)
+            return
+        from pipelines.score import fetch_all
+
+        with job.ray_session():
+            codes = fetch_all(config, plan.remote)
+        there = codes.pop("", 0)
+        print(f"{there} videos are there, {sum(codes.values())} failed{_listed(codes)}")
+
+
+@app.command()
+def score(settings: Settings = None, dry_run: DryRun = False, max_rejected: MaxRejected = None) -> None:
+    """Fetch, cut and measure what is missing in OUTPUT/scores; select afterwards."""
+    _do("score", settings, dry_run, max_rejected)
+
+
+@app.command(name="select")
+def select_(settings: Settings = None) -> None:
+    """Decide anew which scenes are kept, from OUTPUT/scores; measures nothing."""
+    _do("select", settings)
+
+
+@app.command()
+def export(settings: Settings = None) -> None:
+    """Write clips, frames, shards and kept.json of the scenes that are kept."""
+    _do("export", settings)
+
+
+@app.command()
+def retry(
+    settings: Settings = None,
+    codes: Annotated[
+        str | None, typer.Option(help="Error codes to try again, with commas; else those that may pass.")
+    ] = None,
+    dry_run: DryRun = False,
+    max_rejected: MaxRejected = None,
+) -> None:
+    """Run again, but also over what failed and may succeed now."""
+    again = frozenset(codes.split(",")) if codes else frozenset(RETRYABLE)
+    _do("retry", settings, dry_run, max_rejected, again)
+
+
+@app.command()
+def status(output: Output) -> None:
+    """How far a run is, also while it runs."""
+    with job.exit_codes():
+        store = Store(output)
+        scenes, films, videos = rows_now(store)
+        found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
+        expected = videos.where(videos >= 0, found)
+        done = int((scenes.groupby("video_id").size().reindex(videos.index, fill_value=0) >= expected).sum())
+        bad = int((scenes.error != "").sum()), int((films.error != "").sum())
+        print(f"{done} of {len(videos)} videos done; {len(scenes)} scenes, {bad[0]} failed; {bad[1]} videos failed")
+        record = store.read_json("run.json")
+        if record is None:
+            print("not finished: it runs, or was ended; the same command goes on where it stopped")
+        else:
+            _tell(record, store)
+
+
+@app.command()
+def failed(
+    output: Output, rows: Annotated[bool, typer.Option("--rows", help="Every row, tab-separated.")] = False
+) -> None:
+    """What failed so far, by step and code, and what `retry` would try again."""
+    with job.exit_codes():
+        scenes, films, _ = rows_now(Store(output))
+        bad = pd.concat([scenes[scenes.error != ""], films[films.error != ""]])
+        columns = ["video_id", "scene_id", "step", "error", "attempts", "message"]
+        if rows:
+            bad[columns].to_csv(sys.stdout, sep="\t", index=False)
+            return
+        for (step, code), group in bad.groupby(["step", "error"]):
+            may = "retry may help" if code in RETRYABLE else "for good"
+            first = group.iloc[0]
+            print(f"{len(group):7d}  {step:6}  {code:18} {may:15} {first.scene_id or first.video_id}: {first.message}")
+        if bad.empty:
+            print("nothing failed")
+
+
+def _do(
+    command: str,
+    arguments: Sequence[str] | None,
+    dry_run: bool = False,
+    max_rejected: int | None = None,
+    again: frozenset[str] = frozenset(),
+) -> None:
+    with job.exit_codes():
+        config = _config(arguments)
+        store = Store(config.output)
+        plan = _plan(config, dry_run, again) if command in ("run", "score", "retry") else None
+        if dry_run and plan:
+            _tell_plan(config, plan)
+            return
+        before = store.read_json("run.json") or {}
+        storage.delete(store.uri("run.json"))
+        record: dict[str, Any] = {
+            "status": "done",
+            "error": None,
+            "command": command,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": asdict(config),
+            "versions": job.versions(),
+            "input": {name: getattr(plan, name) for name in INPUT} if plan else before.get("input", {}),
+            "export": before.get("export"),
+        }
+        started = time.monotonic()
+        try:
+            _steps(command, config, plan, record)
+        except BaseException as error:
+            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            record["seconds"] = round(time.monotonic() - started, 1)
+            if "rows" in record and max_rejected is not None and _rejected(record) > max_rejected:
+                record["status"] = "rejected"
+            if "rows" in record:
+                write_report(store, record)
+            store.write_json(record, "run.json")
+        _tell(record, store)
+        if record["status"] == "rejected":
+            raise typer.Exit(job.REJECTED)
+
+
+def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict[str, Any]) -> None:
+    store = Store(config.output)
+    if plan and plan.todo:
+        from pipelines.score import score
+
+        with job.ray_session():
+            record["measured"] = asdict(score(config, plan.remote))
+    scenes, films, videos = rows_now(store)
+    expected = expected_scenes(scenes, films, videos)
+    record |= measurements(scenes, films)
+    if command == "score":
+        return
+    if command != "export":
+        select(config)
+    if command != "select":
+        from pipelines.export import export
+
+        with job.ray_session():
+            exported = export(config)
+        fail_scenes(store, exported.failed)
+        record["export"] = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
+    counted = tally(store, expected)
+    record["rows"] = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
+    record["lost_videos"] = counted.lost_videos
+
+
+def _config(arguments: Sequence[str] | None) -> CurationConfig:
+    first, *rest = arguments or [""]
+    if "=" in first or first.endswith((".yaml", ".yml")):
+        return job.load(CurationConfig, arguments or [])
+    made = Store(first).read_json("plan", "settings.json") if first else None
+    if made is None:
+        raise job.SettingsError(
+            f"{first or 'no settings given'}: give a settings file (.yaml), the output of a run, or input=... output=..."
+        )
+    return job.load(CurationConfig, rest, made["settings"])
+
+
+def _plan(config: CurationConfig, dry_run: bool, again: frozenset[str] = frozenset()) -> Plan:
+    check(config)
+    return make_plan(config, again, dry_run)
+
+
+def _rejected(record: dict[str, Any]) -> int:
+    return sum(record["rows"]["failed"].values()) + sum(record["lost_videos"].values())
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
+
+
+def _tell_plan(config: CurationConfig, plan: Plan) -> None:
+    from pipelines.score import stages_of
+
+    print(yaml.safe_dump(asdict(config), sort_keys=False), end="")
+    print(f"\ninput: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films to be cut by shot detection")
+    print(f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{', some to be fetched' if plan.remote else ''}")
+    pools, tasks = stages_of(config, plan.remote)
+    for name, stage in {**tasks, **pools}.items():
+        kind = "actors" if name in pools else "tasks"
+        count = stage.workers or "as many as fit"
+        each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
+        print(f"{name}: {count} {kind} of {each}")
+    for name in (
+        "plan",
+        "videos",
+        "scores",
+        "thumbnails",
+        "scenes",
+        "rejected",
+        "clips",
+        "kept.json",
+        "report.html",
+        "run.json",
+    ):
+        print(f"{name}: {Store(config.output).uri(name)}")
+
+
+def _tell(record: dict[str, Any], store: Store) -> None:
+    """A summary of at most ten lines."""
+    why = f": {record['error']}" if record["error"] else ""
+    print(f"{record['command']} {record['status']} after {record['seconds']:.0f} s{why}")
+    if measured := record.get("measured"):
+        rate = measured["scenes"] / max(measured["seconds"], 1e-9)
+        print(
+            f"measured {measured['scenes']} scenes of {measured['films']} films in {measured['seconds']:.0f} s, {rate:.1f} scenes/s"
+        )
+    if rows := record.get("rows"):
+        dropped, failed = sum(rows["dropped"].values()), sum(rows["failed"].values())
+        print(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
+        for name, counts in (
+            ("dropped", rows["dropped"]),
+            ("failed", rows["failed"]),
+            ("videos lost", record["lost_videos"]),
+        ):
+            if counts:
+                print(f"{name}{_listed(counts)}")
+    if exported := record.get("export"):
+        print(f"clips: {exported['written']} written, {exported['there']} were there")
+    if record.get("rows"):
+        print(f"report: {store.uri('report.html')}")
+
+
+if __name__ == "__main__":
+    app()

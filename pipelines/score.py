@@ -1,0 +1,348 @@
+"""Measure what the plan says is missing.
+
+read     task     1 -> N: a part of the plan, a row per video
+fetch    task     1 -> 1: http(s) sources end in videos/; left out where there are none
+cut      task     1 -> N: one decode in a child process; a row per scene, with its frames, and one for the film
+measure  actors   1 -> 1: the features that need a model; the last one drops the frames
+write    task     N -> 1: whole parts of scores/ and thumbnails/; a row of counts
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+
+from actors import storage
+from actors.features import FrameScorer
+from actors.fetch import fetch
+from actors.process import CHILD, ChildFault
+from actors.stage import Batch, Stage
+from actors.video import Row, film_row, scene_row
+from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
+from pipelines.store import Store
+
+log = logging.getLogger(__name__)
+
+CUT_ATTEMPTS = 2
+"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
+BLOCK_BYTES = 32 << 20
+"""Rows go on to the next stage in blocks of about this size: a few scenes with their frames."""
+READ = Stage(num_cpus=0.1)
+"""Reading a part of the plan."""
+
+
+@dataclass
+class Progress:
+    """What one run of the stages has done."""
+
+    films: int = 0
+    scenes: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+def score(config: CurationConfig, remote: bool) -> Progress:
+    """Run the stages over plan/todo until every row is in scores/; remote: some sources have to be fetched."""
+    stages = fitted(config, remote)
+    set_context()
+    rows = _todo(config, stages)
+    for step in (_fetched, _cut, _measured, _written):
+        rows = step(rows, config, stages)
+    progress, started, told = Progress(), time.monotonic(), time.monotonic()
+    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
+        progress.films += int(counts["films"].sum())
+        progress.scenes += int(counts["scenes"].sum())
+        progress.failed += int(counts["failed"].sum())
+        progress.seconds = time.monotonic() - started
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            log.info(
+                "%d films, %d scenes measured, %d failed, %.1f scenes/s",
+                *(progress.films, progress.scenes, progress.failed, progress.scenes / progress.seconds),
+            )
+    return progress
+
+
+def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:
+    """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
+    set_context()
+    stages = fitted(config, remote)
+    fetched = _fetched(_todo(config, stages), config, stages)
+    codes: Counter[str] = Counter()
+    for batch in fetched.iter_batches(batch_size=None, prefetch_batches=0):
+        codes.update(map(str, batch.get("error", [""] * len(batch["video_id"]))))
+    return codes
+
+
+def set_context() -> None:
+    """Ray Data's settings for our datasets."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+# ------------------------------------------------------------------------------------------------------------ resources
+
+
+def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pools and the tasks that a run has, by name.
+
+    RAFT shares the VAE's workers where both run on the same kind of device, so that frames reach it once.
+    """
+    pools: dict[str, Stage] = {"latents": config.latents}
+    if config.motion.flow == "raft" and bool(config.motion.num_gpus) != bool(config.latents.num_gpus):
+        pools["motion"] = config.motion
+    tasks = {"read": READ, "video": config.video, "write": config.write}
+    return pools, tasks | ({"fetch": config.fetch} if remote else {})
+
+
+def fit(
+    pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
+) -> tuple[dict[str, Stage], list[str]]:
+    """Scale stages down until one task of each kind runs beside all actors; each change is told in a line.
+
+    Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
+    are too few for one worker of each stage.
+    """
+    asked = {**pools, **tasks}
+    fitting = dict(asked)
+
+    def wanted(resource: str) -> float:
+        workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
+        return sum(workers[name] * getattr(stage, resource) for name, stage in fitting.items())
+
+    for resource, there in (("num_gpus", gpus), ("num_cpus", cpus)):
+        while wanted(resource) > there + 1e-9:
+            users = [name for name in pools if fitting[name].workers > 1 and getattr(fitting[name], resource) > 0]
+            if not users:
+                break
+            most = max(users, key=lambda name: fitting[name].workers)
+            fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
+    if wanted("num_gpus") > gpus + 1e-9:
+        needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
+        raise ValueError(
+            f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
+            "let them share with num_gpus below 1, or set it to 0"
+        )
+    if (share := cpus / wanted("num_cpus")) < 1:
+        fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
+    lines = [
+        f"{name}: {stage.workers} x {stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs a worker instead of "
+        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, to fit {cpus:g} CPUs, {gpus:g} GPUs"
+        for name, stage in fitting.items()
+        if stage != asked[name] and (name in pools or stage.num_cpus >= 0.5)
+    ]
+    return fitting, lines
+
+
+def fitted(config: CurationConfig, remote: bool) -> dict[str, Stage]:
+    """The stages as they fit the cluster, or what it may grow to where it scales itself."""
+    from ray._private.state import state
+
+    there = ray.cluster_resources()
+    for resource, most in (state.get_max_resources_from_cluster_config() or {}).items():
+        there[resource] = max(there.get(resource, 0), most)
+    stages, lines = fit(*stages_of(config, remote), there.get("CPU", 0), there.get("GPU", 0))
+    for line in lines:
+        log.info(line)
+    return stages
+
+
+def ray_task(stage: Stage) -> dict[str, Any]:
+    """Arguments of a stage of tasks."""
+    return {
+        "compute": TaskPoolStrategy(stage.workers or None),
+        **stage.resources(),
+        "ray_remote_args_fn": _task_retries,
+    }
+
+
+def _task_retries() -> dict[str, int]:
+    # By Ray's own default a task that kills its worker is repeated without end.
+    return {"max_retries": 3}
+
+
+def _actor_retries() -> dict[str, int]:
+    return {"max_restarts": 3, "max_task_retries": 3}
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    store = Store(config.output)
+    parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
+    read = parts.flat_map(_read_part, fn_args=[store], **ray_task(stages["read"]))
+    return read.repartition(target_num_rows_per_block=1)
+
+
+def _read_part(row: Row, store: Store) -> list[Row]:
+    table = store.read_part("plan/todo", row["part"])
+    if table is None:
+        raise RuntimeError(f"{store.uri('plan/todo', row['part'])} is torn; run the same command again")
+    return [task | {"spans": task["spans"] or ""} for task in table.to_pylist()]
+
+
+def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    if "fetch" not in stages:
+        return tasks
+    return tasks.map(fetch_video, fn_args=[config], **ray_task(stages["fetch"]))
+
+
+def fetch_video(task: Row, config: CurationConfig) -> Row:
+    """Fetch one video of the plan; adds uri, error, message, attempts, fetch_s."""
+    started = time.monotonic()
+    got = fetch(task["video_id"], task["url"], Store(config.output).uri("videos"), config.fetch)
+    about = {"uri": got.uri, "error": got.code, "message": got.message, "attempts": got.attempts}
+    return {**task, **about, "fetch_s": time.monotonic() - started}
+
+
+def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    return tasks.map_batches(cut_videos, batch_size=1, fn_args=[config], **ray_task(stages["video"]))
+
+
+def cut_videos(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
+    """Decode the videos of a batch one after the other: yields batches of one row, columns of SCORES, frames, thumbnail.
+
+    A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
+    """
+    for i in range(len(batch["video_id"])):
+        for row in _cut_video({name: column[i] for name, column in batch.items()}, config):
+            yield _one_row(row, config.frames.size)
+
+
+def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
+    spans = json.loads(task["spans"]) if task["spans"] else None
+    skip = set(json.loads(task["skip"]))
+    uri = task.get("uri", task["url"])
+    cuts = {scene["scene_id"]: scene for span in spans or [] for scene in span["scenes"]}
+    video = {"video_index": task["video_index"], "video_id": task["video_id"], "uri": uri}
+    fetched = {"fetch_s": task.get("fetch_s", 0.0), "attempts": task.get("attempts", 1)}
+
+    def finished(row: Row, step: str, **more: Any) -> Row:
+        scene = cuts.get(row["scene_id"], {"first": 0, "end": -1})
+        about = {**video, "first": scene["first"], "end": scene["end"], "step": step if row["error"] else ""}
+        return {**row, **about, "attempts": fetched["attempts"], **more}
+
+    def lost(code: str, message: str, step: str, attempts: int) -> Iterator[Row]:
+        """Rows for all that was asked for and has none yet."""
+        for scene_id, scene in cuts.items():
+            if scene_id not in skip:
+                about = {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
+                yield finished(scene_row(about, code, message), step, attempts=attempts)
+        # Where shots are to be found, it is the film that failed; its scenes are those that were found before.
+        error = ("", "") if spans is not None else (code, message)
+        yield finished(
+            film_row(0, 0, len(cuts) or len(skip), *error), step, attempts=attempts, fetch_s=fetched["fetch_s"]
+        )
+
+    if task.get("error"):
+        yield from lost(task["error"], task["message"], "fetch", fetched["attempts"])
+        return
+    try:
+        with storage.local(uri) as path:
+            for attempt in range(1, CUT_ATTEMPTS + 1):
+                left = None if spans is None else _without(spans, skip)
+                arguments = (config.video, config.frames, config.shots, config.motion)
+                rows = CHILD.stream(
+                    "actors.video:cut",
+                    *(str(path), task["video_id"], left, frozenset(skip), *arguments),
+                    stall_s=config.video.stall_s,
+                    timeout_s=config.video.timeout_s,
+                )
+                film: Row = {}
+                try:
+                    while True:
+                        try:
+                            row = next(rows)
+                        except StopIteration as end:
+                            film["cut_s"] = end.value
+                            break
+                        if row["scene_id"]:
+                            skip.add(row["scene_id"])
+                            yield finished(row, "cut")
+                        else:
+                            film.update(row)
+                except ChildFault as fault:
+                    if fault.code == "crashed" and attempt < CUT_ATTEMPTS:
+                        continue
+                    yield from lost(fault.code, str(fault), "cut", attempt)
+                    return
+                yield finished(film, "cut", cut_s=film["cut_s"], fetch_s=fetched["fetch_s"])
+                return
+    except FileNotFoundError:
+        yield from lost("not_found", f"there is no {uri}", "fetch", 1)
+    except PermissionError as error:
+        yield from lost("forbidden", str(error), "fetch", 1)
+
+
+def _without(spans: list[Row], skip: set[str]) -> list[Row]:
+    kept = [{**span, "scenes": [s for s in span["scenes"] if s["scene_id"] not in skip]} for span in spans]
+    return [span for span in kept if span["scenes"]]
+
+
+def _one_row(row: Row, size: int) -> Batch:
+    frames = row["frames"]
+    batch: Batch = {
+        "frames": np.zeros((1, 0, size, size, 3), np.uint8) if frames is None else frames[None],
+        "thumbnail": np.array([row["thumbnail"]], object),
+    }
+    for column in SCORES:
+        kind = column.type.to_pandas_dtype()
+        missing = "" if pa.types.is_string(column.type) else 0
+        batch[column.name] = np.array([row.get(column.name, missing)], object if kind is np.object_ else kind)
+    return batch
+
+
+def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    with_raft = config.motion if config.motion.flow == "raft" else None
+    if "motion" in stages:
+        rows = _scored(rows, stages["motion"], (None, with_raft), keep_frames=True)
+        with_raft = None
+    return _scored(rows, stages["latents"], (config.latents, with_raft), keep_frames=False)
+
+
+def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: bool) -> Dataset:
+    # One worker is enough to start with; the pool grows with what waits for it.
+    pool = ActorPoolStrategy(min_size=1, max_size=stage.workers)
+    arguments = [*models, stage.num_cpus, stage.num_gpus > 0, keep_frames]
+    return rows.map_batches(
+        FrameScorer,
+        fn_constructor_args=arguments,
+        batch_size=stage.batch_size,
+        compute=pool,
+        **stage.resources(),
+        ray_remote_args_fn=_actor_retries,
+    )
+
+
+def _written(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    arguments = [Store(config.output)]
+    return rows.map_batches(
+        write_rows, batch_size=config.write.batch_size, fn_args=arguments, **ray_task(stages["write"])
+    )
+
+
+def write_rows(batch: Batch, store: Store) -> Batch:
+    """Write rows as a part of scores/ and one of thumbnails/; returns how many films, scenes and failures they were."""
+    columns = {name: pa.array(batch[name], SCORES.field(name).type) for name in SCORES.names if name != "written"}
+    written = pa.array([time.time()] * len(batch["scene_id"]), pa.float64())
+    table = pa.table(columns | {"written": written}, schema=SCORES)
+    seen = np.array([len(thumbnail) > 0 for thumbnail in batch["thumbnail"]], bool)
+    thumbnails = pa.table({name: pa.array(batch[name][seen], THUMBNAILS.field(name).type) for name in THUMBNAILS.names})
+    keys = [f"{v}/{s}/{e}" for v, s, e in zip(batch["video_id"], batch["scene_id"], batch["error"], strict=True)]
+    # Scores last: rows are done when they are there.
+    store.write_part("thumbnails", thumbnails, keys)
+    store.write_part("scores", table, keys)
+    films = batch["scene_id"] == ""
+    failed = batch["error"] != ""
+    return {"films": np.array([films.sum()]), "scenes": np.array([(~films).sum()]), "failed": np.array([failed.sum()])}
