@@ -10,6 +10,7 @@ write    task     N -> 1: whole parts of scores/ and thumbnails/; a row of count
 import json
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from actors import storage
 from actors.features import FrameScorer
@@ -88,6 +90,8 @@ def set_context() -> None:
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray 2.60 has no other way to bound how often a task is repeated.
+    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated", RayDeprecationWarning)
 
 
 # ------------------------------------------------------------------------------------------------------------ resources

@@ -1,0 +1,49 @@
+"""What the whole suite shares: one Ray cluster, and a VAE that is small enough for tests."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# On loopback no token is needed, and making one would write into the home folder.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local cluster of two CPUs for the session."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny AutoencoderKL with random weights, as diffusers saves it."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("vae"))
+    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **_BLOCKS).save_pretrained(folder)
+    return folder
+
+
+_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "latent_channels": 4,
+}
