@@ -371,14 +371,17 @@ class _FileHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, FileHost)
         path = self.path.split("?")[0]
-        with self.server.answering(), suppress(ConnectionError):
-            self._answer(
-                self.server.take(self.command, path, {name.lower(): value for name, value in self.headers.items()})
-            )
+        with suppress(ConnectionError):
+            # Counted until just before the last piece: with it the client may go on to its next request.
+            with self.server.answering():
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                last = self._answer(self.server.take(self.command, path, headers))
+            self.wfile.write(last)
 
     do_HEAD = do_GET
 
-    def _answer(self, reply: Reply) -> None:
+    def _answer(self, reply: Reply) -> bytes:
+        """Send an answer, all but its last piece."""
         tag = f'"{hashlib.sha256(reply.body).hexdigest()[:16]}"'
         start, status = 0, reply.status
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -398,18 +401,18 @@ class _FileHandler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        body = reply.body[start : reply.cut]
-        while True:
-            step = 1024 if reply.pause_s else max(len(body), 1)
-            for at in range(0, len(body), step):
-                self.wfile.write(body[at : at + step])
-                time.sleep(reply.pause_s)
-            if not reply.endless:
-                break
         if reply.cut is not None:
             self.close_connection = True
+        body = b"" if self.command == "HEAD" else reply.body[start : reply.cut]
+        step = 1024 if reply.pause_s else max(len(body), 1)
+        while True:
+            *pieces, last = [body[at : at + step] for at in range(0, len(body), step)] or [b""]
+            for piece in pieces:
+                self.wfile.write(piece)
+                time.sleep(reply.pause_s)
+            if not reply.endless or self.command == "HEAD":
+                return last
+            self.wfile.write(last)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests read `requests` instead."""
