@@ -94,7 +94,11 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
-    return _head(uri)["ContentLength"] if _is_s3(uri) else os.stat(_path(uri)).st_size
+    if _is_s3(uri):
+        return _head(uri)["ContentLength"]
+    if not os.path.isfile(_path(uri)):
+        raise FileNotFoundError(f"no file {uri}")
+    return os.stat(_path(uri)).st_size
 
 
 def read_bytes(uri: str) -> bytes:
