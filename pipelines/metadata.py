@@ -25,15 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors import storage
-
-VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg"),
-        *("mpg", "mpv", "mts", "mxf", "ogg", "ogv", "rm", "ts", "vob", "webm", "wmv"),
-    )
-)
-"""Names of films in a folder end so, in either case."""
+from actors.fetch import VIDEO_SUFFIXES
 
 COLUMNS = ("video_id", "url", "start", "end")
 """What a table must have; start and end are seconds or hh:mm:ss.mmm, empty: from the start, to the end of the film."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import host, s3, s3_server  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 # On loopback no token is needed, and making one would write into the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
