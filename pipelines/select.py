@@ -135,7 +135,7 @@ def decide(scenes: pd.DataFrame, config: CurationConfig, probability: pd.Series 
         rules["no_probability"] = np.isnan(chance)
         rank = np.nan_to_num(chance)
     sound = (scenes.error == "").to_numpy()
-    reason = np.where(sound, np.select(list(rules.values()), list(rules), ""), "")
+    reason = np.where(sound, np.select(list(rules.values()), list(rules), ""), "").astype(object)
     passed = scenes[["video_id", "clip_id", "scene_id"]].assign(rank=-rank)[sound & (reason == "")]
     best_first = passed.sort_values(["rank", "scene_id", "video_id"], kind="stable")
     spans = best_first.drop_duplicates(["video_id", "clip_id"])
