@@ -6,6 +6,7 @@ python -m jobs.curation run corpus.yaml input=s3://films/ output=s3://corpora/ma
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -172,7 +173,8 @@ def _do(
         }
         started = time.monotonic()
         try:
-            _steps(command, config, plan, record)
+            with ExitStack() as session:
+                _steps(command, config, plan, record, session)
         except BaseException as error:
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             raise
@@ -188,13 +190,13 @@ def _do(
             raise typer.Exit(job.REJECTED)
 
 
-def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict[str, Any]) -> None:
+def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict[str, Any], session: ExitStack) -> None:
     store = Store(config.output)
     if plan and plan.todo:
         from pipelines.score import score
 
-        with job.ray_session():
-            record["measured"] = asdict(score(config, plan.remote))
+        session.enter_context(job.ray_session())
+        record["measured"] = asdict(score(config, plan.remote))
     scenes, films, videos = rows_now(store)
     expected = expected_scenes(scenes, films, videos)
     record |= measurements(scenes, films)
@@ -205,8 +207,8 @@ def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict
     if command != "select":
         from pipelines.export import export
 
-        with job.ray_session():
-            exported = export(config)
+        session.enter_context(job.ray_session())
+        exported = export(config)
         fail_scenes(store, exported.failed)
         record["export"] = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
     counted = tally(store, expected)
