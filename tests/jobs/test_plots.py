@@ -362,7 +362,10 @@ def test_failures_are_counted_by_step_and_code_with_an_example(tmp_path: Path) -
     assert len(rows) == 200
     assert rows[3] == ["film0", "film0.3", "film0.3_0", "cut", "crashed", "signal 3", "2"]
     assert "The first 200 of 251 rows of rejected/" in page.words("failures")
-    assert "1 videos were lost, whose scenes could not be known, or not all of them: gone 1." in page.words("funnel")
+    assert (
+        "Lost beside these, since their scenes could not be known, or not all of them: 1 video (gone 1)."
+        in page.words("funnel")
+    )
 
 
 def test_speed_and_films_come_from_the_record(tmp_path: Path) -> None:
