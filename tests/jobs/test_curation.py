@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -66,13 +66,13 @@ def hdvg(corpus: Path) -> Path:
 @pytest.fixture(scope="module")
 def output(
     ray_cluster: None, corpus: Path, vae_folder: str, run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+) -> Path:
     """The output of a run over the folder."""
     folder = tmp_path_factory.mktemp("output") / "films"
     settings = ["select.max_rgb_diff=60000", "select.min_velocity=0", f"latents.model={vae_folder}"]
     result = run("run", f"input={corpus}", f"output={folder}", "frames.size=64", *settings)
     assert len(result.stdout.splitlines()) <= 10
-    yield folder
+    return folder
 
 
 def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
@@ -89,7 +89,8 @@ def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
     for scene in scenes.itertuples():
         assert (output / "clips" / scene.video_id / f"{scene.scene_id}.mp4").stat().st_size > 0
     rejected = table(output, "rejected")
-    assert rejected[["video_id", "scene_id", "step", "code"]].to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
+    why = rejected[["video_id", "scene_id", "step", "code"]]
+    assert why.to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
     kept = json.loads((output / "kept.json").read_text())
     assert kept["length"] == len(kept["scenes"]) == len(scenes)
     assert (output / kept["scenes"][0]["video_path"]).is_file()
@@ -159,7 +160,8 @@ def test_hdvg_metadata_is_cut_by_its_own_frames(
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, vae_folder: str, run: Run, tmp_path: Path):
-    told = run("run", f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}", "--dry-run").output
+    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    told = run("run", *settings, "--dry-run").output
     assert "interval_ms: 250" in told
     assert "3 videos, 0 named scenes, 3 films" in told
     assert f"{tmp_path / 'out'}/scenes" in told
