@@ -3,21 +3,23 @@
 A scene passes the rules where, in this order, none of these holds:
     too_short   no_frames < frames.min
     too_long    no_frames > frames.max
+    unmeasured  a feature is missing: the scene was too long when it was scored; `score` measures it
     static      mean_velocity < select.min_velocity
     cut_inside  max_rgb_diff > select.max_rgb_diff
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
-same); by classifier, the highest probability first; ties by scene id. The best of each span stays (`same_span`), and of
-these the best select.count or select.fraction (`not_selected`).
+same, 0 where nothing moves); by classifier, the highest probability first (`no_probability` where there is none); ties
+by scene id. The best of each span stays (`same_span`), and of these the best select.count, or as many as select.fraction
+of those that pass, rounded down (`not_selected`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from actors.video import FEATURES
+from actors.video import FEATURES, Row
 from pipelines.curation import CurationConfig
 from pipelines.rows import IncompleteError, expected_scenes, rows_now, strings
 from pipelines.store import Store
@@ -87,11 +89,14 @@ def select(config: CurationConfig) -> int:
     return expected
 
 
-def fail_scenes(store: Store, failed: pd.DataFrame) -> None:
+def fail_scenes(store: Store, rows: Sequence[Row]) -> None:
     """Mark kept scenes that could not be written as failed, in scenes/ and rejected/.
 
-    failed: video_id, scene_id, error, message.
+    rows: video_id, scene_id, error, message of each.
     """
+    if not rows:
+        return
+    failed = pd.DataFrame(rows)
     keys = ["video_id", "scene_id"]
     scenes = store.read_table("scenes", SCENES).to_pandas(types_mapper=strings)
     codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
@@ -110,8 +115,8 @@ def tally(store: Store, expected: int | None = None) -> Tally:
     lost = store.read_table("rejected", pa.schema([REJECTED.field(n) for n in ("scene_id", "code")])).to_pandas()
     lost_videos = _counts(lost.code[lost.scene_id == ""])
     counted = Tally(len(scenes), int(scenes.kept.sum()), _counts(scenes.reason), _counts(scenes.error), lost_videos)
-    parts = counted.kept + sum(counted.dropped.values()) + sum(counted.failed.values())
-    if parts != counted.rows or counted.rows != (counted.rows if expected is None else expected):
+    states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
+    if (states != 1).any() or counted.rows != (counted.rows if expected is None else expected):
         raise IncompleteError(f"rows do not add up: the input has {expected}, the output {counted}")
     return counted
 
@@ -124,6 +129,7 @@ def decide(scenes: pd.DataFrame, config: CurationConfig, probability: pd.Series 
     rules = {
         "too_short": scenes.no_frames < config.frames.min,
         "too_long": scenes.no_frames > config.frames.max,
+        "unmeasured": scenes[list(FEATURES)].isna().any(axis=1),
         "static": scenes.mean_velocity < config.select.min_velocity,
         "cut_inside": scenes.max_rgb_diff > config.select.max_rgb_diff,
     }
@@ -141,12 +147,12 @@ def decide(scenes: pd.DataFrame, config: CurationConfig, probability: pd.Series 
     spans = best_first.drop_duplicates(["video_id", "clip_id"])
     limit = config.select.count
     if config.select.fraction is not None:
-        limit = int(config.select.fraction * len(passed))
+        # 0.29 of 100 is 29, whatever a binary fraction makes of it.
+        limit = int(config.select.fraction * len(passed) + 1e-9)
     chosen = spans.index[:limit]
     reason[passed.index.difference(spans.index)] = "same_span"
     reason[spans.index.difference(chosen)] = "not_selected"
-    kept = np.zeros(len(scenes), bool)
-    kept[chosen] = True
+    kept = scenes.index.isin(chosen)
     return scenes.assign(probability=chance.astype(np.float32), kept=kept, reason=reason)
 
 
