@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
         for (video_id, uri), rows in groupby(sorted(missing, key=film), film)
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
-    rows = rows.map_batches(export_films, batch_size=1, fn_args=[config], **ray_task(config.export))
+    rows = rows.map_batches(partial(export_films, config=config), batch_size=1, **ray_task(config.export))
     return [row for row in rows.iter_rows() if row["error"]]
 
 
@@ -162,7 +163,8 @@ def _write_shards(kept: list[Row], config: CurationConfig) -> None:
         for start in range(0, len(kept), size)
     ]
     rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    names = {row["name"] for row in rows.map(write_one_shard, fn_args=[config], **ray_task(config.export)).iter_rows()}
+    written = rows.map(partial(write_one_shard, config=config), **ray_task(config.export))
+    names = {row["name"] for row in written.iter_rows()}
     for entry in storage.listing(store.uri("shards"), (".tar",)):
         if entry.name not in names:
             storage.delete(entry.uri)

@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,20 +106,22 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
     pools: dict[str, Stage] = {"latents": config.latents}
     if config.motion.flow == "raft" and bool(config.motion.num_gpus) != bool(config.latents.num_gpus):
         pools["motion"] = config.motion
-    tasks = {"read": READ, "video": config.video, "write": config.write}
+    tasks: dict[str, Stage] = {"read": READ, "video": config.video, "write": config.write}
     return pools, tasks | ({"fetch": config.fetch} if remote else {})
 
 
 def fit(
     pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
 ) -> tuple[dict[str, Stage], list[str]]:
-    """Scale stages down until one task of each kind runs beside all actors; each change is told in a line.
+    """Scale stages down until one task of each kind runs beside all actors; tells in lines what was asked and is not.
 
     Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
-    are too few for one worker of each stage.
+    are too few for one worker of each stage, or there is no CPU.
     """
     asked = {**pools, **tasks}
     fitting = dict(asked)
+    if cpus <= 0:
+        raise ValueError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
 
     def wanted(resource: str) -> float:
         workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
@@ -141,9 +144,10 @@ def fit(
         fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
     lines = [
         f"{name}: {stage.workers} x {stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs a worker instead of "
-        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, to fit {cpus:g} CPUs, {gpus:g} GPUs"
+        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, "
+        f"to fit {cpus:g} CPUs, {gpus:g} GPUs"
         for name, stage in fitting.items()
-        if stage != asked[name] and (name in pools or stage.num_cpus >= 0.5)
+        if stage != asked[name] and (name in pools or asked[name].num_cpus >= 0.5)
     ]
     return fitting, lines
 
@@ -185,7 +189,7 @@ def _actor_retries() -> dict[str, int]:
 def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     store = Store(config.output)
     parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
-    read = parts.flat_map(_read_part, fn_args=[store], **ray_task(stages["read"]))
+    read = parts.flat_map(partial(_read_part, store=store), **ray_task(stages["read"]))
     return read.repartition(target_num_rows_per_block=1)
 
 
@@ -199,7 +203,7 @@ def _read_part(row: Row, store: Store) -> list[Row]:
 def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     if "fetch" not in stages:
         return tasks
-    return tasks.map(fetch_video, fn_args=[config], **ray_task(stages["fetch"]))
+    return tasks.map(partial(fetch_video, config=config), **ray_task(stages["fetch"]))
 
 
 def fetch_video(task: Row, config: CurationConfig) -> Row:
@@ -211,11 +215,11 @@ def fetch_video(task: Row, config: CurationConfig) -> Row:
 
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    return tasks.map_batches(cut_videos, batch_size=1, fn_args=[config], **ray_task(stages["video"]))
+    return tasks.map_batches(partial(cut_videos, config=config), batch_size=1, **ray_task(stages["video"]))
 
 
 def cut_videos(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
-    """Decode the videos of a batch one after the other: yields batches of one row, columns of SCORES, frames, thumbnail.
+    """Decode the videos of a batch, one by one: yields batches of one row with columns of SCORES, frames, thumbnail.
 
     A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
     """
@@ -253,7 +257,8 @@ def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
         yield from lost(task["error"], task["message"], "fetch", fetched["attempts"])
         return
     try:
-        with storage.local(uri) as path:
+        # Opened here too: what may not be read is known before a child is busy with it.
+        with storage.local(uri) as path, path.open("rb"):
             for attempt in range(1, CUT_ATTEMPTS + 1):
                 left = None if spans is None else _without(spans, skip)
                 arguments = (config.video, config.frames, config.shots, config.motion)
