@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,16 +37,15 @@ def ray_cluster() -> Iterator[None]:
 def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny AutoencoderKL with random weights, as diffusers saves it."""
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(0)
     folder = str(tmp_path_factory.mktemp("vae"))
-    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **_BLOCKS).save_pretrained(folder)
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+    }
+    AutoencoderKL(**blocks).save_pretrained(folder)
     return folder
-
-
-_BLOCKS = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 4,
-}

@@ -86,8 +86,8 @@ def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
         assert mine.end_s.to_list() == pytest.approx(edges[1:], abs=0.002)
     assert scenes[list(FEATURES)].notna().all(axis=None)
     assert scenes.kept.all()
-    for scene in scenes.itertuples():
-        assert (output / "clips" / scene.video_id / f"{scene.scene_id}.mp4").stat().st_size > 0
+    for scene in scenes.to_dict("records"):
+        assert (output / "clips" / scene["video_id"] / f"{scene['scene_id']}.mp4").stat().st_size > 0
     rejected = table(output, "rejected")
     why = rejected[["video_id", "scene_id", "step", "code"]]
     assert why.to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
@@ -120,8 +120,8 @@ def test_other_thresholds_decide_anew_and_measure_nothing(output: Path, run: Run
     kept = scenes[scenes.kept]
     clips = {path.stem for path in (output / "clips").rglob("*.mp4")}
     assert clips == set(kept.scene_id)
-    for scene in kept.itertuples():
-        assert len(list((output / "frames" / scene.video_id / scene.scene_id).iterdir())) == scene.no_frames
+    for scene in kept.to_dict("records"):
+        assert len(list((output / "frames" / scene["video_id"] / scene["scene_id"]).iterdir())) == scene["no_frames"]
     with tarfile.open(next((output / "shards").iterdir())) as shard:
         assert len([name for name in shard.getnames() if name.endswith(".mp4")]) == 2
     assert {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()} == before
