@@ -1,13 +1,14 @@
 """What the input asks for, less what is done: one row per video that has something left to do."""
 
+import hashlib
 import json
 import math
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from actors import storage
 from actors.video import Row, scene_row
 from pipelines.curation import SCORES, VIDEOS, CurationConfig, measured_by
 from pipelines.metadata import Video, read_videos
@@ -34,17 +35,28 @@ class Done:
         """again: error codes whose rows do not count as done."""
         self._scenes: dict[str, set[str]] = {}
         self._films: dict[str, int] = {}
-        columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes"]
+        self._failed_films: dict[str, int] = {}
+        failed: dict[tuple[str, str], tuple[float, str, int]] = {}
+        columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes", "written"]
         for part in store.read_parts("scores", columns):
             rows = (part.column(name).to_pylist() for name in columns)
-            for video_id, scene_id, error, frames, difference, scenes in zip(*rows, strict=True):
-                if error in again:
-                    continue
-                if not scene_id:
+            for video_id, scene_id, error, frames, difference, scenes, written in zip(*rows, strict=True):
+                if error:
+                    key = video_id, scene_id
+                    failed[key] = max(failed.get(key, (0.0, "", 0)), (written, error, scenes))
+                elif not scene_id:
                     self._films[video_id] = scenes
                 # A scene with too many frames for frames.max was not measured; under a higher bound it is.
-                elif error or not (2 <= frames <= config.frames.max and math.isnan(difference)):
+                elif not (2 <= frames <= config.frames.max and math.isnan(difference)):
                     self._scenes.setdefault(video_id, set()).add(scene_id)
+        # Parts come in no order: as in `rows_now`, of rows that were made again a sound one counts, else the last.
+        for (video_id, scene_id), (_, error, scenes) in failed.items():
+            if error in again:
+                continue
+            if scene_id:
+                self._scenes.setdefault(video_id, set()).add(scene_id)
+            else:
+                self._failed_films[video_id] = scenes
 
     def scenes(self, video_id: str) -> set[str]:
         """Ids of the video's scenes that have a row."""
@@ -52,7 +64,11 @@ class Done:
 
     def film(self, video_id: str) -> bool:
         """Whether a film of unknown scenes was decoded to its end and all its scenes have a row."""
-        return len(self.scenes(video_id)) >= self._films.get(video_id, sys.maxsize)
+        have = len(self.scenes(video_id))
+        if video_id in self._films:
+            return have >= self._films[video_id]
+        # More than a failed pass had: it was tried again, and ended before its film was.
+        return have == self._failed_films.get(video_id)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Plan:
     todo_scenes: int
     """Named scenes left to do."""
     remote: bool
-    """Whether a video left has to be fetched."""
+    """Whether a video left has a url that is no file's."""
 
 
 def make_plan(config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False) -> Plan:
@@ -84,25 +100,31 @@ def make_plan(config: CurationConfig, again: frozenset[str] = frozenset(), dry: 
     tables = {name: _Writer(store, f"plan/{name}", schema, dry) for name, schema in _TABLES.items()}
     videos = scenes = films = todo_scenes = 0
     remote = False
-    known: set[str] = set()
-    for video in read_videos(config.input, config.videos.start, config.videos.end):
-        videos += 1
-        films += video.spans is None
-        cuttable = sum(len(span.scenes) for span in video.spans or ())
-        scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
-        if video.video_id not in known:
-            known.add(video.video_id)
-            named = -1 if video.spans is None else cuttable
-            tables["videos"].add({"video_index": video.index, "video_id": video.video_id, "scenes": named})
-        for rejected in video.rejected:
-            tables["rejected"].add(_rejected(video, rejected))
-        task, count = _left(video, done)
-        if task is not None:
-            tables["todo"].add(task)
-            todo_scenes += count
-            remote = remote or video.url.startswith(("http://", "https://"))
+    try:
+        for video in read_videos(config.input, config.videos.start, config.videos.end):
+            videos += 1
+            films += video.spans is None
+            cuttable = sum(len(span.scenes) for span in video.spans or ())
+            scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
+            # The scenes of a video are those of the first that has its id, which may lie outside the range.
+            if video.spans or {rejected.code for rejected in video.rejected} != {"duplicate_id"}:
+                named = -1 if video.spans is None else cuttable
+                tables["videos"].add({"video_index": video.index, "video_id": video.video_id, "scenes": named})
+            for rejected in video.rejected:
+                tables["rejected"].add(_rejected(video, rejected))
+            task, count = _left(video, done)
+            if task is not None:
+                tables["todo"].add(task)
+                todo_scenes += count
+                remote = remote or not video.url.startswith(("/", "file://", "s3://"))
+        for table in tables.values():
+            table.flush()
+    except BaseException:
+        for table in tables.values():
+            table.undo()
+        raise
     for table in tables.values():
-        table.close()
+        table.replace()
     if not dry:
         settings = {"measured_by": measured_by(config), "settings": asdict(config)}
         store.write_json(settings, "plan", "settings.json")
@@ -132,29 +154,42 @@ _TABLES = {"todo": TODO, "videos": VIDEOS, "rejected": SCORES}
 
 
 class _Writer:
-    """Gathers rows into numbered parts; at its end it removes what a longer plan before left behind."""
+    """Gathers rows into parts that stand beside those of the plan before, until the whole plan has been made.
+
+    A part is named after what it holds: the same input gives the same parts, so that a kill leaves no row twice.
+    """
 
     def __init__(self, store: Store, folder: str, schema: pa.Schema, dry: bool) -> None:
         self._store, self._folder, self._schema, self._dry = store, folder, schema, dry
+        self._before = set(store.parts(folder))
+        self._names: list[str] = []
         self._pending: list[Row] = []
-        self._parts = 0
         self.rows = 0
 
     def add(self, row: Row) -> None:
         self._pending.append(row)
         self.rows += 1
         if len(self._pending) == PART_ROWS:
-            self._flush()
+            self.flush()
 
-    def close(self) -> None:
-        if self._pending:
-            self._flush()
-        if not self._dry:
-            self._store.drop_parts(self._folder, self._parts)
-
-    def _flush(self) -> None:
-        if not self._dry:
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        if self._pending and not self._dry:
+            digest = hashlib.sha256(json.dumps(self._pending, default=repr).encode()).hexdigest()[:20]
+            self._names.append(f"part-{len(self._names):06d}-{digest}.parquet")
             table = pa.Table.from_pylist(self._pending, schema=self._schema)
-            self._store.write_table(table, self._folder, self._store.numbered(self._parts))
-        self._parts += 1
+            self._store.write_table(table, self._folder, self._names[-1])
         self._pending = []
+
+    def undo(self) -> None:
+        """Leave the plan before as it was."""
+        self._remove(set(self._names) - self._before)
+
+    def replace(self) -> None:
+        """Remove the plan before."""
+        if not self._dry:
+            self._remove(self._before - set(self._names))
+
+    def _remove(self, names: set[str]) -> None:
+        for name in names:
+            storage.delete(self._store.uri(self._folder, name))

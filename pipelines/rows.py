@@ -19,26 +19,30 @@ def rows_now(store: Store) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
 
     Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1.
     """
-    videos = store.read_table("plan/videos", VIDEOS).to_pandas().set_index("video_id").scenes
-    if videos.empty:
+    videos = store.read_table("plan/videos", VIDEOS).to_pandas().set_index("video_id")
+    rejected = store.read_table("plan/rejected", SCORES).to_pandas(types_mapper=strings)
+    if videos.empty and rejected.empty:
         raise ValueError(f"{store.root} has no plan: it is not the output of a run, or none has begun")
     rows = store.read_table("scores", SCORES).to_pandas(types_mapper=strings)
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
     rows = rows[rows.video_id.isin(videos.index)]
-    rows = rows.assign(sound=rows.error == "").sort_values(["sound", "written"])
+    # Its place in the input may have changed since, as when a film was added to a folder.
+    rows = rows.assign(video_index=rows.video_id.map(videos.video_index), sound=rows.error == "")
+    rows = rows.sort_values(["sound", "written"])
     rows = rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound")
-    rejected = store.read_table("plan/rejected", SCORES).to_pandas(types_mapper=strings)
     rows = pd.concat([rows, rejected]).sort_values(["video_index", "ordinal"]).reset_index(drop=True)
-    return rows[rows.scene_id != ""].reset_index(drop=True), rows[rows.scene_id == ""], videos
+    return rows[rows.scene_id != ""].reset_index(drop=True), rows[rows.scene_id == ""], videos.scenes
 
 
 def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> int:
     """How many scenes the input has; raises IncompleteError where scores/ has fewer or more of a video."""
     planned = scenes.step == "plan"
-    found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
-    expected = videos.where(videos >= 0, found)
+    passed = films[films.step != "plan"].set_index("video_id").reindex(videos.index)
+    expected = videos.where(videos >= 0, passed.scenes)
     have = scenes[~planned].groupby("video_id").size().reindex(videos.index, fill_value=0)
-    missing = expected.isna() | (have < expected)
+    # More than a failed pass had: it was tried again, and ended before its film was.
+    halfway = (videos < 0) & (passed.error != "") & (have > expected)
+    missing = expected.isna() | (have < expected) | halfway
     if missing.any():
         some = ", ".join(missing.index[missing][:5])
         raise IncompleteError(f"{missing.sum()} videos have scenes without a row ({some}): run the same command again")
@@ -59,7 +63,8 @@ def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
         "cut": films.cut_s[films.cut_s > 0],
         "latents": scenes.latents_s[scenes.latents_s > 0],
     }
-    rows = {"fetch": len(costs["fetch"]), "cut": len(scenes), "latents": len(costs["latents"])}
+    cut = ~scenes.step.isin(["plan", "fetch"])
+    rows = {"fetch": len(costs["fetch"]), "cut": int(cut.sum()), "latents": len(costs["latents"])}
     stages = {
         name: {
             "rows": rows[name],

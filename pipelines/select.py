@@ -8,8 +8,8 @@ A scene passes the rules where, in this order, none of these holds:
     cut_inside  max_rgb_diff > select.max_rgb_diff
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
 same, 0 where nothing moves); by classifier, the highest probability first (`no_probability` where there is none); ties
-by scene id. The best of each span stays (`same_span`), and of these the best select.count, or as many as select.fraction
-of those that pass, rounded down (`not_selected`).
+by scene id. The best of each span stays (`same_span`), and of these the best select.count, or as many as
+select.fraction of those that pass, rounded down (`not_selected`).
 """
 
 from collections.abc import Iterator, Sequence

@@ -47,12 +47,19 @@ class Store:
         return [entry.name for entry in storage.listing(self.uri(folder), (".parquet",))]
 
     def read_part(self, folder: str, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """One part, or None where it is torn."""
+        """One part, or None where it is torn; raises ValueError where it lacks a column."""
+        uri = self.uri(folder, name)
+        data = storage.read_bytes(uri)
         try:
-            return pq.read_table(io.BytesIO(storage.read_bytes(self.uri(folder, name))), columns=columns)
-        except pa.ArrowInvalid:
-            log.warning("%s is torn and ignored: its rows are made again", self.uri(folder, name))
+            file = pq.ParquetFile(io.BytesIO(data))
+            missing = set(columns or ()) - set(file.schema_arrow.names)
+            table = None if missing else file.read(columns and list(columns))
+        except (pa.ArrowInvalid, OSError):
+            log.warning("%s is torn and ignored: its rows are made again", uri)
             return None
+        if missing:
+            raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}: write it again, or use another output")
+        return table
 
     def read_parts(self, folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The parts of a table that can be read, one by one."""
@@ -62,24 +69,24 @@ class Store:
                 yield table
 
     def read_table(self, folder: str, schema: pa.Schema) -> pa.Table:
-        """All parts of a table as one, with the columns of the schema."""
-        return pa.concat_tables([schema.empty_table(), *self.read_parts(folder, schema.names)])
+        """All parts of a table as one, with the columns and types of the schema."""
+        # Who writes a part with another tool may get other types, as for strings with pandas.
+        parts = (part.select(schema.names).cast(schema) for part in self.read_parts(folder, schema.names))
+        return pa.concat_tables([schema.empty_table(), *parts])
 
     def replace_table(self, folder: str, tables: Iterable[pa.Table]) -> None:
         """Write a table anew as numbered parts and remove what was there before."""
-        count = 0
-        for count, table in enumerate(tables, 1):
-            self.write_table(table, folder, self.numbered(count - 1))
-        self.drop_parts(folder, count)
+        names = set()
+        for number, table in enumerate(tables):
+            name = self.numbered(number)
+            self.write_table(table, folder, name)
+            names.add(name)
+        for name in set(self.parts(folder)) - names:
+            storage.delete(self.uri(folder, name))
 
     def numbered(self, number: int) -> str:
         """Name of a numbered part."""
         return f"part-{number:06d}.parquet"
-
-    def drop_parts(self, folder: str, keep: int) -> None:
-        """Remove the parts of a table but its first `keep` numbered ones."""
-        for name in set(self.parts(folder)) - {self.numbered(number) for number in range(keep)}:
-            storage.delete(self.uri(folder, name))
 
     def write_json(self, value: Any, *names: str) -> None:
         """Write a JSON file."""

@@ -1,0 +1,74 @@
+"""An output as a run leaves it, made without running one: rows of scores/ and of the plan."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from actors.video import FEATURES
+from pipelines.curation import SCORES, VIDEOS, CurationConfig
+from pipelines.store import Store
+
+Row = dict[str, Any]
+
+
+def config(output: object, **groups: Any) -> CurationConfig:
+    """Settings for an output; the input is never read where only scores/ is."""
+    return CurationConfig(**{"input": "corpus.json", "output": str(output), **groups})
+
+
+def scene(scene_id: str, **about: Any) -> Row:
+    """A row of scores/ for a sound scene that passes every rule; `video.0_1` is the second of span `video.0`."""
+    span = scene_id.rpartition("_")[0]
+    row: Row = {
+        "video_index": 0,
+        "video_id": span.rpartition(".")[0],
+        "uri": "film.mp4",
+        "clip_id": f"{span}.mp4",
+        "scene_id": scene_id,
+        "ordinal": 0,
+        "caption": "",
+        "first": 0,
+        "end": -1,
+        "start_s": 0.0,
+        "end_s": 2.0,
+        "width": 640,
+        "height": 360,
+        **dict.fromkeys(FEATURES[:-1], 1.0),
+        "no_frames": 8,
+        "step": "",
+        "error": "",
+        "message": "",
+        "attempts": 1,
+        "written": 1.0,
+        **dict.fromkeys(("decoded", "source", "scenes"), 0),
+        **dict.fromkeys(("fetch_s", "cut_s", "latents_s"), 0.0),
+    }
+    if "error" in about:
+        row |= dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan) | {"no_frames": 0, "step": "cut"}
+    return row | about
+
+
+def film(video_id: str, scenes: int, **about: Any) -> Row:
+    """The row that closes a film."""
+    bare = dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan) | {
+        "no_frames": 0,
+        "clip_id": "",
+        "ordinal": -1,
+    }
+    row = scene(f"{video_id}.0_0") | bare | {"video_id": video_id, "scene_id": "", "scenes": scenes}
+    return row | ({"step": "cut"} if "error" in about else {}) | about
+
+
+def write_scores(store: Store, *rows: Row) -> str:
+    """Write one part of scores/."""
+    keys = [f"{row['video_id']}/{row['scene_id']}/{row['error']}" for row in rows]
+    return store.write_part("scores", pa.Table.from_pylist(list(rows), SCORES), keys)
+
+
+def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = ()) -> None:
+    """Write plan/: how many scenes each video has, -1 where it is a film, and what cannot be cut."""
+    rows = [{"video_index": i, "video_id": name, "scenes": n} for i, (name, n) in enumerate(videos.items())]
+    store.replace_table("plan/videos", [pa.Table.from_pylist(rows, VIDEOS)])
+    store.replace_table("plan/rejected", [pa.Table.from_pylist(list(rejected), SCORES)])
