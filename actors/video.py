@@ -1,28 +1,36 @@
-"""One sequential decode of a film: its shots or listed scenes, their sampled frames, and all that is measured on pixels.
+"""One sequential decode of a film: its shots or listed scenes, their sampled frames, and what is measured on pixels.
 
 Times are presentation times in seconds since the start of the file; frame numbers are only ever counted, never divided
 by a rate, so that films with a variable rate are cut where they cut.
 """
 
+import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
+from heapq import heappop, heappush
+from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, Protocol
 
 import av
+import av.logging
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.motion import FLOWS, MotionConfig, rgb_differences
 from actors.shots import CutFinder, ShotsConfig
 from actors.stage import Stage
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 FEATURES = ("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "mse", "cos_sim", "no_frames")
@@ -30,8 +38,8 @@ FEATURES = ("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "m
 
 ROUNDING_S = 0.001
 """Containers and metadata round times to milliseconds: a frame this much early still counts as on time."""
-TORCHCODEC_CHUNK = 16
-"""Full-size frames that torchcodec holds at once."""
+TORCHCODEC_BYTES = 64 << 20
+"""About as much of full-size frames, at most 16, is fetched from torchcodec at once."""
 SPARE_FRAMES = 2
 """A listed scene may end this many frames after its span: times and rates in metadata are rounded."""
 
@@ -80,10 +88,14 @@ class Picture(Protocol):
     """One decoded frame, not yet converted."""
 
     time: float
-    corrupt: bool
+    """When it is shown, in seconds since the start of the file."""
+    duration: float
+    """For how long, in seconds; 0 where the container does not say."""
+    damaged: bool
+    """Lost, marked by the decoder as faulty, or predicted from such a frame."""
 
-    def scaled(self, width: int, height: int) -> np.ndarray:
-        """The upright frame at that size: uint8 (height, width, 3) RGB."""
+    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
+        """The upright frame at that size: uint8 (height, width, 3) RGB; without `smooth` pixels are left out: fast."""
         ...
 
 
@@ -96,6 +108,8 @@ class Film:
     duration_s: float | None
     frames: int
     """Frames that the container declares; 0 where it does not say."""
+    container: str
+    """FFmpeg's name of the container."""
     codec: str
     width: int = 0
     """As shown: upright, with square pixels."""
@@ -103,71 +117,49 @@ class Film:
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
     decoded: int = 0
     """Frames decoded so far."""
+    truncated: bool = False
+    """Whether pictures that the container declares are not there; certain once `pictures` has run out."""
 
     @property
     def step_s(self) -> float:
         """Time between two frames on average."""
         return float(1 / self.rate)
 
-    def truncated_at(self, end: float) -> bool:
-        """Whether the film, read to its end, is shorter than its container declares."""
-        if self.frames:
-            return self.decoded < self.frames - max(2, self.frames // 200)
-        return self.duration_s is not None and end < self.duration_s - max(1.0, 3 * self.step_s)
+    def falls_short(self, end: float) -> bool:
+        """Whether a file that ends at this time, in seconds, is shorter than its container declares."""
+        declares = self.container in (_MOV, _MATROSKA, "flv")  # elsewhere it is a guess from the rate of bits
+        return declares and self.duration_s is not None and end < self.duration_s - max(1.0, 3 * self.step_s)
 
 
 class _PyAVPicture:
-    __slots__ = ("_frame", "_scalers", "_turns", "corrupt", "time")
+    __slots__ = ("_frame", "_scalers", "_turns", "damaged", "duration", "time")
 
     def __init__(
-        self, frame: av.VideoFrame, time: float, corrupt: bool, scalers: dict[tuple[int, int], VideoReformatter]
+        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, VideoReformatter]
     ) -> None:
-        self._frame, self.time, self.corrupt, self._scalers = frame, time, corrupt, scalers
-        self._turns = frame.rotation // 90 % 4
+        self._frame, self.time, self.duration, self.damaged, self._scalers = frame, time, duration, damaged, scalers
+        self._turns = round(frame.rotation / 90) % 4
 
-    def scaled(self, width: int, height: int) -> np.ndarray:
+    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
         size = (height, width) if self._turns % 2 else (width, height)
-        scaler = self._scalers.setdefault(size, VideoReformatter())
-        rgb = scaler.reformat(self._frame, *size, "rgb24", threads=1).to_ndarray()
+        scaler = self._scalers.setdefault((size, smooth), VideoReformatter())
+        how = Interpolation.BILINEAR if smooth else Interpolation.FAST_BILINEAR
+        rgb = scaler.reformat(self._frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, self._turns)) if self._turns else rgb
-
-
-def _unreadable(path: str, error: Exception) -> FilmError:
-    with Path(path).open("rb") as file:
-        head = file.read(8)
-    if not head:
-        return FilmError("empty_file", "the file has no bytes")
-    if head[4:8] == b"ftyp" and not _has_index(path):
-        return FilmError("no_index", "an mp4 without its index (moov): its recording or transfer was cut off")
-    return FilmError("not_a_video", f"no container that can be read: {error}")
-
-
-def _has_index(path: str) -> bool:
-    with Path(path).open("rb") as file:
-        while len(head := file.read(8)) == 8:
-            size = int.from_bytes(head[:4], "big")
-            if head[4:] == b"moov":
-                return True
-            if size == 1:
-                size = int.from_bytes(file.read(8), "big") - 8
-            if size < 8:
-                return False
-            file.seek(size - 8, 1)
-    return False
 
 
 def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
     """Open a film for one pass; raises FilmError with the code that its rows get."""
-    if decoder == "torchcodec":
-        return _open_torchcodec(path, device)
     try:
-        container = av.open(path, metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError) as error:
+        # A playlist under a film's name must not make the decoder fetch what it lists.
+        container = av.open(path, metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not container.streams.video:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise FilmError("no_video_stream", f"the file holds {kinds}, no pictures")
-    stream = container.streams.video[0]
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "nothing"
+        raise FilmError("no_video_stream", f"the file holds {kinds}, no moving pictures")
+    stream = streams[0]
     if stream.codec_context is None:
         raise FilmError("unknown_codec", "no decoder knows this codec")
     stream.thread_count = 1
@@ -175,93 +167,219 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
         rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
         duration_s=container.duration / av.time_base if container.duration else None,
         frames=stream.frames,
+        container=container.format.name,
         codec=stream.codec_context.name,
+        truncated=_lacks_samples(container, stream),
     )
     start = (container.start_time or 0) / av.time_base
-
-    def frames() -> Iterator[tuple[av.VideoFrame, bool]]:
-        with container:
-            hole = False
-            for packet in container.demux(stream):
-                try:
-                    for frame in packet.decode():
-                        yield frame, hole or frame.is_corrupt
-                        hole = False
-                except av.error.InvalidDataError:
-                    hole = True
-
-    def pictures(first: tuple[av.VideoFrame, bool], rest: Iterator[tuple[av.VideoFrame, bool]]) -> Iterator[Picture]:
-        scalers: dict[tuple[int, int], VideoReformatter] = {}
-        time = -film.step_s
-        for frame, corrupt in chain([first], rest):
-            stamp = None if frame.time is None else frame.time - start
-            # Some containers leave a frame without a time, or with that of the frame before.
-            time = time + film.step_s if stamp is None or stamp <= time else stamp
-            film.decoded += 1
-            yield _PyAVPicture(frame, time, corrupt, scalers)
-
-    decoded = frames()
-    try:
-        first = next(decoded, None)
-    except av.error.FFmpegError as error:
-        raise FilmError("not_a_video", f"no frame can be decoded: {error}") from error
+    frames = _decoded(container, stream, film, start)
+    first = next(frames, None)
     if first is None:
-        raise FilmError("no_frames", "the file declares pictures but holds none that can be decoded")
-    width = round(first[0].width * (stream.sample_aspect_ratio or 1))
-    sides = (width, first[0].height)
-    film.width, film.height = sides[::-1] if first[0].rotation // 90 % 2 else sides
-    film.pictures = pictures(first, decoded)
+        code = "truncated" if film.truncated else "no_frames"
+        raise FilmError(code, "the file declares pictures but holds none that can be decoded")
+    frame = first[0]
+    try:
+        frame.reformat(16, 16, "rgb24", threads=1)
+    except FFmpegError as error:
+        raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
+    sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
+    film.width, film.height = sides[::-1] if round(frame.rotation / 90) % 2 else sides
+    if container.format.name == _AVI:
+        start += first[1] or 0.0
+    film.pictures = _pictures(film, chain([first], frames), start, float(stream.time_base or 0))
+    if decoder == "torchcodec":
+        film.pictures = _with_torchcodec(film, path, device, start)
     return film
 
 
+_MOV, _MATROSKA, _AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
+
+
+def _unreadable(path: str, error: Exception) -> FilmError:
+    with Path(path).open("rb") as file:
+        head = file.read(8)
+    if not head:
+        return FilmError("empty_file", "the file has no bytes")
+    if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(path):
+        return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
+    return FilmError("not_a_video", f"no container that can be read: {error}")
+
+
+def _has_index(path: str) -> bool:
+    end = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, used = int.from_bytes(head[:4], "big"), 8
+            if size == 1:
+                size, used = int.from_bytes(file.read(8), "big"), 16
+            after = file.tell() + size - used
+            if head[4:] == b"moov":
+                return after <= end
+            if size < used or after > end:
+                return False
+            file.seek(after)
+    return False
+
+
+def _lacks_samples(container: InputContainer, stream: av.VideoStream) -> bool:
+    """Whether the index of an mp4 points behind the end of the file."""
+    if container.format.name != _MOV or not len(stream.index_entries) or container.size <= 0:
+        return False
+    last = stream.index_entries[-1]
+    return last.pos + last.size > container.size
+
+
+def _decoded(
+    container: InputContainer, stream: av.VideoStream, film: Film, start: float
+) -> Iterator[tuple[av.VideoFrame, float | None, bool]]:
+    """Frames in order of presentation, each with its time and whether it is damaged, whatever the file holds.
+
+    Damage lasts until the next key frame; so long each frame that was to come is there, so that frames can be counted,
+    but not its own picture. Of what decoders conceal without a word (HEVC, VP9, MPEG-2, MJPEG) nothing is known.
+    """
+    base = stream.time_base or Fraction(1)
+    # AVI stores no times, only the order of decoding, and a frame leaves the decoder when its turn has come.
+    clock = attrgetter("dts" if film.container == _AVI else "pts")
+    awaited: list[int] = []  # a heap: stamps of packets whose frames have not come out
+    latest, harm = -math.inf, math.inf  # the last stamp of all packets, the first that is damaged
+    end, partial = 0.0, False
+    picture: av.VideoFrame | None = None
+
+    def given_up(before: float = math.inf, keep: int = 0) -> Iterator[tuple[av.VideoFrame, float | None, bool]]:
+        while picture is not None and len(awaited) > keep and awaited[0] < before:
+            yield picture, _seconds(heappop(awaited), base), True
+
+    with container:
+        demuxed = container.demux()
+        last = False
+        # Not until the packets run out, since PyAV fails there if a stream has turned up on the way.
+        while not last:
+            try:
+                packet = next(demuxed)
+            except FFmpegError as error:
+                logger.info("cannot be read on: %s", error)
+                film.truncated = True
+                return
+            ours = packet.stream.index == stream.index
+            last = ours and packet.dts is None and packet.pts is None and not packet.size
+            if not (film.frames or last) and (stamp := packet.dts if packet.pts is None else packet.pts) is not None:
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base) - start)
+            # An empty packet says that the frame before stays.
+            if not ours or not (packet.size or last):
+                continue
+            if last:
+                if film.frames and film.container == _AVI:
+                    film.truncated = latest + 1 < film.frames - max(2, film.frames // 200)
+                elif not film.frames:
+                    film.truncated = film.falls_short(end)
+                film.truncated |= partial
+                # What the decoder still holds has gaps where frames of the lost part belong.
+                if film.truncated:
+                    return
+            partial = packet.is_corrupt
+            stamp = clock(packet)
+            try:
+                frames = stream.decode(packet)
+            except FFmpegError:
+                frames = []
+                harm = min(harm, latest + 1, math.inf if stamp is None else stamp)
+            if stamp is not None:
+                heappush(awaited, stamp)
+                latest = max(latest, stamp)
+            for frame in frames:
+                shown = clock(frame)
+                picture = picture or frame
+                if frame.is_corrupt:
+                    harm = min(harm, latest if shown is None else shown)
+                elif frame.key_frame and harm < math.inf and (shown is None or shown > harm):
+                    yield from given_up(math.inf if shown is None else shown)
+                    harm = math.inf
+                picture = frame
+                if shown is None:
+                    yield frame, None, harm < math.inf
+                elif shown < harm:
+                    while awaited and awaited[0] <= shown:
+                        heappop(awaited)
+                    yield frame, _seconds(shown, base), False
+            if harm < math.inf:
+                yield from given_up(keep=_REORDERED)
+    if harm < math.inf:
+        yield from given_up()
+
+
+_REORDERED = 32
+"""More frames than any codec holds back to bring them in order."""
+
+
+def _seconds(stamp: int, base: Fraction) -> float:
+    return stamp * base.numerator / base.denominator
+
+
+def _pictures(
+    film: Film, frames: Iterable[tuple[av.VideoFrame, float | None, bool]], start: float, tick_s: float
+) -> Iterator[Picture]:
+    scalers: dict[Any, VideoReformatter] = {}
+    time = -film.step_s
+    for frame, stamp, damaged in frames:
+        following = time + film.step_s
+        if stamp is not None and stamp - start < time - 1:
+            # Recordings that were joined start their clock again; time goes on.
+            start = stamp - following
+        # Some containers leave a frame without a time, or with that of the frame before.
+        time = following if stamp is None else max(stamp - start, time + tick_s)
+        film.decoded += 1
+        yield _PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
+
+
 class _TorchPicture:
-    __slots__ = ("_frame", "corrupt", "time")
+    __slots__ = ("_frame", "time")
+    duration = 0.0  # what torchcodec says of it is wrong where the rate varies
+    damaged = False
 
     def __init__(self, frame: Any, time: float) -> None:
-        self._frame, self.time, self.corrupt = frame, time, False
+        self._frame, self.time = frame, time
 
-    def scaled(self, width: int, height: int) -> np.ndarray:
+    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
         from torchvision.transforms.v2.functional import resize
 
-        return resize(self._frame, [height, width], antialias=True).permute(1, 2, 0).cpu().numpy()
+        return resize(self._frame, [height, width], antialias=smooth).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _open_torchcodec(path: str, device: str) -> Film:
+def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterator[Picture]:
+    """The pictures of a film as torchcodec decodes them, and from where it cannot go on, as PyAV does.
+
+    torchcodec is exact only where an index tells the frames, and stops at the first damage.
+    """
     try:
-        from torchcodec.decoders import VideoDecoder
-    except (ImportError, RuntimeError) as error:
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
+    except (ImportError, RuntimeError, OSError) as error:
         raise RuntimeError(
             f"video.decoder=torchcodec needs the extra `torchcodec` and FFmpeg's shared libraries "
             f"(Debian: apt-get install ffmpeg): {error}"
         ) from error
-    try:
-        decoder = VideoDecoder(path, device=device, num_ffmpeg_threads=1)
-        width, height = decoder[0].shape[2], decoder[0].shape[1]
-    except (RuntimeError, ValueError, IndexError) as error:
-        # PyAV tells apart what is wrong with it; where it finds nothing wrong, the codec is not known here.
-        open_film(path)
-        raise FilmError("unknown_codec", f"torchcodec cannot decode it: {error}") from error
-    about = decoder.metadata
-    rate = about.average_fps or 25
-    film = Film(
-        width=round(width * float(about.pixel_aspect_ratio or 1)),
-        height=height,
-        rate=Fraction(rate).limit_denominator(1001),
-        duration_s=about.duration_seconds_from_header,
-        frames=about.num_frames_from_header or 0,
-        codec=about.codec or "",
-    )
+    pyav = film.pictures
 
     def pictures() -> Iterator[Picture]:
-        total = len(decoder)
-        for start in range(0, total, TORCHCODEC_CHUNK):
-            chunk = decoder.get_frames_in_range(start, min(start + TORCHCODEC_CHUNK, total))
-            for frame, time in zip(chunk.data, chunk.pts_seconds.tolist(), strict=True):
-                film.decoded += 1
-                yield _TorchPicture(frame, time)
+        done = 0
+        if not film.truncated and film.container in (_MOV, _MATROSKA):
+            try:
+                decoder = VideoDecoder(path, device=device, num_ffmpeg_threads=1)
+                end = decoder.metadata.end_stream_seconds
+                whole = end is not None and not film.falls_short(end - start)
+                chunk = max(1, min(16, TORCHCODEC_BYTES // (3 * film.width * film.height)))
+                while whole and done < len(decoder):
+                    batch = decoder.get_frames_in_range(done, min(done + chunk, len(decoder)))
+                    for frame, time in zip(batch.data, (batch.pts_seconds - start).tolist(), strict=True):
+                        done += 1
+                        film.decoded += 1
+                        yield _TorchPicture(frame, time)
+                if whole:
+                    return
+            except (RuntimeError, ValueError, IndexError) as error:
+                logger.warning("%s: from frame %d on decoded by PyAV: %s", path, done, error)
+        yield from islice(pyav, done, None)
 
-    film.pictures = pictures()
-    return film
+    return pictures()
 
 
 class _Scene:
@@ -274,13 +392,13 @@ class _Scene:
         self._start = math.nan
         self._due = 0
         self._count = 0
-        self._corrupt = 0
+        self._damaged = 0
         self._frames: list[np.ndarray] = []
 
     def add(self, picture: Picture) -> None:
         if math.isnan(self._start):
             self._start = picture.time
-        self._corrupt += picture.corrupt
+        self._damaged += picture.damaged
         passed = (picture.time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
         if passed < self._due:
             return
@@ -292,12 +410,13 @@ class _Scene:
             return
         image = picture.scaled(self._width, self._height)
         top, left = (self._height - self._config.size) // 2, (self._width - self._config.size) // 2
-        self._frames.append(image[top : top + self._config.size, left : left + self._config.size])
+        # A copy, since a view would keep what is cropped.
+        self._frames.append(image[top : top + self._config.size, left : left + self._config.size].copy())
 
     def row(self, end_s: float, error: str = "", message: str = "") -> Row:
         """The scene's row; with an error code where it could not be had whole."""
-        if not error and self._corrupt:
-            error, message = "decode_error", f"{self._corrupt} of its frames are damaged"
+        if not error and self._damaged:
+            error, message = "decode_error", f"{self._damaged} of its frames are damaged"
         row = scene_row(self._about, error, message)
         row |= {"start_s": self._start, "end_s": end_s, "width": self._film.width, "height": self._film.height}
         if self._frames:
@@ -330,6 +449,10 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
     }
 
 
+def _about(scene: Row) -> Row:
+    return {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
+
+
 def _thumbnail(frame: np.ndarray) -> bytes:
     small = cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
@@ -355,8 +478,7 @@ class _Span:
             return
         while self._waiting and self._waiting[0]["first"] == self._count:
             scene = self._waiting.popleft()
-            about = {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
-            self._open.append((scene, _Scene(self._film, self._frames, self._motion, about)))
+            self._open.append((scene, _Scene(self._film, self._frames, self._motion, _about(scene))))
         still = []
         for scene, open_scene in self._open:
             if scene["end"] == self._count:
@@ -369,13 +491,13 @@ class _Span:
 
     def end_of_film(self, end_s: float, truncated: bool) -> Iterator[Row]:
         """Rows of the scenes that the film ended on."""
-        if truncated:
+        seen = self._end_s is not None and self._end_s <= end_s + ROUNDING_S
+        if truncated and not seen:
             yield from self._end(end_s, "truncated", 0, whole=False)
+        elif self._end_s is None or self._end_s <= end_s + max(0.1, SPARE_FRAMES * self._film.step_s):
+            yield from self._end(end_s, "scene_beyond_span", SPARE_FRAMES)
         else:
-            whole = self._end_s is None or self._end_s <= end_s + max(0.1, SPARE_FRAMES * self._film.step_s)
-            yield from self._end(
-                end_s, "scene_beyond_span" if whole else "span_beyond_end", SPARE_FRAMES * whole, whole
-            )
+            yield from self._end(end_s, "span_beyond_end", 0, whole=False)
 
     def _end(self, end_s: float, code: str, spare: int, whole: bool = True) -> Iterator[Row]:
         messages = {
@@ -387,7 +509,7 @@ class _Span:
             complete = whole if scene["end"] == -1 else scene["end"] <= self._count + spare
             yield open_scene.row(end_s) if complete else open_scene.row(end_s, code, messages[code])
         for scene in self._waiting:
-            yield scene_row({k: scene[k] for k in ("clip_id", "scene_id", "ordinal", "caption")}, code, messages[code])
+            yield scene_row(_about(scene), code, messages[code])
         self._open, self._waiting = [], deque()
 
 
@@ -401,12 +523,12 @@ def cut(
     shots: ShotsConfig,
     motion: MotionConfig,
 ) -> Iterator[Row | None]:
-    """Decode a film once; yield a row for each scene as soon as it has passed, then one for the film; None: still alive.
+    """Decode a film once; yield a row for each scene as soon as it has passed, then one for the film; None: alive.
 
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
-    first, end}]}, or None where shots are to be detected. skip: scene ids that need no row.
-    A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not measured),
-    no_frames, frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
+    first, end}]} with 0 <= first < end or end -1; None: shots are to be detected. skip: scenes that need no row.
+    A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
+    measured), no_frames, frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)
@@ -416,14 +538,14 @@ def cut(
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
-                about = {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
-                yield scene_row(about, error.code, str(error))
+                if scene["scene_id"] not in skip:
+                    yield scene_row(_about(scene), error.code, str(error))
         yield film_row(0, 0, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
         return
     if spans is None:
         yield from _cut_shots(film, video_id, skip, frames, shots, motion)
     else:
-        yield from _cut_spans(film, spans, frames, motion)
+        yield from _cut_spans(film, spans, skip, frames, motion)
 
 
 def film_row(decoded: int, source: int, scenes: int, error: str = "", message: str = "") -> Row:
@@ -436,7 +558,12 @@ def _count(spans: list[Row] | None) -> int:
     return sum(len(span["scenes"]) for span in spans or [])
 
 
-def _cut_spans(film: Film, spans: list[Row], frames: FramesConfig, motion: MotionConfig) -> Iterator[Row | None]:
+def _cut_spans(
+    film: Film, spans: list[Row], skip: frozenset[str], frames: FramesConfig, motion: MotionConfig
+) -> Iterator[Row | None]:
+    count = _count(spans)
+    spans = [{**span, "scenes": [s for s in span["scenes"] if s["scene_id"] not in skip]} for span in spans]
+    spans = [span for span in spans if span["scenes"]]
     waiting = deque(sorted((_Span(film, frames, motion, span) for span in spans), key=lambda span: span.start_s))
     live: list[_Span] = []
     beat = Beat()
@@ -447,20 +574,19 @@ def _cut_spans(film: Film, spans: list[Row], frames: FramesConfig, motion: Motio
         for span in live:
             yield from span.feed(picture)
         live = [span for span in live if not span.done]
-        end = picture.time + film.step_s
+        end = picture.time + (picture.duration or film.step_s)
         if not waiting and not live:
             break
         yield from beat
-    truncated = film.truncated_at(end)
     for span in (*live, *waiting):
-        yield from span.end_of_film(end, truncated)
-    yield film_row(film.decoded, film.frames or film.decoded, _count(spans))
+        yield from span.end_of_film(end, film.truncated)
+    yield film_row(film.decoded, film.frames or film.decoded, count)
 
 
 def _cut_shots(
     film: Film, video_id: str, skip: frozenset[str], frames: FramesConfig, shots: ShotsConfig, motion: MotionConfig
 ) -> Iterator[Row | None]:
-    finder = None if shots.detector == "none" else CutFinder(shots, film.rate)
+    finder = None if shots.detector == "none" else CutFinder(shots)
     shrink = min(1.0, shots.width / film.width)
     small = round(film.width * shrink), round(film.height * shrink)
     cuts: set[int] = set()
@@ -490,9 +616,9 @@ def _cut_shots(
             more = False
         else:
             held.append(step)
-            end = step[1].time + film.step_s
+            end = step[1].time + (step[1].duration or film.step_s)
             if finder:
-                cuts.update(finder.feed(step[1].scaled(*small)))
+                cuts.update(finder.feed(step[1].scaled(*small, smooth=False), step[1].time))
             if len(held) <= (finder.delay if finder else 0):
                 continue
             yield from beat
@@ -505,10 +631,9 @@ def _cut_shots(
                 scene = begin()
             if wanted():
                 scene.add(picture)
-    truncated = film.truncated_at(end)
-    code, message = (
-        ("truncated", f"the film breaks off at {end:.3f} s, before its declared end") if truncated else ("", "")
-    )
+    code, message = "", ""
+    if film.truncated:
+        code, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
     if wanted():
         yield scene.row(end, code, message)
     yield film_row(film.decoded, film.frames or film.decoded, count + 1, code, message)
