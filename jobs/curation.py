@@ -28,16 +28,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 INPUT = ("videos", "scenes", "films")
 ARTEFACTS = (
-    "plan",
-    "videos",
-    "scores",
-    "thumbnails",
-    "scenes",
-    "rejected",
-    "clips",
-    "kept.json",
-    "report.html",
-    "run.json",
+    *("plan", "videos", "scores", "thumbnails", "scenes", "rejected"),
+    *("clips", "kept.json", "report.html", "run.json"),
 )
 
 Settings = Annotated[
@@ -223,7 +215,7 @@ def _config(arguments: Sequence[str] | None) -> CurationConfig:
     made = Store(first).read_json("plan", "settings.json") if first else None
     if made is None:
         raise job.SettingsError(
-            f"{first or 'no settings given'}: give a settings file (.yaml), the output of a run, or input=... output=..."
+            f"{first or 'no settings'}: give a settings file (.yaml), the output of a run, or input=... output=..."
         )
     return job.load(CurationConfig, rest, made["settings"])
 
@@ -253,18 +245,7 @@ def _tell_plan(config: CurationConfig, plan: Plan) -> None:
         count = stage.workers or "as many as fit"
         each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
         print(f"{name}: {count} {kind} of {each}")
-    for name in (
-        "plan",
-        "videos",
-        "scores",
-        "thumbnails",
-        "scenes",
-        "rejected",
-        "clips",
-        "kept.json",
-        "report.html",
-        "run.json",
-    ):
+    for name in ARTEFACTS:
         print(f"{name}: {Store(config.output).uri(name)}")
 
 
@@ -274,17 +255,13 @@ def _tell(record: dict[str, Any], store: Store) -> None:
     print(f"{record['command']} {record['status']} after {record['seconds']:.0f} s{why}")
     if measured := record.get("measured"):
         rate = measured["scenes"] / max(measured["seconds"], 1e-9)
-        print(
-            f"measured {measured['scenes']} scenes of {measured['films']} films in {measured['seconds']:.0f} s, {rate:.1f} scenes/s"
-        )
+        what = f"{measured['scenes']} scenes of {measured['films']} films"
+        print(f"measured {what} in {measured['seconds']:.0f} s, {rate:.1f} scenes/s")
     if rows := record.get("rows"):
         dropped, failed = sum(rows["dropped"].values()), sum(rows["failed"].values())
         print(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
-        for name, counts in (
-            ("dropped", rows["dropped"]),
-            ("failed", rows["failed"]),
-            ("videos lost", record["lost_videos"]),
-        ):
+        lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos lost": record["lost_videos"]}
+        for name, counts in lists.items():
             if counts:
                 print(f"{name}{_listed(counts)}")
     if exported := record.get("export"):
