@@ -43,7 +43,7 @@ def check_model(model: str) -> None:
             hf_hub_download(model, name)
             return
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            problems.append(str(error).splitlines()[0])
+            problems.append(str(error).partition("\n")[0])
     raise ValueError(
         f"latents.model={model} cannot be had from the hub ({problems[0]}); give a folder that diffusers has saved, "
         "latents.model=tiny for the encoder that ships with the project, or check the name, HF_TOKEN and the network"
@@ -90,7 +90,8 @@ def encode(vae: Any, frames: "torch.Tensor", frames_per_call: int = 1) -> "torch
 
     latents = []
     for chunk in frames.split(frames_per_call):
-        pixels = chunk.permute(0, 3, 1, 2).to(vae.dtype).div_(127.5).sub_(1)
+        # Scaled in float32: in bfloat16 a bright pixel would lose half a grey level.
+        pixels = chunk.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).to(vae.dtype)
         out = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         mean = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents
         latents.append(mean.float().flatten(1))

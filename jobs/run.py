@@ -1,5 +1,6 @@
 """What every job does around its work: settings from YAML and key=value, one Ray, and what is printed at the end."""
 
+import copy
 import logging
 import os
 import platform
@@ -32,10 +33,10 @@ def load(config: type[Config], arguments: Sequence[str], base: dict[str, Any] | 
     base: settings below both, such as those that an output was made with. Values are read as YAML, so `a.b=1`,
     `a.b=null` and `a.b=[x, y]` mean what they would in the file.
     """
-    tree: dict[str, Any] = dict(base or {})
+    tree: dict[str, Any] = copy.deepcopy(base or {})
     for position, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
-        if equals:
+        if key and equals:
             _set(tree, key, _parse(argument, value))
         elif position == 0:
             _merge(tree, read_yaml(argument))
@@ -120,7 +121,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster that the environment names, or start one on this machine; leave what was there before running."""
+    """Join the cluster that the environment names, or start one here; leave what was there before running."""
     import ray
 
     if ray.is_initialized():

@@ -1,14 +1,17 @@
 """Curation: its settings, the tables that it keeps, and what is checked before any work.
 
-An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/ and thumbnails/ (what was measured),
-scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), report.html, run.json.
+An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/ and thumbnails/ (what was
+measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), report.html,
+run.json.
 """
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from actors import storage
 from actors.clips import ClipsConfig
 from actors.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.fetch import FetchConfig
@@ -148,7 +151,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
 
 def check(config: CurationConfig) -> None:
     """Raise ValueError, before any work, for settings that cannot work together or files that are not there."""
-    if config.output.rstrip("/").startswith(config.input.rstrip("/") + "/"):
+    if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
         raise ValueError(
             f"output {config.output} lies inside input {config.input}: its clips would be films of the next run"
         )
@@ -156,17 +159,24 @@ def check(config: CurationConfig) -> None:
         raise ValueError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
     if config.video.decoder == "pyav" and config.video.num_gpus > 0:
         raise ValueError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
+    for name, stage in (("latents", config.latents), ("motion", config.motion)):
+        if stage.workers < 1:
+            raise ValueError(f"{name}.workers={stage.workers}: what loads a model has at least one worker")
     check_model(config.latents.model)
     if config.motion.flow == "raft":
         check_raft(config.motion.weights)
         if config.frames.size % 8 or config.frames.size < 128:
             raise ValueError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
-    before, now = (
-        (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by"),
-        measured_by(config),
-    )
+    made = Store(config.output).read_json("plan", "settings.json") or {}
+    before, now = made.get("measured_by"), measured_by(config)
     if before is not None and before != now:
-        changed = ", ".join(f"{k}={before.get(k)} there, {now[k]} here" for k in now if before.get(k) != now[k])
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
         raise ValueError(
             f"{config.output} holds scores made with other settings ({changed}): use them, or another output"
         )
+
+
+def _place(uri: str) -> str:
+    """A path in one form, however it was written."""
+    return uri.rstrip("/") if uri.startswith("s3://") else os.path.realpath(storage.join(uri))
