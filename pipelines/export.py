@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from actors import storage
@@ -78,8 +79,9 @@ def kept_scenes(store: Store) -> list[Row]:
     wanted = set(keys)
     for part in store.read_parts("scores", [*KEPT, "error"]):
         ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
-        rows = [i for i, (video_id, scene_id, error) in enumerate(ids) if not error and (video_id, scene_id) in wanted]
-        found.update({(row["video_id"], row["scene_id"]): row for row in part.take(rows).select(KEPT).to_pylist()})
+        chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
+        rows = part.select(KEPT).filter(pa.array(chosen, pa.bool_())).to_pylist()
+        found.update({(row["video_id"], row["scene_id"]): row for row in rows})
     return [found[key] for key in keys]
 
 
