@@ -18,7 +18,7 @@ def config(output: object, **groups: Any) -> CurationConfig:
     return CurationConfig(**{"input": "corpus.json", "output": str(output), **groups})
 
 
-def scene(scene_id: str, **about: Any) -> Row:
+def scene(scene_id: str, /, **about: Any) -> Row:
     """A row of scores/ for a sound scene that passes every rule; `video.0_1` is the second of span `video.0`."""
     span = scene_id.rpartition("_")[0]
     row: Row = {
@@ -52,12 +52,8 @@ def scene(scene_id: str, **about: Any) -> Row:
 
 def film(video_id: str, scenes: int, **about: Any) -> Row:
     """The row that closes a film."""
-    bare = dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan) | {
-        "no_frames": 0,
-        "clip_id": "",
-        "ordinal": -1,
-    }
-    row = scene(f"{video_id}.0_0") | bare | {"video_id": video_id, "scene_id": "", "scenes": scenes}
+    bare = dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan) | {"no_frames": 0, "clip_id": ""}
+    row = scene(f"{video_id}.0_0", scene_id="", ordinal=-1, scenes=scenes) | bare
     return row | ({"step": "cut"} if "error" in about else {}) | about
 
 

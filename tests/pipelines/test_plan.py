@@ -247,7 +247,7 @@ def test_a_range_out_of_bounds_leaves_the_plan_before(
 ):
     make_plan(config)
     before = files(tmp_path)
-    with pytest.raises(ValueError, match="videos.start"):
+    with pytest.raises(ValueError, match=r"videos\.start"):
         make_plan(replace(config, videos=VideosConfig(start, end)))
     assert files(tmp_path) == before
 
@@ -261,7 +261,7 @@ def test_metadata_that_breaks_late_leaves_scores_and_plan_as_they_were(
     before = files(tmp_path / "out")
     broken = hdvg(CORPUS, url="elsewhere/{}.mp4")
     del broken["c"]["clip"]["c.0.mp4"]["span"]
-    with pytest.raises(MetadataError, match='"c"."clip"."c.0.mp4": key "span" is missing'):
+    with pytest.raises(MetadataError, match=r'"c"\."clip"\."c\.0\.mp4": key "span" is missing'):
         make_plan(over(tmp_path, broken))
     assert files(tmp_path / "out") == before
 
