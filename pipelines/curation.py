@@ -164,9 +164,9 @@ def check(config: CurationConfig) -> None:
             raise ValueError(f"{name}.workers={stage.workers}: what loads a model has at least one worker")
     check_model(config.latents.model)
     if config.motion.flow == "raft":
-        check_raft(config.motion.weights)
         if config.frames.size % 8 or config.frames.size < 128:
             raise ValueError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
+        check_raft(config.motion.weights)
     made = Store(config.output).read_json("plan", "settings.json") or {}
     before, now = made.get("measured_by"), measured_by(config)
     if before is not None and before != now:
