@@ -1,6 +1,8 @@
 """A film is cut at exactly the frames that were asked for; what is wrong with it ends in the rows of its scenes."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 from av.stream import Disposition
 
 from actors.motion import MotionConfig
-from actors.process import Child, ChildFault
+from actors.process import ROOT, Child, ChildFault
 from actors.shots import ShotsConfig, score_cuts
 from actors.video import FEATURES, FramesConfig, Row, VideoConfig, cut
 from tests import films
@@ -282,7 +284,10 @@ def test_colours_are_those_of_the_picture_whatever_they_are_coded_in(
 ) -> None:
     colours = [[220, 30, 30], [30, 220, 30], [30, 30, 220], [235, 235, 235], [20, 20, 20], [200, 150, 100]]
     picture = np.repeat(np.array([colours], np.uint8), 40, axis=1).repeat(240, axis=0)
-    coded = {"colorspace": {"ITU709": 1, "ITU601": 5}[colorspace], "color_range": {"MPEG": 1, "JPEG": 2}[color_range]}
+    coded: dict[str, Any] = {
+        "colorspace": {"ITU709": 1, "ITU601": 5}[colorspace],
+        "color_range": {"MPEG": 1, "JPEG": 2}[color_range],
+    }
     rows, _ = cut_film(write(tmp_path / "film.mp4", picture, **coded), [span(0, None, (0, -1))])
     seen = rows["c_0"]["frames"][0][120, 20::40].astype(int)
     assert np.abs(seen - colours).max() <= 4
@@ -302,7 +307,7 @@ def test_a_circle_stays_round(tmp_path: Path, size: tuple[int, int]) -> None:
 def moving(path: Path, codec: str) -> Path:
     """2 s of a texture that moves one pixel a frame to the right, 320×240 at 24 frames/s."""
     noise = np.random.default_rng(0).normal(size=(240, 380, 3))
-    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    texture = np.clip(128 + 400 * cv2.GaussianBlur(noise, (0, 0), 3), 0, 255).astype(np.uint8)
     with av.open(path, "w") as container:
         stream: Any = container.add_stream(codec, rate=24, options={"crf": "18"} if codec == "libx264" else {})
         stream.width, stream.height, stream.bit_rate = 320, 240, 8_000_000
@@ -668,6 +673,59 @@ def test_torchcodec_measures_real_film_like_pyav() -> None:
     assert film["decoded"] == film["source"] == 250
     for name in FEATURES[:4]:
         assert ours["c_0"][name] == pytest.approx(theirs["c_0"][name], rel=0.03)
+
+
+# In one process
+
+
+MEMORY = """
+import resource, sys
+from actors.motion import MotionConfig
+from actors.shots import ShotsConfig
+from actors.video import FramesConfig, VideoConfig, cut
+scene = {"clip_id": "c", "scene_id": "s", "ordinal": 0, "caption": "", "first": 0, "end": -1}
+starts = range(0, int(sys.argv[3]), 10)
+spans = None if sys.argv[2] == "shots" else [
+    {"start_s": t, "end_s": t + 10.0, "scenes": [{**scene, "scene_id": f"s{t}"}]} for t in starts
+]
+settings = VideoConfig(), FramesConfig(), ShotsConfig(), MotionConfig(flow="scaled")
+for row in cut(sys.argv[1], "v", spans, frozenset(), *settings):
+    pass
+print(row["decoded"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mb(path: Path, mode: str, seconds: int) -> float:
+    """Peak memory of a process that cuts the film, in MB."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path), mode, str(seconds)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    decoded, peak = run.stdout.split()
+    assert int(decoded) == films.RATE * seconds
+    return float(peak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["shots", "listed"])
+def test_memory_does_not_grow_with_the_length_of_a_film(tmp_path: Path, mode: str) -> None:
+    shots = [60, 36, 84, 60] * 3  # 30 s
+    short = films.film(tmp_path / "short.mp4", shots)
+    with av.open(short) as container, av.open(tmp_path / "long.mp4", "w") as joined:
+        source = container.streams.video[0]
+        target = joined.add_stream_from_template(source)
+        packets = [packet for packet in container.demux(source) if packet.size]
+        starts = [(p.pts or 0, p.dts or 0) for p in packets]
+        length = source.duration or 0
+        for turn in range(6):
+            for packet, (pts, dts) in zip(packets, starts, strict=True):
+                packet.pts, packet.dts, packet.stream = pts + turn * length, dts + turn * length, target
+                joined.mux(packet)
+    short_mb, long_mb = peak_mb(short, mode, 30), peak_mb(tmp_path / "long.mp4", mode, 180)
+    assert long_mb < short_mb + 30 and long_mb < 300
 
 
 # In the child
