@@ -217,7 +217,8 @@ def _config(arguments: Sequence[str] | None) -> CurationConfig:
         raise job.SettingsError(
             f"{first or 'no settings'}: give a settings file (.yaml), the output of a run, or input=... output=..."
         )
-    return job.load(CurationConfig, rest, made["settings"])
+    # An output may have been moved since.
+    return job.load(CurationConfig, rest, made["settings"] | {"output": first})
 
 
 def _plan(config: CurationConfig, dry_run: bool, again: frozenset[str] = frozenset()) -> Plan:
