@@ -4,14 +4,11 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
-
-_ANY_RATE = Fraction(25)
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,16 @@ class CutFinder:
         if self._last_cut_s is None:
             self._last_cut_s = time_s
         self._times.append(time_s)
-        found = self._detector.process_frame(FrameTimecode(self._count, _ANY_RATE), frame)
+        # An index does where the detectors take a FrameTimecode, which computes in fractions.
+        found = cast(list[int], self._detector.process_frame(cast(Any, self._count), frame))
         self._count += 1
         cuts = []
         for cut in found:
-            time = self._times[cut.frame_num - self._count]
+            time = self._times[cut - self._count]
             # Half a millisecond, since times are rounded.
             if time - self._last_cut_s >= self._min_length_s - 0.0005:
                 self._last_cut_s = time
-                cuts.append(cut.frame_num)
+                cuts.append(cut)
         return cuts
 
 
