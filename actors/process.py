@@ -65,7 +65,8 @@ class Child:
                     return value
                 if value is not None:
                     yield value
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
+            # An OSError also where it ended in the middle of a row.
             raise ChildFault("crashed", f"the decoding process ended {self._exit()}") from error
         finally:
             if not done:
