@@ -31,13 +31,13 @@ def load(config: type[Config], arguments: Sequence[str], base: dict[str, Any] | 
     """Settings from an optional YAML file (a path or s3://, first argument without `=`) and key=value after it.
 
     base: settings below both, such as those that an output was made with. Values are read as YAML, so `a.b=1`,
-    `a.b=null` and `a.b=[x, y]` mean what they would in the file.
+    `a.b=null` and `a={b: [x, y]}` mean what they would in the file, where a key may be dotted, too.
     """
     tree: dict[str, Any] = copy.deepcopy(base or {})
     for position, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         if key and equals:
-            _set(tree, key, _parse(argument, value))
+            _merge(tree, {key: _parse(argument, value)})
         elif position == 0:
             _merge(tree, read_yaml(argument))
         else:
@@ -68,18 +68,14 @@ def _parse(argument: str, value: str) -> Any:
         raise SettingsError(f"{argument!r}: the value is not YAML: {error}") from error
 
 
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    for name in path:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise SettingsError(f"{dotted}: {name} is a value, not a group of settings")
-    tree[last] = value
-
-
-def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+def _merge(tree: dict[str, Any], other: dict[Any, Any]) -> None:
+    for dotted, value in other.items():
+        key, dot, rest = str(dotted).partition(".")
+        if dot:
+            value = {rest: value}
+        if isinstance(value, dict):
+            group = tree.get(key)
+            tree[key] = group if isinstance(group, dict) else {}
             _merge(tree[key], value)
         else:
             tree[key] = value
