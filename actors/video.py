@@ -283,7 +283,7 @@ def _decoded(
             except FFmpegError:
                 frames = []
                 harm = min(harm, latest + 1, math.inf if stamp is None else stamp)
-            if stamp is not None:
+            if stamp is not None and not packet.is_discard:
                 heappush(awaited, stamp)
                 latest = max(latest, stamp)
             for frame in frames:
