@@ -57,23 +57,27 @@ def _folder(path: Path) -> Path | None:
 def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
     """A diffusers VAE in evaluation mode, channels last; raises ValueError where it cannot be loaded."""
     import torch
-    from diffusers import AutoencoderTiny, AutoModel
+    from diffusers.models.auto_model import AutoModel
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from safetensors.torch import load_file
 
     if model == "tiny":
-        vae = AutoencoderTiny.from_config(AutoencoderTiny.load_config(str(TINY)))
+        config: Any = AutoencoderTiny.load_config(str(TINY))
+        vae: Any = AutoencoderTiny.from_config(config)
         vae.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
         vae.to(dtype)
     else:
         folder = _folder(Path(model))
+        # Other weights are pickles, which may run code.
+        how = {"torch_dtype": dtype, "use_safetensors": True}
         try:
             if folder is not None:
-                vae = AutoModel.from_pretrained(str(folder), torch_dtype=dtype)
+                vae = AutoModel.from_pretrained(str(folder), **how)
             else:
                 try:
-                    vae = AutoModel.from_pretrained(model, torch_dtype=dtype)
+                    vae = AutoModel.from_pretrained(model, **how)
                 except (OSError, ValueError):
-                    vae = AutoModel.from_pretrained(model, subfolder="vae", torch_dtype=dtype)
+                    vae = AutoModel.from_pretrained(model, subfolder="vae", **how)
         except (OSError, ValueError) as error:
             raise ValueError(f"latents.model={model} cannot be loaded by diffusers: {error}") from error
     if not hasattr(vae, "encode"):
@@ -90,8 +94,7 @@ def encode(vae: Any, frames: "torch.Tensor", frames_per_call: int = 1) -> "torch
 
     latents = []
     for chunk in frames.split(frames_per_call):
-        # Scaled in float32: in bfloat16 a bright pixel would lose half a grey level.
-        pixels = chunk.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).to(vae.dtype)
+        pixels = chunk.permute(0, 3, 1, 2).to(vae.dtype).div_(127.5).sub_(1)
         out = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         mean = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents
         latents.append(mean.float().flatten(1))

@@ -119,7 +119,8 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
         for (video_id, uri), rows in groupby(sorted(missing, key=film), film)
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
-    rows = rows.map_batches(partial(export_films, config=config), batch_size=1, **ray_task(config.export))
+    write: Any = partial(export_films, config=config)
+    rows = rows.map_batches(write, batch_size=1, **ray_task(config.export))
     return [row for row in rows.iter_rows() if row["error"]]
 
 

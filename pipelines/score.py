@@ -215,7 +215,8 @@ def fetch_video(task: Row, config: CurationConfig) -> Row:
 
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    return tasks.map_batches(partial(cut_videos, config=config), batch_size=1, **ray_task(stages["video"]))
+    cut: Any = partial(cut_videos, config=config)
+    return tasks.map_batches(cut, batch_size=1, **ray_task(stages["video"]))
 
 
 def cut_videos(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
@@ -335,10 +336,8 @@ def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: b
 
 
 def _written(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    arguments = [Store(config.output)]
-    return rows.map_batches(
-        write_rows, batch_size=config.write.batch_size, fn_args=arguments, **ray_task(stages["write"])
-    )
+    write: Any = partial(write_rows, store=Store(config.output))
+    return rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
 
 
 def write_rows(batch: Batch, store: Store) -> Batch:

@@ -14,6 +14,7 @@ select.fraction of those that pass, rounded down (`not_selected`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,7 @@ def decide(scenes: pd.DataFrame, config: CurationConfig, probability: pd.Series 
 
     probability: by (video_id, scene_id), where a filter made one.
     """
-    rules = {
+    rules: dict[str, Any] = {
         "too_short": scenes.no_frames < config.frames.min,
         "too_long": scenes.no_frames > config.frames.max,
         "unmeasured": scenes[list(FEATURES)].isna().any(axis=1),

@@ -20,7 +20,9 @@ from tests.pipelines.outputs import film, scene, write_scores
 Clips = dict[str, list[str]]
 
 
-def hdvg(videos: dict[str, Clips], url: str = "films/{}.mp4", **cuts: list[int]) -> dict[str, Any]:
+def hdvg(
+    videos: dict[str, Clips], url: str = "films/{}.mp4", cuts: dict[str, list[int]] | None = None
+) -> dict[str, Any]:
     """Metadata with the scenes of each span, every one whole unless `cuts` says otherwise."""
     return {
         video_id: {
@@ -30,7 +32,11 @@ def hdvg(videos: dict[str, Clips], url: str = "films/{}.mp4", **cuts: list[int])
                     "span": ["00:00:10.000", "00:00:20.500"],
                     "fps": 24.0,
                     "scene_split": [
-                        {"clip_id": scene_id, "scene_cut": cuts.get(scene_id, [0, -1]), "caption": f"of {scene_id}"}
+                        {
+                            "clip_id": scene_id,
+                            "scene_cut": (cuts or {}).get(scene_id, [0, -1]),
+                            "caption": f"of {scene_id}",
+                        }
                         for scene_id in scenes
                     ],
                 }
@@ -198,7 +204,9 @@ def test_a_sound_film_counts_before_a_failed_one_in_whatever_order_parts_are_rea
 
 
 def test_what_cannot_be_cut_is_a_row_with_its_reason(tmp_path: Path):
-    metadata = hdvg({"a": {"a.0.mp4": ["a.0_0", "a.0_0", "a.0_1"], "a.1.mp4": ["a.1_0"]}, "b": {}}, **{"a.0_1": [9, 3]})
+    metadata = hdvg(
+        {"a": {"a.0.mp4": ["a.0_0", "a.0_0", "a.0_1"], "a.1.mp4": ["a.1_0"]}, "b": {}}, cuts={"a.0_1": [9, 3]}
+    )
     metadata["a"]["clip"]["a.1.mp4"]["span"] = ["00:00:05", "00:00:04"]
     config = over(tmp_path, metadata)
     assert make_plan(config) == Plan(videos=2, scenes=4, films=0, todo=1, todo_scenes=1, remote=False)

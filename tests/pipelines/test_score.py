@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -41,7 +41,8 @@ def cpus_used(pools: dict[str, Stage], tasks: dict[str, Stage], stages: dict[str
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 @pytest.mark.parametrize("remote", [False, True])
 def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, remote: bool):
-    choices = product([1, 3, 16], [0.25, 1, 4], [0, 0.5, 1], ["farneback", "raft"], [0, 0.25], [1, 2.5])
+    flows: tuple[Literal["farneback", "raft"], ...] = ("farneback", "raft")
+    choices = product([1, 3, 16], [0.25, 1, 4], [0, 0.5, 1], flows, [0, 0.25], [1, 2.5])
     refused = 0
     for workers, each, latents_gpus, flow, motion_gpus, decoding in choices:
         config = CurationConfig(

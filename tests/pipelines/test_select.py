@@ -25,9 +25,9 @@ def frame(*rows: Row) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def chosen(scenes: pd.DataFrame, frames: FramesConfig | None = None, **rules: Any) -> dict[str, str]:
+def chosen(scenes: pd.DataFrame, most: int = 60, **rules: Any) -> dict[str, str]:
     """The reason of each scene; kept ones have none."""
-    settings = config("out", select=SelectConfig(**rules), frames=frames or FramesConfig())
+    settings = config("out", select=SelectConfig(**rules), frames=FramesConfig(max=most))
     decided = decide(scenes, settings, None)
     assert ((decided.reason == "") == (decided.kept | (decided.error != ""))).all()
     return dict(zip(decided.scene_id, decided.reason, strict=True))
@@ -71,7 +71,7 @@ def test_the_first_rule_that_holds_is_the_reason():
     )
     assert list(chosen(scenes).values()) == ["too_short", "too_long", "unmeasured", "static", "cut_inside"]
     # What was too long when it was scored is not measured by a higher bound.
-    assert chosen(scenes, FramesConfig(max=120))["a.1_0"] == "unmeasured"
+    assert chosen(scenes, most=120)["a.1_0"] == "unmeasured"
 
 
 def test_the_steadiest_motion_of_a_span_stays_and_a_still_scene_comes_last():
@@ -125,7 +125,7 @@ def test_a_scene_that_breaks_a_rule_takes_no_place_in_its_span():
         ({}, 80),
     ],
 )
-def test_a_count_or_a_share_of_those_that_pass_is_kept_the_best_first(rules: dict[str, float], number: int):
+def test_a_count_or_a_share_of_those_that_pass_is_kept_the_best_first(rules: dict[str, Any], number: int):
     # 100 pass in 80 spans; 10 do not.
     sound = [scene(f"v.{i % 80}_{i // 80}", max_velocity=1 + i) for i in range(100)]
     scenes = frame(*sound, *(scene(f"w.{i}_0", no_frames=1) for i in range(10)))
