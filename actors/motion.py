@@ -23,7 +23,7 @@ class MotionConfig(Stage):
     flow: Literal["farneback", "scaled", "raft"] = "farneback"
     """farneback: the spec's; scaled: the same at half size, doubled; raft: torchvision's, beside the latents."""
     weights: str = "C_T_SKHT_V2"
-    """RAFT weights: a name of torchvision's Raft_Large_Weights, a path of a state dict in safetensors, or `random`."""
+    """RAFT weights: a name of torchvision's Raft_Large_Weights, or the path of a state dict in safetensors."""
     batch_size: int = 8
     """Scenes that one call of a RAFT worker gets."""
 
