@@ -118,7 +118,7 @@ def test_other_thresholds_decide_anew_and_measure_nothing(output: Path, run: Run
     assert "too_short" in set(scenes.reason)
     run("export", output, "frames.min=6", "select.count=2", "export.frames=true", "export.webdataset=true")
     kept = scenes[scenes.kept]
-    clips = {path.stem for path in (output / "clips").rglob("*.mp4")}
+    clips = {path.stem for path in (output / "clips").glob("*/*.mp4")}
     assert clips == set(kept.scene_id)
     for scene in kept.to_dict("records"):
         assert len(list((output / "frames" / scene["video_id"] / scene["scene_id"]).iterdir())) == scene["no_frames"]
