@@ -17,10 +17,10 @@ import ray
 from actors import storage
 from actors.clips import write_clips, write_shard
 from actors.process import CHILD, ChildFault
-from actors.stage import Batch
+from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CurationConfig
-from pipelines.score import ray_task, set_context
+from pipelines.score import fitted, ray_task, set_context
 from pipelines.store import Store
 
 WRITE_CLIPS = f"{write_clips.__module__}:{write_clips.__name__}"
@@ -104,6 +104,10 @@ def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
     return {"length": len(scenes), "scenes": scenes, **dict.fromkeys(totals)}
 
 
+def _stage(config: CurationConfig) -> Stage:
+    return fitted({}, {"export": config.export})["export"]
+
+
 def _clip(row: Row) -> str:
     return f"{row['video_id']}/{row['scene_id']}.mp4"
 
@@ -120,7 +124,7 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
     write: Any = partial(export_films, config=config)
-    rows = rows.map_batches(write, batch_size=1, **ray_task(config.export))
+    rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
     return [row for row in rows.iter_rows() if row["error"]]
 
 
@@ -166,7 +170,7 @@ def _write_shards(kept: list[Row], config: CurationConfig) -> None:
         for start in range(0, len(kept), size)
     ]
     rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    written = rows.map(partial(write_one_shard, config=config), **ray_task(config.export))
+    written = rows.map(partial(write_one_shard, config=config), **ray_task(_stage(config)))
     names = {row["name"] for row in written.iter_rows()}
     for entry in storage.listing(store.uri("shards"), (".tar",)):
         if entry.name not in names:

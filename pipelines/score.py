@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CUT_ATTEMPTS = 2
 """A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
+CUT_ROWS = 4
+"""Scenes that leave the decode at once, at most 40 MB of frames."""
 BLOCK_BYTES = 32 << 20
 """Rows go on to the next stage in blocks of about this size: a few scenes with their frames."""
 READ = Stage(num_cpus=0.1)
@@ -54,7 +56,7 @@ class Progress:
 
 def score(config: CurationConfig, remote: bool) -> Progress:
     """Run the stages over plan/todo until every row is in scores/; remote: some sources have to be fetched."""
-    stages = fitted(config, remote)
+    stages = fitted(*stages_of(config, remote))
     set_context()
     rows = _todo(config, stages)
     for step in (_fetched, _cut, _measured, _written):
@@ -77,7 +79,7 @@ def score(config: CurationConfig, remote: bool) -> Progress:
 def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:
     """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
     set_context()
-    stages = fitted(config, remote)
+    stages = fitted(*stages_of(config, remote))
     fetched = _fetched(_todo(config, stages), config, stages)
     codes: Counter[str] = Counter()
     for batch in fetched.iter_batches(batch_size=None, prefetch_batches=0):
@@ -90,6 +92,8 @@ def set_context() -> None:
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
+    # It tells of the memory that a Python process takes before it does anything.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Ray 2.60 has no other way to bound how often a task is repeated.
     warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated", RayDeprecationWarning)
@@ -152,14 +156,14 @@ def fit(
     return fitting, lines
 
 
-def fitted(config: CurationConfig, remote: bool) -> dict[str, Stage]:
-    """The stages as they fit the cluster, or what it may grow to where it scales itself."""
+def fitted(pools: dict[str, Stage], tasks: dict[str, Stage]) -> dict[str, Stage]:
+    """Stages as they fit the cluster, or what it may grow to where it scales itself."""
     from ray._private.state import state
 
     there = ray.cluster_resources()
     for resource, most in (state.get_max_resources_from_cluster_config() or {}).items():
         there[resource] = max(there.get(resource, 0), most)
-    stages, lines = fit(*stages_of(config, remote), there.get("CPU", 0), there.get("GPU", 0))
+    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
     for line in lines:
         log.info(line)
     return stages
@@ -190,7 +194,11 @@ def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     store = Store(config.output)
     parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
     read = parts.flat_map(partial(_read_part, store=store), **ray_task(stages["read"]))
-    return read.repartition(target_num_rows_per_block=1)
+    rows = read.repartition(target_num_rows_per_block=1)
+    # Ray 2.60 asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
+    step: Any = rows._logical_plan.dag
+    step.ray_remote_args.update(stages["read"].resources())
+    return rows
 
 
 def _read_part(row: Row, store: Store) -> list[Row]:
@@ -220,13 +228,20 @@ def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Da
 
 
 def cut_videos(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
-    """Decode the videos of a batch, one by one: yields batches of one row with columns of SCORES, frames, thumbnail.
+    """Decode the videos of a batch, one by one: yields batches of rows with columns of SCORES, frames, thumbnail.
 
     A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
     """
+    rows: list[Row] = []
     for i in range(len(batch["video_id"])):
         for row in _cut_video({name: column[i] for name, column in batch.items()}, config):
-            yield _one_row(row, config.frames.size)
+            rows.append(row)
+            # Columns for a row alone would cost as much as its resizing; many rows would hold up the next stage.
+            if len(rows) == CUT_ROWS:
+                yield _columns(rows, config.frames.size)
+                rows = []
+    if rows:
+        yield _columns(rows, config.frames.size)
 
 
 def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
@@ -300,16 +315,19 @@ def _without(spans: list[Row], skip: set[str]) -> list[Row]:
     return [span for span in kept if span["scenes"]]
 
 
-def _one_row(row: Row, size: int) -> Batch:
-    frames = row["frames"]
-    batch: Batch = {
-        "frames": np.zeros((1, 0, size, size, 3), np.uint8) if frames is None else frames[None],
-        "thumbnail": np.array([row["thumbnail"]], object),
-    }
+def _columns(rows: list[Row], size: int) -> Batch:
+    nothing = np.zeros((0, size, size, 3), np.uint8)
+    frames, thumbnails = np.empty(len(rows), object), np.empty(len(rows), object)
+    # One by one: numpy would stack frames of one shape.
+    for i, row in enumerate(rows):
+        frames[i] = nothing if row["frames"] is None else row["frames"]
+        thumbnails[i] = row["thumbnail"]
+    batch: Batch = {"frames": frames, "thumbnail": thumbnails}
     for column in SCORES:
         kind = column.type.to_pandas_dtype()
         missing = "" if pa.types.is_string(column.type) else 0
-        batch[column.name] = np.array([row.get(column.name, missing)], object if kind is np.object_ else kind)
+        values = [row.get(column.name, missing) for row in rows]
+        batch[column.name] = np.array(values, object if kind is np.object_ else kind)
     return batch
 
 
