@@ -15,6 +15,12 @@ from torch import Tensor
 from actors.latents import check_model, encode, latent_distances, load_vae
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """On a busy machine more of them wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def frames() -> Tensor:
     """Five frames of a bright square that moves over noise: uint8 (5, 32, 32, 3)."""
