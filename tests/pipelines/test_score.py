@@ -170,6 +170,12 @@ def batch(*tasks: Row) -> Batch:
     return {name: np.array([task[name] for task in whole]) for name in whole[0]}
 
 
+@pytest.fixture(autouse=True)
+def one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a test can step from row to row; the job's own tests take several at once."""
+    monkeypatch.setattr("pipelines.score.CUT_ROWS", 1)
+
+
 def rows_of(batches: Iterator[Batch]) -> list[Row]:
     rows = []
     for one in batches:
