@@ -241,6 +241,24 @@ def test_videos_of_a_batch_come_one_after_the_other(path: str, config: CurationC
     ]
 
 
+def test_rows_leave_several_at_once_and_are_the_same(
+    path: str, config: CurationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = batch({"url": path, "spans": spans(0, 1, 2)}, {"video_id": "b", "url": str(tmp_path / "gone.mp4")})
+    alone = rows_of(cut_videos(tasks, config))
+    monkeypatch.setattr("pipelines.score.CUT_ROWS", 2)
+    together = list(cut_videos(tasks, config))
+    assert [len(one["scene_id"]) for one in together] == [2, 2, 1]
+    rows = [{name: column[i] for name, column in one.items()} for one in together for i in range(len(one["scene_id"]))]
+    assert shown(rows) == shown(alone)
+    # Two scenes with as many frames stay two.
+    assert [row["frames"].shape for row in rows] == [(n, 240, 240, 3) for n in (8, 8, 6, 0, 0)]
+    for row, before in zip(rows, alone, strict=True):
+        np.testing.assert_array_equal(row["frames"], before["frames"])
+        for name in set(SCORES.names) - {"cut_s"}:
+            np.testing.assert_equal(row[name], before[name])
+
+
 def test_a_file_that_is_not_there_is_a_row_for_each_scene(config: CurationConfig, tmp_path: Path):
     url = str(tmp_path / "gone.mp4")
     rows = rows_of(cut_videos(batch({"url": url, "spans": spans(0, 2)}), config))
