@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import ray
 import torch
 from ray import train as ray_train
 from ray.train.torch import TorchTrainer
@@ -46,6 +47,7 @@ def train(
         the result, with the last `metrics` and the `checkpoint` that `restore` reads
 
     Raises:
+        ValueError: the cluster, grown as far as it may, is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
 
@@ -53,6 +55,8 @@ def train(
         torch.manual_seed(seed + ray_train.get_context().get_world_rank())
         loop(config)
 
+    _check_room("CPU", workers)
+    _check_room("GPU", workers if use_gpu else 0)
     settings = json.dumps([loop.__module__, loop.__qualname__, asdict(config), seed, workers], sort_keys=True)
     # Workers run in folders of their own.
     root = output if "://" in output else os.path.abspath(output)
@@ -67,6 +71,16 @@ def train(
         ),
     )
     return trainer.fit()
+
+
+def _check_room(resource: str, workers: int) -> None:
+    """Ray Train would wait for resources that never come."""
+    from ray._private.state import state
+
+    grown = (state.get_max_resources_from_cluster_config() or {}).get(resource, 0)
+    there = max(ray.cluster_resources().get(resource, 0), grown)
+    if workers > there:
+        raise ValueError(f"workers={workers} need {workers} {resource}s, and the cluster has {there:g}: ask for fewer")
 
 
 def report(metrics: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

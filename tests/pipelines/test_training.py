@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +65,10 @@ def test_a_killed_worker_loses_little_and_changes_nothing(tmp_path: Path) -> Non
     again = train(fit_line, LineConfig(40), seed=1, output=str(tmp_path))
     assert again.checkpoint is not None and undisturbed.checkpoint is not None
     assert again.checkpoint.path == undisturbed.checkpoint.path
+
+
+@pytest.mark.parametrize("too_much", [{"workers": 3}, {"workers": 1, "use_gpu": True}])
+def test_a_cluster_that_is_too_small_is_told_before_the_start(tmp_path: Path, too_much: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"the cluster has (2|0): ask for fewer"):
+        train(fit_line, LineConfig(1), seed=1, output=str(tmp_path), **too_much)
+    assert not list(tmp_path.iterdir())
