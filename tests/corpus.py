@@ -220,7 +220,9 @@ def head(log: Path, **environment: str) -> Iterator[Head]:
         ray = str(Path(sysconfig.get_path("scripts"), "ray"))
         options = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         options += [f"--{name}={port}" for name, port in ports.items()]
-        process = _start(log, [ray, "start", *options], **environment)
+        # Jobs are submitted as `python -m ...`: that of this environment.
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+        process = _start(log, [ray, "start", *options], PATH=path, **environment)
         session = Session(folder)
         try:
             dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
