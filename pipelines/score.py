@@ -157,13 +157,12 @@ def fit(
 
 
 def fitted(pools: dict[str, Stage], tasks: dict[str, Stage]) -> dict[str, Stage]:
-    """Stages as they fit the cluster, or what it may grow to where it scales itself."""
-    from ray._private.state import state
-
+    """Stages as they fit the cluster; as asked where it has no workers yet, since it grows by what is asked for."""
     there = ray.cluster_resources()
-    for resource, most in (state.get_max_resources_from_cluster_config() or {}).items():
-        there[resource] = max(there.get(resource, 0), most)
-    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
+    if not there.get("CPU"):
+        log.warning("the cluster has no workers yet: whether the pools will fit is not checked")
+        return {**pools, **tasks}
+    stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
     for line in lines:
         log.info(line)
     return stages

@@ -47,7 +47,7 @@ def train(
         the result, with the last `metrics` and the `checkpoint` that `restore` reads
 
     Raises:
-        ValueError: the cluster, grown as far as it may, is too small for the workers.
+        ValueError: the cluster is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
 
@@ -74,12 +74,9 @@ def train(
 
 
 def _check_room(resource: str, workers: int) -> None:
-    """Ray Train would wait for resources that never come."""
-    from ray._private.state import state
-
-    grown = (state.get_max_resources_from_cluster_config() or {}).get(resource, 0)
-    there = max(ray.cluster_resources().get(resource, 0), grown)
-    if workers > there:
+    """Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for."""
+    there = ray.cluster_resources().get(resource, 0)
+    if workers > there and ray.cluster_resources().get("CPU"):
         raise ValueError(f"workers={workers} need {workers} {resource}s, and the cluster has {there:g}: ask for fewer")
 
 
