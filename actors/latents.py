@@ -63,9 +63,11 @@ def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
 
     if model == "tiny":
         config: Any = AutoencoderTiny.load_config(str(TINY))
+        # diffusers saves a key that it then complains of.
+        config.pop("block_out_channels", None)
         vae: Any = AutoencoderTiny.from_config(config)
         vae.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
-        vae.to(dtype)
+        vae.encoder.to(dtype)
     else:
         folder = _folder(Path(model))
         # Other weights are pickles, which may run code.

@@ -6,6 +6,7 @@ other; the child sends back what the function yields. A value of None is a sign 
 
 import atexit
 import importlib
+import logging
 import os
 import signal
 import subprocess
@@ -18,11 +19,16 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class BrokenRunError(RuntimeError):
+    """What would fail for every file, as a library that is not there: it ends the run, whichever file met it first."""
+
+
 class ChildFault(Exception):
-    """The child crashed, hung or took too long; `code` is the error code of the row that it worked on."""
+    """The child crashed, hung, failed or took too long; `code` is the error code of the row that it worked on."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -40,8 +46,9 @@ class Child:
     def stream(self, function: str, *args: Any, stall_s: float, timeout_s: float) -> Generator[Any, None, float]:
         """Yield what `module:function` yields in the child, called with the arguments; return the CPU seconds it took.
 
-        Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`) or
-        `timeout` (`timeout_s` in all); RuntimeError with the child's traceback where the function itself raised.
+        Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`),
+        `timeout` (`timeout_s` in all) or `exception` (the function raised; its traceback is logged); BrokenRunError
+        where the function raised that, or is not there.
         """
         pipe = self._start()
         until = time.monotonic() + timeout_s
@@ -56,12 +63,14 @@ class Child:
                     if stall_s < left:
                         raise ChildFault("stalled", f"no progress for {stall_s:.0f} s")
                     continue
-                kind, value = pipe.recv()
-                if kind == "error":
-                    done = True
-                    raise RuntimeError(f"{function} failed in the child process:\n{value}")
+                kind, value = self._receive(pipe, stall_s)
+                done = kind != "item"
+                if kind == "broken":
+                    raise BrokenRunError(value)
+                if kind == "exception":
+                    log.warning("%s%r failed: %s", function, args[:1], value)
+                    raise ChildFault("exception", value.strip().rpartition("\n")[2])
                 if kind == "end":
-                    done = True
                     return value
                 if value is not None:
                     yield value
@@ -71,6 +80,26 @@ class Child:
         finally:
             if not done:
                 self.kill()
+
+    def _receive(self, pipe: Connection, stall_s: float) -> tuple[str, Any]:
+        """One message whose first bytes are there; raises ChildFault where the child stops in the middle of it."""
+        assert self._process is not None
+        stalled = threading.Event()
+
+        def end(process: subprocess.Popen[bytes]) -> None:
+            stalled.set()
+            process.kill()
+
+        timer = threading.Timer(stall_s, end, [self._process])
+        timer.start()
+        try:
+            return pipe.recv()
+        except (EOFError, OSError):
+            if stalled.is_set():
+                raise ChildFault("stalled", f"no progress for {stall_s:.0f} s in the middle of a row") from None
+            raise
+        finally:
+            timer.cancel()
 
     def kill(self) -> None:
         """End the child at once; the next call starts another."""
@@ -119,7 +148,8 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _serve(pipe: Connection) -> None:
+def serve(pipe: Connection) -> None:
+    """What the child does: call after call until the pipe is closed."""
     while True:
         try:
             function, args = pipe.recv()
@@ -132,12 +162,15 @@ def _serve(pipe: Connection) -> None:
                 pipe.send(("item", value))
         except BrokenPipeError:
             return
+        except (BrokenRunError, ImportError) as error:
+            pipe.send(("broken", str(error)))
         except Exception:
-            pipe.send(("error", traceback.format_exc()))
+            pipe.send(("exception", traceback.format_exc()))
         else:
             pipe.send(("end", time.process_time() - started))
 
 
 if __name__ == "__main__":
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    _serve(Connection(int(sys.argv[1])))
+    # By the module's own name, so that its exceptions are those that functions import and raise.
+    importlib.import_module("actors.process").serve(Connection(int(sys.argv[1])))

@@ -27,6 +27,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.motion import FLOWS, MotionConfig, rgb_differences
+from actors.process import BrokenRunError
 from actors.shots import CutFinder, ShotsConfig
 from actors.stage import Stage
 
@@ -73,7 +74,7 @@ class FramesConfig:
 
     def __post_init__(self) -> None:
         if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:
-            raise ValueError(f"frames: interval_ms from 1, size from 16, 2 <= min <= max: {self}")
+            raise ValueError(f"interval_ms from 1, size from 16, 2 <= min <= max: {self}")
 
 
 class FilmError(ValueError):
@@ -114,6 +115,8 @@ class Film:
     width: int = 0
     """As shown: upright, with square pixels."""
     height: int = 0
+    decoder: str = "pyav"
+    """What decodes the pictures; torchcodec+pyav where the one could not go on."""
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
     decoded: int = 0
     """Frames decoded so far."""
@@ -353,7 +356,7 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
     except (ImportError, RuntimeError, OSError) as error:
-        raise RuntimeError(
+        raise BrokenRunError(
             f"video.decoder=torchcodec needs the extra `torchcodec` and FFmpeg's shared libraries "
             f"(Debian: apt-get install ffmpeg): {error}"
         ) from error
@@ -370,6 +373,7 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
                 while whole and done < len(decoder):
                     batch = decoder.get_frames_in_range(done, min(done + chunk, len(decoder)))
                     for frame, time in zip(batch.data, (batch.pts_seconds - start).tolist(), strict=True):
+                        film.decoder = "torchcodec"
                         done += 1
                         film.decoded += 1
                         yield _TorchPicture(frame, time)
@@ -377,6 +381,7 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
                     return
             except (RuntimeError, ValueError, IndexError) as error:
                 logger.warning("%s: from frame %d on decoded by PyAV: %s", path, done, error)
+                film.decoder = "torchcodec+pyav" if done else "pyav"
         yield from islice(pyav, done, None)
 
     return pictures()
@@ -540,7 +545,7 @@ def cut(
             for scene in span["scenes"]:
                 if scene["scene_id"] not in skip:
                     yield scene_row(_about(scene), error.code, str(error))
-        yield film_row(0, 0, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
+        yield film_row(None, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
         return
     if spans is None:
         yield from _cut_shots(film, video_id, skip, frames, shots, motion)
@@ -548,10 +553,12 @@ def cut(
         yield from _cut_spans(film, spans, skip, frames, motion)
 
 
-def film_row(decoded: int, source: int, scenes: int, error: str = "", message: str = "") -> Row:
-    """The row that closes a film: it tells how many scene rows belong to it."""
+def film_row(film: Film | None, scenes: int, error: str = "", message: str = "") -> Row:
+    """The row that closes a film, None where it was not decoded: it tells how many scene rows belong to it."""
     about = {"clip_id": "", "scene_id": "", "ordinal": -1, "caption": ""}
-    return {**scene_row(about, error, message), "decoded": decoded, "source": source, "scenes": scenes}
+    decoded, source, decoder = (film.decoded, film.frames or film.decoded, film.decoder) if film else (0, 0, "")
+    counts = {"decoded": decoded, "source": source, "decoder": decoder, "scenes": scenes}
+    return {**scene_row(about, error, message), **counts}
 
 
 def _count(spans: list[Row] | None) -> int:
@@ -580,7 +587,7 @@ def _cut_spans(
         yield from beat
     for span in (*live, *waiting):
         yield from span.end_of_film(end, film.truncated)
-    yield film_row(film.decoded, film.frames or film.decoded, count)
+    yield film_row(film, count)
 
 
 def _cut_shots(
@@ -636,7 +643,7 @@ def _cut_shots(
         code, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
     if wanted():
         yield scene.row(end, code, message)
-    yield film_row(film.decoded, film.frames or film.decoded, count + 1, code, message)
+    yield film_row(film, count + 1, code, message)
 
 
 class Beat:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -99,14 +100,21 @@ def exit_codes() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE) from error
     except Exception as error:
+        if _users(error):
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(USAGE) from error
         # Ray tells a worker's error as a text of many lines, of which the last one says what happened.
-        *trace, last = f"{type(error).__name__}: {error}".strip().splitlines()
-        print("\n".join([*trace, f"failed: {last}"]), file=sys.stderr)
+        last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+        print(f"{''.join(traceback.format_exception(error))}failed: {last}", file=sys.stderr)
         raise typer.Exit(FAILED) from error
+
+
+def _users(error: Exception) -> bool:
+    """Whether it is a ValueError of ours; libraries have their own, as Arrow for torn files, Ray for a worker's."""
+    return isinstance(error, ValueError) and type(error).__module__.startswith(
+        ("builtins", "actors.", "pipelines.", "jobs.")
+    )
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from actors.stage import Stage
 from actors.video import FEATURES, FramesConfig, VideoConfig
 from pipelines.store import Store
 
-RETRYABLE = RETRYABLE_FETCH | {"crashed", "stalled", "timeout", "export_failed"}
+RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed"}
 """Error codes of rows that may succeed when they are tried again."""
 SCORES = pa.schema(
     [
@@ -48,6 +48,7 @@ SCORES = pa.schema(
         ("attempts", pa.int32()),
         ("decoded", pa.int64()),
         ("source", pa.int64()),
+        ("decoder", pa.string()),
         ("scenes", pa.int64()),
         ("fetch_s", pa.float32()),
         ("cut_s", pa.float32()),
@@ -123,6 +124,8 @@ class CurationConfig:
     """HDVG metadata (.json, .jsonl), a table (.csv, .parquet), a folder or prefix of films, or one film."""
     output: str
     """Where results go: a path or s3://bucket/prefix."""
+    autoscaling: bool = False
+    """The cluster grows by what is asked for: pools stay as asked, whatever it has now."""
     videos: VideosConfig = field(default_factory=VideosConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     shots: ShotsConfig = field(default_factory=ShotsConfig)

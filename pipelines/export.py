@@ -105,7 +105,7 @@ def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
 
 
 def _stage(config: CurationConfig) -> Stage:
-    return fitted({}, {"export": config.export})["export"]
+    return fitted({}, {"export": config.export}, config.autoscaling)["export"]
 
 
 def _clip(row: Row) -> str:

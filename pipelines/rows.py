@@ -57,7 +57,7 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
 
 
 def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
-    """What the rows cost: rows per second and worker of each stage, and decoded over source frames of films."""
+    """What the rows cost: rows per second and worker of each stage, decoded over source frames of films, by whom."""
     costs = {
         "fetch": films.fetch_s[films.fetch_s > 0],
         "cut": films.cut_s[films.cut_s > 0],
@@ -76,6 +76,7 @@ def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
     }
     read = films[films.source > 0]
     about: dict[str, Any] = {"decoded": int(read.decoded.sum()), "source": int(read.source.sum())}
+    about["decoders"] = {str(name): int(films) for name, films in read.decoder.value_counts().items()}
     if len(read):
         ratio = (read.decoded / read.source).to_numpy()
         about |= {"worst_ratio": round(float(ratio.max()), 3), "worst": str(read.video_id.iloc[int(ratio.argmax())])}

@@ -56,7 +56,7 @@ class Progress:
 
 def score(config: CurationConfig, remote: bool) -> Progress:
     """Run the stages over plan/todo until every row is in scores/; remote: some sources have to be fetched."""
-    stages = fitted(*stages_of(config, remote))
+    stages = fitted(*stages_of(config, remote), config.autoscaling)
     set_context()
     rows = _todo(config, stages)
     for step in (_fetched, _cut, _measured, _written):
@@ -79,7 +79,7 @@ def score(config: CurationConfig, remote: bool) -> Progress:
 def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:
     """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
     set_context()
-    stages = fitted(*stages_of(config, remote))
+    stages = fitted(*stages_of(config, remote), config.autoscaling)
     fetched = _fetched(_todo(config, stages), config, stages)
     codes: Counter[str] = Counter()
     for batch in fetched.iter_batches(batch_size=None, prefetch_batches=0):
@@ -142,7 +142,7 @@ def fit(
         needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
         raise ValueError(
             f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
-            "let them share with num_gpus below 1, or set it to 0"
+            "let them share with num_gpus below 1, set it to 0, or, where the cluster grows, set autoscaling=true"
         )
     if (share := cpus / wanted("num_cpus")) < 1:
         fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
@@ -156,13 +156,28 @@ def fit(
     return fitting, lines
 
 
-def fitted(pools: dict[str, Stage], tasks: dict[str, Stage]) -> dict[str, Stage]:
-    """Stages as they fit the cluster; as asked where it has no workers yet, since it grows by what is asked for."""
+def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
+    """Raise ValueError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
+
+    nodes: what each has, by Ray's names CPU and GPU.
+    """
+    for name, stage in stages.items():
+        if not any(stage.num_cpus <= node.get("CPU", 0) and stage.num_gpus <= node.get("GPU", 0) for node in nodes):
+            have = ", ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
+            raise ValueError(
+                f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
+                f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
+            )
+
+
+def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
+    """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
     there = ray.cluster_resources()
-    if not there.get("CPU"):
-        log.warning("the cluster has no workers yet: whether the pools will fit is not checked")
+    if autoscaling or not there.get("CPU"):
+        log.warning("the cluster is to grow by what is asked for: whether the pools will fit is not checked")
         return {**pools, **tasks}
     stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
+    check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     for line in lines:
         log.info(line)
     return stages
@@ -265,7 +280,7 @@ def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
         # Where shots are to be found, it is the film that failed; its scenes are those that were found before.
         error = ("", "") if spans is not None else (code, message)
         yield finished(
-            film_row(0, 0, len(cuts) or len(skip), *error), step, attempts=attempts, fetch_s=fetched["fetch_s"]
+            film_row(None, len(cuts) or len(skip), *error), step, attempts=attempts, fetch_s=fetched["fetch_s"]
         )
 
     if task.get("error"):

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
-from actors.process import Child, ChildFault
+from actors.process import BrokenRunError, Child, ChildFault
 
 HERE = "tests.actors.test_process"
 
@@ -37,6 +39,18 @@ def beat_forever() -> Iterator[None]:
 def fail() -> Iterator[int]:
     yield 1
     raise KeyError("wrong")
+
+
+def lack() -> Iterator[int]:
+    raise BrokenRunError("install it")
+    yield 1
+
+
+def stop_sending() -> Iterator[bytes]:
+    """Stop the process with a pipe full of the beginning of a row; nobody reads before."""
+    yield b""
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGSTOP]).start()
+    yield bytes(64 << 20)
 
 
 @pytest.fixture
@@ -73,9 +87,30 @@ def test_a_hang_ends_after_the_stall_and_endless_work_after_the_timeout(child: C
     assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
 
 
-def test_a_bug_in_the_function_is_raised_with_its_traceback(child: Child):
-    with pytest.raises(RuntimeError, match="KeyError: 'wrong'"):
+def test_an_exception_costs_one_call_and_its_traceback_is_logged(child: Child, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(ChildFault, match=r"^KeyError: 'wrong'$") as fault:
         list(child.stream(f"{HERE}:fail", stall_s=20, timeout_s=30))
+    assert fault.value.code == "exception"
+    assert "Traceback" in caplog.text and "in fail" in caplog.text
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
+
+
+@pytest.mark.parametrize(("function", "told"), [(f"{HERE}:lack", "install it"), ("no_such_module:x", "no_such_module")])
+def test_what_would_fail_for_every_file_ends_the_run(child: Child, function: str, told: str):
+    with pytest.raises(BrokenRunError, match=told):
+        list(child.stream(function, stall_s=20, timeout_s=30))
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_child_that_stops_in_the_middle_of_a_row_has_stalled(child: Child):
+    stream = child.stream(f"{HERE}:stop_sending", stall_s=3, timeout_s=30)
+    assert next(stream) == b"" and child._process is not None
+    process = psutil.Process(child._process.pid)
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    with pytest.raises(ChildFault, match="in the middle of a row") as fault:
+        next(stream)
+    assert fault.value.code == "stalled"
     assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
 
 

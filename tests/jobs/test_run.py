@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import pyarrow as pa
 import pytest
 import typer
+from ray.exceptions import RayTaskError
 
 from jobs.run import DONE, FAILED, REJECTED, USAGE, SettingsError, exit_codes, load, versions
 from pipelines.curation import CurationConfig
@@ -172,6 +174,8 @@ def test_the_settings_of_curation_load_from_what_a_plan_keeps():
         (ConnectionError("s3://b/k: gave up"), FAILED, "failed: ConnectionError: s3://b/k: gave up"),
         (RuntimeError("a worker said:\n  many lines\nKeyError: 'x'"), FAILED, "failed: KeyError: 'x'"),
         (RuntimeError(), FAILED, "failed: RuntimeError:"),
+        (pa.ArrowInvalid("not a Parquet file"), FAILED, "failed: ArrowInvalid: not a Parquet file"),
+        (RayTaskError("f", "a worker's trace", ValueError("x")).as_instanceof_cause(), FAILED, "failed: "),
     ],
 )
 def test_each_kind_of_error_has_its_code_and_its_line(
@@ -181,7 +185,9 @@ def test_each_kind_of_error_has_its_code_and_its_line(
         raise error
     assert left.value.exit_code == code
     assert left.value.__cause__ is error
-    assert capsys.readouterr().err.splitlines()[-1].startswith(last)
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1].startswith(last)
+    assert ("Traceback" in told) is (code == FAILED)
 
 
 def test_a_code_that_was_chosen_stays_and_an_interrupt_goes_through():

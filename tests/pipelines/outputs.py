@@ -43,6 +43,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         "attempts": 1,
         "written": 1.0,
         **dict.fromkeys(("decoded", "source", "scenes"), 0),
+        "decoder": "",
         **dict.fromkeys(("fetch_s", "cut_s", "latents_s"), 0.0),
     }
     if "error" in about:

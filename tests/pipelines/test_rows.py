@@ -133,9 +133,12 @@ def test_measurements_are_those_of_what_was_done(store: Store):
     write_scores(
         store,
         *(scene("a.0_0", latents_s=0.5), scene("a.1_0", latents_s=1.5)),
-        film("a", 2, fetch_s=4.0, cut_s=2.0, decoded=100, source=100),
+        film("a", 2, fetch_s=4.0, cut_s=2.0, decoded=100, source=100, decoder="pyav"),
         *(scene("b.0_0", error="fetch_gone", step="fetch"), film("b", 1, fetch_s=6.0)),
-        *(scene("c.0_0", error="truncated"), film("c", 1, cut_s=2.0, decoded=105, source=100)),
+        *(
+            scene("c.0_0", error="truncated"),
+            film("c", 1, cut_s=2.0, decoded=105, source=100, decoder="torchcodec+pyav"),
+        ),
     )
     scenes, films, _ = rows_now(store)
     assert measurements(scenes, films) == {
@@ -144,7 +147,10 @@ def test_measurements_are_those_of_what_was_done(store: Store):
             "cut": {"rows": 3, "seconds": 4.0, "rows_per_s": 0.75},
             "latents": {"rows": 2, "seconds": 2.0, "rows_per_s": 1.0},
         },
-        "films": {"decoded": 205, "source": 200, "worst_ratio": 1.05, "worst": "c"},
+        "films": {
+            **{"decoded": 205, "source": 200, "worst_ratio": 1.05, "worst": "c"},
+            "decoders": {"pyav": 1, "torchcodec+pyav": 1},
+        },
     }
 
 
@@ -152,4 +158,4 @@ def test_nothing_was_done_and_that_is_measured_too(store: Store):
     write_plan(store, {"a": 1})
     write_scores(store, scene("a.0_0", error="not_found", step="fetch"))
     scenes, films, _ = rows_now(store)
-    assert measurements(scenes, films) == {"stages": {}, "films": {"decoded": 0, "source": 0}}
+    assert measurements(scenes, films) == {"stages": {}, "films": {"decoded": 0, "source": 0, "decoders": {}}}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -16,10 +16,11 @@ from actors.fetch import FetchConfig
 from actors.latents import LatentsConfig
 from actors.motion import MotionConfig
 from actors.process import CHILD
+from actors.shots import ShotsConfig
 from actors.stage import Batch, Stage
 from actors.video import FEATURES, FramesConfig, VideoConfig
-from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
-from pipelines.score import cut_videos, fetch_video, fit, stages_of, write_rows
+from pipelines.curation import RETRYABLE, SCORES, THUMBNAILS, CurationConfig
+from pipelines.score import check_nodes, cut_videos, fetch_video, fit, fitted, stages_of, write_rows
 from pipelines.store import Store
 from tests import films
 
@@ -99,10 +100,26 @@ def test_lines_tell_what_was_asked_and_what_is_had():
 
 
 def test_without_gpus_a_stage_that_asks_for_one_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match=r"needs more GPUs \(latents 1\) than there are \(0\).*set it to 0"):
+    with pytest.raises(ValueError, match=r"needs more GPUs \(latents 1\) than there are \(0\).*autoscaling=true"):
         fit({"latents": Stage(num_gpus=1)}, {"read": Stage(num_cpus=0.1)}, 4, 0)
     with pytest.raises(ValueError, match=r"latents 1, video 0\.5"):
         fit({"latents": Stage(num_gpus=1)}, {"video": Stage(num_gpus=0.5)}, 4, 1)
+
+
+def test_a_worker_that_is_larger_than_any_node_is_refused():
+    nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}]
+    check_nodes({"latents": Stage(num_cpus=4, num_gpus=1), "video": Stage(num_cpus=8)}, nodes)
+    with pytest.raises(ValueError, match=r"latents: a worker asks for 8 CPUs and 1 GPUs of one node.*4 and 1, 8 and 0"):
+        check_nodes({"latents": Stage(num_cpus=8, num_gpus=1)}, nodes)
+
+
+def test_where_the_cluster_grows_pools_stay_as_asked(ray_cluster: None):
+    pools: dict[str, Stage] = {"latents": Stage(workers=8, num_gpus=1)}
+    tasks: dict[str, Stage] = {"video": Stage(workers=0)}
+    assert fitted(pools, tasks, autoscaling=True) == {**pools, **tasks}
+    with pytest.raises(ValueError, match="more GPUs"):
+        fitted(pools, tasks, autoscaling=False)
+    assert fitted({"latents": Stage(workers=8)}, tasks, autoscaling=False)["latents"].workers == 1
 
 
 def test_a_cluster_without_cpus_is_refused():
@@ -257,6 +274,14 @@ def test_rows_leave_several_at_once_and_are_the_same(
         np.testing.assert_array_equal(row["frames"], before["frames"])
         for name in set(SCORES.names) - {"cut_s"}:
             np.testing.assert_equal(row[name], before[name])
+
+
+def test_an_exception_in_the_decode_costs_its_film_alone(path: str, config: CurationConfig):
+    broken = replace(config, shots=ShotsConfig(threshold=cast(Any, "high")))
+    rows = rows_of(cut_videos(batch({"url": path}, {"url": path, "spans": spans(0)}), broken))
+    assert shown(rows) == [("", "cut", "exception"), ("a.0", "", ""), ("", "", "")]
+    assert "TypeError" in rows[0]["message"] or "ValueError" in rows[0]["message"]
+    assert "exception" in RETRYABLE
 
 
 def test_a_file_that_is_not_there_is_a_row_for_each_scene(config: CurationConfig, tmp_path: Path):
