@@ -26,6 +26,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from actors.hashes import scene_hash
 from actors.motion import FLOWS, MotionConfig, rgb_differences
 from actors.process import BrokenRunError
 from actors.shots import CutFinder, ShotsConfig
@@ -433,6 +434,7 @@ class _Scene:
             frames = np.stack(self._frames)
             differences = rgb_differences(frames)
             row |= {"max_rgb_diff": differences.max(), "mean_rgb_diff": differences.mean(), "frames": frames}
+            row["phash"] = scene_hash(frames)
             if self._motion.flow in FLOWS:
                 speeds = FLOWS[self._motion.flow](frames)
                 row |= {"max_velocity": speeds.max(), "mean_velocity": speeds.mean()}
@@ -447,6 +449,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "width": 0,
         "height": 0,
         "no_frames": 0,
+        "phash": None,
         "frames": None,
         "thumbnail": b"",
         "error": error,
@@ -533,7 +536,8 @@ def cut(
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
     first, end}]} with 0 <= first < end or end -1; None: shots are to be detected. skip: scenes that need no row.
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
-    measured), no_frames, frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
+    measured), no_frames, phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error,
+    message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)

@@ -15,6 +15,7 @@ from actors import storage
 from actors.clips import ClipsConfig
 from actors.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.fetch import FetchConfig
+from actors.hashes import HASH_BYTES
 from actors.latents import LatentsConfig, check_model
 from actors.motion import FLOWS, MotionConfig
 from actors.raft import check_raft
@@ -42,6 +43,7 @@ SCORES = pa.schema(
         ("height", pa.int32()),
         *((name, pa.float32()) for name in FEATURES[:-1]),
         ("no_frames", pa.int32()),
+        ("phash", pa.binary(HASH_BYTES)),
         ("step", pa.string()),
         ("error", pa.string()),
         ("message", pa.string()),

@@ -331,13 +331,16 @@ def _without(spans: list[Row], skip: set[str]) -> list[Row]:
 
 def _columns(rows: list[Row], size: int) -> Batch:
     nothing = np.zeros((0, size, size, 3), np.uint8)
-    frames, thumbnails = np.empty(len(rows), object), np.empty(len(rows), object)
+    frames = np.empty(len(rows), object)
     # One by one: numpy would stack frames of one shape.
     for i, row in enumerate(rows):
         frames[i] = nothing if row["frames"] is None else row["frames"]
-        thumbnails[i] = row["thumbnail"]
-    batch: Batch = {"frames": frames, "thumbnail": thumbnails}
+    # As objects: numpy's own bytes lose zeros at their end. Never null, so that all batches have one type.
+    batch: Batch = {name: np.array([row[name] or b"" for row in rows], object) for name in ("thumbnail", "phash")}
+    batch["frames"] = frames
     for column in SCORES:
+        if column.name in batch:
+            continue
         kind = column.type.to_pandas_dtype()
         missing = "" if pa.types.is_string(column.type) else 0
         values = [row.get(column.name, missing) for row in rows]
@@ -374,9 +377,10 @@ def _written(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) ->
 
 def write_rows(batch: Batch, store: Store) -> Batch:
     """Write rows as a part of scores/ and one of thumbnails/; returns how many films, scenes and failures they were."""
-    columns = {name: pa.array(batch[name], SCORES.field(name).type) for name in SCORES.names if name != "written"}
-    written = pa.array([time.time()] * len(batch["scene_id"]), pa.float64())
-    table = pa.table(columns | {"written": written}, schema=SCORES)
+    hashes = np.array([value or None for value in batch["phash"]], object)
+    written = np.full(len(batch["scene_id"]), time.time())
+    values = {**batch, "phash": hashes, "written": written}
+    table = pa.table({name: pa.array(values[name], SCORES.field(name).type) for name in SCORES.names}, schema=SCORES)
     seen = np.array([len(thumbnail) > 0 for thumbnail in batch["thumbnail"]], bool)
     thumbnails = pa.table({name: pa.array(batch[name][seen], THUMBNAILS.field(name).type) for name in THUMBNAILS.names})
     keys = [f"{v}/{s}/{e}" for v, s, e in zip(batch["video_id"], batch["scene_id"], batch["error"], strict=True)]

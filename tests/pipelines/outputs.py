@@ -37,6 +37,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         "height": 360,
         **dict.fromkeys(FEATURES[:-1], 1.0),
         "no_frames": 8,
+        "phash": None,
         "step": "",
         "error": "",
         "message": "",

@@ -395,7 +395,9 @@ def test_rows_are_written_whole_and_read_as_they_were(path: str, config: Curatio
     read = store.read_table("scores", SCORES)
     assert read.column("written").to_numpy().min() > 1e9
     for name in SCORES.names[:-1]:
-        np.testing.assert_array_equal(read.column(name).to_numpy(zero_copy_only=False), rows[name], err_msg=name)
+        there = np.array([value or None for value in rows[name]], object) if name == "phash" else rows[name]
+        np.testing.assert_array_equal(read.column(name).to_numpy(zero_copy_only=False), there, err_msg=name)
+    assert {len(row["phash"] or b"") for row in read.to_pylist() if row["scene_id"] and not row["error"]} == {24}
     thumbnails = store.read_table("thumbnails", THUMBNAILS).to_pylist()
     assert [row["scene_id"] for row in thumbnails] == ["a.0", "a.1", "a.2", "a.3"]
     assert all(row["thumbnail"].startswith(b"\xff\xd8") for row in thumbnails)
