@@ -135,6 +135,8 @@ def ray_session() -> Iterator[None]:
     # A submitted job has its working directory from Ray; elsewhere workers find the packages by this path.
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": {"PYTHONPATH": path}}
+    # Ray ends a worker after a second without work where there are more than CPUs, and starts it again at seconds each.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # A cluster has its dashboard already; on one machine it makes the start longer.
     ray.init(runtime_env=environment, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
