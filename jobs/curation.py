@@ -19,9 +19,10 @@ from actors import storage
 from jobs import run as job
 from jobs.plots import write_report
 from pipelines.curation import RETRYABLE, CurationConfig, check
+from pipelines.filters import FitConfig, fit, place, read_labelled, save_filter
 from pipelines.plan import Plan, make_plan
-from pipelines.rows import expected_scenes, measurements, rows_now
-from pipelines.select import fail_scenes, select, tally
+from pipelines.rows import MANY_PARTS, expected_scenes, measurements, rows_now
+from pipelines.select import alarms, fail_scenes, select, tally
 from pipelines.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -80,6 +81,25 @@ def select_(settings: Settings = None) -> None:
 
 
 @app.command()
+def fit_filter(
+    output: Output, settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None
+) -> None:
+    """Learn from labels which scenes are good, for select.by=classifier, and say how well that works."""
+    with job.exit_codes():
+        config = job.load(FitConfig, settings or [], {"output": output})
+        with ExitStack() as session:
+            if len(Store(output).parts("scores")) > MANY_PARTS:
+                session.enter_context(job.ray_session())
+            labelled = read_labelled(config)
+            if labelled.workers(config) > 1:
+                session.enter_context(job.ray_session())
+            fitted = fit(labelled, config)
+        uri = place(output, config.filter)
+        save_filter(fitted, uri)
+        _tell_fit(fitted.about["report"], uri)
+
+
+@app.command()
 def export(settings: Settings = None) -> None:
     """Write clips, frames, shards and kept.json of the scenes that are kept."""
     _do("export", settings)
@@ -123,7 +143,7 @@ def failed(
 ) -> None:
     """What failed so far, by step and code, and what `retry` would try again."""
     with job.exit_codes():
-        scenes, films, _ = rows_now(Store(output))
+        scenes, films, _ = rows_now(Store(output), ["attempts", "message"])
         bad = pd.concat([scenes[scenes.error != ""], films[films.error != ""]])
         columns = ["video_id", "scene_id", "step", "error", "attempts", "message"]
         if rows:
@@ -162,6 +182,7 @@ def _do(
             "versions": job.versions(),
             "input": {name: getattr(plan, name) for name in INPUT} if plan else before.get("input", {}),
             "export": before.get("export"),
+            "drift": before.get("drift", {}),
         }
         started = time.monotonic()
         try:
@@ -189,13 +210,19 @@ def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict
 
         session.enter_context(job.ray_session())
         record["measured"] = asdict(score(config, plan.remote))
-    scenes, films, videos = rows_now(store)
-    expected = expected_scenes(scenes, films, videos)
-    record |= measurements(scenes, films)
+    if len(store.parts("scores")) > MANY_PARTS:
+        session.enter_context(job.ray_session())
+    if command in ("score", "export"):
+        scenes, films, videos = rows_now(store)
+        expected = expected_scenes(scenes, films, videos)
+        record |= measurements(scenes, films)
+    else:
+        selected = select(config)
+        expected = selected.expected
+        record |= selected.costs
+        record["drift"] = selected.drift
     if command == "score":
         return
-    if command != "export":
-        select(config)
     if command != "select":
         from pipelines.export import export
 
@@ -206,6 +233,7 @@ def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict
     counted = tally(store, expected)
     record["rows"] = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
     record["lost_videos"] = counted.lost_videos
+    record["alarms"] = alarms(counted, record["drift"])
 
 
 def _config(arguments: Sequence[str] | None) -> CurationConfig:
@@ -250,6 +278,24 @@ def _tell_plan(config: CurationConfig, plan: Plan) -> None:
         print(f"{name}: {Store(config.output).uri(name)}")
 
 
+def _tell_fit(report: dict[str, Any], uri: str) -> None:
+    """What a filter is worth."""
+    lost = f"; {report['lost']} more are of scenes that were not measured" if report["lost"] else ""
+    kinds = f"{report['good']} good, {report['bad']} bad"
+    print(f"{report['scenes']} labelled scenes of {report['videos']} videos: {kinds}{lost}")
+    for note in report["notes"]:
+        print(note)
+    kind = "good" if report["good"] >= report["bad"] else "bad"
+    print(f"on videos that it has not seen, with 95 % intervals over videos; always {kind!r} in brackets:")
+    for name, m in report["metrics"].items():
+        print(f"  {name:9} {m['value']:.3f}  {m['low']:.3f} to {m['high']:.3f}  ({m['always']:.3f})")
+    curve = [(part["metrics"]["accuracy"]["value"], part["videos"]) for part in report["learning_curve"]]
+    print("accuracy learnt from " + ", ".join(f"{videos} videos {value:.3f}" for value, videos in curve))
+    ordered = sorted(report["importance"].items(), key=lambda item: -item[1])
+    print("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in ordered))
+    print(f"filter: {uri}")
+
+
 def _tell(record: dict[str, Any], store: Store) -> None:
     """A summary of at most ten lines."""
     why = f": {record['error']}" if record["error"] else ""
@@ -265,6 +311,8 @@ def _tell(record: dict[str, Any], store: Store) -> None:
         for name, counts in lists.items():
             if counts:
                 print(f"{name}{_listed(counts)}")
+    for alarm in record.get("alarms", ()):
+        print(f"ALARM: {alarm}")
     if exported := record.get("export"):
         print(f"clips: {exported['written']} written, {exported['there']} were there")
     if record.get("rows"):

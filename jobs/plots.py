@@ -416,7 +416,6 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
         "too_long": f"no_frames > {frames['max']}",
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
-        "no_probability": "the classifier gave none",
         "same_span": "another of its span ranks higher",
         "not_selected": f"not among {best}",
     }
@@ -479,7 +478,6 @@ def _card(row: dict[str, Any], pictures: dict[tuple[str, str], bytes], settings:
         "too_long": f"{row['no_frames']} frames > {frames['max']}",
         "static": f"velocity {number(row['mean_velocity'])} < {select['min_velocity']:g}",
         "cut_inside": f"diff {number(row['max_rgb_diff'])} > {select['max_rgb_diff']:g}",
-        "no_probability": "no probability",
     }.get(row["reason"], rank)
     numbers = [("v", row["mean_velocity"]), ("d", row["max_rgb_diff"]), ("f", row["no_frames"])]
     measured = " · ".join(f"{letter} {number(value)}" for letter, value in numbers if value is not None)

@@ -79,7 +79,7 @@ class SelectConfig:
     """Which scenes are kept. Changing it measures nothing again."""
 
     by: Literal["rule", "classifier"] = "rule"
-    """rule, or classifier: ranked by the probabilities in OUTPUT/probabilities."""
+    """rule, or classifier: the best are those that the filter calls most probably good."""
     count: int | None = None
     """Keep this many at most, the best over all videos."""
     fraction: float | None = None
@@ -137,6 +137,8 @@ class CurationConfig:
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    filter: str | None = None
+    """The filter of select.by=classifier, as `fit-filter` wrote it; null: OUTPUT/filter.json."""
     export: ExportConfig = field(default_factory=ExportConfig)
 
 

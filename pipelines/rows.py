@@ -1,6 +1,11 @@
-"""The rows of scores/: which of them count, whether they add up to the input, and what they cost."""
+"""The rows of scores/: which of them count, whether they add up to the input, and what they cost.
 
-from typing import Any
+Parts are read by Ray's tasks where they are many and Ray runs; what meets in one place are a few narrow columns.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -9,29 +14,94 @@ import pyarrow as pa
 from pipelines.curation import SCORES, VIDEOS
 from pipelines.store import Store
 
+Result = TypeVar("Result")
+Look = Callable[[pd.DataFrame], pd.DataFrame]
+
+MANY_PARTS = 1000
+"""As many parts are read here before Ray's tasks would have started."""
+TASK_PARTS = 250
+"""Parts that one task reads."""
+NARROW = (
+    *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
+    *("decoder", "decoded", "source", "scenes", "fetch_s", "cut_s", "latents_s"),
+)
+"""What is always read of a row: whether it counts, and what it cost."""
+
 
 class IncompleteError(RuntimeError):
     """Rows do not add up: something of the input has no row, or has two."""
 
 
-def rows_now(store: Store) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """What is there of the plan: scenes and films with the columns of SCORES, in its order, and its scenes per video.
+def rows_now(
+    store: Store, columns: Sequence[str] = (), look: Look | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """What is there of the plan: scenes and films, in its order, and its scenes per video.
 
-    Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1.
+    Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1. A row
+    has the NARROW columns, `part` and `row` (where it lies below the store), and `columns` of SCORES or, where there is
+    a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given.
     """
     videos = store.read_table("plan/videos", VIDEOS).to_pandas().set_index("video_id")
-    rejected = store.read_table("plan/rejected", SCORES).to_pandas(types_mapper=strings)
-    if videos.empty and rejected.empty:
+    parts = [f"{folder}/{name}" for folder in ("plan/rejected", "scores") for name in store.parts(folder)]
+    groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
+    tables = in_tasks(_read, [(store, group, columns, look) for group in groups], len(parts) > MANY_PARTS)
+    whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+    del tables
+    rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
+    del whole
+    planned = (rows.step == "plan").to_numpy()
+    if videos.empty and not planned.any():
         raise ValueError(f"{store.root} has no plan: it is not the output of a run, or none has begun")
-    rows = store.read_table("scores", SCORES).to_pandas(types_mapper=strings)
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
-    rows = rows[rows.video_id.isin(videos.index)]
     # Its place in the input may have changed since, as when a film was added to a folder.
-    rows = rows.assign(video_index=rows.video_id.map(videos.video_index), sound=rows.error == "")
-    rows = rows.sort_values(["sound", "written"])
-    rows = rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound")
-    rows = pd.concat([rows, rejected]).sort_values(["video_index", "ordinal"]).reset_index(drop=True)
-    return rows[rows.scene_id != ""].reset_index(drop=True), rows[rows.scene_id == ""], videos.scenes
+    video = videos.index.get_indexer(pd.Index(rows.video_id))
+    places = np.append(videos.video_index.to_numpy(), -1)[video]
+    rows["video_index"] = np.where(planned, rows.video_index, places)
+    made = rows.loc[~planned & (video >= 0), ["video_id", "scene_id", "error", "written"]]
+    made = made.iloc[np.lexsort((made.written, made.error == ""))]
+    last = made.index[~made.duplicated(["video_id", "scene_id"], keep="last")]
+    counted = np.concatenate([last.to_numpy(), np.flatnonzero(planned)])
+    order = np.lexsort((rows.ordinal.to_numpy()[counted], rows.video_index.to_numpy()[counted]))
+    rows = rows.iloc[counted[order]]
+    scenes = (rows.scene_id != "").to_numpy()
+    return rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes
+
+
+def _read(store: Store, parts: Sequence[str], columns: Sequence[str], look: Look | None) -> pa.Table:
+    names = [*NARROW, *(name for name in columns if name not in NARROW)]
+    schema = pa.schema([SCORES.field(name) for name in names])
+    # Tables of no part have columns, too.
+    tables = [_looked(schema.empty_table(), "", look)]
+    for part in parts:
+        folder, _, name = part.rpartition("/")
+        table = store.read_part(folder, name, names)
+        if table is not None:
+            tables.append(_looked(table.cast(schema), part, look))
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+
+
+def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:
+    if look is not None:
+        seen = look(table.to_pandas(types_mapper=strings))
+        table = pa.Table.from_arrays(
+            [*(table[name] for name in NARROW), *(pa.Array.from_pandas(seen[name]) for name in seen)],
+            [*NARROW, *seen],
+        )
+    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([part]))
+    row = pa.array(np.arange(len(table), dtype=np.int32))
+    return table.append_column("part", name).append_column("row", row)
+
+
+def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:
+    """What `function` makes of each of the calls, in order; where they are many, in the tasks of a Ray that runs."""
+    if not many or "ray" not in sys.modules:
+        return [function(*call) for call in calls]
+    import ray
+
+    if not ray.is_initialized():
+        return [function(*call) for call in calls]
+    task = ray.remote(max_retries=3)(function)
+    return ray.get([task.remote(*call) for call in calls])
 
 
 def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> int:

@@ -7,26 +7,34 @@ A scene passes the rules where, in this order, none of these holds:
     static      mean_velocity < select.min_velocity
     cut_inside  max_rgb_diff > select.max_rgb_diff
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
-same, 0 where nothing moves); by classifier, the highest probability first (`no_probability` where there is none); ties
-by scene id. The best of each span stays (`same_span`), and of these the best select.count, or as many as
-select.fraction of those that pass, rounded down (`not_selected`).
+same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. The best
+of each span stays (`same_span`), and of these the best select.count, or as many as select.fraction of those that pass,
+rounded down (`not_selected`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors import storage
 from actors.video import FEATURES, Row
-from pipelines.curation import CurationConfig
-from pipelines.rows import IncompleteError, expected_scenes, rows_now, strings
+from pipelines.curation import SCORES, CurationConfig
+from pipelines.filters import Filter, load_filter, place
+from pipelines.rows import IncompleteError, expected_scenes, in_tasks, measurements, rows_now, strings
 from pipelines.store import Store
 
 PART_ROWS = 100_000
-"""Rows in one part of scenes/ and rejected/."""
+"""Scenes in one part of scenes/."""
+MANY_ROWS = 10 * PART_ROWS
+"""More rows than that are written by Ray's tasks, where it runs."""
+REASONS = ("", "too_short", "too_long", "unmeasured", "static", "cut_inside", "same_span", "not_selected")
+"""Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
 SCENES = pa.schema(
     [
         ("video_id", pa.string()),
@@ -58,7 +66,6 @@ REJECTED = pa.schema(
     ]
 )
 """What failed, at which step; scene_id "" where it is a video whose scenes could not be known."""
-PROBABILITIES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("probability", pa.float32())])
 
 
 @dataclass(frozen=True)
@@ -75,19 +82,136 @@ class Tally:
     """Videos whose scenes could not be known, or not all of them, by error code."""
 
 
-def select(config: CurationConfig) -> int:
-    """Write scenes/ and rejected/ anew from scores/; returns how many scenes the input has.
+@dataclass(frozen=True)
+class Selected:
+    """What one decision was made from."""
 
-    Raises IncompleteError where one of them has no row.
+    expected: int
+    """How many scenes the input has."""
+    costs: dict[str, Any]
+    """The `measurements` of its rows."""
+    drift: dict[str, float]
+    """Population stability index of the features that have left the distribution of the filter's labels."""
+
+
+def select(config: CurationConfig) -> Selected:
+    """Write scenes/ and rejected/ anew. Raises IncompleteError where a scene of the input has no row.
+
+    Parts of scores/ are judged, and those of scenes/ written, in Ray's tasks where they are many and Ray runs; only
+    what is compared over the corpus meets here.
     """
     store = Store(config.output)
-    scenes, films, videos = rows_now(store)
+    model = _filter(config) if config.select.by == "classifier" else None
+    scenes, films, videos = rows_now(store, FEATURES, partial(judge, config=config, model=model))
     expected = expected_scenes(scenes, films, videos)
-    scenes = decide(scenes, config, probabilities(store) if config.select.by == "classifier" else None)
-    store.replace_table("scenes", _tables(scenes, SCENES))
-    bad = pd.concat([scenes[scenes.error != ""], films[films.error != ""]]).sort_values(["video_index", "ordinal"])
-    store.replace_table("rejected", _tables(bad.rename(columns={"error": "code"}), REJECTED))
-    return expected
+    costs = measurements(scenes, films)
+    code = choose(scenes, config)
+    columns = ["video_index", "ordinal", "part", "row", "error"]
+    decided = scenes[[*columns, "probability"]].assign(reason=code, scene=True)
+    del scenes
+    bad = films.loc[films.error != "", columns].assign(reason=np.int8(0), probability=np.nan, scene=False)
+    decided = pd.concat([decided, bad.astype({"part": decided.part.dtype})])
+    decided = decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
+    starts = range(0, max(len(decided), 1), PART_ROWS)
+    chunks = [(store, i, decided.iloc[start : start + PART_ROWS], model) for i, start in enumerate(starts)]
+    counts = in_tasks(_write, chunks, len(decided) > MANY_ROWS)
+    names = {store.numbered(number) for number in range(len(chunks))}
+    for folder in ("scenes", "rejected"):
+        for name in set(store.parts(folder)) - names:
+            storage.delete(store.uri(folder, name))
+    return Selected(expected, costs, model.drift(np.sum(counts, axis=0)) if model else {})
+
+
+def _filter(config: CurationConfig) -> Filter:
+    made = Store(config.output).read_json("plan", "settings.json") or {}
+    return load_filter(place(config.output, config.filter), made.get("measured_by"))
+
+
+def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
+    """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
+
+    rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
+    is the rank.
+    """
+    rules = {
+        "too_short": rows.no_frames < config.frames.min,
+        "too_long": rows.no_frames > config.frames.max,
+        "unmeasured": rows[list(FEATURES)].isna().any(axis=1),
+        "static": rows.mean_velocity < config.select.min_velocity,
+        "cut_inside": rows.max_rgb_diff > config.select.max_rgb_diff,
+    }
+    sound = (rows.error == "").to_numpy()
+    codes = [REASONS.index(name) for name in rules]
+    broken = np.where(sound, np.select(list(rules.values()), codes, 0), 0)
+    chance = np.full(len(rows), np.nan, np.float32)
+    if model is None:
+        rank = (rows.mean_velocity / rows.max_velocity).fillna(0).to_numpy(np.float32)
+    else:
+        if sound.any():
+            chance[sound] = model.probability(rows[sound])
+        rank = chance
+    return pd.DataFrame(
+        {
+            "reason": pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS))),
+            "rank": rank,
+            "probability": chance,
+        }
+    )
+
+
+def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
+    """What is kept of scenes that were judged: the index in REASONS of each, int8 (N,); kept and failed ones have 0.
+
+    scenes: video_id, clip_id, scene_id, error and what `judge` adds.
+    """
+    reason = scenes.reason.cat.codes.to_numpy().copy()
+    passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
+    keys = ["video_id", "clip_id", "scene_id", "rank"]
+    ranked = pa.Table.from_pandas(scenes[keys].iloc[passed], preserve_index=False)
+    by = [("rank", "descending"), ("scene_id", "ascending"), ("video_id", "ascending")]
+    best_first = ranked.append_column("at", pa.array(passed)).sort_by(by)["at"].to_numpy()
+    left = best_first[~scenes[["video_id", "clip_id"]].iloc[best_first].duplicated().to_numpy()]
+    limit = config.select.count
+    if config.select.fraction is not None:
+        # 0.29 of 100 is 29, whatever a binary fraction makes of it.
+        limit = int(config.select.fraction * len(passed) + 1e-9)
+    reason[passed] = REASONS.index("same_span")
+    reason[left] = REASONS.index("not_selected")
+    reason[left[:limit]] = 0
+    return reason
+
+
+def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
+    """Write one part of scenes/ and one of rejected/; with a model, returns the `spread_counts` of its scenes.
+
+    decided: part and row of rows of scores/, in the order in which they are written; their probability and reason, and
+    whether it is a scene, or a film that failed.
+    """
+    added = {"probability", "kept", "reason", "code"}
+    names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
+    names = [name for name in names if name not in added]
+    places = decided.reset_index(drop=True)
+    read, order = [pa.schema([SCORES.field(name) for name in names]).empty_table()], []
+    for part, rows in places.groupby("part", observed=True).row:
+        folder, _, name = str(part).rpartition("/")
+        table = store.read_part(folder, name, names)
+        if table is None:
+            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
+        read.append(table.take(pa.array(rows)).cast(read[0].schema))
+        order.append(rows.index)
+    about = pa.concat_tables(read).to_pandas(types_mapper=strings)
+    about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
+    kept = places.scene & (places.reason == 0) & (about.error == "")
+    reason = np.array(REASONS, object)[places.reason]
+    rows = about.assign(probability=places.probability, kept=kept, reason=reason)
+    _write_part(store, "scenes", number, rows[places.scene], SCENES)
+    _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
+    return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
+
+
+def _write_part(store: Store, folder: str, number: int, rows: pd.DataFrame, schema: pa.Schema) -> None:
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    store.write_table(table, folder, store.numbered(number))
 
 
 def fail_scenes(store: Store, rows: Sequence[Row]) -> None:
@@ -95,83 +219,56 @@ def fail_scenes(store: Store, rows: Sequence[Row]) -> None:
 
     rows: video_id, scene_id, error, message of each.
     """
-    if not rows:
-        return
-    failed = pd.DataFrame(rows)
+    failed = pd.DataFrame(rows, columns=["video_id", "scene_id", "error", "message"])
     keys = ["video_id", "scene_id"]
-    scenes = store.read_table("scenes", SCENES).to_pandas(types_mapper=strings)
-    codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
-    # A duplicate of a kept scene has its own error already.
-    hit = scenes.kept.to_numpy() & ~pd.isna(codes)
-    scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
-    store.replace_table("scenes", _tables(scenes, SCENES))
-    rejected = store.read_table("rejected", REJECTED).to_pandas(types_mapper=strings)
-    more = failed.merge(scenes.loc[hit, [*keys, "clip_id"]], on=keys).rename(columns={"error": "code"})
-    store.replace_table("rejected", _tables(pd.concat([rejected, more.assign(step="export", attempts=1)]), REJECTED))
+    more = []
+    for name in store.parts("scenes") if rows else ():
+        table = store.read_part("scenes", name)
+        if table is None:
+            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
+        scenes = table.to_pandas(types_mapper=strings)
+        codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
+        # A duplicate of a kept scene has its own error already.
+        hit = scenes.kept.to_numpy() & ~pd.isna(codes)
+        if hit.any():
+            more.append(failed.merge(scenes.loc[hit, [*keys, "clip_id"]], on=keys))
+            scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
+            store.write_table(pa.Table.from_pandas(scenes, SCENES, preserve_index=False), "scenes", name)
+    if more:
+        rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step="export", attempts=1)
+        _write_part(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
 
 
 def tally(store: Store, expected: int | None = None) -> Tally:
     """Count what scenes/ and rejected/ say; raises IncompleteError where it is not what the input has."""
-    scenes = store.read_table("scenes", pa.schema([SCENES.field(n) for n in ("kept", "reason", "error")])).to_pandas()
-    lost = store.read_table("rejected", pa.schema([REJECTED.field(n) for n in ("scene_id", "code")])).to_pandas()
-    lost_videos = _counts(lost.code[lost.scene_id == ""])
-    counted = Tally(len(scenes), int(scenes.kept.sum()), _counts(scenes.reason), _counts(scenes.error), lost_videos)
-    states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
-    if (states != 1).any() or counted.rows != (counted.rows if expected is None else expected):
+    rows = kept = 0
+    clear = True
+    reasons, errors, lost = Counter[str](), Counter[str](), Counter[str]()
+    for part in store.read_parts("scenes", ["kept", "reason", "error"]):
+        scenes = part.to_pandas()
+        rows += len(scenes)
+        kept += int(scenes.kept.sum())
+        reasons.update(scenes.reason[scenes.reason != ""])
+        errors.update(scenes.error[scenes.error != ""])
+        states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
+        clear = clear and bool((states == 1).all())
+    for part in store.read_parts("rejected", ["scene_id", "code"]):
+        bad = part.to_pandas()
+        lost.update(bad.code[bad.scene_id == ""])
+    counted = Tally(rows, kept, *(dict(sorted(codes.items())) for codes in (reasons, errors, lost)))
+    if not clear or counted.rows != (counted.rows if expected is None else expected):
         raise IncompleteError(f"rows do not add up: the input has {expected}, the output {counted}")
     return counted
 
 
-def decide(scenes: pd.DataFrame, config: CurationConfig, probability: pd.Series | None) -> pd.DataFrame:
-    """Add probability, kept and reason to measured scenes, without changing the argument.
-
-    probability: by (video_id, scene_id), where a filter made one.
-    """
-    rules: dict[str, Any] = {
-        "too_short": scenes.no_frames < config.frames.min,
-        "too_long": scenes.no_frames > config.frames.max,
-        "unmeasured": scenes[list(FEATURES)].isna().any(axis=1),
-        "static": scenes.mean_velocity < config.select.min_velocity,
-        "cut_inside": scenes.max_rgb_diff > config.select.max_rgb_diff,
-    }
-    keys = pd.MultiIndex.from_frame(scenes[["video_id", "scene_id"]])
-    chance = np.full(len(scenes), np.nan) if probability is None else probability.reindex(keys).to_numpy()
-    if probability is None:
-        rank = (scenes.mean_velocity / scenes.max_velocity).fillna(0).to_numpy()
-    else:
-        rules["no_probability"] = np.isnan(chance)
-        rank = np.nan_to_num(chance)
-    sound = (scenes.error == "").to_numpy()
-    reason = np.where(sound, np.select(list(rules.values()), list(rules), ""), "").astype(object)
-    passed = scenes[["video_id", "clip_id", "scene_id"]].assign(rank=-rank)[sound & (reason == "")]
-    best_first = passed.sort_values(["rank", "scene_id", "video_id"], kind="stable")
-    spans = best_first.drop_duplicates(["video_id", "clip_id"])
-    limit = config.select.count
-    if config.select.fraction is not None:
-        # 0.29 of 100 is 29, whatever a binary fraction makes of it.
-        limit = int(config.select.fraction * len(passed) + 1e-9)
-    chosen = spans.index[:limit]
-    reason[passed.index.difference(spans.index)] = "same_span"
-    reason[spans.index.difference(chosen)] = "not_selected"
-    kept = scenes.index.isin(chosen)
-    return scenes.assign(probability=chance.astype(np.float32), kept=kept, reason=reason)
-
-
-def probabilities(store: Store) -> pd.Series:
-    """What a filter learnt from labels gave each scene, by (video_id, scene_id)."""
-    table = store.read_table("probabilities", PROBABILITIES).to_pandas()
-    if table.empty:
-        raise ValueError(
-            f"select.by=classifier needs probabilities, and {store.uri('probabilities')} has none: "
-            f"a table of {', '.join(PROBABILITIES.names)}; without a filter use select.by=rule"
-        )
-    return table.drop_duplicates(["video_id", "scene_id"]).set_index(["video_id", "scene_id"]).probability
-
-
-def _counts(codes: pd.Series) -> dict[str, int]:
-    return {str(code): int(n) for code, n in codes[codes != ""].value_counts().sort_index().items()}
-
-
-def _tables(rows: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.Table]:
-    for start in range(0, max(len(rows), 1), PART_ROWS):
-        yield pa.Table.from_pandas(rows.iloc[start : start + PART_ROWS], schema=schema, preserve_index=False)
+def alarms(counted: Tally, drift: dict[str, float]) -> list[str]:
+    """What a person should look at before they trust a decision."""
+    told = []
+    measured = counted.kept + sum(counted.dropped.values())
+    if measured and not counted.kept:
+        which = ", ".join(f"{reason} {n}" for reason, n in counted.dropped.items())
+        told.append(f"nothing is kept: all {measured} measured scenes are dropped ({which})")
+    if drift:
+        which = ", ".join(f"{name} {index:g}" for name, index in drift.items())
+        told.append(f"features have left the filter's labels, by population stability index ({which}): label more")
+    return told

@@ -55,8 +55,8 @@ def train(
         torch.manual_seed(seed + ray_train.get_context().get_world_rank())
         loop(config)
 
-    _check_room("CPU", workers)
-    _check_room("GPU", workers if use_gpu else 0)
+    check_room("CPU", workers)
+    check_room("GPU", workers if use_gpu else 0)
     settings = json.dumps([loop.__module__, loop.__qualname__, asdict(config), seed, workers], sort_keys=True)
     # Workers run in folders of their own.
     root = output if "://" in output else os.path.abspath(output)
@@ -73,7 +73,7 @@ def train(
     return trainer.fit()
 
 
-def _check_room(resource: str, workers: int) -> None:
+def check_room(resource: str, workers: int) -> None:
     """Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for."""
     there = ray.cluster_resources().get(resource, 0)
     if workers > there and ray.cluster_resources().get("CPU"):

@@ -3,7 +3,9 @@
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -12,7 +14,12 @@ from typer.testing import CliRunner, Result
 
 from actors.video import FEATURES
 from jobs.curation import app
+from pipelines.curation import measured_by
+from pipelines.labels import write_labels
+from pipelines.store import Store
 from tests import films
+from tests.pipelines import outputs
+from tests.pipelines.outputs import config, fast_is_good, write_plan, write_scores
 
 SHOTS = (48, 36, 30)
 Run = Callable[..., Result]
@@ -186,3 +193,33 @@ def test_what_cannot_work_stops_before_any_work(
     base = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
     assert message in run("run", *base, *settings, code=2).output
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path):
+    labelled = fast_is_good().scenes
+    store = Store(str(tmp_path))
+    settings = config(tmp_path)
+    write_plan(store, dict.fromkeys(labelled.video_id.unique(), 10))
+    measured = measured_by(settings)
+    store.write_json({"measured_by": measured, "settings": asdict(settings)}, "plan", "settings.json")
+    rows: list[Any] = labelled.drop(columns="label").to_dict("records")
+    write_scores(store, *(outputs.scene(row["scene_id"], **row, ordinal=i) for i, row in enumerate(rows)))
+    assert "holds no labels" in run("fit-filter", tmp_path, code=2).output
+    said: Any = labelled.set_index(["video_id", "scene_id"]).label.to_dict()
+    write_labels(store.uri("labels", "me.json"), said)
+    told = run("fit-filter", tmp_path).output
+    assert f"120 labelled scenes of 12 videos: {labelled.label.sum()} good" in told
+    assert "accuracy" in told and "importance: mean_velocity" in told
+    rules = ["select.max_rgb_diff=60000", "select.min_velocity=0", "select.count=20"]
+    told = run("select", tmp_path, "select.by=classifier", *rules).output
+    assert len(told.splitlines()) <= 10
+    assert "ALARM" not in told
+    scenes = table(tmp_path, "scenes")
+    assert scenes.kept.sum() == 20
+    assert all(said[key] for key in scenes[scenes.kept][["video_id", "scene_id"]].itertuples(index=False, name=None))
+    least = scenes.probability[scenes.kept].min()
+    assert (scenes.probability[scenes.reason == "not_selected"] <= least).all()
+    told = run("select", tmp_path, "frames.min=100", "frames.max=200").output
+    assert "ALARM: nothing is kept: all 120 measured scenes are dropped (too_short 120)" in told
+    assert json.loads((tmp_path / "run.json").read_text())["alarms"]
+    assert "other.json" in run("select", tmp_path, "select.by=classifier", "filter=other.json", code=2).output

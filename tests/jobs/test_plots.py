@@ -224,10 +224,9 @@ def test_thumbnails_stand_under_their_reason_with_what_decided(tmp_path: Path) -
 
 def test_a_classifier_shows_its_probability(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    fill(store, [scene(0, probability=0.875), scene(1, "no_probability"), scene(2, "not_selected", probability=0.25)])
-    page = report(store, record(3, {"by": "classifier", "count": 1}))
+    fill(store, [scene(0, probability=0.875), scene(1, "not_selected", probability=0.25)])
+    page = report(store, record(2, {"by": "classifier", "count": 1}))
     assert "probability 0.875" in page.words("kept")
-    assert "no_probability the classifier gave none · 1 of 1" in page.words("dropped")
     assert "not_selected not among the best 1 · 1 of 1" in page.words("dropped")
     assert "probability 0.25" in page.words("dropped")
 

@@ -13,10 +13,11 @@ import pytest
 
 from actors.video import FEATURES, FramesConfig
 from pipelines.curation import SCORES, CurationConfig, SelectConfig
+from pipelines.filters import Filter, FitConfig, fit, save_filter
 from pipelines.rows import IncompleteError
-from pipelines.select import PROBABILITIES, REJECTED, SCENES, decide, fail_scenes, probabilities, select, tally
+from pipelines.select import REASONS, REJECTED, SCENES, alarms, choose, fail_scenes, judge, select, tally
 from pipelines.store import Store
-from tests.pipelines.outputs import Row, config, film, scene, write_plan, write_scores
+from tests.pipelines.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
 NAN = math.nan
 
@@ -25,10 +26,19 @@ def frame(*rows: Row) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
+    """What becomes of scenes with the columns of SCORES."""
+    judged = scenes.join(judge(scenes, settings, model))
+    code = choose(judged, settings)
+    reason = np.array(REASONS, object)[code]
+    kept = (reason == "") & (scenes.error == "")
+    return scenes.assign(kept=kept, reason=reason, probability=judged.probability)
+
+
 def chosen(scenes: pd.DataFrame, most: int = 60, **rules: Any) -> dict[str, str]:
     """The reason of each scene; kept ones have none."""
     settings = config("out", select=SelectConfig(**rules), frames=FramesConfig(max=most))
-    decided = decide(scenes, settings, None)
+    decided = decide(scenes, settings)
     assert ((decided.reason == "") == (decided.kept | (decided.error != ""))).all()
     return dict(zip(decided.scene_id, decided.reason, strict=True))
 
@@ -95,13 +105,13 @@ def test_ties_go_by_scene_id_then_by_video_whatever_the_order_of_the_rows():
     )
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
         shuffled = scenes.iloc[order].reset_index(drop=True)
-        decided = decide(shuffled, config("out", select=SelectConfig(count=2)), None)
+        decided = decide(shuffled, config("out", select=SelectConfig(count=2)))
         assert sorted(decided[decided.kept][["video_id", "scene_id"]].itertuples(index=False)) == [
             ("a", "a.1_0"),
             ("c", "a.1_0"),
         ]
         assert chosen(shuffled)["b.0_1"] == "same_span"
-        one = decide(shuffled, config("out", select=SelectConfig(count=1)), None)
+        one = decide(shuffled, config("out", select=SelectConfig(count=1)))
         assert list(one.video_id[one.kept]) == ["a"]
 
 
@@ -109,7 +119,7 @@ def test_a_scene_that_breaks_a_rule_takes_no_place_in_its_span():
     scenes = frame(scene("a.0_0", no_frames=2), scene("a.0_1", error="decode_error"), scene("a.0_2", max_velocity=9))
     assert chosen(scenes) == {"a.0_0": "too_short", "a.0_1": "", "a.0_2": ""}
     assert kept(scenes) == ["a.0_1", "a.0_2"]
-    assert not decide(scenes, config("out"), None).kept[1]
+    assert not decide(scenes, config("out")).kept[1]
 
 
 @pytest.mark.parametrize(
@@ -135,27 +145,34 @@ def test_a_count_or_a_share_of_those_that_pass_is_kept_the_best_first(rules: dic
     assert list(reasons.values()).count("not_selected") == 80 - number
 
 
-def test_a_classifier_ranks_by_its_probability():
-    scenes = frame(scene("a.0_0"), scene("a.0_1"), scene("a.1_0"), scene("a.2_0"), scene("a.3_0", no_frames=1))
-    chance = {"a.0_0": 0.2, "a.0_1": 0.9, "a.1_0": 0.5, "a.3_0": 1.0, "other": 1.0}
-    keys = pd.MultiIndex.from_tuples([("a", name) for name in chance], names=["video_id", "scene_id"])
-    series = pd.Series(list(chance.values()), keys)
-    decided = decide(scenes, config("out", select=SelectConfig(by="classifier", count=1)), series)
-    assert list(decided.reason) == ["same_span", "", "not_selected", "no_probability", "too_short"]
-    assert decided.probability.to_list() == pytest.approx([0.2, 0.9, 0.5, NAN, 1.0], nan_ok=True)
-    assert list(decided.kept) == [False, True, False, False, False]
+@pytest.fixture(scope="module")
+def model() -> Filter:
+    """A filter for which fast scenes are good."""
+    return fit(fast_is_good(), FitConfig("out"))
+
+
+def test_a_classifier_ranks_by_its_probability(model: Filter):
+    speeds = {"a.0_0": 1, "a.0_1": 9, "a.1_0": 5, "a.2_0": 1, "a.3_0": 9, "a.4_0": 9}
+    about: dict[str, Row] = {"a.3_0": {"no_frames": 1}, "a.4_0": {"error": "crashed"}}
+    scenes = frame(*(scene(name, mean_velocity=v, **about.get(name, {})) for name, v in speeds.items()))
+    decided = decide(scenes, config("out", select=SelectConfig(by="classifier", count=1)), model)
+    assert list(decided.reason) == ["same_span", "", "not_selected", "not_selected", "too_short", ""]
+    assert list(decided.kept) == [False, True, False, False, False, False]
+    good = decided.probability > 0.5
+    assert list(good) == [False, True, True, False, True, False]
+    assert np.isnan(decided.probability[5])
 
 
 def test_the_argument_is_left_as_it_was():
     scenes = frame(scene("a.0_0"), scene("a.0_1"), scene("a.1_0", error="crashed"))
     before = scenes.copy(deep=True)
-    decide(scenes, config("out", select=SelectConfig(count=1)), None)
+    decide(scenes, config("out", select=SelectConfig(count=1)))
     pd.testing.assert_frame_equal(scenes, before)
 
 
 def test_nothing_at_all_can_be_decided():
     empty = frame(scene("a.0_0")).iloc[:0]
-    assert decide(empty, config("out"), None).empty
+    assert decide(empty, config("out")).empty
 
 
 # ----------------------------------------------------------------------------------------------- with an output at hand
@@ -185,7 +202,7 @@ def times(folder: Path) -> dict[str, int]:
 
 def test_every_scene_of_the_input_is_kept_dropped_or_failed(tmp_path: Path):
     settings = an_output(tmp_path)
-    expected = select(settings)
+    expected = select(settings).expected
     assert expected == 6
     scenes = table(settings, "scenes", SCENES)
     assert [(row["scene_id"], row["kept"], row["reason"], row["error"]) for row in scenes] == [
@@ -253,32 +270,40 @@ def scene_ids(settings: CurationConfig, part: str) -> list[str]:
     return read["scene_id"].to_pylist()
 
 
-def test_probabilities_come_from_a_table_of_the_output(tmp_path: Path):
+def test_a_filter_decides_over_the_output(tmp_path: Path, model: Filter):
     settings = replace(an_output(tmp_path), select=SelectConfig(by="classifier"))
-    with pytest.raises(ValueError, match=r"select\.by=classifier needs probabilities.*select\.by=rule"):
+    with pytest.raises(ValueError, match=r"there is no filter .*filter\.json: label scenes"):
         select(settings)
     assert not (tmp_path / "scenes").exists()
-    (tmp_path / "probabilities").mkdir()
-    # As a notebook writes it: other types, and scenes that are not ours.
-    learnt = pd.DataFrame(
-        {"video_id": ["a", "a", "x"], "scene_id": ["a.0_0", "a.0_1", "x.0_0"], "probability": [0.1, 0.7, 1]}
-    )
-    learnt.to_parquet(tmp_path / "probabilities" / "learnt.parquet", index=False)
-    assert probabilities(Store(settings.output)).to_list() == pytest.approx([0.1, 0.7, 1])
+    save_filter(model, str(tmp_path / "filter.json"))
     select(settings)
     scenes = {row["scene_id"]: row for row in table(settings, "scenes", SCENES)}
-    assert scenes["a.0_1"]["kept"]
-    assert scenes["a.0_1"]["probability"] == pytest.approx(0.7)
-    assert scenes["a.0_0"]["reason"] == "same_span"
-    assert scenes["c.0_0"]["reason"] == "no_probability"
-    assert scenes["c.0_0"]["probability"] is None
+    assert scenes["a.0_0"]["probability"] == pytest.approx(float(model.probability(frame(scene("a.0_0")))[0]))
+    assert scenes["b.0_0"]["probability"] is not None
+    assert scenes["c.1_0"]["probability"] is None
+    with pytest.raises(ValueError, match=r"other\.json"):
+        select(replace(settings, filter=str(tmp_path / "other.json")))
 
 
-def test_a_scene_that_was_given_two_probabilities_has_the_first(tmp_path: Path):
-    store = Store(str(tmp_path))
-    rows = [{"video_id": "a", "scene_id": "a.0_0", "probability": p} for p in (0.25, 0.75)]
-    store.replace_table("probabilities", [pa.Table.from_pylist(rows, PROBABILITIES)])
-    assert probabilities(store).to_list() == [0.25]
+def test_a_filter_of_features_measured_in_another_way_is_refused(tmp_path: Path, model: Filter):
+    settings = replace(an_output(tmp_path), select=SelectConfig(by="classifier"))
+    save_filter(model, str(tmp_path / "filter.json"))
+    made = {"measured_by": {"motion.flow": "raft", "shots.width": 9}}
+    Store(settings.output).write_json(made, "plan", "settings.json")
+    with pytest.raises(ValueError, match=r"motion\.flow=farneback there, raft here"):
+        select(settings)
+
+
+def test_an_alarm_where_nothing_is_kept_and_where_features_have_drifted(tmp_path: Path):
+    settings = an_output(tmp_path)
+    select(replace(settings, select=SelectConfig(min_velocity=50)))
+    counted = tally(Store(settings.output))
+    assert alarms(counted, {}) == ["nothing is kept: all 4 measured scenes are dropped (static 3, too_short 1)"]
+    select(settings)
+    counted = tally(Store(settings.output))
+    assert alarms(counted, {}) == []
+    [drifted] = alarms(counted, {"mse": 0.61})
+    assert "mse 0.61" in drifted
 
 
 def test_a_kept_scene_that_could_not_be_written_is_failed(tmp_path: Path):
@@ -289,7 +314,7 @@ def test_a_kept_scene_that_could_not_be_written_is_failed(tmp_path: Path):
         scene("a.1_0", error="bad_span", step="plan"),
     ]
     write_plan(Store(settings.output), {"a": 2, "b": 1, "c": -1, "d": -1}, rejected)
-    expected = select(settings)
+    expected = select(settings).expected
     store = Store(settings.output)
     before = tally(store, expected)
     fail_scenes(store, [{"video_id": "c", "scene_id": "c.0_0", "error": "crashed", "message": "by signal 9"}])
@@ -332,7 +357,7 @@ def test_no_failure_in_export_changes_nothing(tmp_path: Path):
 )
 def test_rows_that_are_not_one_thing_each_do_not_add_up(tmp_path: Path, tampered: dict[str, list[Any]]):
     settings = an_output(tmp_path)
-    expected = select(settings)
+    expected = select(settings).expected
     store = Store(settings.output)
     whole = store.read_table("scenes", SCENES).to_pydict()
     store.replace_table("scenes", [pa.Table.from_pydict(whole | tampered, SCENES)])
@@ -343,7 +368,7 @@ def test_rows_that_are_not_one_thing_each_do_not_add_up(tmp_path: Path, tampered
 @pytest.mark.parametrize("rows", [5, 7])
 def test_a_row_too_few_or_too_many_does_not_add_up(tmp_path: Path, rows: int):
     settings = an_output(tmp_path)
-    expected = select(settings)
+    expected = select(settings).expected
     store = Store(settings.output)
     whole = store.read_table("scenes", SCENES)
     store.replace_table("scenes", [pa.concat_tables([whole, whole]).slice(0, rows)])
@@ -371,7 +396,7 @@ def test_two_hundred_thousand_scenes(tmp_path: Path):
         part = rows.iloc[start : start + n // 4].sample(frac=1, random_state=0)
         store.write_part("scores", pa.Table.from_pandas(part, SCORES, preserve_index=False), [str(start)])
     write_plan(store, {f"v{i}": 40 for i in range(n // 40)})
-    expected = select(settings)
+    expected = select(settings).expected
     counted = tally(store, expected)
     assert expected == counted.rows == n
     assert counted.kept == 10_000
