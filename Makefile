@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteractive apt-get -qq
 
-.PHONY: demo test test-slow check ffmpeg
+.PHONY: demo test test-slow check ffmpeg chromium
 
 demo: .venv/demo.ready
 	$(BIN)/python -m jobs.samples output/films
@@ -14,7 +14,7 @@ demo: .venv/demo.ready
 test: .venv/test.ready ffmpeg
 	$(BIN)/pytest -m "not slow"
 
-test-slow: .venv/test.ready ffmpeg
+test-slow: .venv/test.ready ffmpeg chromium
 	$(BIN)/pytest -m slow
 
 check: .venv/test.ready
@@ -38,3 +38,9 @@ ffmpeg:
 	@$(PYTHON) -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("avdevice"))' \
 		|| { echo "Installing FFmpeg's shared libraries for torchcodec"; $(APT) update && $(APT) install --no-install-recommends ffmpeg >/dev/null; } \
 		|| { echo "The tests of torchcodec need FFmpeg's shared libraries, 4 to 9: install them, and run make again" >&2; exit 1; }
+
+# Playwright would download a browser of its own.
+chromium:
+	@command -v chromium >/dev/null \
+		|| { echo "Installing Chromium for the tests of pages"; $(APT) update && $(APT) install --no-install-recommends chromium fonts-liberation >/dev/null; } \
+		|| { echo "The tests of pages need the program chromium: install it, and run make again" >&2; exit 1; }

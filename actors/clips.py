@@ -113,6 +113,10 @@ def write_clips(
         yield _row(scene, error=fault[0], message=fault[1])
 
 
+WRITE_CLIPS = f"{__name__}:{write_clips.__name__}"
+"""Its name for a child process."""
+
+
 def _cut(
     source: str,
     waiting: deque[Row],

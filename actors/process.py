@@ -101,6 +101,12 @@ class Child:
         finally:
             timer.cancel()
 
+    def interrupt(self) -> None:
+        """End the call that another thread waits in: it raises ChildFault with the code `crashed`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def kill(self) -> None:
         """End the child at once; the next call starts another."""
         if self._process is not None:

@@ -3,6 +3,7 @@
 python -m jobs.curation run corpus.yaml input=s3://films/ output=s3://corpora/may motion.flow=scaled
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -117,6 +118,19 @@ def retry(
     """Run again, but also over what failed and may succeed now."""
     again = frozenset(codes.split(",")) if codes else frozenset(RETRYABLE)
     _do("retry", settings, dry_run, max_rejected, again)
+
+
+@app.command(name="annotate")
+def annotate_(
+    output: Output,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
+) -> None:
+    """Label scenes on a page in the browser: 1 good, 0 bad, s skip, u undo, q stop."""
+    with job.exit_codes():
+        from jobs.annotate import TOKEN, AnnotateConfig, annotate
+
+        config = job.load(AnnotateConfig, settings or [], {"output": output})
+        annotate(config, _config([output]), os.environ.get(TOKEN))
 
 
 @app.command()

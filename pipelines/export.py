@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from actors import storage
-from actors.clips import write_clips, write_shard
+from actors.clips import WRITE_CLIPS, write_shard
 from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row
@@ -23,7 +23,6 @@ from pipelines.curation import CurationConfig
 from pipelines.score import fitted, ray_task, set_context
 from pipelines.store import Store
 
-WRITE_CLIPS = f"{write_clips.__module__}:{write_clips.__name__}"
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 """What export needs to know of a scene."""
 

@@ -1,14 +1,18 @@
-"""What the whole suite shares: one Ray cluster, and a VAE that is small enough for tests."""
+"""What the whole suite shares: one Ray cluster, a browser, and a VAE that is small enough for tests."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.servers import host, s3, s3_server  # noqa: F401
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 # On loopback no token is needed, and making one would write into the home folder.
@@ -31,6 +35,21 @@ def ray_cluster() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium, the system's; for one module, since its event loop stays in this thread while it runs."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    assert program, "no program `chromium`; install the package chromium"
+    # Its sandbox refuses to run as root, as in a container.
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

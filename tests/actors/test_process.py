@@ -119,3 +119,13 @@ def test_a_call_that_is_left_early_leaves_no_process_at_work(child: Child):
     assert next(stream) == 0
     stream.close()
     assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_another_thread_ends_a_call(child: Child):
+    stream = child.stream(f"{HERE}:hang", stall_s=60, timeout_s=60)
+    assert next(stream) == 1
+    threading.Timer(0.1, child.interrupt).start()
+    with pytest.raises(ChildFault, match="SIGKILL") as fault:
+        next(stream)
+    assert fault.value.code == "crashed"
+    assert list(child.stream(f"{HERE}:count", 1, stall_s=20, timeout_s=30)) == [0]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -86,3 +87,8 @@ def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = (
     rows = [{"video_index": i, "video_id": name, "scenes": n} for i, (name, n) in enumerate(videos.items())]
     store.replace_table("plan/videos", [pa.Table.from_pylist(rows, VIDEOS)])
     store.replace_table("plan/rejected", [pa.Table.from_pylist(list(rejected), SCORES)])
+
+
+def write_settings(config: CurationConfig) -> None:
+    """Write the settings that an output was made with, as a run does."""
+    Store(config.output).write_json({"settings": asdict(config)}, "plan", "settings.json")
