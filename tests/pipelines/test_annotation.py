@@ -13,7 +13,7 @@ import pytest
 
 from actors import storage
 from pipelines.annotation import ClipError, Clips, NotCurrentError, Session, in_order, scenes_to_label
-from pipelines.labels import read_labels, write_labels
+from pipelines.labels import Labels, read_labels, write_labels
 from pipelines.store import Store
 from tests import films
 from tests.pipelines.outputs import config, scene, write_plan, write_scores
@@ -161,8 +161,8 @@ def test_labels_made_elsewhere_meanwhile_stay(session: Callable[[], Session]):
 
 def test_agreement_with_others_follows_each_label(session: Callable[[], Session], tmp_path: Path):
     one = session()
-    rows = [one.scenes.loc[place] for place in one.ahead(4)]
-    said = {(row.video_id, row.scene_id): label for row, label in zip(rows, (1, 0, 1, 0), strict=True)}
+    rows = one.scenes.loc[one.ahead(4)]
+    said: Labels = dict(zip(zip(rows.video_id, rows.scene_id, strict=True), (1, 0, 1, 0), strict=True))
     write_labels(str(tmp_path / "labels" / "bert.json"), said)
     write_labels(str(tmp_path / "labels" / "carl.json"), {("z", "z.0_0"): 1})
     one = session()
