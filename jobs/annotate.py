@@ -21,7 +21,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -30,7 +30,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actors.video import FEATURES
 from pipelines.annotation import AHEAD, BACK, ClipError, Clips, NotCurrentError, Session, in_order, scenes_to_label
-from pipelines.curation import CurationConfig
+from pipelines.curation import CurationConfig, measured_by
+from pipelines.filters import load_filter, place
 from pipelines.labels import read_labels
 from pipelines.store import Store
 
@@ -57,6 +58,10 @@ class AnnotateConfig:
     """A folder, a path or s3://, with one <annotator>.json a person, or one such file; null: OUTPUT/labels."""
     annotator: str | None = None
     """Who labels; null: the file's name, or the name of the login."""
+    order: Literal["random", "uncertain"] = "random"
+    """uncertain: what the filter doubts most comes first."""
+    filter: str | None = None
+    """The filter that order=uncertain asks; null: OUTPUT/filter.json."""
     per_video: int = 3
     """So many scenes of each video are asked for before any video has more."""
     seed: int = 0
@@ -67,6 +72,8 @@ class AnnotateConfig:
     """Its port; 0: a free one."""
 
     def __post_init__(self) -> None:
+        if self.filter is not None and self.order != "uncertain":
+            raise ValueError("a filter is asked with order=uncertain only")
         if self.per_video < 1 or not 0 <= self.port < 1 << 16:
             raise ValueError("per_video starts at 1, port lies in 0..65535")
         name = self.annotator
@@ -89,7 +96,10 @@ def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> 
     """
     check_host(config.host, token)
     labels, own = config.files()
-    scenes = in_order(scenes_to_label(Store(config.output)), config.per_video, config.seed)
+    model = None
+    if config.order == "uncertain":
+        model = load_filter(place(config.output, config.filter), measured_by(run))
+    scenes = in_order(scenes_to_label(Store(config.output)), config.per_video, config.seed, model)
     session = Session(scenes, own, read_labels(labels))
     asyncio.run(_serve(session, Clips(session.scenes, run), config, token))
     print("\n".join(summary(session)))

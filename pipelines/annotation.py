@@ -17,6 +17,7 @@ from actors.clips import WRITE_CLIPS
 from actors.process import Child, ChildFault
 from actors.video import FEATURES, Row
 from pipelines.curation import CurationConfig
+from pipelines.filters import Filter
 from pipelines.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.rows import rows_now
 from pipelines.store import Store
@@ -45,14 +46,17 @@ def scenes_to_label(store: Store) -> pd.DataFrame:
     return sound[COLUMNS]
 
 
-def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0) -> pd.DataFrame:
+def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0, model: Filter | None = None) -> pd.DataFrame:
     """The scenes in the order in which they are asked for, with their `round`.
 
     Round 0 holds at most per_video scenes of each video, as does every later one, so that no long film is all that is
-    labelled. In a round scenes come at random, the same for the same seed.
+    labelled. In a round scenes come at random, the same for the same seed, or with a model those first that it doubts
+    most: whose probability of being good is nearest to .5.
     """
     scenes = scenes.sort_values(["video_id", "scene_id"])
     scenes = scenes.iloc[np.random.default_rng(seed).permutation(len(scenes))]
+    if model is not None:
+        scenes = scenes.iloc[np.argsort(np.abs(model.probability(scenes) - 0.5), kind="stable")]
     scenes = scenes.assign(round=scenes.groupby("video_id").cumcount() // per_video)
     return scenes.sort_values("round", kind="stable").reset_index(drop=True)
 

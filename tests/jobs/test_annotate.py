@@ -11,21 +11,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
-from jobs.annotate import check_host
+from jobs.annotate import AnnotateConfig, check_host
 from jobs.curation import app
+from pipelines.curation import measured_by
+from pipelines.filters import FitConfig, fit, save_filter
 from pipelines.labels import write_labels
 from pipelines.store import Store
 from tests import films
-from tests.pipelines.outputs import config, scene, write_plan, write_scores, write_settings
+from tests.pipelines.outputs import config, fast_is_good, scene, write_plan, write_scores, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a token of more than 16 characters & ?"
@@ -182,6 +185,18 @@ def test_answers_are_on_disk_when_they_are_acknowledged(output: Path):
         assert "anna: 0 good, 0 bad, 0 skipped now; 1 labels in" in server.ended()
 
 
+def test_the_filter_of_the_output_says_what_is_uncertain(output: Path):
+    rows = [scene(f"a.0_{i}", mean_velocity=0.3 * i) for i in range(20)]
+    write_scores(Store(str(output)), *rows)
+    write_plan(Store(str(output)), {"a": 20})
+    measured = {name: value for name, value in measured_by(config(output)).items() if not name.startswith("shots.")}
+    learnt = fit(replace(fast_is_good(noise=0.2), measured_by=measured), FitConfig(str(output)))
+    save_filter(learnt, str(output / "filter.json"))
+    far = abs(learnt.probability(pd.DataFrame(rows)) - 0.5)
+    with annotating(output, "order=uncertain") as server:
+        assert far[int(server.state()["scene"]["scene_id"].removeprefix("a.0_"))] == min(far)
+
+
 def test_strangers_and_paths_are_refused(output: Path):
     with annotating(output) as server:
         scene_id = server.state()["scene"]["scene_id"]
@@ -256,6 +271,18 @@ def raw(port: int, request: str) -> bytes:
     return reply
 
 
+def test_each_person_has_a_file_and_a_file_is_a_person(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOGNAME", "carl")
+    assert AnnotateConfig("out").files() == ("out/labels", "out/labels/carl.json")
+    assert AnnotateConfig("s3://b/out", annotator="anna").files() == (
+        "s3://b/out/labels",
+        "s3://b/out/labels/anna.json",
+    )
+    assert AnnotateConfig("out", labels="annotations.json").files() == ("annotations.json", "annotations.json")
+    with pytest.raises(ValueError, match="one person's file"):
+        AnnotateConfig("out", labels="annotations.json", annotator="anna")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "films.example", "", "127.0.0.1.example"])
 def test_an_address_that_others_reach_needs_a_token(host: str):
     with pytest.raises(ValueError, match="FILMRAY_TOKEN"):
@@ -274,6 +301,8 @@ def test_what_cannot_work_ends_at_once(output: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("FILMRAY_TOKEN", raising=False)
     assert "FILMRAY_TOKEN" in refused(output, "host=0.0.0.0")
     assert "annotator='../anna'" in refused(output, "annotator=../anna")
+    assert "there is no filter" in refused(output, "order=uncertain")
+    assert "order=uncertain only" in refused(output, f"filter={output / 'filter.json'}")
     (output / "labels").mkdir()
     (output / "labels" / "bert.json").write_text('{"frames/a/b": 7}')
     assert "bert.json" in refused(output)

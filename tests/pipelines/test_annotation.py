@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
 from actors import storage
 from pipelines.annotation import ClipError, Clips, NotCurrentError, Session, in_order, scenes_to_label
+from pipelines.filters import FitConfig, fit
 from pipelines.labels import Labels, read_labels, write_labels
 from pipelines.store import Store
 from tests import films
-from tests.pipelines.outputs import config, scene, write_plan, write_scores
+from tests.pipelines.outputs import config, fast_is_good, scene, write_plan, write_scores
 
 PATIENCE_S = 60
 
@@ -68,6 +70,20 @@ def test_the_order_is_random_but_the_same_for_the_same_seed_and_rows():
     assert {name[0] for name in ids(in_order(rows, 60))[:20]} == {"a", "b"}
 
 
+def test_what_a_filter_doubts_most_comes_first_in_each_round():
+    model = fit(fast_is_good(noise=0.2), FitConfig("out"))
+    speeds = np.random.default_rng(3).uniform(0.2, 6, 60)
+    rows = [scene(f"{'ab'[i % 2]}.0_{i}", mean_velocity=speed) for i, speed in enumerate(speeds)]
+    scenes = in_order(pd.DataFrame(rows), per_video=10, model=model)
+    doubt = scenes.assign(far=abs(model.probability(scenes) - 0.5))
+    assert doubt.far.nunique() > 3
+    assert [far.is_monotonic_increasing for _, far in doubt.groupby("round").far] == [True] * 3
+    for _, far in doubt.groupby(["video_id", "round"]).far.agg(["min", "max"]).groupby("video_id"):
+        # What of a film comes in a later round is surer than all that came before.
+        assert (far["max"].to_numpy()[:-1] <= far["min"].to_numpy()[1:]).all()
+    assert Counter(scenes.video_id[:20]) == {"a": 10, "b": 10}
+
+
 @pytest.fixture
 def session(tmp_path: Path) -> Callable[[], Session]:
     """A new session over the same six scenes."""
@@ -101,6 +117,15 @@ def test_each_answer_is_on_disk_and_a_new_session_goes_on_there(session: Callabl
         again.answer(current(again), 0)
     assert again.current() is None
     assert len(on_disk(again)) == 6
+
+
+def test_annotations_of_the_reference_system_are_gone_on_with(tmp_path: Path):
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps({"frames\\a\\a.0_0": 1, "/data/frames/elsewhere/e.0_0/": 0}))
+    one = Session(in_order(table({"a": 2}), 3), str(file), read_labels(str(file)))
+    assert current(one) == ("a", "a.0_1")
+    one.answer(current(one), 0)
+    assert on_disk(one) == {"frames/a/a.0_0": 1, "frames/elsewhere/e.0_0": 0, "frames/a/a.0_1": 0}
 
 
 def test_a_skipped_scene_is_no_label_and_comes_back_in_a_new_session(session: Callable[[], Session]):
