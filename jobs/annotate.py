@@ -109,6 +109,8 @@ def check_host(host: str, token: str | None) -> None:
     """Raise ValueError where others could reach the page without a token, or guess it."""
     if token is not None and len(token) < TOKEN_LENGTH:
         raise ValueError(f"{TOKEN} has {len(token)} characters: a token needs at least {TOKEN_LENGTH}")
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError(f"{TOKEN} does not fit into a header: plain letters, digits and signs do")
     if token is None and not _is_loopback(host):
         raise ValueError(
             f"host={host} can be reached by others: put a token of at least {TOKEN_LENGTH} characters into {TOKEN}, "

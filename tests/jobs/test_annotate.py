@@ -289,6 +289,9 @@ def test_an_address_that_others_reach_needs_a_token(host: str):
         check_host(host, None)
     with pytest.raises(ValueError, match="15 characters"):
         check_host(host, "x" * 15)
+    for token in ("ü" * 16, "x" * 16 + "\n"):
+        with pytest.raises(ValueError, match="header"):
+            check_host(host, token)
     check_host(host, "x" * 16)
 
 
