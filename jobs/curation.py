@@ -20,6 +20,7 @@ from actors import storage
 from jobs import run as job
 from jobs.plots import write_report
 from pipelines.curation import RETRYABLE, CurationConfig, check
+from pipelines.explain import explain
 from pipelines.filters import FitConfig, fit, place, read_labelled, save_filter
 from pipelines.plan import Plan, make_plan
 from pipelines.rows import MANY_PARTS, expected_scenes, measurements, rows_now
@@ -131,6 +132,17 @@ def annotate_(
 
         config = job.load(AnnotateConfig, settings or [], {"output": output})
         annotate(config, _config([output]), os.environ.get(TOKEN))
+
+
+@app.command(name="explain")
+def explain_(output: Output, scene: Annotated[str, typer.Argument(help="A scene_id, or video_id/scene_id.")]) -> None:
+    """All about one scene: its source, its features among those of the corpus, and why it is kept or not."""
+    with job.exit_codes():
+        record = Store(output).read_json("run.json")
+        if record is None or "rows" not in record:
+            raise job.SettingsError(f"{output} has decided nothing yet: `run` or `select` does")
+        config = job.load(CurationConfig, [], record["settings"] | {"output": output})
+        print(*explain(config, scene), sep="\n")
 
 
 @app.command()

@@ -189,8 +189,8 @@ def load_filter(uri: str, measured_by: dict[str, Any] | None = None) -> Filter:
         raise ValueError(f"{uri} expects the features {names}, and scenes have {list(FEATURES)}, in this order")
     about = json.loads(model["learner"]["attributes"][ATTRIBUTE])
     theirs = about["measured_by"]
-    if measured_by is not None and _of_features(measured_by) != theirs:
-        ours = _of_features(measured_by)
+    if measured_by is not None and feature_settings(measured_by) != theirs:
+        ours = feature_settings(measured_by)
         changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         told = ", ".join(f"{name}={theirs.get(name)} there, {ours.get(name)} here" for name in changed)
         raise ValueError(f"{uri} was fitted to features measured with other settings ({told}): fit one to these")
@@ -208,7 +208,7 @@ def _parsed(uri: str, raw: bytes) -> dict[str, Any]:
     return model
 
 
-def _of_features(measured_by: dict[str, Any]) -> dict[str, Any]:
+def feature_settings(measured_by: dict[str, Any]) -> dict[str, Any]:
     """Settings of how a scene is measured, not of where it begins and ends."""
     return {name: value for name, value in measured_by.items() if not name.startswith("shots.")}
 
@@ -254,7 +254,7 @@ def read_labelled(config: FitConfig) -> Labelled:
     found = sound.join(known, on=keys, how="inner").sort_values(keys).reset_index(drop=True)
     if found.empty:
         raise ValueError(f"none of the {len(labels)} labels of {path} is of a scene that {config.output} has measured")
-    return Labelled(found, _of_features(settings["measured_by"]), sorted(people), len(labels) - len(found))
+    return Labelled(found, feature_settings(settings["measured_by"]), sorted(people), len(labels) - len(found))
 
 
 def fit(labelled: Labelled, config: FitConfig) -> Filter:
@@ -422,13 +422,19 @@ def _models_on_ray(
         run_config=train.RunConfig(name="run", storage_path=store.uri("fit")),
         datasets={"labels": ray.data.from_pandas(blocks)},
     )
+    # What a fit that was killed has left would be taken for this one's.
+    _clear(store)
     checkpoint = trainer.fit().checkpoint
     assert checkpoint is not None
     with checkpoint.as_directory() as folder:
         models = [Path(folder, f"{number}.json").read_bytes() for number in range(len(plan) + 1)]
+    _clear(store)
+    return models
+
+
+def _clear(store: Store) -> None:
     for entry in list(storage.listing(store.uri("fit"))):
         storage.delete(entry.uri)
-    return models
 
 
 def _said(table: pd.DataFrame, plan: Sequence[tuple[float, int]], models: Sequence[bytes]) -> dict[float, np.ndarray]:

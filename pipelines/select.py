@@ -35,6 +35,8 @@ MANY_ROWS = 10 * PART_ROWS
 """More rows than that are written by Ray's tasks, where it runs."""
 REASONS = ("", "too_short", "too_long", "unmeasured", "static", "cut_inside", "same_span", "not_selected")
 """Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
+COMPARED = ("", "same_span", "not_selected")
+"""Reasons of scenes that pass every rule of their own and are compared with others."""
 SCENES = pa.schema(
     [
         ("video_id", pa.string()),
@@ -145,7 +147,7 @@ def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = Non
     broken = np.where(sound, np.select(list(rules.values()), codes, 0), 0)
     chance = np.full(len(rows), np.nan, np.float32)
     if model is None:
-        rank = (rows.mean_velocity / rows.max_velocity).fillna(0).to_numpy(np.float32)
+        rank = steadiness(rows).to_numpy(np.float32)
     else:
         if sound.any():
             chance[sound] = model.probability(rows[sound])
@@ -157,6 +159,11 @@ def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = Non
             "probability": chance,
         }
     )
+
+
+def steadiness(rows: pd.DataFrame) -> pd.Series:
+    """By rule, the rank of scenes: 0 to 1."""
+    return (rows.mean_velocity / rows.max_velocity).fillna(0)
 
 
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [memory] [ray]`.
+"""Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [memory] [ray]
+[selection]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -37,6 +38,7 @@ from actors.video import FramesConfig, Row, VideoConfig, cut
 from pipelines.curation import SCORES
 from pipelines.store import Store
 from tests.benchmarks import reference
+from tests.benchmarks.selection import select, write_corpus
 from tests.films import bikes_mp4, demo_mp4
 
 RATE = 25
@@ -378,11 +380,25 @@ def _cpu_of(command: Sequence[str], folder: Path) -> float:
     return sum(taken.values())
 
 
+def selection(films: Films) -> None:
+    """Time and the driver's memory of `select` over millions of scenes, and again with another count and a filter."""
+    scenes = int(2_000_000 * films.share)
+    with TemporaryDirectory(prefix="ray-") as folder:
+        os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+        output = f"{folder}/output"
+        write_corpus(output, scenes)
+        for what in ("select.count=10000", "select.by=classifier"):
+            seconds, peak, _ = select(output, "select.count=10000", what)
+            line(f"select over {scenes:,} scenes, {what}, report and all: seconds", f"{seconds:.0f}")
+            line("peak memory of its driver", f"{peak:.0f} MB", "at most 2048 MB")
+
+
 PARTS: dict[str, Callable[[Films], None]] = {
     "reference": against_reference,
     "motion": motion,
     "memory": memory,
     "ray": under_ray,
+    "selection": selection,
 }
 
 

@@ -217,6 +217,9 @@ def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path)
     scenes = table(tmp_path, "scenes")
     assert scenes.kept.sum() == 20
     assert all(said[key] for key in scenes[scenes.kept][["video_id", "scene_id"]].itertuples(index=False, name=None))
+    told = run("explain", tmp_path, scenes.scene_id[0]).output
+    assert "film.mp4" in told and "good with probability" in told and "rank " in told
+    assert "has no scene v0.0_9" in run("explain", tmp_path, "v0.0_9", code=2).output
     least = scenes.probability[scenes.kept].min()
     assert (scenes.probability[scenes.reason == "not_selected"] <= least).all()
     told = run("select", tmp_path, "frames.min=100", "frames.max=200").output

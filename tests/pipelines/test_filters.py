@@ -262,3 +262,18 @@ def test_labels_meet_their_scenes(tmp_path: Path):
     write_labels(str(tmp_path / "other.json"), {("x", "x.0_0"): 1})
     with pytest.raises(ValueError, match="none of the 1 labels"):
         read_labelled(FitConfig(store.root, labels=str(tmp_path / "other.json")))
+
+
+@pytest.mark.slow
+def test_workers_that_share_the_labels_learn_the_same(ray_cluster: None, tmp_path: Path):
+    labelled = fast_is_good(noise=0.1)
+    alone = fit(labelled, FitConfig(str(tmp_path)))
+    config = FitConfig(str(tmp_path), worker_bytes=3000)
+    assert labelled.workers(config) == 2
+    shared = fit(labelled, config)
+    scenes = fast_is_good(videos=40).scenes
+    # Bins of a feature are chosen from what each worker has.
+    assert shared.probability(scenes) == pytest.approx(alone.probability(scenes), abs=0.05)
+    accuracy = [learnt.about["report"]["metrics"]["accuracy"]["value"] for learnt in (alone, shared)]
+    assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
+    assert not list((tmp_path / "fit").rglob("*.json"))
