@@ -22,6 +22,7 @@ from actors.raft import check_raft
 from actors.shots import ShotsConfig
 from actors.stage import Stage
 from actors.video import FEATURES, FramesConfig, VideoConfig
+from pipelines.duplicates import FARTHEST
 from pipelines.store import Store
 
 RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed"}
@@ -88,12 +89,18 @@ class SelectConfig:
     """Scenes whose mean_velocity is below this, in pixels per step, are static."""
     max_rgb_diff: float = 4000
     """Scenes whose max_rgb_diff is above this have a cut inside."""
+    dedupe: int | None = None
+    """Scenes whose hashes differ in at most so many of 192 bits are near-duplicates, of which the best is kept; null:
+    all are. 8 finds copies in another size or codec; 16 also slightly cropped or darkened ones, and parts of a still
+    shot."""
 
     def __post_init__(self) -> None:
         if self.count is not None and self.fraction is not None:
             raise ValueError("count and fraction exclude each other")
         if (self.count is not None and self.count < 0) or not 0 <= (self.fraction or 0) <= 1:
             raise ValueError(f"count starts at 0, fraction lies in 0..1: {self}")
+        if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
+            raise ValueError(f"dedupe={self.dedupe}: near-duplicates differ in 0 to {FARTHEST} bits")
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class _Among:
     bar: tuple[float, str] | None = None
     """Rank and id of the last scene that is kept."""
     chosen: tuple[float, str] | None = None
-    """Rank and id of the scene that stands for the same span."""
+    """Rank and id of the scene that stands for the same span, or for the same group of near-duplicates."""
 
 
 def _ranks(rows: pd.DataFrame, config: CurationConfig) -> np.ndarray:
@@ -115,7 +115,7 @@ def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
     among = _Among()
     mine = pd.DataFrame([scene])[list(FEATURES)].to_numpy(np.float32)[0]
     rank = _ranks(pd.DataFrame([scene]), config)[0]
-    columns = ["video_id", "clip_id", "scene_id", *FEATURES, "probability", "reason", "error"]
+    columns = ["video_id", "clip_id", "scene_id", *FEATURES, "probability", "reason", "error", "duplicate_group"]
     for part in _parts(store, "scenes", columns):
         rows = part[part.error == ""]
         values = rows[list(FEATURES)].to_numpy(np.float32)
@@ -127,8 +127,12 @@ def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
         among.better += int(((ranks > rank) | ((ranks == rank) & (rows.scene_id < scene["scene_id"]))).sum())
         for value, scene_id in zip(ranks[rows.reason == ""], rows.scene_id[rows.reason == ""], strict=True):
             among.bar = min(among.bar or (math.inf, ""), (float(value), scene_id))
-        span = (rows.video_id == scene["video_id"]) & (rows.clip_id == scene["clip_id"]) & (rows.reason != "same_span")
-        for value, scene_id in zip(ranks[span], rows.scene_id[span], strict=True):
+        if scene["reason"] == "near_duplicate":
+            stands = (rows.duplicate_group == scene["duplicate_group"]) & (rows.reason != "near_duplicate")
+        else:
+            span = (rows.video_id == scene["video_id"]) & (rows.clip_id == scene["clip_id"])
+            stands = span & ~rows.reason.isin(["near_duplicate", "same_span"])
+        for value, scene_id in zip(ranks[stands], rows.scene_id[stands], strict=True):
             among.chosen = (float(value), scene_id)
     return among
 
@@ -212,8 +216,9 @@ def _rank(scene: Row, config: CurationConfig, among: _Among) -> list[str]:
     if scene["reason"] not in COMPARED:
         return lines
     lines.append(f"  {word} {own:.4g}: rank {among.better + 1} of {among.passed} that pass the rules")
-    if scene["reason"] == "same_span" and among.chosen:
-        lines.append(f"  {among.chosen[1]} of the same span has {among.chosen[0]:.4g}")
+    shared = {"same_span": "span", "near_duplicate": "group of near-duplicates"}.get(scene["reason"])
+    if shared and among.chosen:
+        lines.append(f"  {among.chosen[1]} of the same {shared} has {among.chosen[0]:.4g}")
     if among.bar and not scene["kept"]:
         lines.append(f"  the last that is kept, {among.bar[1]}, has {among.bar[0]:.4g}, {among.bar[0] - own:.4g} more")
     elif among.bar:

@@ -7,9 +7,10 @@ A scene passes the rules where, in this order, none of these holds:
     static      mean_velocity < select.min_velocity
     cut_inside  max_rgb_diff > select.max_rgb_diff
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
-same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. The best
-of each span stays (`same_span`), and of these the best select.count, or as many as select.fraction of those that pass,
-rounded down (`not_selected`).
+same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. With
+select.dedupe the best of each group of near-duplicates stays (`near_duplicate`); then the best of each span
+(`same_span`), and of these the best select.count, or as many as select.fraction of those that pass the rules, rounded
+down (`not_selected`). Groups are of all scenes, whether they pass or not, so that no rule changes them.
 """
 
 from collections import Counter
@@ -23,8 +24,10 @@ import pandas as pd
 import pyarrow as pa
 
 from actors import storage
+from actors.hashes import HASH_BYTES
 from actors.video import FEATURES, Row
 from pipelines.curation import SCORES, CurationConfig
+from pipelines.duplicates import near_duplicates
 from pipelines.filters import Filter, load_filter, place
 from pipelines.rows import IncompleteError, expected_scenes, in_tasks, measurements, rows_now, strings
 from pipelines.store import Store
@@ -33,10 +36,14 @@ PART_ROWS = 100_000
 """Scenes in one part of scenes/."""
 MANY_ROWS = 10 * PART_ROWS
 """More rows than that are written by Ray's tasks, where it runs."""
-REASONS = ("", "too_short", "too_long", "unmeasured", "static", "cut_inside", "same_span", "not_selected")
+REASONS = (
+    *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
+    *("near_duplicate", "same_span", "not_selected"),
+)
 """Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
-COMPARED = ("", "same_span", "not_selected")
+COMPARED = ("", "near_duplicate", "same_span", "not_selected")
 """Reasons of scenes that pass every rule of their own and are compared with others."""
+HASH = ("hash_0", "hash_1", "hash_2")
 SCENES = pa.schema(
     [
         ("video_id", pa.string()),
@@ -53,9 +60,15 @@ SCENES = pa.schema(
         ("kept", pa.bool_()),
         ("reason", pa.string()),
         ("error", pa.string()),
+        ("duplicate_group", pa.int64()),
+        ("part", pa.string()),
     ]
 )
-"""One row for every scene of the input: kept, dropped with a reason, or failed with an error."""
+"""One row for every scene of the input: kept, dropped with a reason, or failed with an error.
+
+duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null; part: the name of the
+part of scores/ and of thumbnails/ that holds it.
+"""
 REJECTED = pa.schema(
     [
         ("video_id", pa.string()),
@@ -104,14 +117,17 @@ def select(config: CurationConfig) -> Selected:
     """
     store = Store(config.output)
     model = _filter(config) if config.select.by == "classifier" else None
-    scenes, films, videos = rows_now(store, FEATURES, partial(judge, config=config, model=model))
+    columns = FEATURES if config.select.dedupe is None else [*FEATURES, "phash"]
+    scenes, films, videos = rows_now(store, columns, partial(judge, config=config, model=model))
     expected = expected_scenes(scenes, films, videos)
     costs = measurements(scenes, films)
+    scenes["duplicate_group"] = alike(scenes, config)
     code = choose(scenes, config)
     columns = ["video_index", "ordinal", "part", "row", "error"]
-    decided = scenes[[*columns, "probability"]].assign(reason=code, scene=True)
+    decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=code, scene=True)
     del scenes
-    bad = films.loc[films.error != "", columns].assign(reason=np.int8(0), probability=np.nan, scene=False)
+    nothing = {"reason": np.int8(0), "probability": np.nan, "duplicate_group": -1, "scene": False}
+    bad = films.loc[films.error != "", columns].assign(**nothing)
     decided = pd.concat([decided, bad.astype({"part": decided.part.dtype})])
     decided = decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
     starts = range(0, max(len(decided), 1), PART_ROWS)
@@ -133,7 +149,7 @@ def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = Non
     """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
 
     rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
-    is the rank.
+    is the rank. With select.dedupe also the words of phash, uint64, 0 where there is none: hash_0, hash_1, hash_2.
     """
     rules = {
         "too_short": rows.no_frames < config.frames.min,
@@ -152,13 +168,22 @@ def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = Non
         if sound.any():
             chance[sound] = model.probability(rows[sound])
         rank = chance
-    return pd.DataFrame(
-        {
-            "reason": pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS))),
-            "rank": rank,
-            "probability": chance,
-        }
-    )
+    reason = pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS)))
+    judged = pd.DataFrame({"reason": reason, "rank": rank, "probability": chance})
+    if config.select.dedupe is not None:
+        hashes = b"".join(value or bytes(HASH_BYTES) for value in rows.phash)
+        judged[list(HASH)] = np.frombuffer(hashes, np.uint64).reshape(-1, len(HASH))
+    return judged
+
+
+def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
+    """The group of near-duplicates of each scene that was judged, int64 (N,); -1 where it is alone."""
+    groups = np.full(len(scenes), -1)
+    if config.select.dedupe is not None:
+        hashed = np.flatnonzero((scenes[list(HASH)] != 0).any(axis=1))
+        hashes = scenes[list(HASH)].iloc[hashed].to_numpy(np.uint64)
+        groups[hashed] = near_duplicates(hashes, config.select.dedupe)
+    return groups
 
 
 def steadiness(rows: pd.DataFrame) -> pd.Series:
@@ -169,7 +194,7 @@ def steadiness(rows: pd.DataFrame) -> pd.Series:
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     """What is kept of scenes that were judged: the index in REASONS of each, int8 (N,); kept and failed ones have 0.
 
-    scenes: video_id, clip_id, scene_id, error and what `judge` adds.
+    scenes: video_id, clip_id, scene_id, error, and what `judge` and `alike` add.
     """
     reason = scenes.reason.cat.codes.to_numpy().copy()
     passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
@@ -177,12 +202,15 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     ranked = pa.Table.from_pandas(scenes[keys].iloc[passed], preserve_index=False)
     by = [("rank", "descending"), ("scene_id", "ascending"), ("video_id", "ascending")]
     best_first = ranked.append_column("at", pa.array(passed)).sort_by(by)["at"].to_numpy()
-    left = best_first[~scenes[["video_id", "clip_id"]].iloc[best_first].duplicated().to_numpy()]
+    groups = scenes.duplicate_group.iloc[best_first]
+    unlike = best_first[((groups < 0) | ~groups.duplicated()).to_numpy()]
+    left = unlike[~scenes[["video_id", "clip_id"]].iloc[unlike].duplicated().to_numpy()]
     limit = config.select.count
     if config.select.fraction is not None:
         # 0.29 of 100 is 29, whatever a binary fraction makes of it.
         limit = int(config.select.fraction * len(passed) + 1e-9)
-    reason[passed] = REASONS.index("same_span")
+    reason[passed] = REASONS.index("near_duplicate")
+    reason[unlike] = REASONS.index("same_span")
     reason[left] = REASONS.index("not_selected")
     reason[left[:limit]] = 0
     return reason
@@ -191,10 +219,10 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
     """Write one part of scenes/ and one of rejected/; with a model, returns the `spread_counts` of its scenes.
 
-    decided: part and row of rows of scores/, in the order in which they are written; their probability and reason, and
-    whether it is a scene, or a film that failed.
+    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
+    duplicate_group, and whether it is a scene, or a film that failed.
     """
-    added = {"probability", "kept", "reason", "code"}
+    added = {"probability", "kept", "reason", "code", "duplicate_group", "part"}
     names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
     names = [name for name in names if name not in added]
     places = decided.reset_index(drop=True)
@@ -210,7 +238,10 @@ def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | Non
     about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
     kept = places.scene & (places.reason == 0) & (about.error == "")
     reason = np.array(REASONS, object)[places.reason]
-    rows = about.assign(probability=places.probability, kept=kept, reason=reason)
+    groups = places.duplicate_group.astype("Int64").mask(places.duplicate_group < 0)
+    parts = places.part.astype(str).str.rpartition("/")[2]
+    decision = {"probability": places.probability, "kept": kept, "reason": reason}
+    rows = about.assign(**decision, duplicate_group=groups, part=parts)
     _write_part(store, "scenes", number, rows[places.scene], SCENES)
     _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
     return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])

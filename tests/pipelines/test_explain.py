@@ -65,6 +65,21 @@ def test_what_shares_its_span_is_told_with_whom(output: CurationConfig):
     assert "a.0_0 of the same span has 1" in text
 
 
+def test_a_near_duplicate_is_told_of_which_scene(tmp_path: Path):
+    settings = config(tmp_path, select=SelectConfig(dedupe=0))
+    store = Store(settings.output)
+    ranks = {"a.0_0": 2.0, "a.0_1": 4.0, "a.1_0": 1.0}
+    hashed = {"a.0_0": b"\1" * 24, "a.0_1": b"\2" * 24, "a.1_0": b"\1" * 24}
+    write_scores(
+        store, *(scene(name, max_velocity=ranks[name], phash=hashed[name]) for name in ranks), film("a", 3)
+    )
+    write_plan(store, {"a": 3})
+    select(settings)
+    text = told(settings, "a.0_0")
+    assert "dropped: near_duplicate\n  steadiness 0.5: rank 2 of 3" in text
+    assert "a.1_0 of the same group of near-duplicates has 1" in text
+
+
 def test_a_broken_rule_is_told_by_how_much(output: CurationConfig):
     select(output)
     text = told(output, "a.10_0")

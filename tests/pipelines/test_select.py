@@ -15,7 +15,7 @@ from actors.video import FEATURES, FramesConfig
 from pipelines.curation import SCORES, CurationConfig, SelectConfig
 from pipelines.filters import Filter, FitConfig, fit, save_filter
 from pipelines.rows import IncompleteError
-from pipelines.select import REASONS, REJECTED, SCENES, alarms, choose, fail_scenes, judge, select, tally
+from pipelines.select import REASONS, REJECTED, SCENES, alarms, alike, choose, fail_scenes, judge, select, tally
 from pipelines.store import Store
 from tests.pipelines.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
@@ -29,6 +29,7 @@ def frame(*rows: Row) -> pd.DataFrame:
 def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
     """What becomes of scenes with the columns of SCORES."""
     judged = scenes.join(judge(scenes, settings, model))
+    judged["duplicate_group"] = alike(judged, settings)
     code = choose(judged, settings)
     reason = np.array(REASONS, object)[code]
     kept = (reason == "") & (scenes.error == "")
@@ -113,6 +114,71 @@ def test_ties_go_by_scene_id_then_by_video_whatever_the_order_of_the_rows():
         assert chosen(shuffled)["b.0_1"] == "same_span"
         one = decide(shuffled, config("out", select=SelectConfig(count=1)))
         assert list(one.video_id[one.kept]) == ["a"]
+
+
+def phash(number: int, bits: int = 0) -> bytes:
+    """A hash far from those of other numbers, with so many bits turned over."""
+    value = int.from_bytes(np.random.default_rng(number).bytes(24), "little")
+    return (value ^ ((1 << bits) - 1)).to_bytes(24, "little")
+
+
+def test_the_best_of_near_duplicates_stays_before_the_best_of_a_span():
+    scenes = frame(
+        scene("a.0_0", phash=phash(1), max_velocity=4),
+        scene("b.0_0", phash=phash(1, 6), max_velocity=2),
+        scene("b.0_1", phash=phash(2), max_velocity=3),
+        scene("c.0_0", phash=phash(3), max_velocity=5),
+    )
+    assert kept(scenes) == ["a.0_0", "b.0_0", "c.0_0"]
+    assert kept(scenes, dedupe=5) == ["a.0_0", "b.0_0", "c.0_0"]
+    assert chosen(scenes, dedupe=6) == {"a.0_0": "near_duplicate", "b.0_0": "", "b.0_1": "same_span", "c.0_0": ""}
+    assert chosen(scenes, dedupe=6, count=1)["c.0_0"] == "not_selected"
+    # A share is one of what passes the rules.
+    assert len(kept(scenes, dedupe=6, fraction=0.5)) == 2
+
+
+def test_what_breaks_a_rule_stands_for_no_near_duplicate_but_links_them():
+    scenes = frame(
+        scene("a.0_0", phash=phash(1)),
+        scene("b.0_0", phash=phash(1, 8), mean_velocity=0),
+        scene("c.0_0", phash=phash(1, 16)),
+        scene("d.0_0", phash=phash(1, 16), error="truncated"),
+    )
+    assert chosen(scenes, dedupe=8) == {"a.0_0": "", "b.0_0": "static", "c.0_0": "near_duplicate", "d.0_0": ""}
+
+
+def test_scenes_without_a_hash_are_no_duplicates_of_each_other():
+    scenes = frame(*(scene(f"{name}.0_0", phash=None) for name in "abc"))
+    assert kept(scenes, dedupe=17) == ["a.0_0", "b.0_0", "c.0_0"]
+
+
+def test_near_duplicates_of_a_corpus_tell_their_group(tmp_path: Path):
+    settings = replace(config(tmp_path), select=SelectConfig(dedupe=8))
+    store = Store(settings.output)
+    first = write_scores(store, *(scene(f"a.{i}_0", ordinal=i, phash=phash(i)) for i in range(3)), film("a", 3))
+    again = [scene(f"b.{i}_0", ordinal=i, phash=phash(i + 1, 3), max_velocity=i + 0.5, video_index=1) for i in range(3)]
+    second = write_scores(store, *again, film("b", 3, video_index=1))
+    write_plan(store, {"a": 3, "b": 3})
+    select(settings)
+    rows = table(settings, "scenes", SCENES)
+    assert [(row["scene_id"], row["reason"], row["duplicate_group"]) for row in rows] == [
+        ("a.0_0", "", None),
+        ("a.1_0", "near_duplicate", 0),
+        ("a.2_0", "", 1),
+        ("b.0_0", "", 0),
+        ("b.1_0", "near_duplicate", 1),
+        ("b.2_0", "", None),
+    ]
+    assert [row["part"] for row in rows] == [first] * 3 + [second] * 3
+    select(replace(settings, select=SelectConfig()))
+    rows = table(settings, "scenes", SCENES)
+    assert all(row["kept"] and row["duplicate_group"] is None for row in rows)
+
+
+@pytest.mark.parametrize("distance", [-1, 18])
+def test_distances_that_are_not_searched_are_refused(distance: int):
+    with pytest.raises(ValueError, match="0 to 17 bits"):
+        SelectConfig(dedupe=distance)
 
 
 def test_a_scene_that_breaks_a_rule_takes_no_place_in_its_span():
