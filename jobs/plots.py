@@ -1,10 +1,12 @@
 """report.html: what became of the input, drawn from the tables and the run record that a run leaves.
 
 scenes/ is read twice, part by part: to count, and to draw. What is held of a scene is its place in an index of 9 bytes;
-axes come from a seeded sample, bars count every scene. The page needs no other file and runs no script.
+axes come from a seeded sample, bars count every scene. The page needs no other file and asks nobody for anything; the
+one script that may run in it is known to it by its hash.
 """
 
 import base64
+import hashlib
 import math
 import random
 from collections import Counter
@@ -19,9 +21,12 @@ import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from actors import storage
 from actors.video import FEATURES
+from jobs.findings import caption_pairs, evaluation_findings, filter_findings
+from jobs.whatif import COLUMNS, WhatIf
 from pipelines.curation import RETRYABLE
 from pipelines.select import REJECTED, SCENES
 from pipelines.store import Store
@@ -36,10 +41,16 @@ THUMBNAILS = 48
 """Thumbnails of kept scenes, and of dropped ones, at most."""
 THUMBNAIL_PARTS = 256
 """Parts of thumbnails/ that are read at most."""
+GROUPS, LARGEST, MEMBERS = 12, 4, 6
+"""Groups of near-duplicates that are shown at most, how many of them are the largest, and scenes of each."""
 REJECTED_ROWS = 200
 """Rows of rejected/ that are shown in full."""
 
-KEPT = "kept"
+Row = dict[str, Any]
+Key = tuple[str, str]
+"""A scene: its video_id and scene_id."""
+
+KEPT, NEAR_DUPLICATE = "kept", "near_duplicate"
 UNITS = {
     "max_rgb_diff": "squared, of 0–255",
     "mean_rgb_diff": "squared, of 0–255",
@@ -48,8 +59,9 @@ UNITS = {
     "mse": "of latents",
     "cos_sim": "of latents",
     "no_frames": "sampled",
+    "probability": "of good, says the filter",
 }
-LINEAR = {"cos_sim", "no_frames"}
+LINEAR = {"cos_sim", "no_frames", "probability"}
 """Features drawn on a linear axis; the others have long tails."""
 
 
@@ -59,7 +71,13 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     census = _count(store)
     pictures = _thumbnails(store, census)
     histograms = [_histogram(name, census, settings) for name in FEATURES]
-    shown = _draw(store, histograms, pictures)
+    if settings["select"]["by"] == "classifier":
+        histograms.append(Histogram("probability", 0, 1, 40, log=False, marks=[_Mark("probability", 0, 0, -1)]))
+    pairs = caption_pairs(store)
+    groups = _chosen_groups(census)
+    shown, others = _draw(store, histograms, pictures, set(pairs), groups)
+    pictures |= _fetched(store, [row for row in others if _key(row) not in pictures])
+    script = (Path(__file__).parent / "whatif.js").read_text()
     failures = _failures(store)
     rules = _rules(settings)
     dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
@@ -94,6 +112,15 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         units=UNITS,
         rules=rules,
         cards={group: [_card(row, pictures, settings) for row in shown[group]] for group in shown},
+        whatif=Markup(census.whatif.page(settings)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        groups=_groups(groups, others, census, pictures, settings),
+        n_groups=len(census.duplicates),
+        n_duplicates=census.duplicates.total(),
+        filter=filter_findings(store, settings),
+        evaluation=evaluation_findings(store),
+        pairs=_pairs(pairs, others, pictures),
     )
     uri = store.uri("report.html")
     storage.write_bytes(uri, page.encode())
@@ -111,6 +138,9 @@ class _Census:
     """Measured scenes by "kept" or the reason why they were dropped."""
     failed: Counter[str] = field(default_factory=Counter)
     """Scenes by error code."""
+    duplicates: Counter[int] = field(default_factory=Counter)
+    """Scenes by group of near-duplicates."""
+    whatif: WhatIf = field(default_factory=WhatIf)
     sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
     """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
     names: list[str] = field(default_factory=list)
@@ -132,8 +162,10 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", ["video_id", "scene_id", *FEATURES, "kept", "reason", "error"]):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason"]):
         rows = part.to_pandas()
+        census.whatif.add(rows[list(COLUMNS)])
+        census.duplicates.update(rows.duplicate_group.dropna().astype(int))
         census.failed.update(rows.error[rows.error != ""])
         rows = rows[rows.error == ""]
         groups = rows.reason.where(~rows.kept, KEPT)
@@ -155,7 +187,7 @@ def _keys(rows: pd.DataFrame) -> np.ndarray:
     return np.array([hash(key) for key in zip(rows.video_id.tolist(), rows.scene_id.tolist(), strict=True)], np.int64)
 
 
-def _thumbnails(store: Store, census: _Census) -> dict[tuple[str, str], bytes]:
+def _thumbnails(store: Store, census: _Census) -> dict[Key, bytes]:
     """JPEGs of a seeded sample of scenes, by (video_id, scene_id), from as few parts as give a choice."""
     wanted = {KEPT: min(THUMBNAILS, census.groups[KEPT])}
     reasons = sorted((n, reason) for reason, n in census.groups.items() if reason != KEPT)
@@ -163,7 +195,7 @@ def _thumbnails(store: Store, census: _Census) -> dict[tuple[str, str], bytes]:
     for i, (n, reason) in enumerate(reasons):
         wanted[reason] = min(n, left // (len(reasons) - i))
         left -= wanted[reason]
-    found: dict[str, dict[tuple[str, str], bytes]] = {group: {} for group in wanted}
+    found: dict[str, dict[Key, bytes]] = {group: {} for group in wanted}
     names = store.parts("thumbnails")
     random.Random(0).shuffle(names)
     for name in names[:THUMBNAIL_PARTS]:
@@ -215,7 +247,7 @@ class Histogram:
 
     def __init__(self, feature: str, low: float, high: float, bins: int, log: bool, marks: Sequence[_Mark]) -> None:
         self.feature, self.log, self.bins = feature, log, bins
-        self._low, self._high = low, high
+        self.low, self.high = low, high
         self._marks = marks
         self.counts = np.zeros((2, bins + 2), np.int64)
         self.missing = 0
@@ -232,10 +264,10 @@ class Histogram:
 
     def _position(self, values: np.ndarray) -> np.ndarray:
         """Where values lie between the ends of the axis, 0 to 1."""
-        return (_scaled(values, self.log) - self._low) / (self._high - self._low)
+        return (_scaled(values, self.log) - self.low) / (self.high - self.low)
 
     def _value(self, at: float) -> float:
-        value = self._low + at * (self._high - self._low)
+        value = self.low + at * (self.high - self.low)
         return 10**value if self.log else value
 
     def _x(self, at: float) -> float:
@@ -297,10 +329,10 @@ class Histogram:
 
     def ticks(self) -> list[tuple[float, str]]:
         """x and words of the ticks."""
-        low, high, span = self._value(0), self._value(1), self._high - self._low
+        low, high, span = self._value(0), self._value(1), self.high - self.low
         if self.log and span > 0.7:
             digits = (1, 2, 5) if span < 2.2 else (1, 3) if span < 4 else (1,)
-            decades = range(math.floor(self._low), math.ceil(self._high) + 1, math.ceil(span / 8))
+            decades = range(math.floor(self.low), math.ceil(self.high) + 1, math.ceil(span / 8))
             values = [digit * 10.0**decade for decade in decades for digit in digits]
         else:
             decade = 10.0 ** math.floor(math.log10((high - low) / 6))
@@ -320,6 +352,9 @@ class Histogram:
             edges = (self.LEFT - self.BEYOND - 2, x) if mark.side < 0 else (x, self.RIGHT + self.BEYOND + 2)
             drawn.append(
                 {
+                    "rule": mark.setting,
+                    "side": mark.side,
+                    "shift": mark.edge - mark.value,
                     "x": x,
                     "line": 0 <= at <= 1,
                     "words": f"← {words}" if at < 0 else f"{words} →" if at > 1 else words,
@@ -386,20 +421,48 @@ def _axis(values: np.ndarray, edges: np.ndarray, bins: int, whole: bool) -> tupl
 
 
 def _draw(
-    store: Store, histograms: list[Histogram], pictures: dict[tuple[str, str], bytes]
-) -> dict[str, list[dict[str, Any]]]:
-    """Fill the histograms; returns the rows of the scenes that have pictures, by kept or reason."""
-    shown: dict[str, list[dict[str, Any]]] = {}
-    wanted = [scene_id for _, scene_id in pictures]
+    store: Store,
+    histograms: list[Histogram],
+    pictures: dict[Key, bytes],
+    captioned: set[Key],
+    groups: Sequence[int],
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """Fill the histograms; returns the rows of the scenes that have pictures, by kept or reason, and of others to show:
+    those in `captioned`, and some of each of the given groups of near-duplicates.
+    """
+    shown: dict[str, list[Row]] = {}
+    others: list[Row] = []
+    held: Counter[Any] = Counter()
+    wanted = [scene_id for _, scene_id in {*pictures, *captioned}]
     for part in store.read_parts("scenes", SCENES.names):
         sound = part.filter((part["error"].to_pandas() == "").to_numpy())
         kept = sound["kept"].to_numpy()
         for histogram in histograms:
             histogram.add(sound[histogram.feature].to_numpy(), kept)
-        for row in sound.filter(sound["scene_id"].to_pandas().isin(wanted).to_numpy()).to_pylist():
-            if (row["video_id"], row["scene_id"]) in pictures:
+        grouped = sound["duplicate_group"].to_pandas().isin(groups)
+        some = grouped | sound["scene_id"].to_pandas().isin(wanted)
+        for row, member in zip(sound.filter(some.to_numpy()).to_pylist(), grouped[some], strict=True):
+            if _key(row) in pictures:
                 shown.setdefault(KEPT if row["kept"] else row["reason"], []).append(row)
-    return shown
+            place = row["duplicate_group"], row["reason"] == NEAR_DUPLICATE
+            held[place] += member
+            if (member and held[place] <= MEMBERS) or _key(row) in captioned:
+                others.append(row)
+    return shown, others
+
+
+def _fetched(store: Store, rows: list[Row]) -> dict[Key, bytes]:
+    """The thumbnails of these scenes, as far as they are there."""
+    wanted = {_key(row) for row in rows}
+    found = {}
+    for name in sorted({row["part"] for row in rows} & set(store.parts("thumbnails"))):
+        part = store.read_part("thumbnails", name)
+        found |= {_key(row): row["thumbnail"] for row in (part.to_pylist() if part else []) if _key(row) in wanted}
+    return found
+
+
+def _key(row: Row) -> Key:
+    return row["video_id"], row["scene_id"]
 
 
 # -------------------------------------------------------------------------------------------------------- what is shown
@@ -414,8 +477,10 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
     return {
         "too_short": f"no_frames < {frames['min']}",
         "too_long": f"no_frames > {frames['max']}",
+        "unmeasured": "a feature is missing: `score` measures it",
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
+        "near_duplicate": f"another that differs in at most {select['dedupe']} bits of its hash ranks higher",
         "same_span": "another of its span ranks higher",
         "not_selected": f"not among {best}",
     }
@@ -466,7 +531,7 @@ def _example(rows: pd.DataFrame) -> dict[str, str]:
     return {"example": row.scene_id or row.video_id, "message": row.message}
 
 
-def _card(row: dict[str, Any], pictures: dict[tuple[str, str], bytes], settings: dict[str, Any]) -> dict[str, Any]:
+def _card(row: dict[str, Any], pictures: dict[Key, bytes], settings: dict[str, Any]) -> dict[str, Any]:
     """What is shown of a scene: its picture, and what decided it."""
     frames, select = settings["frames"], settings["select"]
     if select["by"] == "classifier":
@@ -476,12 +541,46 @@ def _card(row: dict[str, Any], pictures: dict[tuple[str, str], bytes], settings:
     decided = {
         "too_short": f"{row['no_frames']} frames < {frames['min']}",
         "too_long": f"{row['no_frames']} frames > {frames['max']}",
+        "unmeasured": "not measured: " + ", ".join(name for name in FEATURES if row[name] is None),
         "static": f"velocity {number(row['mean_velocity'])} < {select['min_velocity']:g}",
         "cut_inside": f"diff {number(row['max_rgb_diff'])} > {select['max_rgb_diff']:g}",
     }.get(row["reason"], rank)
     numbers = [("v", row["mean_velocity"]), ("d", row["max_rgb_diff"]), ("f", row["no_frames"])]
     measured = " · ".join(f"{letter} {number(value)}" for letter, value in numbers if value is not None)
-    return {**row, "jpeg": pictures[row["video_id"], row["scene_id"]], "decided": decided, "measured": measured}
+    return {**row, "jpeg": pictures.get(_key(row), b""), "decided": decided, "measured": measured}
+
+
+def _chosen_groups(census: _Census) -> list[int]:
+    """The largest groups of near-duplicates, then some of the others, drawn with a fixed seed."""
+    ordered = [group for group, _ in sorted(census.duplicates.items(), key=lambda item: (-item[1], item[0]))]
+    largest, others = ordered[:LARGEST], ordered[LARGEST:]
+    return largest + random.Random(0).sample(others, min(GROUPS - len(largest), len(others)))
+
+
+def _groups(
+    chosen: Sequence[int],
+    rows: list[Row],
+    census: _Census,
+    pictures: dict[Key, bytes],
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """What is shown of groups: how many scenes each has, and the first of them, that which stayed before the others."""
+    members = {group: [row for row in rows if row["duplicate_group"] == group] for group in chosen}
+    groups = []
+    for group, scenes in members.items():
+        first = sorted(scenes, key=lambda row: (row["reason"] == NEAR_DUPLICATE, not row["kept"], _key(row)))[:MEMBERS]
+        cards = [_card(row, pictures, settings) | {"reason": row["reason"] or KEPT} for row in first]
+        groups.append({"scenes": census.duplicates[group], "cards": cards})
+    return groups
+
+
+def _pairs(pairs: dict[Key, tuple[str, str]], rows: list[Row], pictures: dict[Key, bytes]) -> list[dict[str, Any]]:
+    """Captions beside recaptions, with pictures where there are some."""
+    return [
+        {**row, "caption": pairs[_key(row)][0], "recaption": pairs[_key(row)][1], "jpeg": pictures.get(_key(row), b"")}
+        for row in {_key(row): row for row in rows}.values()
+        if _key(row) in pairs
+    ]
 
 
 def percent(part: float, whole: float) -> str:

@@ -1,6 +1,9 @@
 """The report: its numbers, what it shows of a corpus that wants to break it, and what it costs on a large one."""
 
+import base64
+import json
 import re
+import shlex
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +20,12 @@ import pytest
 from actors.video import FEATURES
 from jobs.plots import clock, duration, number, percent, write_report
 from pipelines.curation import THUMBNAILS, CurationConfig
+from pipelines.filters import FitConfig, fit, save_filter
 from pipelines.select import REJECTED, SCENES
 from pipelines.store import Store
+from tests.pipelines.outputs import fast_is_good
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -79,6 +84,8 @@ def scene(number: int, reason: str = "", error: str = "", **more: Any) -> dict[s
         "kept": not reason and not error,
         "reason": reason,
         "error": error,
+        "duplicate_group": None,
+        "part": "",
     }
     if error:
         row |= {**dict.fromkeys(FEATURES), "no_frames": 0}
@@ -185,9 +192,13 @@ def test_what_comes_from_the_corpus_is_escaped(tmp_path: Path) -> None:
     scenes = [scene(0, caption=bad, **ids), scene(1, bad, caption=bad), scene(2, error=bad)]
     fill(store, scenes, [{**ids, "step": "fetch", "code": bad, "message": bad, "attempts": 1}])
     about = record(3, status="failed", error=bad, versions={bad: bad})
-    about["settings"]["input"] = bad
+    about["settings"] |= {"input": bad, "output": f"</script>{bad}"}
     page = report(store, about)
-    assert page.html.count("<script") == 0
+    assert page.html.count("<script") == 2
+    assert (
+        json.loads(page.words("rows"))["command"]
+        == f"python -m jobs.curation select {shlex.quote(about['settings']['output'])}"
+    )
     assert page.words("kept").count(bad) == 2
     assert bad in page.words("dropped") and bad in page.words("failures") and bad in page.words("settings")
     assert {a["alt"] for tag, a in page.tags if tag == "img"} == {ids["scene_id"], "film0.1_0"}
@@ -197,9 +208,12 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fill(store, MIXED)
     page = report(store, record(len(MIXED)))
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", page.html.replace("s3://", ""))
+    numbers = json.dumps(json.loads(page.words("rows"))["columns"])
+    rest = page.html.replace(numbers, "").replace("s3://", "")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|import\(|XMLHttp|Socket|sendBeacon", rest)
     assert all((a["src"] or "").startswith("data:image/jpeg;base64,") for tag, a in page.tags if tag == "img")
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object"}
+    assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json", "id": "rows"}, {}]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
@@ -325,6 +339,115 @@ def test_any_number_of_frames_makes_a_histogram(tmp_path: Path, frames: list[int
     assert (f"{above} above 12" in page.words("feature-no_frames")) == bool(above)
 
 
+def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, [scene(0, "unmeasured", mse=None, cos_sim=None)])
+    page = report(store, record(1))
+    assert "unmeasured a feature is missing: `score` measures it · 1 of 1" in page.words("dropped")
+    assert "not measured: mse, cos_sim" in page.words("dropped")
+
+
+def near(number: int, group: int | None, level: int, store: Store, reason: str = "") -> dict[str, Any]:
+    """A scene of a group of near-duplicates, with a thumbnail of one grey."""
+    row = scene(number, reason, duplicate_group=group)
+    part = store.write_part(
+        "thumbnails", pa.Table.from_pylist([{**row, "thumbnail": jpeg(level)}], THUMBNAILS), [str(number)]
+    )
+    return row | {"part": part}
+
+
+def test_near_duplicates_stand_side_by_side_the_one_that_stays_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    scenes = [
+        near(0, 0, 40, store, "near_duplicate"),
+        near(1, 1, 80, store),
+        near(2, 0, 120, store),
+        near(3, 1, 160, store, "near_duplicate"),
+        near(4, 1, 200, store, "static"),
+        near(5, None, 240, store),
+    ]
+    store.replace_table("scenes", [pa.Table.from_pylist(scenes, SCENES)])
+    page = report(store, record(6, {"dedupe": 8}))
+    words = page.words("duplicates")
+    assert "5 scenes are in 2 groups" in words and "at most 8 of 192 bits" in words
+    shown = re.findall(r"(kept|static|near_duplicate) film0\.(\d)_0", words)
+    assert shown == [("kept", "1"), ("static", "4"), ("near_duplicate", "3"), ("kept", "2"), ("near_duplicate", "0")]
+    section = page.html[page.html.index('id="duplicates"') : page.html.index('id="speed"')]
+    pictures = [base64.b64encode(jpeg(level)).decode() in section for level in (40, 80, 120, 160, 200, 240)]
+    assert pictures == [True] * 5 + [False]
+
+
+def test_a_group_of_very_many_shows_some_of_them(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, [scene(i, "near_duplicate" if i else "", duplicate_group=0) for i in range(300)], part=50)
+    page = report(store, record(300, {"dedupe": 8}))
+    assert "300 scenes 6 shown" in page.words("duplicates")
+
+
+def test_recaptions_stand_beside_captions(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    rows = [near(i, None, 40 * i, store) for i in range(3)]
+    store.replace_table("scenes", [pa.Table.from_pylist(rows, SCENES)])
+    asked = {"caption": "a <b>man</b>", "code": "", "written": 1.0}
+    answers = [
+        {**rows[0], **asked, "recaption": "an older man"},
+        {**rows[0], **asked, "recaption": "a man in a red coat </script>", "written": 2.0},
+        {**rows[1], **asked, "recaption": "", "code": "caption_failed"},
+    ]
+    names = ["video_id", "scene_id", "caption", "recaption", "code", "written"]
+    store.replace_table("captions", [pa.Table.from_pylist(answers).select(names)])
+    page = report(store, record(3))
+    assert [row[1:] for row in page.tables["captions"] if row] == [["a <b>man</b>", "a man in a red coat </script>"]]
+    assert page.html.count("</script>") == 2
+
+
+def test_a_filter_shows_what_it_is_worth(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, MIXED)
+    assert "filter" not in report(store, record(34)).tables
+    fitted = fit(fast_is_good(noise=0.1), FitConfig(store.root))
+    save_filter(fitted, store.uri("filter.json"))
+    page = report(store, record(34))
+    metrics = fitted.about["report"]["metrics"]
+    row = next(row for row in page.tables["filter"] if row and row[0] == "ROC-AUC")
+    value = metrics["roc_auc"]
+    assert row[1:] == [f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", "0.500"]
+    names = [row[0] for row in page.tables["filter"] if len(row) == 3]
+    assert names[0] == "mean_velocity" and set(names) == set(FEATURES)
+    bins, curve = (fitted.about["report"][name] for name in ("calibration", "learning_curve"))
+    circles = [a for tag, a in page.tags if tag == "circle"]
+    assert len(circles) == len(bins) + len(curve)
+    # From the left below to the right above: 0 and 1 on both axes.
+    left, right, top, bottom = 34, 244, 10, 148
+    for circle, one in zip(circles, bins, strict=False):
+        assert float(circle["cx"] or 0) == pytest.approx(left + one["predicted"] * (right - left), abs=0.1)
+        assert float(circle["cy"] or 0) == pytest.approx(bottom - one["good"] * (bottom - top), abs=0.1)
+
+
+def test_a_filter_that_is_none_is_told(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, MIXED)
+    store.write_json({"learner": {}}, "filter.json")
+    assert "is no filter that `fit-filter` wrote" in report(store, record(34)).words("filter")
+
+
+def test_an_evaluation_is_a_table_with_intervals(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, MIXED)
+    found = {"means": [30.6, 27.2], "difference": 3.4, "interval": [2.5, 4.25], "p": 0.0001, "effect": 0.8123}
+    found |= {"scenes": [8, 8], "videos": 3, "left_out": {"caption_failed": 1}}
+    nothing = dict.fromkeys(found) | {"left_out": {"not_asked": 9}}
+    compared = [{"name": "better", "paired": True, **found}, {"name": "other", "paired": False, **nothing}]
+    about = {"kept": 9, "random": 9, "comparisons": compared, "settings": {"embeddings": {"model": "ViT-g-14"}}}
+    store.write_json(about, "evaluation.json")
+    page = report(store, record(34))
+    numbers = ["30.60", "27.20", "+3.40", "+2.50 to +4.25", "0.0001", "0.81", "8 of 3 videos", "caption_failed 1"]
+    assert [row for row in page.tables["evaluation"] if row] == [
+        ["better (paired)", *numbers],
+        ["other", "nothing to compare", "not_asked 9"],
+    ]
+
+
 def test_an_empty_corpus_has_a_page(tmp_path: Path) -> None:
     page = report(Store(str(tmp_path)), record(0, input={}, stages={}, films={"decoded": 0, "source": 0}))
     assert "0 in = 0 kept + 0 dropped + 0 failed (adds up)" in page.words("funnel")
@@ -421,7 +544,7 @@ def test_a_large_corpus_is_read_part_by_part(tmp_path: Path) -> None:
         pa.set_memory_pool(previous)
     assert peak + pool.max_memory() < 60e6
     assert pool.max_memory() > 4e6
-    assert len(page.html) < 2e6
+    assert len(page.html) < 2.3e6
     assert "50,000 in = 12,500 kept + 37,500 dropped + 0 failed (adds up)" in page.words("funnel")
     assert sum(tag == "img" for tag, _ in page.tags) == 96
     assert store.read["scenes"] == 2 * rows // part

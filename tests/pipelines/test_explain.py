@@ -70,9 +70,7 @@ def test_a_near_duplicate_is_told_of_which_scene(tmp_path: Path):
     store = Store(settings.output)
     ranks = {"a.0_0": 2.0, "a.0_1": 4.0, "a.1_0": 1.0}
     hashed = {"a.0_0": b"\1" * 24, "a.0_1": b"\2" * 24, "a.1_0": b"\1" * 24}
-    write_scores(
-        store, *(scene(name, max_velocity=ranks[name], phash=hashed[name]) for name in ranks), film("a", 3)
-    )
+    write_scores(store, *(scene(name, max_velocity=ranks[name], phash=hashed[name]) for name in ranks), film("a", 3))
     write_plan(store, {"a": 3})
     select(settings)
     text = told(settings, "a.0_0")
