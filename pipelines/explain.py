@@ -132,7 +132,6 @@ def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
         else:
             span = (rows.video_id == scene["video_id"]) & (rows.clip_id == scene["clip_id"])
             stands = span & ~rows.reason.isin(["near_duplicate", "same_span"])
-        stands = stands.to_numpy(bool)
         for value, scene_id in zip(ranks[stands], rows.scene_id[stands], strict=True):
             among.chosen = (float(value), scene_id)
     return among

@@ -238,7 +238,7 @@ def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | Non
     about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
     kept = places.scene & (places.reason == 0) & (about.error == "")
     reason = np.array(REASONS, object)[places.reason]
-    groups = places.duplicate_group.astype("Int64").mask(places.duplicate_group < 0)
+    groups = places.duplicate_group.where(places.duplicate_group >= 0)
     parts = places.part.astype(str).str.rpartition("/")[2]
     decision = {"probability": places.probability, "kept": kept, "reason": reason}
     rows = about.assign(**decision, duplicate_group=groups, part=parts)
