@@ -1,5 +1,5 @@
 """Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [memory] [ray]
-[selection]`.
+[labels] [selection]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -38,6 +38,7 @@ from actors.video import FramesConfig, Row, VideoConfig, cut
 from pipelines.curation import SCORES
 from pipelines.store import Store
 from tests.benchmarks import reference
+from tests.benchmarks.by_eye import loop
 from tests.benchmarks.selection import select, write_corpus
 from tests.films import bikes_mp4, demo_mp4
 
@@ -380,16 +381,33 @@ def _cpu_of(command: Sequence[str], folder: Path) -> float:
     return sum(taken.values())
 
 
-def selection(films: Films) -> None:
-    """Time and the driver's memory of `select` over millions of scenes, and again with another count and a filter."""
-    scenes = int(2_000_000 * films.share)
+def labels(films: Films) -> None:
+    """What a filter learns from real film labelled by eye, on videos that it has not seen."""
+    with _own_ray() as folder:
+        report = loop(folder)
+    what = f"{report['scenes']} seconds of film labelled by eye, {report['videos']} videos, {report['folds']} folds"
+    for name, m in report["metrics"].items():
+        measured = f"{m['value']:.3f} ({m['low']:.3f}-{m['high']:.3f}), always answering 'good' {m['always']:.3f}"
+        line(f"{name}, {what}", measured, "interval above 0" if name == "gain" else "")
+
+
+@contextmanager
+def _own_ray() -> Iterator[Path]:
+    """A folder, and a Ray of its own for what is run meanwhile."""
     with TemporaryDirectory(prefix="ray-") as folder:
         os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
-        output = f"{folder}/output"
+        yield Path(folder)
+
+
+def selection(films: Films) -> None:
+    """Time and the driver's memory of `select` over millions of scenes: by rule, and by a filter."""
+    scenes = int(2_000_000 * films.share)
+    with _own_ray() as folder:
+        output = str(folder / "output")
         write_corpus(output, scenes)
-        for what in ("select.count=10000", "select.by=classifier"):
-            seconds, peak, _ = select(output, "select.count=10000", what)
-            line(f"select over {scenes:,} scenes, {what}, report and all: seconds", f"{seconds:.0f}")
+        for by in ("rule", "classifier"):
+            seconds, peak, _ = select(output, "select.count=10000", f"select.by={by}")
+            line(f"select over {scenes:,} scenes by {by}, its report and Ray's start included", f"{seconds:.0f} s")
             line("peak memory of its driver", f"{peak:.0f} MB", "at most 2048 MB")
 
 
@@ -398,6 +416,7 @@ PARTS: dict[str, Callable[[Films], None]] = {
     "motion": motion,
     "memory": memory,
     "ray": under_ray,
+    "labels": labels,
     "selection": selection,
 }
 

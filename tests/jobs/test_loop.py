@@ -1,0 +1,16 @@
+"""The loop over real film: labels by a rule that a person can apply come back from what was measured."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.by_eye import loop
+
+
+@pytest.mark.slow
+def test_a_filter_learns_what_was_labelled_by_eye(ray_cluster: None, tmp_path: Path):
+    report = loop(tmp_path)
+    assert (report["scenes"], report["good"], report["videos"]) == (78, 49, 16)
+    # On outer folds, beside always answering "good".
+    assert report["metrics"]["gain"]["low"] > 0
+    assert report["metrics"]["roc_auc"]["low"] > 0.6
