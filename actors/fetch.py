@@ -229,13 +229,14 @@ def _by_status(status: int, reason: str, retry_after: str | None) -> _Fault:
         return _Fault("fetch_gone", message)
     if status in (401, 403, 407, 451):
         return _Fault("fetch_blocked", f"{message}; {REMEDY}")
-    wait_s = _seconds(retry_after)
+    wait_s = retry_after_s(retry_after)
     if wait_s is not None and wait_s > LONGEST_PAUSE_S:
         message += f"; the host asks to come back in {wait_s:.0f} s"
     return _Fault("fetch_failed", message, wait_s)
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def retry_after_s(retry_after: str | None) -> float | None:
+    """Seconds that a Retry-After header asks to wait, from a number or a date; None where it says nothing."""
     if retry_after is None:
         return None
     if retry_after.strip().isdigit():

@@ -17,14 +17,16 @@ import typer
 import yaml
 
 from actors import storage
+from actors.captions import TRIES, check_captioner
+from actors.video import Row
 from jobs import run as job
 from jobs.plots import write_report
 from pipelines.curation import RETRYABLE, CurationConfig, check
 from pipelines.explain import explain
 from pipelines.filters import FitConfig, fit, place, read_labelled, save_filter
 from pipelines.plan import Plan, make_plan
-from pipelines.rows import MANY_PARTS, expected_scenes, measurements, rows_now
-from pipelines.select import alarms, fail_scenes, select, tally
+from pipelines.rows import MANY_PARTS, captions, expected_scenes, measurements, rows_now
+from pipelines.select import alarms, fail_scenes, select, tally, tell_captions
 from pipelines.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -32,7 +34,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 INPUT = ("videos", "scenes", "films")
 ARTEFACTS = (
     *("plan", "videos", "scores", "thumbnails", "scenes", "rejected"),
-    *("clips", "kept.json", "report.html", "run.json"),
+    *("clips", "captions", "kept.json", "report.html", "run.json"),
 )
 
 Settings = Annotated[
@@ -108,6 +110,19 @@ def export(settings: Settings = None) -> None:
 
 
 @app.command()
+def recaption(settings: Settings = None, dry_run: DryRun = False) -> None:
+    """Have a vision-language model improve the captions of what is kept; each scene is asked for once."""
+    if not dry_run:
+        _do("recaption", settings)
+        return
+    with job.exit_codes():
+        from pipelines.export import kept_scenes
+
+        config = _config(settings)
+        _tell_estimate(config, kept_scenes(Store(config.output)))
+
+
+@app.command()
 def retry(
     settings: Settings = None,
     codes: Annotated[
@@ -170,7 +185,8 @@ def failed(
     """What failed so far, by step and code, and what `retry` would try again."""
     with job.exit_codes():
         scenes, films, _ = rows_now(Store(output), ["attempts", "message"])
-        bad = pd.concat([scenes[scenes.error != ""], films[films.error != ""]])
+        answers = captions(Store(output)).rename(columns={"code": "error"}).assign(step="caption")
+        bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers)])
         columns = ["video_id", "scene_id", "step", "error", "attempts", "message"]
         if rows:
             bad[columns].to_csv(sys.stdout, sep="\t", index=False)
@@ -178,7 +194,7 @@ def failed(
         for (step, code), group in bad.groupby(["step", "error"]):
             may = "retry may help" if code in RETRYABLE else "for good"
             first = group.iloc[0]
-            print(f"{len(group):7d}  {step:6}  {code:18} {may:15} {first.scene_id or first.video_id}: {first.message}")
+            print(f"{len(group):7d}  {step:7}  {code:18} {may:15} {first.scene_id or first.video_id}: {first.message}")
         if bad.empty:
             print("nothing failed")
 
@@ -208,12 +224,13 @@ def _do(
             "versions": job.versions(),
             "input": {name: getattr(plan, name) for name in INPUT} if plan else before.get("input", {}),
             "export": before.get("export"),
+            "captions": before.get("captions"),
             "drift": before.get("drift", {}),
         }
         started = time.monotonic()
         try:
             with ExitStack() as session:
-                _steps(command, config, plan, record, session)
+                _steps(command, config, plan, again, record, session)
         except BaseException as error:
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             raise
@@ -229,8 +246,16 @@ def _do(
             raise typer.Exit(job.REJECTED)
 
 
-def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict[str, Any], session: ExitStack) -> None:
+def _steps(
+    command: str,
+    config: CurationConfig,
+    plan: Plan | None,
+    again: frozenset[str],
+    record: dict[str, Any],
+    session: ExitStack,
+) -> None:
     store = Store(config.output)
+    forgotten = _forget_captions(config) if "caption_failed" in again else set()
     if plan and plan.todo:
         from pipelines.score import score
 
@@ -238,7 +263,7 @@ def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict
         record["measured"] = asdict(score(config, plan.remote))
     if len(store.parts("scores")) > MANY_PARTS:
         session.enter_context(job.ray_session())
-    if command in ("score", "export"):
+    if command in ("score", "export", "recaption"):
         scenes, films, videos = rows_now(store)
         expected = expected_scenes(scenes, films, videos)
         record |= measurements(scenes, films)
@@ -249,17 +274,46 @@ def _steps(command: str, config: CurationConfig, plan: Plan | None, record: dict
         record["drift"] = selected.drift
     if command == "score":
         return
-    if command != "select":
+    if command == "recaption":
+        session.enter_context(job.ray_session())
+        _recaption(config, record)
+    elif command != "select":
         from pipelines.export import export
 
         session.enter_context(job.ray_session())
         exported = export(config)
         fail_scenes(store, exported.failed)
         record["export"] = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
+    if forgotten:
+        _recaption(config, record, forgotten)
     counted = tally(store, expected)
     record["rows"] = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
     record["lost_videos"] = counted.lost_videos
     record["alarms"] = alarms(counted, record["drift"])
+
+
+def _forget_captions(config: CurationConfig) -> set[tuple[str, str]]:
+    """Forget captions that failed, where a captioner is there to be asked again; returns the keys of their scenes."""
+    store = Store(config.output)
+    if (captions(store).code == "").all():
+        return set()
+    from pipelines.recaption import forget_failed
+
+    check_captioner(config.captions)
+    return forget_failed(store)
+
+
+def _recaption(config: CurationConfig, record: dict[str, Any], only: set[tuple[str, str]] | None = None) -> None:
+    """Caption kept scenes, or only some of them, and tell scenes/, rejected/ and kept.json."""
+    from pipelines.export import kept_scenes, renew_kept_json
+    from pipelines.recaption import recaption as ask
+
+    store = Store(config.output)
+    scenes = [row for row in kept_scenes(store) if only is None or (row["video_id"], row["scene_id"]) in only]
+    _tell_estimate(config, scenes)
+    record["captions"] = asdict(ask(config, scenes))
+    tell_captions(store)
+    renew_kept_json(store)
 
 
 def _config(arguments: Sequence[str] | None) -> CurationConfig:
@@ -304,6 +358,19 @@ def _tell_plan(config: CurationConfig, plan: Plan) -> None:
         print(f"{name}: {Store(config.output).uri(name)}")
 
 
+def _tell_estimate(config: CurationConfig, scenes: list[Row]) -> None:
+    from pipelines.recaption import estimate, unasked
+
+    cost, settings = estimate(config, unasked(config, scenes)), config.captions
+    price = ""
+    if settings.by != "transformers":
+        price = (
+            f", ${cost.usd:.2f} at {settings.usd_in:g} and {settings.usd_out:g} a million, {TRIES} times that at most"
+        )
+    tokens = f"{cost.tokens_in} tokens to send and {cost.tokens_out} to receive"
+    print(f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}: about {tokens}{price}")
+
+
 def _tell_fit(report: dict[str, Any], uri: str) -> None:
     """What a filter is worth."""
     lost = f"; {report['lost']} more are of scenes that were not measured" if report["lost"] else ""
@@ -341,6 +408,9 @@ def _tell(record: dict[str, Any], store: Store) -> None:
         print(f"ALARM: {alarm}")
     if exported := record.get("export"):
         print(f"clips: {exported['written']} written, {exported['there']} were there")
+    if said := record.get("captions"):
+        cost = f"{said['requests']} requests, {said['tokens_in']} + {said['tokens_out']} tokens, ${said['usd']:.2f}"
+        print(f"captions: {said['captioned']} made, {said['failed']} failed, {said['left']} left; {cost}")
     if record.get("rows"):
         print(f"report: {store.uri('report.html')}")
 

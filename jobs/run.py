@@ -148,5 +148,5 @@ def ray_session() -> Iterator[None]:
 def start_logging() -> None:
     """One line an event on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for name in ("ray", "boto3", "botocore", "urllib3", "s3transfer"):
+    for name in ("ray", "boto3", "botocore", "urllib3", "s3transfer", "httpx2", "google_genai"):
         logging.getLogger(name).setLevel(logging.WARNING)

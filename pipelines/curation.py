@@ -1,8 +1,8 @@
 """Curation: its settings, the tables that it keeps, and what is checked before any work.
 
 An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/ and thumbnails/ (what was
-measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), report.html,
-run.json.
+measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), captions/
+(what a model made of their captions), report.html, run.json.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from actors import storage
+from actors.captions import CaptionsConfig
 from actors.clips import ClipsConfig
 from actors.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.fetch import FetchConfig
@@ -25,7 +26,7 @@ from actors.video import FEATURES, FramesConfig, VideoConfig
 from pipelines.duplicates import FARTHEST
 from pipelines.store import Store
 
-RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed"}
+RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed", "caption_failed"}
 """Error codes of rows that may succeed when they are tried again."""
 SCORES = pa.schema(
     [
@@ -63,6 +64,26 @@ SCORES = pa.schema(
 VIDEOS = pa.schema([("video_index", pa.int64()), ("video_id", pa.string()), ("scenes", pa.int64())])
 """The input: how many scenes of each video are to be cut; -1: known when the film has been decoded."""
 THUMBNAILS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("thumbnail", pa.binary())])
+
+CAPTIONS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("requests", pa.int32()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("by", pa.string()),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("written", pa.float64()),
+    ]
+)
+"""One row an answer: the caption that was sent, and its recaption, or the code caption_failed."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +168,7 @@ class CurationConfig:
     filter: str | None = None
     """The filter of select.by=classifier, as `fit-filter` wrote it; null: OUTPUT/filter.json."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
 
 
 def measured_by(config: CurationConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CurationConfig
+from pipelines.rows import captions
 from pipelines.score import fitted, ray_task, set_context
 from pipelines.store import Store
 
@@ -69,7 +70,7 @@ def export(config: CurationConfig) -> Exported:
 
 
 def kept_scenes(store: Store) -> list[Row]:
-    """The scenes that scenes/ says are kept, in its order, with where their films lie."""
+    """The scenes that scenes/ says are kept, in its order: KEPT, and the recaption that captions/ has, "" for none."""
     keys = []
     for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"]):
         chosen = part.filter(part["kept"])
@@ -81,7 +82,9 @@ def kept_scenes(store: Store) -> list[Row]:
         chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
         rows = part.select(KEPT).filter(pa.array(chosen, pa.bool_())).to_pylist()
         found.update({(row["video_id"], row["scene_id"]): row for row in rows})
-    return [found[key] for key in keys]
+    answers = captions(store)
+    said = dict(zip(zip(answers.video_id, answers.scene_id, strict=True), answers.recaption, strict=True))
+    return [{**found[key], "recaption": said.get(key, "")} for key in keys]
 
 
 def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
@@ -95,12 +98,19 @@ def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
             "scene_cut": [row["first"], row["end"]],
             "video_path": f"clips/{_clip(row)}",
             "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
-            "recaption": None,
+            "recaption": row["recaption"] or None,
         }
         for row in kept
     ]
     totals = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
     return {"length": len(scenes), "scenes": scenes, **dict.fromkeys(totals)}
+
+
+def renew_kept_json(store: Store) -> None:
+    """Write kept.json anew for what was exported before, since captions have changed."""
+    made = store.read_json("clips", "settings.json")
+    if made is not None:
+        store.write_json(kept_json(kept_scenes(store), made["frames_ms"] is not None), "kept.json")
 
 
 def _stage(config: CurationConfig) -> Stage:

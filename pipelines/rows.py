@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipelines.curation import SCORES, VIDEOS
+from pipelines.curation import CAPTIONS, SCORES, VIDEOS
 from pipelines.store import Store
 
 Result = TypeVar("Result")
@@ -151,6 +151,13 @@ def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
         ratio = (read.decoded / read.source).to_numpy()
         about |= {"worst_ratio": round(float(ratio.max()), 3), "worst": str(read.video_id.iloc[int(ratio.argmax())])}
     return {"stages": stages, "films": about}
+
+
+def captions(store: Store) -> pd.DataFrame:
+    """Answers with the columns of CAPTIONS, one a scene: of several the last sound one, else the last."""
+    rows = store.read_table("captions", CAPTIONS).to_pandas(types_mapper=strings)
+    rows = rows.assign(sound=rows.code == "").sort_values(["sound", "written"], kind="stable")
+    return rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound").reset_index(drop=True)
 
 
 def strings(kind: pa.DataType) -> Any:

@@ -197,7 +197,8 @@ def _task_retries() -> dict[str, int]:
     return {"max_retries": 3}
 
 
-def _actor_retries() -> dict[str, int]:
+def actor_retries() -> dict[str, int]:
+    """How often Ray starts an actor again, and repeats what it was at."""
     return {"max_restarts": 3, "max_task_retries": 3}
 
 
@@ -366,7 +367,7 @@ def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: b
         batch_size=stage.batch_size,
         compute=pool,
         **stage.resources(),
-        ray_remote_args_fn=_actor_retries,
+        ray_remote_args_fn=actor_retries,
     )
 
 

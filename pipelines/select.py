@@ -29,7 +29,7 @@ from actors.video import FEATURES, Row
 from pipelines.curation import SCORES, CurationConfig
 from pipelines.duplicates import near_duplicates
 from pipelines.filters import Filter, load_filter, place
-from pipelines.rows import IncompleteError, expected_scenes, in_tasks, measurements, rows_now, strings
+from pipelines.rows import IncompleteError, captions, expected_scenes, in_tasks, measurements, rows_now, strings
 from pipelines.store import Store
 
 PART_ROWS = 100_000
@@ -50,6 +50,7 @@ SCENES = pa.schema(
         ("clip_id", pa.string()),
         ("scene_id", pa.string()),
         ("caption", pa.string()),
+        ("recaption", pa.string()),
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("width", pa.int32()),
@@ -137,6 +138,7 @@ def select(config: CurationConfig) -> Selected:
     for folder in ("scenes", "rejected"):
         for name in set(store.parts(folder)) - names:
             storage.delete(store.uri(folder, name))
+    tell_captions(store)
     return Selected(expected, costs, model.drift(np.sum(counts, axis=0)) if model else {})
 
 
@@ -222,7 +224,7 @@ def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | Non
     decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
     duplicate_group, and whether it is a scene, or a film that failed.
     """
-    added = {"probability", "kept", "reason", "code", "duplicate_group", "part"}
+    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group", "part"}
     names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
     names = [name for name in names if name not in added]
     places = decided.reset_index(drop=True)
@@ -240,7 +242,7 @@ def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | Non
     reason = np.array(REASONS, object)[places.reason]
     groups = places.duplicate_group.where(places.duplicate_group >= 0)
     parts = places.part.astype(str).str.rpartition("/")[2]
-    decision = {"probability": places.probability, "kept": kept, "reason": reason}
+    decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
     rows = about.assign(**decision, duplicate_group=groups, part=parts)
     _write_part(store, "scenes", number, rows[places.scene], SCENES)
     _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
@@ -252,12 +254,35 @@ def _write_part(store: Store, folder: str, number: int, rows: pd.DataFrame, sche
     store.write_table(table, folder, store.numbered(number))
 
 
-def fail_scenes(store: Store, rows: Sequence[Row]) -> None:
-    """Mark kept scenes that could not be written as failed, in scenes/ and rejected/.
+def tell_captions(store: Store) -> None:
+    """Bring scenes/ and rejected/ in line with captions/: what was recaptioned, and what of the kept scenes failed."""
+    answers = captions(store)
+    if answers.empty:
+        return
+    keys = ["video_id", "scene_id"]
+    sound = answers[answers.code == ""].set_index(keys).recaption
+    for name in store.parts("scenes"):
+        table = store.read_part("scenes", name, SCENES.names)
+        if table is None:
+            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
+        about = table.select([*keys, "error", "recaption"]).to_pandas()
+        found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
+        told = np.where(about.error == "", found, "")
+        if (told != about.recaption).any():
+            column = SCENES.get_field_index("recaption")
+            table = table.set_column(column, SCENES.field(column), pa.array(told, pa.string()))
+            store.write_table(table, "scenes", name)
+    failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
+    fail_scenes(store, failed, "caption")
 
-    rows: video_id, scene_id, error, message of each.
+
+def fail_scenes(store: Store, rows: Sequence[Row], step: str = "export") -> None:
+    """Mark kept scenes that failed at a step after the choice, in scenes/ and rejected/.
+
+    rows: video_id, scene_id, error, message of each, and attempts where it was not one.
     """
-    failed = pd.DataFrame(rows, columns=["video_id", "scene_id", "error", "message"])
+    columns = ["video_id", "scene_id", "error", "message", "attempts"]
+    failed = pd.DataFrame([{"attempts": 1, **row} for row in rows], columns=columns)
     keys = ["video_id", "scene_id"]
     more = []
     for name in store.parts("scenes") if rows else ():
@@ -273,7 +298,7 @@ def fail_scenes(store: Store, rows: Sequence[Row]) -> None:
             scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
             store.write_table(pa.Table.from_pandas(scenes, SCENES, preserve_index=False), "scenes", name)
     if more:
-        rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step="export", attempts=1)
+        rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step=step)
         _write_part(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
 
 

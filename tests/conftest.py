@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers import host, s3, s3_server  # noqa: F401
+from tests.servers import gemini, host, s3, s3_server  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,10 +1,13 @@
-"""Servers for the tests, each on a free port of 127.0.0.1: an S3 store, a proxy that makes it fail, a host of files.
+"""Servers for the tests, each on a free port of 127.0.0.1: an S3 store, a proxy that makes it fail, a host of files,
+and a caption service that speaks Gemini's protocol.
 
 The S3 store is a real one (SeaweedFS). The proxy passes requests on unchanged, but answers some with 503 SlowDown and
 cuts some connections in the middle of a body, in either direction. The host answers each path as a test scripts it.
 """
 
+import base64
 import hashlib
+import json
 import os
 import random
 import re
@@ -25,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import cv2
+import numpy as np
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -57,6 +62,14 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 def host() -> Iterator["FileHost"]:
     with file_host() as served:
         yield served
+
+
+@pytest.fixture
+def gemini(monkeypatch: pytest.MonkeyPatch) -> Iterator["Gemini"]:
+    """A caption service whose key is in the environment."""
+    with Gemini() as service, _serving(service):
+        monkeypatch.setenv("GEMINI_API_KEY", service.key)
+        yield service
 
 
 @contextmanager
@@ -416,6 +429,146 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests read `requests` instead."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer of the caption service."""
+
+    body: Any
+    """What goes over as JSON, or bytes as they are."""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+    """Seconds before it comes."""
+    cut: bool = False
+    """The connection ends in the middle of the body."""
+
+
+def says(text: str, finish: str = "STOP", **how: Any) -> Said:
+    """A candidate with a text; with finish SAFETY and no text, one that was stopped."""
+    content = {"content": {"role": "model", "parts": [{"text": text}]}} if text else {}
+    usage = {"promptTokenCount": 1000, "candidatesTokenCount": 50, "totalTokenCount": 1050}
+    return Said({"candidates": [{**content, "finishReason": finish, "index": 0}], "usageMetadata": usage}, **how)
+
+
+def blocks(reason: str = "SAFETY") -> Said:
+    """A request that is refused for its content."""
+    return Said({"promptFeedback": {"blockReason": reason}, "usageMetadata": {"promptTokenCount": 1000}})
+
+
+def fails(status: int, name: str, message: str, retry_delay: str | None = None, **headers: str) -> Said:
+    """An error in Google's form; retry_delay, as in "2.5s", is told in its body."""
+    info = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": retry_delay}] if retry_delay else []
+    error = {"code": status, "message": message, "status": name, "details": info}
+    return Said({"error": error}, status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+class Gemini(ThreadingHTTPServer):
+    """Answers generateContent of the versions v1 and v1beta as each caption is scripted, else with a sound caption.
+
+    The old library asks for enums as numbers, and gets them. Another key than `key` is refused as Google refuses it.
+    """
+
+    daemon_threads = True
+    MODEL = "gemini-3.5-flash-lite"
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _GeminiHandler)
+        self.key = f"key-{secrets.token_hex(12)}"
+        self.replies: dict[str, list[Said]] = {}
+        """By the caption that is to be improved: one after the other, the last one for ever."""
+        self.otherwise: Said | None = None
+        """What all others get."""
+        self.asked: list[tuple[str, list[np.ndarray]]] = []
+        """Caption and pictures, uint8 (H, W, 3) RGB, of every request that had the key and a model that is there."""
+        self.versions: set[str] = set()
+        self.times: list[float] = []
+        """When the requests of `asked` came, in seconds."""
+        self.answered: Counter[str] = Counter()
+        """How often each caption was given a whole answer of status 200."""
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def count(self, caption: str) -> int:
+        """Requests for a caption."""
+        return sum(asked == caption for asked, _ in self.asked)
+
+    def take(self, path: str, key: str | None, body: dict[str, Any]) -> tuple[str, Said]:
+        """The caption of a request, and its answer."""
+        found = re.fullmatch(r"/(v1|v1beta)/models/([^/]+):generateContent", path)
+        if key != self.key:
+            return "", fails(400, "INVALID_ARGUMENT", f"API key not valid: {key}. Please pass a valid API key.")
+        if not found or found[2] != self.MODEL:
+            return "", fails(404, "NOT_FOUND", f"{path} is not found")
+        [turn] = body["contents"]
+        *pictures, text = turn["parts"]
+        caption = text["text"].rpartition("Caption to improve: ")[2]
+        frames = []
+        for picture in pictures:
+            sent = picture["inlineData"]
+            # Names in either style are JSON of protocol buffers, and bytes of either alphabet.
+            assert sent.get("mimeType", sent.get("mime_type")) == "image/jpeg"
+            data = base64.urlsafe_b64decode(sent["data"].replace("+", "-").replace("/", "_"))
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            assert decoded is not None
+            frames.append(decoded[:, :, ::-1])
+        with self._lock:
+            self.versions.add(found[1])
+            self.asked.append((caption, frames))
+            self.times.append(time.monotonic())
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            replies = self.replies.get(caption)
+            if not replies:
+                return caption, self.otherwise or says(f"a better caption, with more light in it, than {caption}")
+            return caption, replies.pop(0) if len(replies) > 1 else replies[0]
+
+    def done(self, caption: str, reply: Said) -> None:
+        """Note that an answer has gone."""
+        with self._lock:
+            self._at_once -= bool(caption)
+            self.answered[caption] += reply.status == 200 and not reply.cut
+
+
+_ENUMS = {"STOP": 1, "MAX_TOKENS": 2, "SAFETY": 3}
+
+
+class _GeminiHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Gemini)
+        path, _, query = self.path.partition("?")
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        caption, reply = self.server.take(path, self.headers.get("x-goog-api-key"), request)
+        time.sleep(reply.wait_s)
+        body = reply.body
+        if not isinstance(body, bytes):
+            text = json.dumps(body)
+            if "enum-encoding" in query:
+                text = re.sub(r'("finishReason"): "(\w+)"', lambda m: f"{m[1]}: {_ENUMS[m[2]]}", text)
+                text = text.replace('"blockReason": "SAFETY"', '"blockReason": 1')
+            body = text.encode()
+        # Counted before the last byte: with it the client may go on.
+        self.server.done(caption, reply)
+        with suppress(ConnectionError):
+            self.send_response(reply.status)
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if reply.cut else body)
+            if reply.cut:
+                self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Tests read `asked` instead."""
 
 
 @contextmanager
