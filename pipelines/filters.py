@@ -6,7 +6,6 @@ The filter itself is fitted on all labels, for as many rounds as the models of t
 """
 
 import json
-import logging
 import math
 import tempfile
 from collections.abc import Sequence
@@ -28,8 +27,6 @@ from pipelines.store import Store
 
 if TYPE_CHECKING:
     import xgboost
-
-log = logging.getLogger(__name__)
 
 ATTRIBUTE = "filmray"
 """Where a filter's JSON holds what XGBoost does not know of it."""
