@@ -597,7 +597,7 @@ def number(value: float) -> str:
     """A measurement with about three digits; – where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def short(value: float) -> str:

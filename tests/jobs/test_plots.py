@@ -560,6 +560,12 @@ def test_numbers_in_words() -> None:
         "100.0 %",
     ]
     assert percent(0, 0) == "–"
-    assert [number(n) for n in (float("nan"), 0.01234, 12.345, 5210.4)] == ["–", "0.0123", "12.3", "5,210"]
+    assert [number(n) for n in (float("nan"), 0.01234, 12.345, 999.6, 5210.4)] == [
+        "–",
+        "0.0123",
+        "12.3",
+        "1,000",
+        "5,210",
+    ]
     assert [clock(s) for s in (float("nan"), 0.5, 59.999, 3723.45)] == ["–", "0:00.50", "1:00.00", "1:02:03.45"]
     assert [duration(s) for s in (4.25, 62, 7512.4)] == ["4.25 s", "1 min 02 s", "2 h 05 min"]
