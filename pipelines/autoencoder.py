@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -130,7 +131,8 @@ def train_autoencoder(
     """
     for package, name in (FILM, *(("scikit-image", name) for name in (*STILLS, *HELD_OUT_STILLS))):
         packaged(package, name)
-    result = train(_loop, config, seed=config.seed, output=output, workers=workers, use_gpu=use_gpu)
+    settings = {"autoencoder": asdict(config), "workers": workers}
+    result = train(partial(_loop, config), settings, seed=config.seed, output=output, workers=workers, use_gpu=use_gpu)
     vae = build(config)
     restore(result.checkpoint, vae)
     assert result.metrics is not None
