@@ -559,7 +559,10 @@ def _seed(*numbers: int) -> None:
 
 
 def check_room(resource: str, workers: int, each: float = 1, keep: float = 0) -> None:
-    """Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for."""
+    """Raise ValueError where a cluster has less than workers × each + keep of a resource, and does not grow by itself.
+
+    Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for.
+    """
     there = ray.cluster_resources().get(resource, 0)
     if workers * each + keep > there and ray.cluster_resources().get("CPU"):
         reading = f" and {keep:g} to read the data" if keep else ""
