@@ -7,6 +7,7 @@ const difference = read("difference", Float32Array), probability = read("probabi
 const span = read("span", Uint32Array), group = read("group", Uint32Array); // empty where no rows share one
 const marks = numbers => new Uint8Array(numbers.reduce((a, b) => Math.max(a, b), 0) + 1);
 const spans = marks(span), groups = marks(group);
+const taken = (marks, number) => Boolean(number) && (marks[number] === 1 || !(marks[number] = 1));
 const field = name => document.querySelector(`input[type=number][data-rule="${name}"]`);
 const words = n => n.toLocaleString("en-US");
 const sampled = data.rows < data.of;
@@ -27,8 +28,8 @@ function counted() {
     else if (difference[i] > largest) n.cut_inside++;
     else {
       passed++;
-      if (group[i] && groups[group[i]]++) n.near_duplicate++;
-      else if (span[i] && spans[span[i]]++) n.same_span++;
+      if (taken(groups, group[i])) n.near_duplicate++;
+      else if (taken(spans, span[i])) n.same_span++;
       else {
         left++;
         if (least !== null && probability[i] >= Math.fround(least)) likely++;

@@ -162,6 +162,16 @@ def test_the_page_says_what_select_would(report: Report, rules: dict[str, Any]) 
     assert (report.kept, report.dropped) == decided(settings)
 
 
+def test_one_of_very_many_copies_and_scenes_of_a_span_stays(report: Report) -> None:
+    store = Store(report.settings.output)
+    copies = [scene(f"w.{i}_0", ordinal=i, video_index=20, phash=bytes(range(24))) for i in range(600)]
+    span = [scene(f"w.600_{i}", ordinal=600 + i, video_index=20) for i in range(600)]
+    write_scores(store, *copies, *span, film("w", 1200, video_index=20))
+    write_plan(store, {"w": 1200})
+    report.show(replace(report.settings, select=SelectConfig(dedupe=8)))
+    assert (report.kept, report.dropped) == (2, {"near_duplicate": 599, "same_span": 599})
+
+
 def test_the_line_below_it_is_the_command_that_does_it(report: Report) -> None:
     report.show(replace(report.settings, select=SelectConfig(fraction=0.5, dedupe=0)))
     report.put("select.min_velocity", 0.7)
