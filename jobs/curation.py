@@ -100,6 +100,7 @@ def fit_filter(
             fitted = fit(labelled, config)
         uri = place(output, config.filter)
         save_filter(fitted, uri)
+        _redraw(Store(output))
         _tell_fit(fitted.about["report"], uri)
 
 
@@ -314,6 +315,13 @@ def _recaption(config: CurationConfig, record: dict[str, Any], only: set[tuple[s
     record["captions"] = asdict(ask(config, scenes))
     tell_captions(store)
     renew_kept_json(store)
+
+
+def _redraw(store: Store) -> None:
+    """Draw the report of the last run again: something that it shows has come."""
+    record = store.read_json("run.json")
+    if record and "rows" in record:
+        write_report(store, record)
 
 
 def _config(arguments: Sequence[str] | None) -> CurationConfig:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipelines.filters import load_filter, place
+from pipelines.rows import captions
 from pipelines.store import Store
 
 PAIRS = 24
@@ -119,10 +119,7 @@ def caption_pairs(store: Store) -> dict[tuple[str, str], tuple[str, str]]:
     """A seeded sample of captions and recaptions, by (video_id, scene_id); empty where there are none."""
     if not store.parts("captions"):
         return {}
-    parts = store.read_parts("captions", ["video_id", "scene_id", "caption", "recaption", "code", "written"])
-    rows = pd.concat([part.to_pandas() for part in parts]).sort_values("written")
-    # A scene may have been asked for again.
-    rows = rows[rows.code == ""].drop_duplicates(["video_id", "scene_id"], keep="last")
-    rows = rows.sort_values(["video_id", "scene_id"])
+    rows = captions(store)
+    rows = rows[rows.code == ""].sort_values(["video_id", "scene_id"])
     drawn = rows.sample(min(PAIRS, len(rows)), random_state=0).to_dict("records")
     return {(row["video_id"], row["scene_id"]): (row["caption"] or "", row["recaption"] or "") for row in drawn}

@@ -207,7 +207,10 @@ def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path)
     assert "holds no labels" in run("fit-filter", tmp_path, code=2).output
     said: Any = labelled.set_index(["video_id", "scene_id"]).label.to_dict()
     write_labels(store.uri("labels", "me.json"), said)
+    run("select", tmp_path)
+    assert "Learning curve" not in (tmp_path / "report.html").read_text()
     told = run("fit-filter", tmp_path).output
+    assert "Learning curve" in (tmp_path / "report.html").read_text()
     assert f"120 labelled scenes of 12 videos: {labelled.label.sum()} good" in told
     assert "accuracy" in told and "importance: mean_velocity" in told
     rules = ["select.max_rgb_diff=60000", "select.min_velocity=0", "select.count=20"]

@@ -19,7 +19,7 @@ import pytest
 
 from actors.video import FEATURES
 from jobs.plots import clock, duration, number, percent, write_report
-from pipelines.curation import THUMBNAILS, CurationConfig
+from pipelines.curation import CAPTIONS, THUMBNAILS, CurationConfig
 from pipelines.filters import FitConfig, fit, save_filter
 from pipelines.select import REJECTED, SCENES
 from pipelines.store import Store
@@ -394,8 +394,7 @@ def test_recaptions_stand_beside_captions(tmp_path: Path) -> None:
         {**rows[0], **asked, "recaption": "a man in a red coat </script>", "written": 2.0},
         {**rows[1], **asked, "recaption": "", "code": "caption_failed"},
     ]
-    names = ["video_id", "scene_id", "caption", "recaption", "code", "written"]
-    store.replace_table("captions", [pa.Table.from_pylist(answers).select(names)])
+    store.replace_table("captions", [pa.Table.from_pylist(answers, CAPTIONS)])
     page = report(store, record(3))
     assert [row[1:] for row in page.tables["captions"] if row] == [["a <b>man</b>", "a man in a red coat </script>"]]
     assert page.html.count("</script>") == 2
