@@ -77,6 +77,8 @@ class MeanProbe(nn.Module):
         self.register_buffer("centre", torch.zeros(dimensions))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dimensions, classes)
+        # Convex: weights that are drawn help nothing, and would be noise where training ends early.
+        nn.init.zeros_(self.linear.weight)
 
     def features(self, frames: Tensor, mask: Tensor) -> Tensor:
         """The direction of each film, float32 (B, D), scaled to a mean square of 1."""

@@ -43,8 +43,9 @@ def solve(probe: MeanProbe, frames: Tensor, mask: Tensor, labels: np.ndarray, co
         labels: 0/1 (N, C).
 
     Returns:
-        float64 (N, C), the logits that each film gets from the answers of all others; centre and probabilities have
-        seen it.
+        float64 (N, C), the logits that each film gets from the answers of all others: thresholds can be taken from
+        them, so that no film has to be kept from the weights. The centre and the few values that make probabilities of
+        answers are of all films.
     """
     count = len(labels)
     if count < 2:

@@ -98,7 +98,9 @@ def table(
 ) -> pd.DataFrame:
     """One row a class, then AVERAGES: precision, recall, f1 at the thresholds (C,), support, and ap with its interval.
 
-    All in 0..1. Precision is 0 where nothing is chosen; a class that does not occur has recall, f1 and ap NaN.
+    All in 0..1. A draw holds some films twice, which lifts average precision a little, most for rare classes; the
+    interval lies high by as much. Precision is 0 where nothing is chosen; a class that does not occur has recall, f1
+    and ap NaN.
     """
     scores, truth = _checked(scores, labels)
     if len(names) != truth.shape[1]:

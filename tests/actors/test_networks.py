@@ -22,7 +22,10 @@ HEADS = {
 
 def head(config: HeadConfig) -> nn.Module:
     torch.manual_seed(0)
-    return make_head(config, D, C).eval()
+    model = make_head(config, D, C).eval()
+    if isinstance(model, MeanProbe):
+        nn.init.normal_(model.linear.weight)
+    return model
 
 
 def film(steps: int, seed: int = 1) -> tuple[Tensor, Tensor]:
