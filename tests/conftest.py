@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import colours
 from tests.servers import gemini, host, s3, s3_server  # noqa: F401
 
 if TYPE_CHECKING:
@@ -68,3 +69,9 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     AutoencoderKL(**blocks).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CLIP model that knows colours, as open_clip saves it."""
+    return colours.clip(tmp_path_factory.mktemp("clip"))
