@@ -2,7 +2,7 @@
 
 An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/ and thumbnails/ (what was
 measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), captions/
-(what a model made of their captions), report.html, run.json.
+(what a model made of their captions), evaluation/ and evaluation.json (what both are worth), report.html, run.json.
 """
 
 import os
@@ -14,6 +14,7 @@ import pyarrow as pa
 from actors import storage
 from actors.captions import CaptionsConfig
 from actors.clips import ClipsConfig
+from actors.embeddings import EmbeddingsConfig
 from actors.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.fetch import FetchConfig
 from actors.hashes import HASH_BYTES
@@ -137,6 +138,20 @@ class ExportConfig(ClipsConfig):
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """How it is proved that captions and choice are better."""
+
+    seed: int = 0
+    """Draws the random scenes, and what interval and p are made of."""
+    resamples: int = 9999
+    """Rounds of the bootstrap and of the permutation test."""
+
+    def __post_init__(self) -> None:
+        if self.resamples < 99:
+            raise ValueError(f"resamples starts at 99: {self}")
+
+
+@dataclass(frozen=True)
 class WriteConfig(Stage):
     """How results are gathered into parts."""
 
@@ -169,6 +184,8 @@ class CurationConfig:
     """The filter of select.by=classifier, as `fit-filter` wrote it; null: OUTPUT/filter.json."""
     export: ExportConfig = field(default_factory=ExportConfig)
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def measured_by(config: CurationConfig) -> dict[str, Any]:

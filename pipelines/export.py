@@ -1,9 +1,10 @@
 """Write what is kept: clips, frames and tar shards when asked for, and kept.json in the reference's form."""
 
+import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -26,6 +27,10 @@ from pipelines.store import Store
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 """What export needs to know of a scene."""
+Key = tuple[str, str]
+"""A scene: its video_id and scene_id."""
+TOTALS = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
+"""The reference's names for four means of `evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +66,26 @@ def export(config: CurationConfig) -> Exported:
     store.write_json(settings, "clips", "settings.json")
     missing = [row for row in kept if _clip(row) not in there]
     failed = _write_missing(missing, config) if missing else []
-    keys = {(row["video_id"], row["scene_id"]) for row in failed}
-    written = [row for row in kept if (row["video_id"], row["scene_id"]) not in keys]
-    store.write_json(kept_json(written, config.export.frames), "kept.json")
+    keys = set(map(_key, failed))
+    written = [row for row in kept if _key(row) not in keys]
+    store.write_json(kept_json(store, written, config.export.frames), "kept.json")
     if config.export.webdataset and written:
         _write_shards(written, config)
     return Exported(len(missing) - len(failed), len(there), failed, time.monotonic() - started)
 
 
 def kept_scenes(store: Store) -> list[Row]:
-    """The scenes that scenes/ says are kept, in its order: KEPT, and the recaption that captions/ has, "" for none."""
-    keys = []
+    """The scenes that scenes/ says are kept, in its order, as `located` gives them."""
+    keys: list[Key] = []
     for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"]):
         chosen = part.filter(part["kept"])
         keys += zip(chosen["video_id"].to_pylist(), chosen["scene_id"].to_pylist(), strict=True)
-    found: dict[tuple[str, str], Row] = {}
+    return located(store, keys)
+
+
+def located(store: Store, keys: Sequence[Key]) -> list[Row]:
+    """Sound scenes of scores/ in the order of their names: KEPT, and the recaption that captions/ has, "" for none."""
+    found: dict[Key, Row] = {}
     wanted = set(keys)
     for part in store.read_parts("scores", [*KEPT, "error"]):
         ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
@@ -87,7 +97,7 @@ def kept_scenes(store: Store) -> list[Row]:
     return [{**found[key], "recaption": said.get(key, "")} for key in keys]
 
 
-def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
+def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
     """The reference's file: paths are relative to the output; what was not measured is null."""
     scenes = [
         {
@@ -102,15 +112,35 @@ def kept_json(kept: list[Row], frames: bool) -> dict[str, Any]:
         }
         for row in kept
     ]
-    totals = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
-    return {"length": len(scenes), "scenes": scenes, **dict.fromkeys(totals)}
+    return {"length": len(scenes), "scenes": scenes, **proven(store, kept)}
+
+
+def proven(store: Store, kept: Iterable[Row]) -> dict[str, float | None]:
+    """The four totals of kept.json as `evaluate` found them; null where it has not, or for other scenes or recaptions.
+
+    kept: video_id, scene_id, recaption.
+    """
+    evaluation = store.read_json("evaluation.json")
+    if evaluation is None or evaluation["of"] != digest(kept):
+        return dict.fromkeys(TOTALS)
+    return evaluation["totals"]
+
+
+def digest(scenes: Iterable[Row]) -> str:
+    """A name for a set of scenes with their recaptions."""
+    lines = sorted(json.dumps([row["video_id"], row["scene_id"], row["recaption"] or ""]) for row in scenes)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _key(row: Row) -> Key:
+    return row["video_id"], row["scene_id"]
 
 
 def renew_kept_json(store: Store) -> None:
     """Write kept.json anew for what was exported before, since captions have changed."""
     made = store.read_json("clips", "settings.json")
     if made is not None:
-        store.write_json(kept_json(kept_scenes(store), made["frames_ms"] is not None), "kept.json")
+        store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
 
 
 def _stage(config: CurationConfig) -> Stage:

@@ -192,6 +192,16 @@ def ray_task(stage: Stage) -> dict[str, Any]:
     }
 
 
+def ray_actors(stage: Stage) -> dict[str, Any]:
+    """Arguments of a stage of actors."""
+    # One worker is enough to start with; the pool grows with what waits for it.
+    return {
+        "compute": ActorPoolStrategy(min_size=1, max_size=stage.workers),
+        **stage.resources(),
+        "ray_remote_args_fn": actor_retries,
+    }
+
+
 def _task_retries() -> dict[str, int]:
     # By Ray's own default a task that kills its worker is repeated without end.
     return {"max_retries": 3}
@@ -358,16 +368,9 @@ def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -
 
 
 def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: bool) -> Dataset:
-    # One worker is enough to start with; the pool grows with what waits for it.
-    pool = ActorPoolStrategy(min_size=1, max_size=stage.workers)
     arguments = [*models, stage.num_cpus, stage.num_gpus > 0, keep_frames]
     return rows.map_batches(
-        FrameScorer,
-        fn_constructor_args=arguments,
-        batch_size=stage.batch_size,
-        compute=pool,
-        **stage.resources(),
-        ray_remote_args_fn=actor_retries,
+        FrameScorer, fn_constructor_args=arguments, batch_size=stage.batch_size, **ray_actors(stage)
     )
 
 

@@ -1,8 +1,8 @@
 """A CLIP model that knows colours and nothing else, so that every score is known, and films in those colours.
 
-Its weights are set by hand: an image's vector is its mean colour (r, g, b), a text's the sum of its words', where "red",
-"green" and "blue" are (1, 0, 0), (0, 1, 0) and (0, 0, 1), "dark" is (-1, -1, -1), and every other word is 0. So an image
-of one colour and its name have a cosine of 1, another colour's name 0, and "red blue" .71.
+Its weights are set by hand: an image's vector is its mean colour (r, g, b), a text's the sum of its words', where
+"red", "green" and "blue" are (1, 0, 0), (0, 1, 0) and (0, 0, 1), "dark" is (-1, -1, -1), and every other word is 0. So
+an image of one colour and its name have a cosine of 1, another colour's name 0, and "red blue" .71.
 """
 
 import json
@@ -53,9 +53,11 @@ def clip(folder: Path, **preprocess: Any) -> str:
         pairs[i, 2 * i], pairs[i, 2 * i + 1] = 1, -1
     weights["visual.conv1.weight"][:] = pairs.T[:, :, None, None] / 64
     weights["visual.proj"][:] = weights["text_projection"][:] = pairs.T
-    encoder = open_clip.get_tokenizer(f"local-dir:{folder}").encoder
+    tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
     for word, colour in WORDS.items():
-        weights["token_embedding.weight"][encoder[f"{word}</w>"]] = torch.tensor(colour, dtype=torch.float32) @ pairs
+        weights["token_embedding.weight"][tokenizer.encoder[f"{word}</w>"]] = (
+            torch.tensor(colour, dtype=torch.float32) @ pairs
+        )
     # Attention without queries and keys is the same for all words: the last one gets their mean.
     weights["transformer.resblocks.0.attn.in_proj_weight"][2 * WIDTH :] = torch.eye(WIDTH)
     weights["transformer.resblocks.0.attn.out_proj.weight"][:] = torch.eye(WIDTH)
@@ -68,10 +70,9 @@ def film(path: Path, colours: Sequence[tuple[int, int, int]]) -> Path:
     with av.open(path, "w") as container:
         stream: Any = container.add_stream("ffv1", rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
-        stream.time_base = Fraction(1, 4)
         for number, colour in enumerate(colours):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), colour, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, stream.time_base
+            frame.pts, frame.time_base = number, Fraction(1, 4)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

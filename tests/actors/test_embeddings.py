@@ -113,7 +113,8 @@ def test_images_are_preprocessed_as_open_clip_does_it_one_by_one(
 def test_a_model_of_a_name_and_a_file_embeds_as_open_clip_does(photos: np.ndarray, tmp_path: Path):
     """RN50 has convolutions, batch norms and attention pooling: what a vision transformer has not."""
     torch.manual_seed(0)
-    plain, _, transform = open_clip.create_model_and_transforms("RN50")
+    made: Any = open_clip.create_model_and_transforms("RN50")
+    plain, _, transform = made
     save_file(plain.state_dict(), tmp_path / "weights.safetensors")
     config = EmbeddingsConfig(model="RN50", pretrained=str(tmp_path / "weights.safetensors"), dtype="float32")
     check_clip(config)
