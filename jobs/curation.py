@@ -18,6 +18,8 @@ import yaml
 
 from actors import storage
 from actors.captions import TRIES, check_captioner
+from actors.embeddings import check_clip
+from actors.stage import Stage
 from actors.video import Row
 from jobs import run as job
 from jobs.plots import write_report
@@ -121,6 +123,25 @@ def recaption(settings: Settings = None, dry_run: DryRun = False) -> None:
 
         config = _config(settings)
         _tell_estimate(config, kept_scenes(Store(config.output)))
+
+
+@app.command()
+def evaluate(settings: Settings = None, dry_run: DryRun = False) -> None:
+    """Prove by CLIPScore that recaptions are better than captions, and kept scenes better than random ones."""
+    with job.exit_codes():
+        config = _config(settings)
+        check_clip(config.embeddings)
+        from pipelines import evaluate as proof
+
+        plan = proof.plan_evaluation(config)
+        if dry_run:
+            _tell_evaluation_plan(config, plan, proof.stages_of(config))
+            return
+        with ExitStack() as session:
+            if plan.todo:
+                session.enter_context(job.ray_session())
+            result = proof.evaluate(config, plan)
+        _tell_evaluation(result, Store(config.output))
 
 
 @app.command()
@@ -356,14 +377,28 @@ def _tell_plan(config: CurationConfig, plan: Plan) -> None:
     print(yaml.safe_dump(asdict(config), sort_keys=False), end="")
     print(f"\ninput: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films to be cut by shot detection")
     print(f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{', some to be fetched' if plan.remote else ''}")
-    pools, tasks = stages_of(config, plan.remote)
+    _tell_stages(*stages_of(config, plan.remote))
+    for name in ARTEFACTS:
+        print(f"{name}: {Store(config.output).uri(name)}")
+
+
+def _tell_evaluation_plan(config: CurationConfig, plan: Any, stages: tuple[dict[str, Stage], dict[str, Stage]]) -> None:
+    print(yaml.safe_dump(asdict(config), sort_keys=False), end="")
+    kept, drawn = plan.rows.kept, plan.rows.random
+    print(f"\ncompared: {kept.sum()} kept scenes and {drawn.sum()} random ones, {(kept & drawn).sum()} of them both")
+    print(f"recaptions: of {(plan.rows.recaption != '').sum()} of these {len(plan.rows)} scenes")
+    print(f"to do: {len(plan.todo)} scenes to be scored, {len(plan.texts)} texts")
+    _tell_stages(*stages)
+    for name in ("evaluation", "evaluation.json", "kept.json"):
+        print(f"{name}: {Store(config.output).uri(name)}")
+
+
+def _tell_stages(pools: dict[str, Stage], tasks: dict[str, Stage]) -> None:
     for name, stage in {**tasks, **pools}.items():
         kind = "actors" if name in pools else "tasks"
         count = stage.workers or "as many as fit"
         each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
         print(f"{name}: {count} {kind} of {each}")
-    for name in ARTEFACTS:
-        print(f"{name}: {Store(config.output).uri(name)}")
 
 
 def _tell_estimate(config: CurationConfig, scenes: list[Row]) -> None:
@@ -395,6 +430,23 @@ def _tell_fit(report: dict[str, Any], uri: str) -> None:
     ordered = sorted(report["importance"].items(), key=lambda item: -item[1])
     print("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in ordered))
     print(f"filter: {uri}")
+
+
+def _tell_evaluation(result: dict[str, Any], store: Store) -> None:
+    groups = f"{result['kept']} kept scenes and {result['random']} random ones, {result['both']} of them both"
+    print(f"evaluate done after {result['seconds']:.0f} s: {groups}; {result['scored']} scored now")
+    for one in result["comparisons"]:
+        left_out = f", left out{_listed(one['left_out'])}" if one["left_out"] else ""
+        if one["means"] is None:
+            print(f"{one['name']}: nothing to compare{left_out}")
+            continue
+        means = f"{one['means'][0]:.1f} - {one['means'][1]:.1f} = {one['difference']:+.2f}"
+        interval = "" if one["interval"] is None else " [{:+.2f}, {:+.2f}]".format(*one["interval"])
+        effect = "" if one["effect"] is None else f", d {one['effect']:.2f}"
+        counts = " and ".join(map(str, one["scenes"][: 1 if one["paired"] else 2]))
+        of = f"{counts} scenes of {one['videos']} videos"
+        print(f"{one['name']}: {means}{interval}, p {one['p']:.2g}{effect}; {of}{left_out}")
+    print(f"scores: {store.uri('evaluation')}, comparisons: {store.uri('evaluation.json')}")
 
 
 def _tell(record: dict[str, Any], store: Store) -> None:

@@ -119,7 +119,17 @@ def _users(error: Exception) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = ("ray", "torch", "diffusers", "av", "opencv-python-headless", "scenedetect-headless", "numpy", "pyarrow")
+    names = (
+        "ray",
+        "torch",
+        "diffusers",
+        "open_clip_torch",
+        "av",
+        "opencv-python-headless",
+        "scenedetect-headless",
+        "numpy",
+        "pyarrow",
+    )
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 

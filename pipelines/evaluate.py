@@ -123,11 +123,10 @@ def random_scenes(store: Store, count: int, seed: int) -> list[Key]:
     return heapq.nsmallest(count, candidates, place)
 
 
-def evaluate(config: CurationConfig) -> dict[str, Any]:
+def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
     """Score what is missing and compare; returns what is written as evaluation.json."""
     started = time.monotonic()
-    store, plan = Store(config.output), plan_evaluation(config)
-    rows = plan.rows
+    store, rows = Store(config.output), plan.rows
     if plan.todo:
         _score(plan, config)
         rows = _with_scores(rows.drop(columns=SCORED), store, config)
