@@ -146,7 +146,8 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
-    model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
+    model.to(memory_format=torch.channels_last).eval()
     transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
     return Clip(model, transform, tokenizer, device, dtype)
 
