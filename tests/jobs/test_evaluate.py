@@ -47,7 +47,8 @@ def hdvg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recaption(output: Path) -> None:
     """Captions as `recaption` leaves them: right for a, half right for b."""
     texts = {"a.0_0": "red", "a.1_0": "green", "b.0_0": "blue red", "b.1_0": "green red"}
-    rows = [{"video_id": name[0], "scene_id": name, "recaption": text, "code": ""} for name, text in texts.items()]
+    answer = {"caption": "", "code": "", "written": 1.0}
+    rows = [{"video_id": name[0], "scene_id": name, "recaption": text, **answer} for name, text in texts.items()]
     Store(str(output)).write_part("captions", pa.Table.from_pylist(rows), list(texts))
 
 
