@@ -131,17 +131,10 @@ def evaluate(settings: Settings = None, dry_run: DryRun = False) -> None:
     with job.exit_codes():
         config = _config(settings)
         check_clip(config.embeddings)
-        from pipelines import evaluate as proof
-
-        plan = proof.plan_evaluation(config)
         if dry_run:
-            _tell_evaluation_plan(config, plan, proof.stages_of(config))
-            return
-        with ExitStack() as session:
-            if plan.todo:
-                session.enter_context(job.ray_session())
-            result = proof.evaluate(config, plan)
-        _tell_evaluation(result, Store(config.output))
+            _tell_evaluation_plan(config)
+    if not dry_run:
+        _do("evaluate", settings)
 
 
 @app.command()
@@ -285,7 +278,7 @@ def _steps(
         record["measured"] = asdict(score(config, plan.remote))
     if len(store.parts("scores")) > MANY_PARTS:
         session.enter_context(job.ray_session())
-    if command in ("score", "export", "recaption"):
+    if command in ("score", "export", "recaption", "evaluate"):
         scenes, films, videos = rows_now(store)
         expected = expected_scenes(scenes, films, videos)
         record |= measurements(scenes, films)
@@ -299,6 +292,8 @@ def _steps(
     if command == "recaption":
         session.enter_context(job.ray_session())
         _recaption(config, record)
+    elif command == "evaluate":
+        _evaluate(config, record, session)
     elif command != "select":
         from pipelines.export import export
 
@@ -326,12 +321,19 @@ def _forget_captions(config: CurationConfig) -> set[tuple[str, str]]:
 
 
 def _recaption(config: CurationConfig, record: dict[str, Any], only: set[tuple[str, str]] | None = None) -> None:
-    """Caption kept scenes, or only some of them, and tell scenes/, rejected/ and kept.json."""
-    from pipelines.export import kept_scenes, renew_kept_json
+    """Caption kept scenes, or only some of them."""
+    from pipelines.export import kept_scenes
+
+    scenes = kept_scenes(Store(config.output))
+    _ask(config, record, [row for row in scenes if only is None or (row["video_id"], row["scene_id"]) in only])
+
+
+def _ask(config: CurationConfig, record: dict[str, Any], scenes: list[Row]) -> None:
+    """Caption scenes, and tell scenes/, rejected/ and kept.json."""
+    from pipelines.export import renew_kept_json
     from pipelines.recaption import recaption as ask
 
     store = Store(config.output)
-    scenes = [row for row in kept_scenes(store) if only is None or (row["video_id"], row["scene_id"]) in only]
     _tell_estimate(config, scenes)
     record["captions"] = asdict(ask(config, scenes))
     tell_captions(store)
@@ -343,6 +345,26 @@ def _redraw(store: Store) -> None:
     record = store.read_json("run.json")
     if record and "rows" in record:
         write_report(store, record)
+
+
+def _evaluate(config: CurationConfig, record: dict[str, Any], session: ExitStack) -> None:
+    """Caption what is to be compared, then score and compare it."""
+    from pipelines.evaluate import evaluate as prove
+    from pipelines.evaluate import plan_evaluation
+    from pipelines.recaption import unasked
+
+    plan = plan_evaluation(config)
+    if config.evaluate.recaption and unasked(config, plan.scenes):
+        try:
+            check_captioner(config.captions)
+        except ValueError as error:
+            raise ValueError(f"{error}; evaluate.recaption=false compares the captions that there are") from error
+        session.enter_context(job.ray_session())
+        _ask(config, record, plan.scenes)
+        plan = plan_evaluation(config)
+    if plan.todo:
+        session.enter_context(job.ray_session())
+    record["evaluation"] = prove(config, plan)
 
 
 def _config(arguments: Sequence[str] | None) -> CurationConfig:
@@ -382,14 +404,18 @@ def _tell_plan(config: CurationConfig, plan: Plan) -> None:
         print(f"{name}: {Store(config.output).uri(name)}")
 
 
-def _tell_evaluation_plan(config: CurationConfig, plan: Any, stages: tuple[dict[str, Stage], dict[str, Stage]]) -> None:
-    print(yaml.safe_dump(asdict(config), sort_keys=False), end="")
+def _tell_evaluation_plan(config: CurationConfig) -> None:
+    from pipelines.evaluate import plan_evaluation, stages_of
+
+    print(yaml.safe_dump(asdict(config), sort_keys=False))
+    plan = plan_evaluation(config)
+    if config.evaluate.recaption:
+        _tell_estimate(config, plan.scenes)
     kept, drawn = plan.rows.kept, plan.rows.random
-    print(f"\ncompared: {kept.sum()} kept scenes and {drawn.sum()} random ones, {(kept & drawn).sum()} of them both")
-    print(f"recaptions: of {(plan.rows.recaption != '').sum()} of these {len(plan.rows)} scenes")
-    print(f"to do: {len(plan.todo)} scenes to be scored, {len(plan.texts)} texts")
-    _tell_stages(*stages)
-    for name in ("evaluation", "evaluation.json", "kept.json"):
+    print(f"compared: {kept.sum()} kept scenes and {drawn.sum()} random ones, {(kept & drawn).sum()} of them both")
+    print(f"to do: {len(plan.todo)} scenes to be scored, {len(plan.texts)} texts, and what is captioned before")
+    _tell_stages(*stages_of(config))
+    for name in ("captions", "evaluation", "evaluation.json", "kept.json", "report.html", "run.json"):
         print(f"{name}: {Store(config.output).uri(name)}")
 
 
@@ -432,9 +458,9 @@ def _tell_fit(report: dict[str, Any], uri: str) -> None:
     print(f"filter: {uri}")
 
 
-def _tell_evaluation(result: dict[str, Any], store: Store) -> None:
+def _tell_evaluation(result: dict[str, Any]) -> None:
     groups = f"{result['kept']} kept scenes and {result['random']} random ones, {result['both']} of them both"
-    print(f"evaluate done after {result['seconds']:.0f} s: {groups}; {result['scored']} scored now")
+    print(f"compared: {groups}; {result['scored']} scored now")
     for one in result["comparisons"]:
         left_out = f", left out{_listed(one['left_out'])}" if one["left_out"] else ""
         if one["means"] is None:
@@ -446,7 +472,6 @@ def _tell_evaluation(result: dict[str, Any], store: Store) -> None:
         counts = " and ".join(map(str, one["scenes"][: 1 if one["paired"] else 2]))
         of = f"{counts} scenes of {one['videos']} videos"
         print(f"{one['name']}: {means}{interval}, p {one['p']:.2g}{effect}; {of}{left_out}")
-    print(f"scores: {store.uri('evaluation')}, comparisons: {store.uri('evaluation.json')}")
 
 
 def _tell(record: dict[str, Any], store: Store) -> None:
@@ -457,7 +482,9 @@ def _tell(record: dict[str, Any], store: Store) -> None:
         rate = measured["scenes"] / max(measured["seconds"], 1e-9)
         what = f"{measured['scenes']} scenes of {measured['films']} films"
         print(f"measured {what} in {measured['seconds']:.0f} s, {rate:.1f} scenes/s")
-    if rows := record.get("rows"):
+    if evaluation := record.get("evaluation"):
+        _tell_evaluation(evaluation)
+    elif rows := record.get("rows"):
         dropped, failed = sum(rows["dropped"].values()), sum(rows["failed"].values())
         print(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
         lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos lost": record["lost_videos"]}

@@ -145,6 +145,8 @@ class EvaluateConfig:
     """Draws the random scenes, and what interval and p are made of."""
     resamples: int = 9999
     """Rounds of the bootstrap and of the permutation test."""
+    recaption: bool = True
+    """Ask first for the recaptions that the scenes of both groups do not have, as `recaption` does; it costs."""
 
     def __post_init__(self) -> None:
         if self.resamples < 99:

@@ -4,10 +4,10 @@ A scene's score for a text is the mean of 100 * max(cos, 0) over every second of
 them, divided by the frames that were scored. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale
 of the reference's figures and of torchmetrics.)
 
-kept    the scenes that scenes/ keeps
+kept    the scenes that `select` chose
 random  as many scenes, drawn from all that are sound and neither too short nor too long. Kept ones may be among them:
         it is what a corpus of that size would be without the filter. The draw goes by a hash of seed and names, so that
-        a smaller one is part of a larger one, and other scenes of the input do not change it.
+        a smaller one is part of a larger one, and it hardly changes when films are added.
 
 plan    driver   groups, captions and recaptions, less what evaluation/ has scored with the same model and texts
 texts   actors   1 -> 1: every text once
@@ -38,7 +38,7 @@ from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.compare import Comparison, compare
 from pipelines.curation import CurationConfig
-from pipelines.export import TOTALS, Key, digest, kept_scenes, located, proven
+from pipelines.export import TOTALS, Key, digest, located, proven
 from pipelines.frames import frames_of
 from pipelines.rows import captions, strings
 from pipelines.score import fitted, ray_actors, ray_task, set_context
@@ -79,8 +79,10 @@ class Plan:
 
     rows: pd.DataFrame
     """The scenes of both groups, with the columns of EVALUATION."""
+    scenes: list[Row]
+    """The same, as `frames_of` takes them."""
     todo: list[Row]
-    """Those that are to be scored, as `frames_of` takes them."""
+    """Those of them that are to be scored."""
 
     @property
     def texts(self) -> list[str]:
@@ -92,30 +94,43 @@ class Plan:
 def plan_evaluation(config: CurationConfig) -> Plan:
     """Draw the groups and find what is missing; raises ValueError where nothing is kept."""
     store = Store(config.output)
-    kept = {_key(row): row for row in kept_scenes(store)}
-    if not kept:
+    chosen, candidates = _population(store)
+    if not chosen:
         raise ValueError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
-    random = {_key(row): row for row in located(store, random_scenes(store, len(kept), config.evaluate.seed))}
-    scenes = {**kept, **random}
+    kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
+    scenes = located(store, sorted(kept | random))
     answers = captions(store)
     said = dict(zip(_keys(answers), zip(answers.recaption, answers.code, strict=True), strict=True))
     rows = pd.DataFrame(
         [
             [*key, key in kept, key in random, row["caption"] or "", *said.get(key, ("", "not_asked"))]
-            for key, row in sorted(scenes.items())
+            for key, row in zip(map(_key, scenes), scenes, strict=True)
         ],
         columns=EVALUATION.names[:7],
     )
     rows = _with_scores(rows, store, config)
-    return Plan(rows, [scenes[key] for key in _keys(rows[rows.error != ""])])
+    return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""])
 
 
-def random_scenes(store: Store, count: int, seed: int) -> list[Key]:
-    """Names of so many scenes of scenes/, or of all there are, that are sound and of a length that may be kept."""
+def _population(store: Store) -> tuple[list[Key], set[Key]]:
+    """The scenes that were chosen, and all that are sound and of a length that may be kept.
+
+    A scene whose recaption failed was chosen and is kept no more: it stays in both, and is counted where it is left
+    out.
+    """
+    chosen: list[Key] = []
     candidates: set[Key] = set()
-    for part in store.read_parts("scenes", [*KEYS, "reason", "error"]):
+    for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"]):
         rows = part.to_pandas(types_mapper=strings)
-        candidates.update(_keys(rows[(rows.error == "") & ~rows.reason.isin(["too_short", "too_long", "unmeasured"])]))
+        uncaptioned = rows.error == "caption_failed"
+        chosen += _keys(rows[rows.kept | uncaptioned])
+        sound = (rows.error == "") | uncaptioned
+        candidates.update(_keys(rows[sound & ~rows.reason.isin(["too_short", "too_long", "unmeasured"])]))
+    return chosen, candidates
+
+
+def draw(candidates: set[Key], count: int, seed: int) -> list[Key]:
+    """So many of the scenes, or all where there are fewer; a draw of fewer is the beginning of one of more."""
 
     def place(key: Key) -> bytes:
         return hashlib.blake2b("\0".join(key).encode(), digest_size=16, key=str(seed).encode()).digest()
@@ -132,6 +147,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         rows = _with_scores(rows.drop(columns=SCORED), store, config)
     store.replace_table("evaluation", [pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)])
     compared = comparisons(rows, config.evaluate.resamples, config.evaluate.seed)
+    left = rows[rows.kept & (rows.caption_code != "caption_failed")]
     result = {
         "kept": int(rows.kept.sum()),
         "random": int(rows.random.sum()),
@@ -139,7 +155,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "scored": len(plan.todo),
         "comparisons": compared,
         "totals": totals(compared),
-        "of": digest(rows[rows.kept][[*KEYS, "recaption"]].to_dict("records")),
+        "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),
         "settings": {"evaluate": asdict(config.evaluate), "embeddings": asdict(config.embeddings)},
         "open_clip": metadata.version("open_clip_torch"),
         "seconds": round(time.monotonic() - started, 1),

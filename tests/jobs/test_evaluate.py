@@ -7,12 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.curation import CAPTIONS
 from pipelines.evaluate import EVALUATION
 from pipelines.export import TOTALS
 from pipelines.store import Store
 from tests import colours, corpus
 from tests.colours import BLUE, GREEN, RED
 from tests.corpus import run_here
+from tests.servers import Gemini, says
 
 RULES = ["frames.size=32", "select.min_velocity=0", "select.max_rgb_diff=65025"]
 HALF = 100 * 0.5**0.5
@@ -47,9 +49,9 @@ def hdvg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recaption(output: Path) -> None:
     """Captions as `recaption` leaves them: right for a, half right for b."""
     texts = {"a.0_0": "red", "a.1_0": "green", "b.0_0": "blue red", "b.1_0": "green red"}
-    answer = {"caption": "", "code": "", "written": 1.0}
+    answer = {"caption": "", "code": ""}
     rows = [{"video_id": name[0], "scene_id": name, "recaption": text, **answer} for name, text in texts.items()]
-    Store(str(output)).write_part("captions", pa.Table.from_pylist(rows), list(texts))
+    Store(str(output)).write_part("captions", pa.Table.from_pylist(rows, CAPTIONS), list(texts))
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +111,35 @@ def test_films_without_captions_are_compared_by_what_they_have(
     ray_cluster: None, hdvg: Path, settings: list[str], tmp_path: Path
 ):
     run_here("run", f"input={hdvg.parent}", f"output={tmp_path}", *settings, "shots.detector=none")
-    told = run_here("evaluate", tmp_path).stdout
+    assert "evaluate.recaption=false" in run_here("evaluate", tmp_path, code=2).output
+    told = run_here("evaluate", tmp_path, "evaluate.recaption=false").stdout
     assert told.count("nothing to compare") == 3
     assert "no_caption 2" in told and "not_asked 2" in told
     assert [read(tmp_path, "kept.json")[name] for name in TOTALS] == [None] * 4
+
+
+@pytest.mark.slow
+def test_both_groups_are_recaptioned_before_they_are_compared(
+    ray_cluster: None, hdvg: Path, settings: list[str], gemini: Gemini, tmp_path: Path
+):
+    run_here("run", f"input={hdvg}", f"output={tmp_path}", *settings, "select.count=2")
+    service = [f"captions.endpoint={gemini.endpoint}", "captions.pause_s=0.01", "evaluate.seed=1"]
+    gemini.otherwise = says("the green of a field")
+    planned = run_here("evaluate", tmp_path, *service, "--dry-run").stdout
+    assert "scenes to caption with" in planned and gemini.asked == []
+    told = run_here("evaluate", tmp_path, *service).stdout
+    assert len(told.splitlines()) <= 10
+    found = Store(str(tmp_path)).read_table("evaluation", EVALUATION).to_pandas()
+    assert len(gemini.asked) == len(found) > 2
+    assert (found.recaption == "the green of a field").all()
+    record = read(tmp_path, "run.json")
+    assert record["captions"]["captioned"] == len(found)
+    assert record["evaluation"]["comparisons"] == read(tmp_path, "evaluation.json")["comparisons"]
+    assert all(scene["recaption"] == "the green of a field" for scene in read(tmp_path, "kept.json")["scenes"])
+    assert 'id="evaluation"' in (tmp_path / "report.html").read_text()
+    # What was paid for is not asked again.
+    run_here("evaluate", tmp_path, *service)
+    assert len(gemini.asked) == len(found)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import pytest
 
 from actors.embeddings import EmbeddingsConfig
 from actors.video import FramesConfig
-from pipelines.curation import CurationConfig, EvaluateConfig, SelectConfig
-from pipelines.evaluate import EVALUATION, clip_score, comparisons, evaluate, plan_evaluation, random_scenes, totals
-from pipelines.export import TOTALS, proven
-from pipelines.select import select
+from pipelines.curation import CAPTIONS, CurationConfig, EvaluateConfig, SelectConfig
+from pipelines.evaluate import EVALUATION, clip_score, comparisons, draw, evaluate, plan_evaluation, totals
+from pipelines.export import TOTALS, kept_scenes, proven
+from pipelines.select import select, tell_captions
 from pipelines.store import Store
 from tests import colours
 from tests.colours import BLUE, GREEN, RED
@@ -49,11 +49,13 @@ KEPT = ("a.0_0", "a.1_0", "b.0_0", "b.1_0")
 
 
 def write_captions(store: Store, recaptions: dict[str, str]) -> None:
+    """Write captions/ as `recaption` does, and tell scenes/ of it."""
     rows = [
         {"video_id": name[0], "scene_id": name, "recaption": text, "code": "" if text else "caption_failed"}
         for name, text in recaptions.items()
     ]
-    store.replace_table("captions", [pa.Table.from_pylist(rows)])
+    store.replace_table("captions", [pa.Table.from_pylist(rows, CAPTIONS)])
+    tell_captions(store)
 
 
 def output(folder: Path, clip_folder: str, **groups: Any) -> CurationConfig:
@@ -193,40 +195,43 @@ def test_each_text_is_embedded_once(copy: CurationConfig):
 
 
 def test_an_output_that_keeps_nothing_has_nothing_to_prove(copy: CurationConfig):
+    Store(copy.output).replace_table("captions", [])
     select(replace(copy, select=SelectConfig(count=0)))
     with pytest.raises(ValueError, match="keeps no scene"):
         plan_evaluation(copy)
 
 
-def test_totals_belong_to_the_scenes_that_were_evaluated(copy: CurationConfig, result: dict[str, Any]):
-    store, keys = Store(copy.output), [(name[0], name) for name in KEPT]
-    assert proven(store, keys[::-1]) == result["totals"]
-    assert proven(store, keys[:3]) == dict.fromkeys(TOTALS)
+def test_totals_belong_to_the_scenes_and_recaptions_that_were_evaluated(copy: CurationConfig, result: dict[str, Any]):
+    store = Store(copy.output)
+    kept = kept_scenes(store)
+    # Of the four that were chosen one has no recaption, and is kept no more.
+    assert [row["scene_id"] for row in kept] == list(KEPT[:3])
+    assert proven(store, kept[::-1]) == result["totals"]
+    assert proven(store, kept[:2]) == dict.fromkeys(TOTALS)
+    write_captions(store, dict.fromkeys(KEPT, "other words"))
+    assert proven(store, kept_scenes(store)) == dict.fromkeys(TOTALS)
 
 
-def scenes_table(store: Store, count: int) -> None:
-    """A table scenes/ of so many sound scenes, a too short one and a failed one, in two parts."""
-    rows = [{"video_id": f"v{i % 7}", "scene_id": f"s{i}", "reason": "", "error": ""} for i in range(count)]
-    rows += [
-        {**rows[0], "scene_id": "short", "reason": "too_short"},
-        {**rows[0], "scene_id": "bad", "error": "crashed"},
-    ]
-    store.replace_table("scenes", [pa.Table.from_pylist(rows[:9]), pa.Table.from_pylist(rows[9:])])
+def test_the_population_is_what_is_sound_and_of_a_length_to_be_kept(copy: CurationConfig):
+    made = replace(copy, evaluate=EvaluateConfig(seed=1))
+    Store(made.output).replace_table("captions", [])
+    select(replace(made, select=SelectConfig(min_velocity=0)))
+    rows = plan_evaluation(made).rows
+    # Nothing is static, so all that is of such a length is chosen, and drawn.
+    assert set(rows.scene_id[rows.kept]) == set(rows.scene_id[rows.random]) == set(SCENES)
 
 
-def test_random_scenes_are_a_fair_draw_that_only_the_seed_changes(tmp_path: Path):
-    store = Store(str(tmp_path))
-    scenes_table(store, 40)
-    drawn = random_scenes(store, 10, seed=0)
-    assert random_scenes(store, 10, seed=0) == drawn != random_scenes(store, 10, seed=1)
-    assert random_scenes(store, 4, seed=0) == drawn[:4]
-    everything = random_scenes(store, 100, seed=0)
-    assert len(set(everything)) == 40 and {"short", "bad"}.isdisjoint(name for _, name in everything)
-    counts = Counter(name for seed in range(400) for _, name in random_scenes(store, 10, seed))
+def test_a_draw_is_fair_and_only_the_seed_changes_it():
+    scenes = {(f"v{i % 7}", f"s{i}") for i in range(40)}
+    drawn = draw(scenes, 10, seed=0)
+    assert draw(scenes, 10, seed=0) == drawn != draw(scenes, 10, seed=1)
+    assert draw(scenes, 4, seed=0) == drawn[:4]
+    assert set(draw(scenes, 100, seed=0)) == scenes
+    counts = Counter(scene for seed in range(400) for scene in draw(scenes, 10, seed))
     # Each is drawn in a quarter of 400 draws: a standard deviation is 8.7.
     assert len(counts) == 40 and min(counts.values()) > 65 and max(counts.values()) < 135
-    scenes_table(store, 44)
-    assert set(drawn) - set(random_scenes(store, 10, seed=0)) <= set(drawn[-4:])
+    more = scenes | {("new", f"s{i}") for i in range(4)}
+    assert len(set(drawn) - set(draw(more, 10, seed=0))) <= 4
 
 
 def evaluated(**columns: Any) -> pd.DataFrame:
