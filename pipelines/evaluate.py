@@ -38,7 +38,7 @@ from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.compare import Comparison, compare
 from pipelines.curation import CurationConfig
-from pipelines.export import TOTALS, Key, digest, located, proven
+from pipelines.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.frames import frames_of
 from pipelines.rows import captions, strings
 from pipelines.score import fitted, ray_actors, ray_task, set_context
@@ -161,8 +161,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
     }
     store.write_json(result, "evaluation.json")
-    if (there := store.read_json("kept.json")) is not None:
-        store.write_json(there | proven(store, there["scenes"]), "kept.json")
+    renew_kept_json(store)
     return result
 
 

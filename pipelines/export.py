@@ -137,7 +137,7 @@ def _key(row: Row) -> Key:
 
 
 def renew_kept_json(store: Store) -> None:
-    """Write kept.json anew for what was exported before, since captions have changed."""
+    """Write kept.json anew for what was exported before, since captions or their scores have changed."""
     made = store.read_json("clips", "settings.json")
     if made is not None:
         store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
