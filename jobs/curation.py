@@ -247,10 +247,14 @@ def _do(
             with ExitStack() as session:
                 _steps(command, config, plan, again, record, session)
         except BaseException as error:
-            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            if before and "measured" not in record and job.users_mistake(error):
+                # Nothing was done, so what was true before still is.
+                record = before
+            else:
+                record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             raise
         finally:
-            record["seconds"] = round(time.monotonic() - started, 1)
+            record.setdefault("seconds", round(time.monotonic() - started, 1))
             if "rows" in record and max_rejected is not None and _rejected(record) > max_rejected:
                 record["status"] = "rejected"
             if "rows" in record:

@@ -101,7 +101,7 @@ def exit_codes() -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
-        if _users(error):
+        if users_mistake(error):
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(USAGE) from error
         # Ray tells a worker's error as a text of many lines, of which the last one says what happened.
@@ -110,7 +110,7 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(FAILED) from error
 
 
-def _users(error: Exception) -> bool:
+def users_mistake(error: BaseException) -> bool:
     """Whether it is a ValueError of ours; libraries have their own, as Arrow for torn files, Ray for a worker's."""
     return isinstance(error, ValueError) and type(error).__module__.startswith(
         ("builtins", "actors.", "pipelines.", "jobs.")

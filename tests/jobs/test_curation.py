@@ -82,6 +82,15 @@ def output(
     return folder
 
 
+def test_a_mistake_leaves_the_record_as_it_was(output: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    before = json.loads((output / "run.json").read_text())
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    assert "there is no filter" in run("select", output, "select.by=classifier", code=2).output
+    assert "set GEMINI_API_KEY" in run("recaption", output, code=2).output
+    assert json.loads((output / "run.json").read_text()) == before
+    assert "done" in run("status", output).output
+
+
 def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
     scenes = table(output, "scenes")
     shots = {"a.mp4": SHOTS, "b.mkv": (40, 60)}
