@@ -1,15 +1,14 @@
 """Prove by CLIPScore that captions became better, and that what is kept is better than what chance would keep.
 
 A scene's score for a text is the mean of 100 * max(cos, 0) over every second of its sampled frames, the first among
-them, divided by the frames that were scored. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale
-of the reference's figures and of torchmetrics.)
+them. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale of torchmetrics and of the reference.)
 
 kept    the scenes that `select` chose
 random  as many scenes, drawn from all that are sound and neither too short nor too long. Kept ones may be among them:
         it is what a corpus of that size would be without the filter. The draw goes by a hash of seed and names, so that
         a smaller one is part of a larger one, and it hardly changes when films are added.
 
-plan    driver   groups, captions and recaptions, less what evaluation/ has scored with the same model and texts
+plan    driver   groups, captions and recaptions; less what evaluation/ has scored with the same model and texts
 texts   actors   1 -> 1: every text once
 frames  task     1 -> N: the films of these scenes, each decoded once
 embed   actors   1 -> 1: every second frame
