@@ -14,12 +14,10 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-import yaml
 
 from actors import storage
 from actors.captions import TRIES, check_captioner
 from actors.embeddings import check_clip
-from actors.stage import Stage
 from actors.video import Row
 from jobs import run as job
 from jobs.plots import write_report
@@ -47,18 +45,16 @@ Settings = Annotated[
     ),
 ]
 Output = Annotated[str, typer.Argument(help="The output of a run: a path or s3://bucket/prefix.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-MaxRejected = Annotated[int | None, typer.Option(min=0, help="Exit with 3 where more rows than this failed.")]
 
 
 @app.command()
-def run(settings: Settings = None, dry_run: DryRun = False, max_rejected: MaxRejected = None) -> None:
+def run(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
     """Do all of it: fetch, score, select, export, report. The same command after a kill does only what is missing."""
     _do("run", settings, dry_run, max_rejected)
 
 
 @app.command()
-def fetch(settings: Settings = None, dry_run: DryRun = False) -> None:
+def fetch(settings: Settings = None, dry_run: job.DryRun = False) -> None:
     """Download what the input names by http(s) into OUTPUT/videos, and nothing else."""
     with job.exit_codes():
         config = _config(settings)
@@ -71,11 +67,11 @@ def fetch(settings: Settings = None, dry_run: DryRun = False) -> None:
         with job.ray_session():
             codes = fetch_all(config, plan.remote)
         there = codes.pop("", 0)
-        print(f"{there} videos are there, {sum(codes.values())} failed{_listed(codes)}")
+        print(f"{there} videos are there, {sum(codes.values())} failed{job.listed(codes)}")
 
 
 @app.command()
-def score(settings: Settings = None, dry_run: DryRun = False, max_rejected: MaxRejected = None) -> None:
+def score(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
     """Fetch, cut and measure what is missing in OUTPUT/scores; select afterwards."""
     _do("score", settings, dry_run, max_rejected)
 
@@ -113,7 +109,7 @@ def export(settings: Settings = None) -> None:
 
 
 @app.command()
-def recaption(settings: Settings = None, dry_run: DryRun = False) -> None:
+def recaption(settings: Settings = None, dry_run: job.DryRun = False) -> None:
     """Have a vision-language model improve the captions of what is kept; each scene is asked for once."""
     if not dry_run:
         _do("recaption", settings)
@@ -126,7 +122,7 @@ def recaption(settings: Settings = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def evaluate(settings: Settings = None, dry_run: DryRun = False) -> None:
+def evaluate(settings: Settings = None, dry_run: job.DryRun = False) -> None:
     """Prove by CLIPScore that recaptions are better than captions, and kept scenes better than random ones."""
     with job.exit_codes():
         config = _config(settings)
@@ -143,8 +139,8 @@ def retry(
     codes: Annotated[
         str | None, typer.Option(help="Error codes to try again, with commas; else those that may pass.")
     ] = None,
-    dry_run: DryRun = False,
-    max_rejected: MaxRejected = None,
+    dry_run: job.DryRun = False,
+    max_rejected: job.MaxRejected = None,
 ) -> None:
     """Run again, but also over what failed and may succeed now."""
     again = frozenset(codes.split(",")) if codes else frozenset(RETRYABLE)
@@ -393,42 +389,34 @@ def _rejected(record: dict[str, Any]) -> int:
     return sum(record["rows"]["failed"].values()) + sum(record["lost_videos"].values())
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
-
-
 def _tell_plan(config: CurationConfig, plan: Plan) -> None:
     from pipelines.score import stages_of
 
-    print(yaml.safe_dump(asdict(config), sort_keys=False), end="")
-    print(f"\ninput: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films to be cut by shot detection")
-    print(f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{', some to be fetched' if plan.remote else ''}")
-    _tell_stages(*stages_of(config, plan.remote))
-    for name in ARTEFACTS:
-        print(f"{name}: {Store(config.output).uri(name)}")
+    fetched = ", some to be fetched" if plan.remote else ""
+    facts = [
+        f"input: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films to be cut by shot detection",
+        f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{fetched}",
+    ]
+    job.tell_plan(config, facts, *stages_of(config, plan.remote), _places(config, ARTEFACTS))
 
 
 def _tell_evaluation_plan(config: CurationConfig) -> None:
     from pipelines.evaluate import plan_evaluation, stages_of
 
-    print(yaml.safe_dump(asdict(config), sort_keys=False))
     plan = plan_evaluation(config)
+    kept, drawn = plan.rows.kept, plan.rows.random
+    facts = [
+        f"compared: {kept.sum()} kept scenes and {drawn.sum()} random ones, {(kept & drawn).sum()} of them both",
+        f"to do: {len(plan.todo)} scenes to be scored, {len(plan.texts)} texts, and what is captioned before",
+    ]
+    names = ("captions", "evaluation", "evaluation.json", "kept.json", "report.html", "run.json")
+    job.tell_plan(config, facts, *stages_of(config), _places(config, names))
     if config.evaluate.recaption:
         _tell_estimate(config, plan.scenes)
-    kept, drawn = plan.rows.kept, plan.rows.random
-    print(f"compared: {kept.sum()} kept scenes and {drawn.sum()} random ones, {(kept & drawn).sum()} of them both")
-    print(f"to do: {len(plan.todo)} scenes to be scored, {len(plan.texts)} texts, and what is captioned before")
-    _tell_stages(*stages_of(config))
-    for name in ("captions", "evaluation", "evaluation.json", "kept.json", "report.html", "run.json"):
-        print(f"{name}: {Store(config.output).uri(name)}")
 
 
-def _tell_stages(pools: dict[str, Stage], tasks: dict[str, Stage]) -> None:
-    for name, stage in {**tasks, **pools}.items():
-        kind = "actors" if name in pools else "tasks"
-        count = stage.workers or "as many as fit"
-        each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
-        print(f"{name}: {count} {kind} of {each}")
+def _places(config: CurationConfig, names: Sequence[str]) -> dict[str, str]:
+    return {name: Store(config.output).uri(name) for name in names}
 
 
 def _tell_estimate(config: CurationConfig, scenes: list[Row]) -> None:
@@ -466,7 +454,7 @@ def _tell_evaluation(result: dict[str, Any]) -> None:
     groups = f"{result['kept']} kept scenes and {result['random']} random ones, {result['both']} of them both"
     print(f"compared: {groups}; {result['scored']} scored now")
     for one in result["comparisons"]:
-        left_out = f", left out{_listed(one['left_out'])}" if one["left_out"] else ""
+        left_out = f", left out{job.listed(one['left_out'])}" if one["left_out"] else ""
         if one["means"] is None:
             print(f"{one['name']}: nothing to compare{left_out}")
             continue
@@ -494,7 +482,7 @@ def _tell(record: dict[str, Any], store: Store) -> None:
         lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos lost": record["lost_videos"]}
         for name, counts in lists.items():
             if counts:
-                print(f"{name}{_listed(counts)}")
+                print(f"{name}{job.listed(counts)}")
     for alarm in record.get("alarms", ()):
         print(f"ALARM: {alarm}")
     if exported := record.get("export"):

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from actors import storage
 from actors.video import FEATURES
 from jobs.findings import caption_pairs, evaluation_findings, filter_findings
+from jobs.pages import number, percent, render
 from jobs.whatif import COLUMNS, WhatIf
 from pipelines.curation import RETRYABLE
 from pipelines.select import REJECTED, SCENES
@@ -81,23 +81,8 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     failures = _failures(store)
     rules = _rules(settings)
     dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "percent": percent,
-        "number": number,
-        "clock": clock,
-        "duration": duration,
-        "cut": shortened,
-        "base64": lambda data: base64.b64encode(data).decode(),
-    }
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         record=record,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         started=datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
@@ -583,50 +568,9 @@ def _pairs(pairs: dict[Key, tuple[str, str]], rows: list[Row], pictures: dict[Ke
     ]
 
 
-def percent(part: float, whole: float) -> str:
-    """A share in words; what is little is not called nothing, and what is almost all is not called all."""
-    if not whole:
-        return "–"
-    share = 100 * part / whole
-    if 0 < share < 0.1:
-        return "< 0.1 %"
-    return "> 99.9 %" if 99.9 < share < 100 else f"{share:.1f} %"
-
-
-def number(value: float) -> str:
-    """A measurement with about three digits; – where there is none."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-
-
 def short(value: float) -> str:
     """A number beside an axis."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= max(unit, 10_000):
             return f"{value / unit:g}{letter}"
     return f"{value:.6g}"
-
-
-def clock(seconds: float) -> str:
-    """A time in a film, as 1:02:03.45."""
-    if seconds is None or math.isnan(seconds):
-        return "–"
-    hundredths = round(seconds * 100)
-    minutes, rest = divmod(hundredths, 6000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest / 100:05.2f}" if hours else f"{minutes}:{rest / 100:05.2f}"
-
-
-def duration(seconds: float) -> str:
-    """A length of time, as 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def shortened(text: str, length: int) -> str:
-    """A text of at most about that many characters; what was left out is told."""
-    return text if len(text) <= length else f"{text[:length]} … ({len(text) - length:,} more characters)"

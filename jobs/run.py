@@ -5,23 +5,32 @@ import logging
 import os
 import platform
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from actors import storage
+from actors.stage import Stage
+from pipelines.store import Store
 
 Config = TypeVar("Config")
 
 DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
 """Exit codes: done, failed, bad usage or settings, more rows rejected than allowed."""
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+MaxRejected = Annotated[int | None, typer.Option(min=0, help="Exit with 3 where more rows than this failed.")]
+"""Options that verbs share."""
 
 
 class SettingsError(ValueError):
@@ -115,6 +124,85 @@ def users_mistake(error: BaseException) -> bool:
     return isinstance(error, ValueError) and type(error).__module__.startswith(
         ("builtins", "actors.", "pipelines.", "jobs.")
     )
+
+
+@contextmanager
+def recorded(verb: str, config: Any, root: str, max_rejected: int | None = None) -> Iterator[dict[str, Any]]:
+    """Around the work of a verb: what becomes runs/VERB.json below root, and a summary on standard output.
+
+    The work may set any keys; `rows`, as {"in": n, "out": m, "rejected": {code: k}}, has to add up, and `stages`, as
+    {name: {"rows": n, "seconds": s}}, is told as rows per second. A user's mistake leaves the record as it was.
+
+    Raises:
+        RuntimeError: the rows do not add up.
+        typer.Exit: with REJECTED where more rows were rejected than allowed.
+    """
+    store, started = Store(root), time.monotonic()
+    record: dict[str, Any] = {
+        "status": "done",
+        "error": None,
+        "command": verb,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(config),
+        "versions": versions(),
+    }
+    rejected = 0
+    try:
+        yield record
+        if rows := record.get("rows"):
+            rejected = sum(rows["rejected"].values())
+            if rows["in"] != rows["out"] + rejected:
+                raise RuntimeError(
+                    f"{rows['in']} rows came in, but {rows['out']} went out and {rejected} were rejected"
+                )
+            if max_rejected is not None and rejected > max_rejected:
+                record["status"] = "rejected"
+    except BaseException as error:
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        record["seconds"] = round(time.monotonic() - started, 1)
+        if not ((error := sys.exception()) and users_mistake(error)):
+            store.write_json(record, "runs", f"{verb}.json")
+    _tell(record)
+    if record["status"] == "rejected":
+        raise typer.Exit(REJECTED)
+
+
+def _tell(record: dict[str, Any]) -> None:
+    print(f"{record['command']} {record['status']} after {record['seconds']:.0f} s")
+    if rows := record.get("rows"):
+        print(f"{rows['in']} rows = {rows['out']} done + {sum(rows['rejected'].values())} rejected")
+        if rows["rejected"]:
+            print(f"rejected{listed(rows['rejected'])}")
+    for name, stage in record.get("stages", {}).items():
+        rate = stage["rows"] / max(stage["seconds"], 1e-9)
+        print(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s, {rate:.1f} rows/s")
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """How often each is there, after a colon; nothing where there is none."""
+    return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
+
+
+def tell_plan(
+    config: Any,
+    facts: Sequence[str],
+    pools: Mapping[str, Stage],
+    tasks: Mapping[str, Stage],
+    artefacts: Mapping[str, str],
+) -> None:
+    """What --dry-run says: settings, facts (inputs found, what is to do), resources, and where everything will go."""
+    print(yaml.safe_dump(asdict(config), sort_keys=False))
+    for fact in facts:
+        print(fact)
+    for name, stage in {**tasks, **pools}.items():
+        kind = "actors" if name in pools else "tasks"
+        count = stage.workers or "as many as fit"
+        each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
+        print(f"{name}: {count} {kind} of {each}")
+    for name, uri in artefacts.items():
+        print(f"{name}: {uri}")
 
 
 def versions() -> dict[str, str]:

@@ -39,8 +39,8 @@ from pipelines.compare import Comparison, compare
 from pipelines.curation import CurationConfig
 from pipelines.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.frames import frames_of
+from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.rows import captions, strings
-from pipelines.score import fitted, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CurationConfig
+from pipelines.resources import fitted, ray_task, set_context
 from pipelines.rows import captions
-from pipelines.score import fitted, ray_task, set_context
 from pipelines.store import Store
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]

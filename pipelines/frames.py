@@ -13,7 +13,8 @@ from ray.data import Dataset
 from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CurationConfig
-from pipelines.score import cut_videos, ray_task, set_context
+from pipelines.resources import ray_task, set_context
+from pipelines.score import cut_videos
 
 COLUMNS = ("video_id", "scene_id", "caption", "frames", "error", "message")
 

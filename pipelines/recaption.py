@@ -38,8 +38,8 @@ from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CAPTIONS, CurationConfig
 from pipelines.frames import frames_of
+from pipelines.resources import actor_retries, fitted, ray_task
 from pipelines.rows import captions
-from pipelines.score import actor_retries, fitted, ray_task
 from pipelines.store import Store
 
 log = logging.getLogger(__name__)

@@ -10,18 +10,16 @@ write    task     N -> 1: whole parts of scores/ and thumbnails/; a row of count
 import json
 import logging
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
+from ray.data import Dataset
 
 from actors import storage
 from actors.features import FrameScorer
@@ -30,6 +28,7 @@ from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row, film_row, scene_row
 from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
+from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
 log = logging.getLogger(__name__)
@@ -38,8 +37,6 @@ CUT_ATTEMPTS = 2
 """A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 CUT_ROWS = 4
 """Scenes that leave the decode at once, at most 40 MB of frames."""
-BLOCK_BYTES = 32 << 20
-"""Rows go on to the next stage in blocks of about this size: a few scenes with their frames."""
 READ = Stage(num_cpus=0.1)
 """Reading a part of the plan."""
 
@@ -87,21 +84,6 @@ def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:
     return codes
 
 
-def set_context() -> None:
-    """Ray Data's settings for our datasets."""
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    # It tells of the memory that a Python process takes before it does anything.
-    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Ray 2.60 has no other way to bound how often a task is repeated.
-    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated", RayDeprecationWarning)
-
-
-# ------------------------------------------------------------------------------------------------------------ resources
-
-
 def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """The actor pools and the tasks that a run has, by name.
 
@@ -112,107 +94,6 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
         pools["motion"] = config.motion
     tasks: dict[str, Stage] = {"read": READ, "video": config.video, "write": config.write}
     return pools, tasks | ({"fetch": config.fetch} if remote else {})
-
-
-def fit(
-    pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
-) -> tuple[dict[str, Stage], list[str]]:
-    """Scale stages down until one task of each kind runs beside all actors; tells in lines what was asked and is not.
-
-    Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
-    are too few for one worker of each stage, or there is no CPU.
-    """
-    asked = {**pools, **tasks}
-    fitting = dict(asked)
-    if cpus <= 0:
-        raise ValueError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
-
-    def wanted(resource: str) -> float:
-        workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
-        return sum(workers[name] * getattr(stage, resource) for name, stage in fitting.items())
-
-    for resource, there in (("num_gpus", gpus), ("num_cpus", cpus)):
-        while wanted(resource) > there + 1e-9:
-            users = [name for name in pools if fitting[name].workers > 1 and getattr(fitting[name], resource) > 0]
-            if not users:
-                break
-            most = max(users, key=lambda name: fitting[name].workers)
-            fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
-    if wanted("num_gpus") > gpus + 1e-9:
-        needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
-        raise ValueError(
-            f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
-            "let them share with num_gpus below 1, set it to 0, or, where the cluster grows, set autoscaling=true"
-        )
-    if (share := cpus / wanted("num_cpus")) < 1:
-        fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
-    lines = [
-        f"{name}: {stage.workers} x {stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs a worker instead of "
-        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, "
-        f"to fit {cpus:g} CPUs, {gpus:g} GPUs"
-        for name, stage in fitting.items()
-        if stage != asked[name] and (name in pools or asked[name].num_cpus >= 0.5)
-    ]
-    return fitting, lines
-
-
-def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
-    """Raise ValueError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
-
-    nodes: what each has, by Ray's names CPU and GPU.
-    """
-    for name, stage in stages.items():
-        if not any(stage.num_cpus <= node.get("CPU", 0) and stage.num_gpus <= node.get("GPU", 0) for node in nodes):
-            have = ", ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-            raise ValueError(
-                f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
-                f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
-            )
-
-
-def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
-    """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
-    there = ray.cluster_resources()
-    if autoscaling or not there.get("CPU"):
-        log.warning("the cluster is to grow by what is asked for: whether the pools will fit is not checked")
-        return {**pools, **tasks}
-    stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
-    check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    for line in lines:
-        log.info(line)
-    return stages
-
-
-def ray_task(stage: Stage) -> dict[str, Any]:
-    """Arguments of a stage of tasks."""
-    return {
-        "compute": TaskPoolStrategy(stage.workers or None),
-        **stage.resources(),
-        "ray_remote_args_fn": _task_retries,
-    }
-
-
-def ray_actors(stage: Stage) -> dict[str, Any]:
-    """Arguments of a stage of actors."""
-    # One worker is enough to start with; the pool grows with what waits for it.
-    return {
-        "compute": ActorPoolStrategy(min_size=1, max_size=stage.workers),
-        **stage.resources(),
-        "ray_remote_args_fn": actor_retries,
-    }
-
-
-def _task_retries() -> dict[str, int]:
-    # By Ray's own default a task that kills its worker is repeated without end.
-    return {"max_retries": 3}
-
-
-def actor_retries() -> dict[str, int]:
-    """How often Ray starts an actor again, and repeats what it was at."""
-    return {"max_restarts": 3, "max_task_retries": 3}
-
-
-# --------------------------------------------------------------------------------------------------------------- stages
 
 
 def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pytest
 
 from actors.video import FEATURES
-from jobs.plots import clock, duration, number, percent, write_report
+from jobs.pages import clock, duration, number, percent
+from jobs.plots import write_report
 from pipelines.curation import CAPTIONS, THUMBNAILS, CurationConfig
 from pipelines.filters import FitConfig, fit, save_filter
 from pipelines.select import REJECTED, SCENES

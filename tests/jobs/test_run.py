@@ -1,5 +1,6 @@
 """Settings from YAML and key=value, with errors that name the key; what each kind of error ends with."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import pytest
 import typer
 from ray.exceptions import RayTaskError
 
-from jobs.run import DONE, FAILED, REJECTED, USAGE, SettingsError, exit_codes, load, versions
+from jobs.run import DONE, FAILED, REJECTED, USAGE, SettingsError, exit_codes, load, recorded, versions
 from pipelines.curation import CurationConfig
 from pipelines.rows import IncompleteError
 
@@ -204,3 +205,47 @@ def test_a_code_that_was_chosen_stays_and_an_interrupt_goes_through():
 def test_versions_are_those_that_run():
     assert versions()["av"] == av.__version__
     assert {"python", "ray", "torch"} <= versions().keys()
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "runs" / "embed.json").read_text())
+
+
+def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with recorded("embed", Config("films"), str(tmp_path)) as record:
+        record["rows"] = {"in": 5, "out": 3, "rejected": {"broken": 2}}
+        record["stages"] = {"embed": {"rows": 5, "seconds": 0.5}}
+        record["more"] = "kept"
+    found = record_of(tmp_path)
+    assert (found["status"], found["error"], found["command"], found["more"]) == ("done", None, "embed", "kept")
+    assert found["settings"] == asdict(Config("films")) and found["versions"] == versions() and found["seconds"] >= 0
+    told = capsys.readouterr().out
+    assert "5 rows = 3 done + 2 rejected" in told and "broken 2" in told and "10.0 rows/s" in told
+
+
+def test_rows_that_do_not_add_up_fail_the_verb(tmp_path: Path):
+    with (
+        pytest.raises(RuntimeError, match="5 rows came in, but 3 went out and 1 were rejected"),
+        recorded("embed", Config("films"), str(tmp_path)) as record,
+    ):
+        record["rows"] = {"in": 5, "out": 3, "rejected": {"broken": 1}}
+    assert record_of(tmp_path)["status"] == "failed"
+
+
+def test_more_rejected_rows_than_allowed_end_with_their_exit_code(tmp_path: Path):
+    rows = {"in": 5, "out": 3, "rejected": {"broken": 2}}
+    with recorded("embed", Config("films"), str(tmp_path), max_rejected=2) as record:
+        record["rows"] = rows
+    with pytest.raises(typer.Exit) as end, recorded("embed", Config("films"), str(tmp_path), max_rejected=1) as record:
+        record["rows"] = rows
+    assert end.value.exit_code == REJECTED and record_of(tmp_path)["status"] == "rejected"
+
+
+def test_what_broke_a_verb_is_in_its_record_and_a_users_mistake_leaves_the_one_before(tmp_path: Path):
+    with pytest.raises(OSError, match="full"), recorded("embed", Config("films"), str(tmp_path)):
+        raise OSError("the disk is full")
+    before = record_of(tmp_path)
+    assert (before["status"], before["error"]) == ("failed", "OSError: the disk is full")
+    with pytest.raises(ValueError, match="no films"), recorded("embed", Config("elsewhere"), str(tmp_path)):
+        raise ValueError("no films there")
+    assert record_of(tmp_path) == before
