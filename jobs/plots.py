@@ -28,7 +28,7 @@ from jobs.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.pages import number, percent, render
 from jobs.whatif import COLUMNS, WhatIf
 from pipelines.curation import RETRYABLE
-from pipelines.select import REJECTED, SCENES
+from pipelines.select import PLACES, REJECTED, SCENES
 from pipelines.store import Store
 
 SAMPLE = 20_000
@@ -439,8 +439,12 @@ def _draw(
 def _fetched(store: Store, rows: list[Row]) -> dict[Key, bytes]:
     """The thumbnails of these scenes, as far as they are there."""
     wanted = {_key(row) for row in rows}
+    parts: set[str] = set()
+    for places in store.read_parts("places", PLACES.names) if wanted else ():
+        near = places.filter(places["scene_id"].to_pandas().isin([scene_id for _, scene_id in wanted]).to_numpy())
+        parts |= {place["part"] for place in near.to_pylist() if _key(place) in wanted}
     found = {}
-    for name in sorted({row["part"] for row in rows} & set(store.parts("thumbnails"))):
+    for name in sorted(parts & set(store.parts("thumbnails"))):
         part = store.read_part("thumbnails", name)
         found |= {_key(row): row["thumbnail"] for row in (part.to_pylist() if part else []) if _key(row) in wanted}
     return found

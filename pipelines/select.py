@@ -62,14 +62,14 @@ SCENES = pa.schema(
         ("reason", pa.string()),
         ("error", pa.string()),
         ("duplicate_group", pa.int64()),
-        ("part", pa.string()),
     ]
 )
 """One row for every scene of the input: kept, dropped with a reason, or failed with an error.
 
-duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null; part: the name of the
-part of scores/ and of thumbnails/ that holds it.
+duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
 """
+PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
+"""Which part of scores/ and of thumbnails/ holds a scene; by itself, since it depends on the way a run went."""
 REJECTED = pa.schema(
     [
         ("video_id", pa.string()),
@@ -135,7 +135,7 @@ def select(config: CurationConfig) -> Selected:
     chunks = [(store, i, decided.iloc[start : start + PART_ROWS], model) for i, start in enumerate(starts)]
     counts = in_tasks(_write, chunks, len(decided) > MANY_ROWS)
     names = {store.numbered(number) for number in range(len(chunks))}
-    for folder in ("scenes", "rejected"):
+    for folder in ("scenes", "places", "rejected"):
         for name in set(store.parts(folder)) - names:
             storage.delete(store.uri(folder, name))
     tell_captions(store)
@@ -219,12 +219,12 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 
 
 def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
-    """Write one part of scenes/ and one of rejected/; with a model, returns the `spread_counts` of its scenes.
+    """Write one part of scenes/, of places/ and of rejected/; with a model, returns the `spread_counts` of its scenes.
 
     decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
     duplicate_group, and whether it is a scene, or a film that failed.
     """
-    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group", "part"}
+    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
     names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
     names = [name for name in names if name not in added]
     places = decided.reset_index(drop=True)
@@ -243,7 +243,8 @@ def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | Non
     groups = places.duplicate_group.where(places.duplicate_group >= 0)
     parts = places.part.astype(str).str.rpartition("/")[2]
     decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
-    rows = about.assign(**decision, duplicate_group=groups, part=parts)
+    rows = about.assign(**decision, duplicate_group=groups)
+    _write_part(store, "places", number, about.assign(part=parts)[places.scene], PLACES)
     _write_part(store, "scenes", number, rows[places.scene], SCENES)
     _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
     return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])

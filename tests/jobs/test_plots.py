@@ -22,7 +22,7 @@ from jobs.pages import clock, duration, number, percent
 from jobs.plots import write_report
 from pipelines.curation import CAPTIONS, THUMBNAILS, CurationConfig
 from pipelines.filters import FitConfig, fit, save_filter
-from pipelines.select import REJECTED, SCENES
+from pipelines.select import PLACES, REJECTED, SCENES
 from pipelines.store import Store
 from tests.pipelines.outputs import fast_is_good
 
@@ -86,7 +86,6 @@ def scene(number: int, reason: str = "", error: str = "", **more: Any) -> dict[s
         "reason": reason,
         "error": error,
         "duplicate_group": None,
-        "part": "",
     }
     if error:
         row |= {**dict.fromkeys(FEATURES), "no_frames": 0}
@@ -354,7 +353,10 @@ def near(number: int, group: int | None, level: int, store: Store, reason: str =
     part = store.write_part(
         "thumbnails", pa.Table.from_pylist([{**row, "thumbnail": jpeg(level)}], THUMBNAILS), [str(number)]
     )
-    return row | {"part": part}
+    places = store.read_table("places", PLACES)
+    place = pa.Table.from_pylist([row | {"part": part}], PLACES)
+    store.replace_table("places", [pa.concat_tables([places, place])])
+    return row
 
 
 def test_near_duplicates_stand_side_by_side_the_one_that_stays_first(tmp_path: Path) -> None:

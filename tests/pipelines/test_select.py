@@ -15,7 +15,7 @@ from actors.video import FEATURES, FramesConfig
 from pipelines.curation import SCORES, CurationConfig, SelectConfig
 from pipelines.filters import Filter, FitConfig, fit, save_filter
 from pipelines.rows import IncompleteError
-from pipelines.select import REASONS, REJECTED, SCENES, alarms, alike, choose, fail_scenes, judge, select, tally
+from pipelines.select import PLACES, REASONS, REJECTED, SCENES, alarms, alike, choose, fail_scenes, judge, select, tally
 from pipelines.store import Store
 from tests.pipelines.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
@@ -169,7 +169,10 @@ def test_near_duplicates_of_a_corpus_tell_their_group(tmp_path: Path):
         ("b.1_0", "near_duplicate", 1),
         ("b.2_0", "", None),
     ]
-    assert [row["part"] for row in rows] == [first] * 3 + [second] * 3
+    places = table(settings, "places", PLACES)
+    assert [(row["scene_id"], row["part"]) for row in places] == [
+        (row["scene_id"], part) for row, part in zip(rows, [first] * 3 + [second] * 3, strict=True)
+    ]
     select(replace(settings, select=SelectConfig()))
     rows = table(settings, "scenes", SCENES)
     assert all(row["kept"] and row["duplicate_group"] is None for row in rows)
@@ -307,7 +310,7 @@ def test_a_threshold_touches_nothing_but_the_decision(tmp_path: Path):
     after = times(tmp_path)
     assert after.keys() == before.keys()
     changed = {name.split("/")[0] for name in after if after[name] != before[name]}
-    assert changed == {"scenes", "rejected"}
+    assert changed == {"scenes", "places", "rejected"}
     assert [row["scene_id"] for row in table(settings, "scenes", SCENES) if row["kept"]] == ["a.0_0", "b.0_0"]
 
 
