@@ -81,7 +81,7 @@ def _sheet(path: str) -> np.ndarray:
 class Sketches:
     """Figures of a few strokes: 4 skins, 3 trousers, 2 shoes, 5 shirts, 5 haircuts in 4 colours."""
 
-    choices = (4, 3, 2, 5, 5, 4)
+    choices: tuple[int, ...] = (4, 3, 2, 5, 5, 4)
     poses = 96
     SKINS = ((255, 219, 172), (198, 134, 66), (120, 72, 40), (150, 160, 200))
     TROUSERS = ((40, 60, 150), (200, 200, 200), (150, 30, 110))
