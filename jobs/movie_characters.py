@@ -1,0 +1,114 @@
+"""Movie characters: who is on screen, and how well each model knows it.
+
+python -m jobs.movie_characters score topk input_folder=results/SD_pipeline output_folder=scores k_range=5
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs import run as job
+from jobs.answers import map_page, report_page, topk_page
+from pipelines.identification import Results, read_results
+from pipelines.metrics import (
+    MapConfig,
+    ReportConfig,
+    ScoreConfig,
+    TopkConfig,
+    write_map,
+    write_report,
+    write_topk,
+)
+from pipelines.store import Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+score = typer.Typer(no_args_is_help=True, help="How often results are right: tables, pictures and a page.")
+app.add_typer(score, name="score")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="Settings from a file, then single ones."),
+]
+
+
+@score.command()
+def topk(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """In how many percent of its images a class is among the k best: top_K_accuracy_results.csv."""
+    with job.exit_codes():
+        config = job.load(TopkConfig, settings or [])
+        results = read_results(config.input_folder, config.clip_csv)
+        middle = "_avg" if config.avg else ""
+        names = [f"top_{k}{middle}_accuracy_results.csv" for k in config.ks]
+        if dry_run:
+            _tell_score(config, results, [*names, "topk.png", "topk.html"])
+            return
+        with job.recorded("score-topk", config, config.output_folder, max_rejected) as record:
+            tables = write_topk(config, results)
+            record |= _counted(results)
+            record["topk"] = {k: float(table.iloc[-1]) for k, table in tables.items()}
+            record["page"] = topk_page(config, results, tables)
+        for k, table in tables.items():
+            print(f"top-{k}: {table.iloc[-1]:.2f} %")
+        print(f"page: {record['page']}")
+
+
+@score.command(name="map")
+def map_(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Average precision of each class and their mean: average_precision_results.csv."""
+    with job.exit_codes():
+        config = job.load(MapConfig, settings or [])
+        results = read_results(config.input_folder, config.clip_csv)
+        if dry_run:
+            _tell_score(config, results, ["average_precision_results.csv", "average_precision.png", "map.html"])
+            return
+        with job.recorded("score-map", config, config.output_folder, max_rejected) as record:
+            values = write_map(config, results)
+            record |= _counted(results) | {"map": float(values.iloc[-1])}
+            record["page"] = map_page(config, results, values)
+        print(f"mAP: {values.iloc[-1]:.4f}")
+        print(f"page: {record['page']}")
+
+
+@score.command()
+def report(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Precision, recall, F1, confusion matrix, and how well the unknown are told."""
+    with job.exit_codes():
+        config = job.load(ReportConfig, settings or [])
+        results = read_results(config.input_folder, config.clip_csv)
+        if dry_run:
+            _tell_score(config, results, ["classes.csv", "confusion.csv", "answers.csv", "report.json", "report.html"])
+            return
+        with job.recorded("score-report", config, config.output_folder, max_rejected) as record:
+            found = write_report(config, results)
+            record |= _counted(results) | {"accuracy": found.accuracy, "threshold": found.threshold}
+            record["page"] = report_page(config, results, found)
+        print(f"answered right: {100 * found.accuracy:.2f} %; f1 {found.classes.f1['macro']:.3f}, mean over classes")
+        if found.unknown:
+            print(f"unknown: AUROC {found.unknown.auroc:.3f}, equal error rate {found.unknown.eer:.3f}")
+        if found.threshold is not None:
+            print(f"unknown below a confidence of {found.threshold:.6g}")
+        print(f"page: {record['page']}")
+
+
+def _counted(results: Results) -> dict[str, Any]:
+    """What a record says of results."""
+    images, lost = len(results.images), len(results.lost)
+    return {
+        "rows": {"in": images + lost, "out": images, "rejected": {"no_finite_loss": lost} if lost else {}},
+        "rejected": list(results.lost),
+        "left_out": {"rows that came again": results.doubles, "rows without a finite loss": results.broken},
+    }
+
+
+def _tell_score(config: ScoreConfig, results: Results, names: list[str]) -> None:
+    facts = [
+        f"results: {len(results.images)} images of {results.images.nunique()} classes, "
+        f"{results.rows.identity.nunique()} identities of {results.rows.cls.nunique()} classes",
+        f"left out: {results.doubles} rows that came again, {results.broken} without a finite loss",
+    ]
+    store = Store(config.output_folder)
+    job.tell_plan(config, facts, {}, {}, {name: store.uri(name) for name in names})
+
+
+if __name__ == "__main__":
+    app()
