@@ -1,0 +1,75 @@
+"""Faces and bodies cut out of the pictures of a comic, each as a file of its own."""
+
+import io
+import math
+import re
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
+
+Kind = Literal["face", "body"]
+Window = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels; right and bottom are the first that do not belong to it."""
+
+BODIES, FACES = "comics_crops", "comics_crops_large_faces"
+"""The folders of the two layouts."""
+
+
+def crop_name(series: str, page: str, kind: Kind, index: int) -> str:
+    """The path of a crop below the output: bodies and faces have layouts of their own."""
+    return f"{BODIES}/{series}/{page}/bodies/{index}.jpg" if kind == "body" else f"{FACES}/{series}/{page}/{index}.jpg"
+
+
+def instance_name(series: str, page: str, kind: Kind, index: int) -> str:
+    """The name of a face or body in sequences and in the lists of characters."""
+    return f"{series}_{page}_{kind}_{index}"
+
+
+def parse_instance(name: str) -> tuple[str, str, Kind, int]:
+    """Series, page (with its panel), kind and index of `instance_name`. Raises ValueError."""
+    found = re.fullmatch(r"(.+?)_([^_]+_[^_]+)_(face|body)_(\d+)", name)
+    if not found:
+        raise ValueError(f"{name!r} names no instance: <series>_<page>_<panel>_<face|body>_<number>")
+    series, page, kind, index = found.groups()
+    return series, page, "face" if kind == "face" else "body", int(index)
+
+
+def window(
+    box: tuple[float, float, float, float], kind: Kind, width: int, height: int, face_scale: float
+) -> Window | None:
+    """What to cut for a box (x_0, y_0, x_1, y_1), x_0 < x_1 and y_0 < y_1, of a picture of width x height pixels.
+
+    A body is its box, with every pixel that it touches. A face is a square about the same middle whose side is the
+    longer one of the box times `face_scale`. Both end at the border of the picture; None where the box lies beyond it.
+    """
+    x_0, y_0, x_1, y_1 = box
+    if x_1 <= 0 or y_1 <= 0 or x_0 >= width or y_0 >= height:
+        return None
+    if kind == "face":
+        side = max(1, round(face_scale * max(x_1 - x_0, y_1 - y_0)))
+        left, top = round((x_0 + x_1 - side) / 2), round((y_0 + y_1 - side) / 2)
+        right, bottom = left + side, top + side
+    else:
+        left, top, right, bottom = math.floor(x_0), math.floor(y_0), math.ceil(x_1), math.ceil(y_1)
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    # A thin box at the border may be rounded to nothing.
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def decode(data: bytes) -> Image.Image:
+    """A picture in RGB. Raises ValueError where it is none, or not all of it is there."""
+    try:
+        # Pillow, since OpenCV fills up with grey what is missing of a torn file.
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except UnidentifiedImageError:
+        # Its message tells where the bytes lay in memory.
+        raise ValueError("no picture that can be read: of no known format") from None
+    except (OSError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
+        raise ValueError(f"no picture that can be read: {error}") from error
+
+
+def encode(picture: Image.Image, quality: int) -> bytes:
+    """A picture as JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

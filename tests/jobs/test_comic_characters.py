@@ -1,0 +1,49 @@
+"""The verbs of comic characters from the command line, on a comic that draws itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from jobs.comic_characters import app
+from tests.comics import write_comic
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    write_comic(tmp_path, series=2)
+    with (tmp_path / "merged_face_body.csv").open("a") as file:
+        file.write("s0,99_0,face,0,0,1,1,9,9\n")
+    return [
+        f"pictures={tmp_path / 'panels'}",
+        f"boxes={tmp_path / 'merged_face_body.csv'}",
+        f"output={tmp_path / 'out'}",
+    ]
+
+
+def test_crop(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    told = run("crop", *settings, "--dry-run").output
+    assert "1 cannot be cut: missing_page 1" in told and "as many as fit tasks" in told
+    assert not (tmp_path / "out").exists()
+    told = run("crop", *settings, "crop.batch_size=4", "--max-rejected", 0, code=3).output
+    assert "1 rejected" in told and "rows/s" in told
+    record = json.loads((tmp_path / "out/runs/crop.json").read_text())
+    made = list((tmp_path / "out").glob("comics_crops*/**/*.jpg"))
+    assert record["status"] == "rejected"
+    assert record["rows"] == {"in": len(made) + 1, "out": len(made), "rejected": {"missing_page": 1}}
+    assert "crop: 0 rows" in run("crop", *settings, "--max-rejected", 1).output
+    assert "another output" in run("crop", *settings, "crop.face_scale=2", code=2).stderr
+
+
+def test_what_is_needed_is_told(settings: list[str]) -> None:
+    assert "output: this setting is needed" in run("crop", *settings[:2], code=2).stderr
+    assert "boxes: this setting is needed" in run("crop", settings[0], settings[2], code=2).stderr
+    assert "crop.quality" in run("crop", *settings, "crop.quality=high", code=2).stderr
+    assert "there is no such file" in run("crop", *settings, "boxes=nowhere.csv", code=2).stderr
