@@ -148,7 +148,6 @@ def test_a_picture_that_comes_later_is_cut_then(made: Made, tmp_path: Path) -> N
     assert set(counts["rejected"]) - set(found["rejected"]) == {"missing_page", "broken_page"}
 
 
-@pytest.mark.slow
 def test_a_store_is_as_good_as_a_folder(comic: ComicsConfig, s3: str) -> None:
     for entry in storage.listing(comic.pictures):
         storage.upload(entry.uri, f"{s3}/panels/{entry.name}")
