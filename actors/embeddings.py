@@ -1,6 +1,7 @@
 """Images and texts as vectors of one space, by a CLIP model of open_clip: what belongs together has a high cosine."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
+from actors.images import Shape
 from actors.stage import Batch, Stage
 
 if TYPE_CHECKING:
@@ -113,6 +115,34 @@ def _reachable(config: EmbeddingsConfig, repository: str, files: Sequence[str]) 
             f"embeddings.model={config.model} cannot be had from the hub ({problem}); give a folder with its {CONFIG} "
             "and weights, or check the name, HF_TOKEN and the network"
         ) from error
+
+
+def input_shape(config: EmbeddingsConfig) -> Shape:
+    """What the model takes, told by its configuration: for decoding, without the model."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    own: dict[str, Any] = {}
+    if folder := _folder(config.model):
+        own = json.loads((folder / CONFIG).read_bytes())
+        vision = own["model_cfg"]["vision_cfg"]
+    elif config.model.startswith("hf-hub:"):
+        own = json.loads(Path(hf_hub_download(config.model.removeprefix("hf-hub:"), CONFIG)).read_bytes())
+        vision = own["model_cfg"]["vision_cfg"]
+    else:
+        known = config.model.replace("/", "-")
+        vision = (open_clip.get_model_config(known) or {}).get("vision_cfg", {})
+        own = {"preprocess_cfg": get_pretrained_cfg(known, config.pretrained or "")}
+    steps = own.get("preprocess_cfg") or {}
+    size = vision.get("image_size", 224)
+    if not isinstance(size, int):
+        raise ValueError(f"embeddings.model={config.model} takes images of {size}; give one that takes squares")
+    return Shape(
+        size,
+        mode=steps.get("resize_mode") or "shortest",
+        interpolation=steps.get("interpolation") or "bicubic",
+        fill=steps.get("fill_color") or 0,
+    )
 
 
 def load_clip(config: EmbeddingsConfig) -> Clip:
@@ -234,3 +264,29 @@ class FrameEmbedder:
         for i, end in enumerate(ends):
             embeddings[i] = found[end - len(scenes[i]) : end]
         return {**{name: column for name, column in batch.items() if name != "frames"}, "embeddings": embeddings}
+
+
+class ImageEmbedder:
+    """Embed squares of images.
+
+    Reads:  image  uint8 (N, S, S, 3) RGB, as `input_shape` says
+            error  str (N,); rows with an error are left out
+    Adds:   vector  float16 (N, D), each of length 1; NaN where there is an error
+    Drops:  image
+    """
+
+    def __init__(self, config: EmbeddingsConfig) -> None:
+        self._config, self._clip = config, load_clip(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return with_vectors(batch, lambda images: embed_images(self._clip, images, self._config.images_per_call))
+
+
+def with_vectors(batch: Batch, embed: Callable[[np.ndarray], np.ndarray]) -> Batch:
+    """A batch with the vectors (M, D) that a function gives for the images of its sound rows, in place of images."""
+    sound = batch["error"] == ""
+    # One black image says how long vectors are where there is no other.
+    found = embed(batch["image"][sound] if sound.any() else batch["image"][:1])
+    vectors = np.full((len(sound), found.shape[1]), np.nan, np.float16)
+    vectors[sound] = found[: sound.sum()]
+    return {**{name: column for name, column in batch.items() if name != "image"}, "vector": vectors}

@@ -189,6 +189,32 @@ def listing(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
         yield entry
 
 
+def children(prefix: str) -> tuple[list[str], list[Entry]]:
+    """Names of the folders and the files that lie directly in a folder, both sorted; no folder below is looked into.
+
+    In a local folder links count as what they lead to.
+    """
+    if _is_s3(prefix):
+        below: list[str] = []
+        files: list[Entry] = []
+        for page in _pages(prefix, Delimiter="/"):
+            below += [found["Prefix"].rstrip("/").rpartition("/")[2] for found in page.get("CommonPrefixes", ())]
+            files += _entries(page, prefix)
+        return below, files
+    try:
+        with os.scandir(_path(prefix) or ".") as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    files = [Entry(entry.name, entry.path, entry.stat().st_size) for entry in entries if entry.is_file()]
+    return [entry.name for entry in entries if entry.is_dir()], files
+
+
+def absolute(uri: str) -> str:
+    """A path from the root, without a slash at its end, since workers have another working folder; s3:// as it is."""
+    return uri.rstrip("/") if _is_s3(uri) else os.path.abspath(_path(uri))
+
+
 def _local_listing(folder: str, above: str) -> Iterator[Entry]:
     try:
         with os.scandir(folder or ".") as found:
@@ -204,18 +230,32 @@ def _local_listing(folder: str, above: str) -> Iterator[Entry]:
 
 
 def _s3_listing(prefix: str) -> Iterator[Entry]:
-    bucket, _, key = prefix.removeprefix("s3://").partition("/")
-    folder = key.rstrip("/") + "/" if key.rstrip("/") else ""
-    page: dict[str, Any] = {"Bucket": bucket, "Prefix": folder}
+    for page in _pages(prefix):
+        yield from _entries(page, prefix)
+
+
+def _pages(prefix: str, **options: str) -> Iterator[Any]:
+    bucket, folder = _bucket_folder(prefix)
+    page: dict[str, Any] = {"Bucket": bucket, "Prefix": folder, **options}
     while True:
         answer = _call(prefix, lambda: _s3().list_objects_v2(**page))
-        for found in answer.get("Contents", ()):
-            name = found["Key"][len(folder) :]
-            if name and not name.endswith("/"):
-                yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
+        yield answer
         if not answer.get("IsTruncated"):
             return
         page["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def _entries(page: Any, prefix: str) -> Iterator[Entry]:
+    bucket, folder = _bucket_folder(prefix)
+    for found in page.get("Contents", ()):
+        name = found["Key"][len(folder) :]
+        if name and not name.endswith("/"):
+            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
+
+
+def _bucket_folder(prefix: str) -> tuple[str, str]:
+    bucket, _, key = prefix.removeprefix("s3://").partition("/")
+    return bucket, key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
 class _S3File(io.RawIOBase):

@@ -597,11 +597,6 @@ def _cut_spans(
 def _cut_shots(
     film: Film, video_id: str, skip: frozenset[str], frames: FramesConfig, shots: ShotsConfig, motion: MotionConfig
 ) -> Iterator[Row | None]:
-    finder = None if shots.detector == "none" else CutFinder(shots)
-    shrink = min(1.0, shots.width / film.width)
-    small = round(film.width * shrink), round(film.height * shrink)
-    cuts: set[int] = set()
-    held: deque[tuple[int, Picture]] = deque()
     count = 0
 
     def begin() -> _Scene:
@@ -619,35 +614,43 @@ def _cut_shots(
     scene = begin()
     beat = Beat()
     end = 0.0
-    pictures = enumerate(film.pictures)
-    more = True
-    while more or held:
-        step = next(pictures, None) if more else None
-        if step is None:
-            more = False
-        else:
-            held.append(step)
-            end = step[1].time + (step[1].duration or film.step_s)
-            if finder:
-                cuts.update(finder.feed(step[1].scaled(*small, smooth=False), step[1].time))
-            if len(held) <= (finder.delay if finder else 0):
-                continue
-            yield from beat
-        if held:
-            index, picture = held.popleft()
-            if index in cuts and index:
-                if wanted():
-                    yield scene.row(picture.time)
-                count += 1
-                scene = begin()
+    for shot, picture in in_shots(film, shots):
+        if shot != count:
             if wanted():
-                scene.add(picture)
+                yield scene.row(picture.time)
+            count = shot
+            scene = begin()
+        if wanted():
+            scene.add(picture)
+        end = picture.time + (picture.duration or film.step_s)
+        yield from beat
     code, message = "", ""
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
     if wanted():
         yield scene.row(end, code, message)
     yield film_row(film, count + 1, code, message)
+
+
+def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:
+    """The pictures of a film in order, each with the number of its shot from 0, as soon as that is known."""
+    finder = None if shots.detector == "none" else CutFinder(shots)
+    shrink = min(1.0, shots.width / film.width)
+    small = round(film.width * shrink), round(film.height * shrink)
+    cuts: set[int] = set()
+    held: deque[tuple[int, Picture]] = deque()
+    shot = 0
+    for index, picture in enumerate(film.pictures):
+        held.append((index, picture))
+        if finder:
+            cuts.update(finder.feed(picture.scaled(*small, smooth=False), picture.time))
+        if len(held) > (finder.delay if finder else 0):
+            index, picture = held.popleft()
+            shot += index in cuts and index > 0
+            yield shot, picture
+    for index, picture in held:
+        shot += index in cuts and index > 0
+        yield shot, picture
 
 
 class Beat:

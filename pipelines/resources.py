@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from actors.stage import Stage
@@ -96,6 +96,15 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
     for line in lines:
         log.info(line)
     return stages
+
+
+def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:
+    """The same rows in blocks of so many, so that the next stage can divide them among its workers."""
+    divided = dataset.repartition(target_num_rows_per_block=rows)
+    # Ray 2.60 asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
+    step: Any = divided._logical_plan.dag
+    step.ray_remote_args.update(stage.resources())
+    return divided
 
 
 def ray_task(stage: Stage) -> dict[str, Any]:

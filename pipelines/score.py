@@ -28,7 +28,7 @@ from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row, film_row, scene_row
 from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
-from pipelines.resources import fitted, ray_actors, ray_task, set_context
+from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
 log = logging.getLogger(__name__)
@@ -100,11 +100,7 @@ def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     store = Store(config.output)
     parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
     read = parts.flat_map(partial(_read_part, store=store), **ray_task(stages["read"]))
-    rows = read.repartition(target_num_rows_per_block=1)
-    # Ray 2.60 asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
-    step: Any = rows._logical_plan.dag
-    step.ray_remote_args.update(stages["read"].resources())
-    return rows
+    return in_blocks(read, 1, stages["read"])
 
 
 def _read_part(row: Row, store: Store) -> list[Row]:

@@ -161,7 +161,7 @@ def fit(
     """
     if set(datasets) != {"train", "valid"}:
         raise ValueError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
-    store = Store(_absolute(output))
+    store = Store(storage.absolute(output))
     described = {"training": asdict(config), **settings}
     store.write_json(described, "settings.json")
     result = train(
@@ -533,7 +533,7 @@ def train(
         ),
         run_config=ray_train.RunConfig(
             name=hashlib.sha256(described.encode()).hexdigest()[:16],
-            storage_path=storage.join(_absolute(output), "checkpoints"),
+            storage_path=storage.join(storage.absolute(output), "checkpoints"),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             failure_config=ray_train.FailureConfig(max_failures=2),
         ),
@@ -543,11 +543,6 @@ def train(
         ),
     )
     return trainer.fit()
-
-
-def _absolute(output: str) -> str:
-    """Workers run in folders of their own."""
-    return output.rstrip("/") if "://" in output else os.path.abspath(output)
 
 
 def _seed(*numbers: int) -> None:

@@ -1,5 +1,6 @@
 """Images and texts in one space: as open_clip embeds them one by one, and as a model with known weights must."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -18,13 +19,16 @@ from actors.embeddings import (
     Clip,
     EmbeddingsConfig,
     FrameEmbedder,
+    ImageEmbedder,
     TextEmbedder,
     check_clip,
     embed_images,
     embed_texts,
+    input_shape,
     load_clip,
     preprocess,
 )
+from actors.images import Shape, decode
 from actors.stage import Batch
 from tests import colours
 from tests.colours import BLACK, BLUE, GREEN, RED, pictures
@@ -208,3 +212,34 @@ def test_the_models_own_preprocessing_counts(tmp_path: Path):
     config = EmbeddingsConfig(model=colours.clip(tmp_path / "clip", mean=[1, 0, 0]), dtype="float32")
     found = embed_images(load_clip(config), pictures([RED, BLACK]), 2)
     np.testing.assert_allclose(found, [[0, 0, 0], [-1, 0, 0]], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"resize_mode": "squash", "interpolation": "bilinear"}, {"resize_mode": "longest"}]
+)
+def test_images_are_decoded_to_what_the_model_takes(photos: np.ndarray, tmp_path: Path, how: dict[str, Any]):
+    config = EmbeddingsConfig(model=colours.clip(tmp_path / "clip", **how), dtype="float32")
+    clip = load_clip(config)
+    shape = input_shape(config)
+    for photo in (photos[0][:, :150], photos[1][:100], photos[2]):
+        file = io.BytesIO()
+        Image.fromarray(photo).save(file, "PNG")
+        found = preprocess(clip, decode(file.getvalue(), shape)[None])
+        expected = clip.transform(Image.fromarray(photo))[None]
+        assert found.shape == expected.shape and (found - expected).abs().mean() < 0.02
+
+
+def test_named_models_tell_what_they_take():
+    assert input_shape(EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai")) == Shape(224)
+    siglip = input_shape(EmbeddingsConfig(model="ViT-B-16-SigLIP-384", pretrained="webli"))
+    assert (siglip.size, siglip.mode) == (384, "squash")
+
+
+def test_rows_with_an_error_have_no_vector(exact: EmbeddingsConfig):
+    embedder = ImageEmbedder(exact)
+    rows = {"image": pictures([RED, BLACK, BLUE]), "error": np.array(["", "broken_image", ""])}
+    found = embedder(rows)
+    assert found["vector"].dtype == np.float16 and "image" not in found
+    np.testing.assert_allclose(found["vector"], [[1, 0, 0], [np.nan] * 3, [0, 0, 1]], atol=1e-3)
+    none = embedder({"image": rows["image"][:1], "error": np.array(["no_images"])})
+    assert none["vector"].shape == (1, 3) and np.isnan(none["vector"]).all()

@@ -115,6 +115,16 @@ def test_listing_names_what_lies_below_a_folder(root: str) -> None:
     assert list(storage.listing(root + "/a.mp4")) == []
 
 
+def test_children_are_the_folders_and_files_of_one_folder(root: str) -> None:
+    assert storage.children(storage.join(root, "films")) == ([], [])
+    for name in ("tt2/a.jpg", "tt2/b/c.jpg", "tt10/a.jpg", "z.mp4"):
+        storage.write_bytes(storage.join(root, "films", name), b"bytes")
+    folders, files = storage.children(f"{storage.join(root, 'films')}/")
+    assert folders == ["tt10", "tt2"]
+    assert [(entry.name, entry.size) for entry in files] == [("z.mp4", 5)]
+    assert storage.read_bytes(files[0].uri) == b"bytes"
+
+
 def test_listing_of_s3_goes_on_over_pages(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         storage.write_bytes(f"{s3}/{number}", b"")
