@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.embeddings import check_clip
 from jobs import run as job
 from jobs.answers import map_page, report_page, topk_page
+from pipelines.gallery import ClipConfig, FaceConfig, identify, method_of, plan_identification, stages_of
 from pipelines.identification import Results, read_results
 from pipelines.metrics import (
     MapConfig,
@@ -29,6 +31,52 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="Settings from a file, then single ones."),
 ]
+
+
+@app.command()
+def identify_clip(
+    settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None
+) -> None:
+    """Compare images with a gallery, with texts or with what a probe has learnt, by CLIP: CLASS_results.csv."""
+    with job.exit_codes():
+        config = job.load(ClipConfig, settings or [])
+        try:
+            check_clip(config.stage)
+        except ValueError as error:
+            told = str(error).replace("embeddings.model", "model_name").replace("embeddings.pretrained", "pretrained")
+            raise ValueError(told) from error
+        _identify("identify-clip", config, dry_run, max_rejected)
+
+
+@app.command()
+def identify_faces(
+    settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None
+) -> None:
+    """Compare the largest face of images with those of a gallery: CLASS_results.csv, as cosines."""
+    with job.exit_codes():
+        _identify("identify-faces", job.load(FaceConfig, settings or []), dry_run, max_rejected)
+
+
+def _identify(verb: str, config: ClipConfig | FaceConfig, dry_run: bool, max_rejected: int | None) -> None:
+    plan = plan_identification(config)
+    if dry_run:
+        facts = [
+            f"input: {len(plan.images)} images to identify, a gallery of {len(plan.gallery)} of {len(plan.classes)} classes",
+            f"to do: {len(plan.todo)} images to be embedded by {method_of(config)}",
+        ]
+        store = Store(config.output_dir)
+        places = {name: store.uri(name) for name in ("CLASS_results.csv", "rejected", "runs")}
+        job.tell_plan(config, facts, *stages_of(config), {"vectors": Store(config.root).uri("vectors"), **places})
+        return
+    with job.recorded(verb, config, config.output_dir, max_rejected) as record, job.ray_session():
+        done = identify(config, plan)
+        record["rows"] = {"in": done.images, "out": done.answered, "rejected": done.rejected}
+        record["gallery"] = {"images": len(plan.gallery), "rejected": done.lost}
+        if plan.todo:
+            record["stages"] = {"embed": {"rows": done.embedded, "seconds": done.seconds}}
+    if done.lost:
+        print(f"left out of the gallery{job.listed(done.lost)}")
+    print(f"results: {config.output_dir}")
 
 
 @score.command()
