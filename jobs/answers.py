@@ -6,13 +6,35 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jobs.pages import COLOURS, Section, Table, draw, figure, write_page
+from actors import storage
+from jobs.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from pipelines.extraction import ExtractConfig, Extracted
 from pipelines.identification import UNKNOWN, Results
 from pipelines.metrics import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig
 from pipelines.store import Store
 
 NAMED = 40
 """Of more classes a figure bears no names."""
+
+
+SHOWN = 6
+"""Frames of a category that a page shows."""
+
+
+def extract_page(config: ExtractConfig, done: Extracted) -> str:
+    """Write extract.html: rows of the table and some frames of each category; returns its URI."""
+    rows = [[*map(str, row[1:4]), int(row.frames), str(row.code)] for row in done.rows.itertuples()]
+    sections = [Section("Rows", content=[Table(["category", "start", "end", "frames", "error"], rows)])]
+    store = Store(config.output)
+    for category in done.files:
+        entries = list(storage.listing(store.uri(category), (".jpg",)))
+        steps = np.linspace(0, len(entries) - 1, min(SHOWN, len(entries))).round().astype(int)
+        shown = [Picture(storage.read_bytes(entries[i].uri), entries[i].name) for i in steps]
+        sections.append(Section(category, f"{len(entries):,} frames", shown))
+    totals = f"{sum(done.files.values()):,} frames of {len(done.files):,} categories"
+    return write_page(
+        store.uri("extract.html"), "Frames", totals, {"film": config.video, "table": config.csv}, sections
+    )
 
 
 def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:

@@ -9,7 +9,8 @@ import typer
 
 from actors.embeddings import check_clip
 from jobs import run as job
-from jobs.answers import map_page, report_page, topk_page
+from jobs.answers import extract_page, map_page, report_page, topk_page
+from pipelines.extraction import ExtractConfig, extract, plan_extraction
 from pipelines.gallery import ClipConfig, FaceConfig, identify, method_of, plan_identification, stages_of
 from pipelines.identification import Results, read_results
 from pipelines.metrics import (
@@ -33,10 +34,49 @@ Settings = Annotated[
 ]
 
 
-@app.command()
-def identify_clip(
-    settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None
+@app.command(name="extract")
+def extract_(
+    settings: Settings = None,
+    csv: Annotated[str | None, typer.Option(help="csv=: the table of intervals.")] = None,
+    video: Annotated[str | None, typer.Option(help="video=: the film.")] = None,
+    output: Annotated[str | None, typer.Option(help="output=: where frames go.")] = None,
+    category: Annotated[str | None, typer.Option(help="category=: the column that names the folder.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="show=true: leave a page that shows them.")] = False,
+    dry_run: job.DryRun = False,
+    max_rejected: job.MaxRejected = None,
 ) -> None:
+    """Every frame of the intervals that a table names: CATEGORY/CATEGORY_frame_NNNN.jpg."""
+    with job.exit_codes():
+        options = {"csv": csv, "video": video, "output": output, "category": category, "show": show or None}
+        given = {name: value for name, value in options.items() if value is not None}
+        config = job.load(ExtractConfig, settings or [], given)
+        plan = plan_extraction(config)
+        store = Store(config.output)
+        if dry_run:
+            facts = [
+                f"input: {len(plan.rows)} rows of {plan.rows.category.nunique()} categories, "
+                f"{len(plan.rows) - len(plan.intervals)} of them cannot be read",
+                f"there: {len(plan.there)} frames",
+            ]
+            names = ("CATEGORY/CATEGORY_frame_NNNN.jpg", "rejected", *(["extract.html"] if config.show else []))
+            job.tell_plan(config, facts, {}, {"decode": config.decode}, {name: store.uri(name) for name in names})
+            return
+        with job.recorded("extract", config, config.output, max_rejected) as record:
+            done = extract(config, plan)
+            rejected = sum(done.rejected.values())
+            record["rows"] = {"in": len(done.rows), "out": len(done.rows) - rejected, "rejected": done.rejected}
+            record["stages"] = {"extract": {"rows": done.written, "seconds": done.seconds}}
+            record["files"], record["damaged"] = done.files, done.damaged
+            if config.show:
+                record["page"] = extract_page(config, done)
+        there = sum(done.files.values())
+        print(f"frames: {done.written} written, {there - done.written} were there, {done.damaged} damaged")
+        if config.show:
+            print(f"page: {record['page']}")
+
+
+@app.command()
+def identify_clip(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
     """Compare images with a gallery, with texts or with what a probe has learnt, by CLIP: CLASS_results.csv."""
     with job.exit_codes():
         config = job.load(ClipConfig, settings or [])
@@ -61,7 +101,8 @@ def _identify(verb: str, config: ClipConfig | FaceConfig, dry_run: bool, max_rej
     plan = plan_identification(config)
     if dry_run:
         facts = [
-            f"input: {len(plan.images)} images to identify, a gallery of {len(plan.gallery)} of {len(plan.classes)} classes",
+            f"input: {len(plan.images)} images to identify",
+            f"gallery: {len(plan.gallery)} images of {len(plan.classes)} classes",
             f"to do: {len(plan.todo)} images to be embedded by {method_of(config)}",
         ]
         store = Store(config.output_dir)

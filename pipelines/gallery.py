@@ -111,7 +111,9 @@ class ClipConfig(GalleryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.prompt or not self.probe_c > 0:
-            raise ValueError(f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}")
+            raise ValueError(
+                f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}"
+            )
 
     @property
     def stage(self) -> EmbeddingsConfig:

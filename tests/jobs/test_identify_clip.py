@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
+from skimage import data
 from typer.testing import CliRunner, Result
 
 from jobs.movie_characters import app
@@ -34,8 +36,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(folder: Path, cls: str, output: str = "out") -> pd.DataFrame:
-    return pd.read_csv(folder / output / f"{cls}_results.csv").set_index(["GT Image name", "input_embeds"]).loss
+def table(folder: Path, cls: str, output: str = "out") -> pd.Series:
+    rows = pd.read_csv(folder / output / f"{cls}_results.csv")
+    return rows.set_index(["GT Image name", "input_embeds"])["loss"]
 
 
 def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str, ray_cluster: None):
@@ -69,13 +72,29 @@ def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str, 
     record = json.loads((folder / "probe" / "runs" / "identify-clip.json").read_text())
     assert record["stages"]["embed"]["rows"] == 0
 
-    # "red" is the one word of this prompt that the model knows.
-    prompts = ("method=prompts", "prompt=a {} thing", 'prompts={"Green": "green"}', vectors_of)
-    identify(folder, clip_folder, *prompts, output="prompts")
-    found = table(folder, "Red_One", "prompts")["Red_One_7.png"]
+    assert "holds results by gallery" in identify(folder, clip_folder, "method=probe", code=2).output
+
+
+@pytest.mark.slow
+def test_texts_are_compared_with_images(folder: Path, clip_folder: str, ray_cluster: None):
+    # "red" and "green" are the words of these prompts that the model knows.
+    identify(folder, clip_folder, "method=prompts", "prompt=a {} thing", 'prompts={"Green": "green"}')
+    found = table(folder, "Red_One")["Red_One_7.png"]
     assert found["Red_One_0"] == pytest.approx(HALF, abs=2e-3)
     assert found["Green_0"] == pytest.approx(0, abs=2e-3)
-    assert "holds results by gallery" in identify(folder, clip_folder, "method=prompts", code=2).output
+
+
+def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
+    face = Image.fromarray(data.astronaut())
+    for name in ("gallery", "images"):
+        (tmp_path / name).mkdir()
+    face.save(tmp_path / "gallery" / "Eileen_1.png")
+    face.convert("L").save(tmp_path / "images" / "Eileen_2.png")
+    Image.fromarray(data.coffee()[:200, :200]).save(tmp_path / "images" / "Cup_1.png")
+    settings = [f"input_dir={tmp_path / 'gallery'}", f"image_list={tmp_path / 'images'}", f"output_dir={tmp_path}"]
+    result = CliRunner().invoke(app, ["identify-faces", *settings, "faces.num_cpus=0.5"])
+    assert "2 rows = 1 done + 1 rejected\nrejected: no_face 1" in result.stdout
+    assert table(tmp_path, "Eileen", ".").to_dict() == {("Eileen_2.png", "Eileen_1"): pytest.approx(0.97, abs=0.03)}
 
 
 def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):
