@@ -23,8 +23,9 @@ SHOWN = 6
 
 def extract_page(config: ExtractConfig, done: Extracted) -> str:
     """Write extract.html: rows of the table and some frames of each category; returns its URI."""
-    rows = [[*map(str, row[1:4]), int(row.frames), str(row.code)] for row in done.rows.itertuples()]
-    sections = [Section("Rows", content=[Table(["category", "start", "end", "frames", "error"], rows)])]
+    columns = ["category", "start_time", "end_time", "frames", "code"]
+    rows = done.rows[columns].to_numpy().tolist()
+    sections = [Section("Rows", content=[Table(columns, rows)])]
     store = Store(config.output)
     for category in done.files:
         entries = list(storage.listing(store.uri(category), (".jpg",)))
