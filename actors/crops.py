@@ -3,9 +3,13 @@
 import io
 import math
 import re
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from actors.stage import Stage
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
@@ -13,6 +17,24 @@ Window = tuple[int, int, int, int]
 
 BODIES, FACES = "comics_crops", "comics_crops_large_faces"
 """The folders of the two layouts."""
+
+
+@dataclass(frozen=True)
+class CropConfig(Stage):
+    """How faces and bodies are cut out of pictures."""
+
+    workers: int = 0
+    batch_size: int = 64
+    """Pictures of one call; what a kill loses of each worker."""
+    face_scale: float = 1.2
+    """Side of a face's square by the longer side of its box."""
+    quality: int = 95
+    """Of the JPEG files, 1 to 95."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.face_scale > 0 or not 1 <= self.quality <= 95:
+            raise ValueError(f"face_scale is above 0 and quality lies in 1..95: {self}")
 
 
 def crop_name(series: str, page: str, kind: Kind, index: int) -> str:
@@ -73,3 +95,16 @@ def encode(picture: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def prepare(picture: Image.Image, kind: Kind, size: int) -> np.ndarray:
+    """A crop as the network takes it, uint8 (size, size, 3): a face stretched, a body as it is between black bars."""
+    if kind == "face":
+        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    square = np.zeros((size, size, 3), np.uint8)
+    left, top = (size - width) // 2, (size - height) // 2
+    fitted = picture.resize((width, height), Image.Resampling.BILINEAR)
+    square[top : top + height, left : left + width] = np.asarray(fitted)
+    return square

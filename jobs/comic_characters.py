@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from actors.crops import BODIES, FACES
+from actors.stage import Stage
 from jobs import run as job
 from pipelines.comic_characters import LISTS, CropPlan, plan_crops, tasks_of
 from pipelines.comic_characters import crop as cut
 from pipelines.comics import ComicsConfig
+from pipelines.pairs import PARTS, PretrainPlan, plan_pretraining
+from pipelines.pairs import tasks_of as tasks_of_pairs
 from pipelines.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -43,6 +46,41 @@ def crop(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: j
                 record |= cut(config, plan)
 
 
+@app.command()
+def pretrain(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Stage 1: train the backbone on pairs of face and body, without labels. The same command after a kill goes on."""
+    with job.exit_codes():
+        from pipelines.contrastive import pretrain as train
+
+        config = job.load(ComicsConfig, settings or [])
+        if dry_run:
+            _tell_pretraining(config, plan_pretraining(config))
+            return
+        with job.recorded("pretrain", config, config.output, max_rejected) as record:
+            plan = plan_pretraining(config)
+            with job.ray_session():
+                found, trained = train(config, plan)
+            record |= found
+        best = ", ".join(f"{name} {value:.3g}" for name, value in found["best"].items())
+        begin = f", continued after epoch {trained.resumed_from}" if trained.resumed_from else ""
+        print(f"{len(trained.history)} epochs{begin}; the best: {best}")
+        print(f"weights: {Store(config.output).uri(config.pretrain.folder, 'model.safetensors')}")
+
+
+def _tell_pretraining(config: ComicsConfig, plan: PretrainPlan) -> None:
+    parts = plan.pairs.series_id.map(plan.parts)
+    shares = ", ".join(f"{part} {(parts == part).sum()} of {list(plan.parts.values()).count(part)}" for part in PARTS)
+    facts = [
+        f"input: {len(plan.pairs)} pairs; {plan.alone} faces and bodies without a partner",
+        f"pairs, and series that they are of: {shares}",
+        f"to do: {len(plan.todo)} pairs to decode; training goes on where it was, if it was",
+    ]
+    training, uri = config.pretrain.training, Store(config.output).uri
+    workers = Stage(training.workers, training.num_cpus, float(training.use_gpu), training.batch_size)
+    names = ["pairs", "rejected/pairs", config.pretrain.folder, "runs/pretrain.json"]
+    job.tell_plan(config, facts, {"train": workers}, tasks_of_pairs(config), {name: uri(name) for name in names})
+
+
 def _tell_crops(config: ComicsConfig, plan: CropPlan) -> None:
     bad = Counter(plan.boxes.error[plan.boxes.error != ""].tolist())
     pictures = plan.boxes.picture[plan.boxes.picture != ""].nunique()
@@ -51,7 +89,7 @@ def _tell_crops(config: ComicsConfig, plan: CropPlan) -> None:
         f"to do: {plan.todo.sum()} boxes",
     ]
     uri = Store(config.output).uri
-    names = [BODIES, FACES, "crops", "rejected", *LISTS.values(), "runs/crop.json"]
+    names = [BODIES, FACES, "crops", "rejected/crop", *LISTS.values(), "runs/crop.json"]
     job.tell_plan(config, facts, {}, tasks_of(config), {name: uri(name) for name in names})
 
 

@@ -2,7 +2,7 @@
 
 plan   driver   the boxes, less those that cannot be and those that are cut already; a block for every few pictures
 cut    task     N -> 1: each picture is decoded once; the files, then a whole part of crops/ that tells of them
-collect driver  crops/ and rejected/ in the order of the boxes, and the lists of files
+collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lists of files
 """
 
 import io
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,14 @@ import ray
 from PIL.Image import Image
 
 from actors import storage
-from actors.crops import crop_name, decode, encode, window
+from actors.crops import CropConfig, crop_name, decode, encode, window
 from actors.stage import Batch, Stage
-from pipelines.comics import ComicsConfig, CropConfig
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.store import Store
+
+if TYPE_CHECKING:
+    # Workers that cut pay for no import of torch.
+    from pipelines.comics import ComicsConfig
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class CropPlan:
     """bool: those that are sound and not yet cut."""
 
 
-def plan_crops(config: ComicsConfig) -> CropPlan:
+def plan_crops(config: "ComicsConfig") -> CropPlan:
     """Read the boxes, find their pictures and what is cut already.
 
     Raises ValueError where the CSV cannot be read, or where the output holds crops that were cut in another way.
@@ -173,7 +176,7 @@ def _with_cuts(boxes: pd.DataFrame, store: Store) -> pd.DataFrame:
     return boxes
 
 
-def crop(config: ComicsConfig, plan: CropPlan) -> dict[str, Any]:
+def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
     """Cut what is missing; returns rows and stages for the record of the run."""
     Store(config.output).write_json(_way(config.crop), "crops.json")
     started = time.monotonic()
@@ -183,21 +186,21 @@ def crop(config: ComicsConfig, plan: CropPlan) -> dict[str, Any]:
     return {"rows": collect(config, plan), "stages": {"crop": stage}}
 
 
-def collect(config: ComicsConfig, plan: CropPlan) -> dict[str, Any]:
-    """Write crops/ and rejected/ anew from all that has been cut, and the lists of files; returns how many they are."""
+def collect(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
+    """Write crops/, rejected/crop/ and the lists of files anew from all that was cut; returns how many they are."""
     store = Store(config.output)
     rows = _with_cuts(plan.boxes, store)
     bad = (rows.error != "").to_numpy()
-    rejected = plan.given[bad].assign(error=rows.error[bad], message=rows.message[bad])
+    rejected = plan.given[bad].assign(error=rows.error[bad], message=rows.message[bad])[REJECTED.names]
     store.replace_table("crops", [pa.Table.from_pandas(rows, CROPS, preserve_index=False)])
-    store.replace_table("rejected", [pa.Table.from_pandas(rejected[REJECTED.names], REJECTED, preserve_index=False)])
+    store.replace_table("rejected/crop", [pa.Table.from_pandas(rejected, REJECTED, preserve_index=False)])
     for kind, name in LISTS.items():
         paths = rows[~bad & (rows.type == kind)][["img_path"]]
         storage.write_bytes(store.uri(name), paths.to_csv(index=False).encode())
     return {"in": len(rows), "out": int((~bad).sum()), "rejected": dict(Counter(rows.error[bad]))}
 
 
-def _cut(config: ComicsConfig, plan: CropPlan) -> None:
+def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
     stage = fitted({}, tasks_of(config), config.autoscaling)["crop"]
     set_context()
     cut: Any = partial(cut_pictures, store=Store(config.output), config=config.crop)
@@ -212,7 +215,7 @@ def _cut(config: ComicsConfig, plan: CropPlan) -> None:
             log.info("%d of %d boxes cut, %.0f a second", boxes, plan.todo.sum(), boxes / (told - started))
 
 
-def tasks_of(config: ComicsConfig) -> dict[str, Stage]:
+def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
     """The stages of `crop`, by name."""
     return {"crop": config.crop}
 

@@ -71,6 +71,10 @@ class TrainingConfig:
     """Epochs of one step."""
     decay_ratio: float = 0.6
     """What a step multiplies the learning rate by."""
+    clip: float | None = None
+    """Longest gradient that a step follows as it is; a longer one is shortened to this."""
+    drop_last: bool = False
+    """Leave out the last rows of an epoch where they fill no batch, for losses that depend on how many rows it has."""
     accumulate: int = 1
     """Pieces in which a worker computes its part of a batch: as many times less memory, the same gradient."""
     bf16: bool = True
@@ -100,7 +104,7 @@ class TrainingConfig:
         for name in counts if self.patience is None else (*counts, "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "decay_ratio", "num_cpus"):
+        for name in ("learning_rate", "decay_ratio", "num_cpus", *(("clip",) if self.clip is not None else ())):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
         if min(self.seed, self.checkpoint_s, self.weight_decay) < 0:
@@ -145,7 +149,8 @@ def fit(
     Args:
         make_model: builds the model with its first weights; parameters without `requires_grad` are not trained.
         loss: the mean loss over the rows of a batch, a scalar. It calls `model(...)` itself, not its methods or parts,
-            so that the workers' gradients are averaged.
+            so that the workers' gradients are averaged. It may look at the rows of all workers (pipelines/gathering.py)
+            and still tells the mean over its own; then accumulate is 1, and drop_last keeps all workers at it.
         evaluate: values by name from all batches of the validation rows, in their order, with the model in evaluation
             mode and without gradients; the first worker calls it after every epoch.
         datasets: `train` and `valid`, of numeric columns with one shape in all rows.
@@ -237,7 +242,11 @@ def _epochs(
         _seed(config.seed, epoch, rank)
         model.train()
         shares = rows["train"].shares(config.batch_size, (config.seed, epoch), rank, workers)
-        total, count = train_epoch(model, optimizer, shares, loss, config.accumulate, workers, autocast)
+        if config.drop_last:
+            shares = (share for share in shares if share.rows == config.batch_size)
+        total, count = train_epoch(model, optimizer, shares, loss, config.accumulate, workers, autocast, config.clip)
+        if not count:
+            return begin, f"there are fewer rows in train than batch_size={config.batch_size}: lower it"
         if workers > 1:
             distributed.all_reduce(total)
         row: Row = {"epoch": epoch + 1, "train_loss": total.item() / count, "learning_rate": rate}
@@ -274,6 +283,7 @@ def train_epoch(
     accumulate: int = 1,
     workers: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    clip: float | None = None,
 ) -> tuple[Tensor, int]:
     """Make one optimizer step for every batch; returns the sum of this worker's losses, and how many rows all had.
 
@@ -293,6 +303,8 @@ def train_epoch(
                 # The workers' gradients are averaged, which divides by their number.
                 (value * workers / share.rows).backward()
             total = total.to(value.device) + value.detach()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         count += share.rows
     return total, count

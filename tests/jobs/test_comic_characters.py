@@ -42,6 +42,29 @@ def test_crop(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     assert "another output" in run("crop", *settings, "crop.face_scale=2", code=2).stderr
 
 
+TINY = [
+    "backbone={name: resnet10, face_size: 32, body_size: 32}",
+    "pretrain.training={epochs: 2, batch_size: 8, checkpoint_s: 0}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pretrain(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    write_comic(tmp_path, series=4)
+    run("crop", *settings)
+    told = run("pretrain", *settings, *TINY, "--dry-run").output
+    assert "train: 1 actors" in told and "of 2" in told and not (tmp_path / "out/pairs").exists()
+    told = run("pretrain", *settings, *TINY).output
+    assert "2 epochs; the best: epoch" in told and "identity_mean_position" in told
+    record = json.loads((tmp_path / "out/runs/pretrain.json").read_text())
+    assert record["rows"]["in"] == record["rows"]["out"] == sum(record["pairs"].values())
+    assert {part: len(series) for part, series in record["series"].items()} == {"train": 2, "valid": 1, "test": 1}
+    weights = (tmp_path / "out/pretrain/model.safetensors").read_bytes()
+    assert "decode: 0 rows" in run("pretrain", *settings, *TINY).output
+    assert (tmp_path / "out/pretrain/model.safetensors").read_bytes() == weights
+
+
 def test_what_is_needed_is_told(settings: list[str]) -> None:
     assert "output: this setting is needed" in run("crop", *settings[:2], code=2).stderr
     assert "boxes: this setting is needed" in run("crop", settings[0], settings[2], code=2).stderr

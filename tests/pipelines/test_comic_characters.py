@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from actors import storage
-from actors.crops import BODIES, FACES
+from actors.crops import BODIES, FACES, CropConfig
 from pipelines.comic_characters import (
     BOX,
     CROPS,
@@ -24,7 +24,7 @@ from pipelines.comic_characters import (
     plan_crops,
     read_boxes,
 )
-from pipelines.comics import ComicsConfig, CropConfig
+from pipelines.comics import ComicsConfig
 from pipelines.store import Store
 from tests.comics import COLUMNS, write_comic
 
@@ -76,7 +76,7 @@ def made(comic: ComicsConfig) -> Made:
 
 def tables(config: ComicsConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     store = Store(config.output)
-    return store.read_table("crops", CROPS).to_pandas(), store.read_table("rejected", REJECTED).to_pandas()
+    return store.read_table("crops", CROPS).to_pandas(), store.read_table("rejected/crop", REJECTED).to_pandas()
 
 
 def files(config: ComicsConfig) -> dict[str, bytes]:
