@@ -165,6 +165,28 @@ def local(uri: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """A folder in which all files below `uri` can be read: itself, or a copy that is removed afterwards.
+
+    Raises FileNotFoundError where there are none.
+    """
+    if not _is_s3(uri):
+        path = Path(_path(uri))
+        if not path.is_dir():
+            raise FileNotFoundError(f"no folder {uri}")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="filmray-") as temporary:
+        path = Path(temporary, uri.rstrip("/").rsplit("/", 1)[-1])
+        for entry in listing(uri):
+            (path / entry.name).parent.mkdir(parents=True, exist_ok=True)
+            download(entry.uri, path / entry.name)
+        if not path.is_dir():
+            raise FileNotFoundError(f"no files below {uri}")
+        yield path
+
+
 def stream(uri: str) -> AbstractContextManager[BinaryIO]:
     """Open a file to read it in pieces, with seek; a broken connection goes on where it broke.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import colours
+from tests import colours, tiny_models
 from tests.servers import gemini, host, s3, s3_server  # noqa: F401
 
 if TYPE_CHECKING:
@@ -75,3 +75,9 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CLIP model that knows colours, as open_clip saves it."""
     return colours.clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Stable Diffusion with random weights, as diffusers saves it."""
+    return tiny_models.stable_diffusion(tmp_path_factory.mktemp("sd"))

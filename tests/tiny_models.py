@@ -70,3 +70,59 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
     model.generation_config.pad_token_id = 1
     model.save_pretrained(folder)
     return str(folder)
+
+
+def stable_diffusion(folder: Path, side: int = 16, predicts: str = "epsilon") -> str:
+    """A Stable Diffusion of the classes of the real one, as a diffusers pipeline saves it: 16 numbers a token, text of
+    77 tokens that are single letters, latents of half the picture's sides."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
+    torch.manual_seed(0)
+    text: Any = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+    )
+    vae_blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 8),
+        "norm_num_groups": 2,
+    }
+    unet_blocks: dict[str, Any] = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+        "sample_size": side // 2,
+    }
+    parts: Any = {
+        "vae": AutoencoderKL(sample_size=side, **vae_blocks),
+        "text_encoder": CLIPTextModel(text),
+        "tokenizer": tokenizer,
+        "unet": UNet2DConditionModel(**unet_blocks),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
+            prediction_type=predicts,
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return str(folder)
