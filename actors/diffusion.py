@@ -63,7 +63,7 @@ class DiffusionConfig(Stage):
         return getattr(torch, chosen)
 
 
-# ------------------------------------------------------------------------------------------------------------- the model
+# ------------------------------------------------------------------------------------------------------------ the model
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" =
     model: a hub name, or a folder that diffusers saved; a text encoder may also lie in a repository of its own.
     Raises ValueError where it cannot be loaded.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     classes: dict[str, Any] = {
@@ -193,7 +194,7 @@ def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name
 
 def prediction_type(model: str) -> str:
     """What the UNet of a model predicts: epsilon, or v_prediction."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     try:
         config: Any = DDIMScheduler.load_config(model, subfolder="scheduler")
@@ -204,7 +205,7 @@ def prediction_type(model: str) -> str:
 
 def noise_schedule(predicts: str = "epsilon") -> Any:
     """DDIM's scheduler with Stable Diffusion's betas: .00085 to .012, scaled linear."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     if predicts not in ("epsilon", "v_prediction"):
         raise ValueError(f"a model that predicts {predicts}: only epsilon and v_prediction are known")
@@ -273,7 +274,7 @@ def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] 
 
 
 def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor":
-    """Latents of pictures uint8 (N, H, W, 3): float32 (N, C, H / f, W / f), scaling × the mean of the VAE's posterior."""
+    """Latents of pictures uint8 (N, H, W, 3): float32 (N, C, H / f, W / f), scaling × mean of the VAE's posterior."""
     import torch
 
     found = []
@@ -362,9 +363,7 @@ def evenly_spaced(scheduler: Any, steps: int) -> "torch.Tensor":
     return scheduler.timesteps
 
 
-def _weights(
-    scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weighting: Weighting
-) -> "torch.Tensor":
+def _weights(scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weighting: Weighting) -> "torch.Tensor":
     """Weights of timesteps, with a mean of 1 over the evenly spaced ones.
 
     exp is exp(-7 t) with t in 0..1 (Clark and Jaini, "Text-to-Image Diffusion Models are Zero Shot Classifiers", 2023),

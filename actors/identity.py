@@ -47,7 +47,7 @@ class StagesConfig:
     keep: tuple[int, ...] = (8, 4, 2, 1)
     """How many stay after each stage."""
     p: float = 0.01
-    """Who is worse than the leader with a p below this, by a one-sided paired t-test, leaves; 0: nobody leaves by it."""
+    """Who is worse than the leader with a p below this, by a one-sided paired t-test, leaves; 0: nobody does."""
     look: int = 2
     """Pairs between two tests, the first of which comes after the first stage."""
 
@@ -146,9 +146,7 @@ def race(pictures: int, identities: int, stages: StagesConfig, ask: Ask) -> np.n
     done = 0
     for look in looks(stages):
         open_ = [number for number in range(pictures) if len(alive[number]) > 1 or look == stages.samples[0]]
-        asked = [
-            np.array([(number, k, pair) for pair in range(done, look) for k in alive[number]]) for number in open_
-        ]
+        asked = [np.array([(number, k, pair) for pair in range(done, look) for k in alive[number]]) for number in open_]
         if not asked:
             break
         rows = np.concatenate(asked)

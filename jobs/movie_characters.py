@@ -1,8 +1,9 @@
 """Movie characters: who is on screen, and how well each model knows it.
 
-python -m jobs.movie_characters score topk input_folder=results/SD_pipeline output_folder=scores k_range=5
+python -m jobs.movie_characters personalise input_image=s3://faces/ output_dir=s3://characters/may
 """
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -118,6 +119,93 @@ def _identify(verb: str, config: ClipConfig | FaceConfig, dry_run: bool, max_rej
     if done.lost:
         print(f"left out of the gallery{job.listed(done.lost)}")
     print(f"results: {config.output_dir}")
+
+
+@app.command()
+def personalise(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Learn characters from pictures, for diffusion; the same command after a kill learns only what is missing."""
+    with job.exit_codes():
+        from pipelines.personalise import DONE, PersonaliseConfig, plan_personalise, stages_of
+        from pipelines.personalise import personalise as learn
+
+        config = job.load(PersonaliseConfig, settings or [])
+        plan = plan_personalise(config)
+        if dry_run:
+            pictures = sum(len(task.pictures) for task in plan.tasks)
+            facts = [f"input: {len(plan.tasks)} identities of {pictures} pictures", f"to do: {len(plan.todo)}"]
+            store = Store(config.output_dir)
+            places = {"identities": store.uri("CLASS_N", DONE), "checkpoints": store.uri("checkpoints")}
+            places |= {name: store.uri(name) for name in ("rejected", "runs/personalise.json")}
+            job.tell_plan(config, facts, *stages_of(config), places)
+            return
+        with job.recorded("personalise", config, config.output_dir, max_rejected) as record:
+            with job.ray_session():
+                failed = learn(config, plan)
+            count = len(plan.tasks)
+            record["rows"] = {"in": count, "out": count - failed.total(), "rejected": dict(failed)}
+            record["learnt"] = len(plan.todo) - failed.total()
+        print(f"{record['learnt']} learnt now; identities: {config.output_dir}")
+
+
+@app.command()
+def identify_diffusion(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Whose condition predicts the noise in a picture best: <class>_results.csv, with the losses."""
+    with job.exit_codes():
+        from pipelines.identify import IdentifyConfig, identify, plan_identify, stages_of
+
+        config = job.load(IdentifyConfig, settings or [])
+        plan = plan_identify(config)
+        store = Store(config.csv_folder)
+        if dry_run:
+            facts = [
+                f"input: {len(plan.pictures)} pictures, {len(plan.identities)} identities",
+                f"to do: {len(plan.missing)} pictures, {plan.pairs} pairs of a picture and an identity",
+                f"evaluations of the UNet: at most {plan.pairs * config.question().pairs}",
+            ]
+            names = ("CLASS_results.csv", "CLASS_certainty.csv", "answers", "rejected")
+            places = {name: store.uri(config.mode, name) for name in names}
+            places["runs/identify-diffusion.json"] = store.uri("runs/identify-diffusion.json")
+            job.tell_plan(config, facts, *stages_of(config), places)
+            return
+        with job.recorded("identify-diffusion", config, config.csv_folder, max_rejected) as record:
+            with job.ray_session():
+                outcome = identify(config, plan)
+            record["rows"] = {
+                "in": len(plan.pictures),
+                "out": outcome.answered,
+                "rejected": dict(outcome.rejected),
+            }
+            record |= {name: value for name, value in asdict(outcome).items() if name not in ("answered", "rejected")}
+        if outcome.answered:
+            spent = outcome.evaluations / outcome.answered
+            share = outcome.evaluations / outcome.of_full
+            print(f"{spent:.0f} evaluations of the UNet a picture, {share:.0%} of all; {outcome.certain} with p ≤ .05")
+        print(f"results: {store.uri(config.mode)}")
+
+
+@app.command()
+def generate(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Draw characters that were learnt, for ranges of seed, alpha and guidance; what is there is not drawn again."""
+    with job.exit_codes():
+        from pipelines.generate import GenerateConfig, plan_generate, stages_of
+        from pipelines.generate import generate as draw
+
+        config = job.load(GenerateConfig, settings or [])
+        plan = plan_generate(config)
+        store = Store(config.output_folder)
+        if dry_run:
+            facts = [f"input: {len(plan.identities)} identities", f"to do: {len(plan.todo)} of {len(plan.drawings)}"]
+            places = {"pictures": store.uri(plan.drawings[0].file)}
+            places |= {name: store.uri(name) for name in ("rejected", "runs/generate.json")}
+            job.tell_plan(config, facts, *stages_of(config), places)
+            return
+        with job.recorded("generate", config, config.output_folder, max_rejected) as record:
+            with job.ray_session():
+                failed = draw(config, plan)
+            count = len(plan.drawings)
+            record["rows"] = {"in": count, "out": count - failed.total(), "rejected": dict(failed)}
+            record["drawn"] = len(plan.todo) - failed.total()
+        print(f"{record['drawn']} drawn now; pictures: {config.output_folder}")
 
 
 @score.command()

@@ -589,14 +589,26 @@ def report(
     if ray_train.get_context().get_world_rank() > 0:
         ray_train.report(metrics)
         return
+    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        pack(Path(folder, STATE), metrics, model, optimizer, best)
+        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+
+def pack(
+    path: Path,
+    metrics: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Tensors | None = None,
+) -> None:
+    """Write a checkpoint as one file of safetensors, which `unpack` reads; metrics (JSON values) are its metadata."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     for parameter, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{parameter}.{name}": tensor for name, tensor in moments.items()}
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, Path(folder, STATE), {"metrics": json.dumps(metrics)})
-        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+        # 8-bit Adam counts its steps in a plain number.
+        tensors |= {f"optimizer.{parameter}.{name}": torch.as_tensor(tensor) for name, tensor in moments.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, {"metrics": json.dumps(metrics)})
 
 
 def restore(
@@ -611,7 +623,15 @@ def restore(
     """
     if checkpoint is None:
         return {}
-    tensors, metrics = _read(checkpoint)
+    with checkpoint.as_directory() as folder:
+        return unpack(Path(folder, STATE), model, optimizer, best)
+
+
+def unpack(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, best: Tensors | None = None
+) -> dict[str, Any]:
+    """Load what `pack` made into the bare model and its optimizer, and the best weights; returns the metrics."""
+    tensors, metrics = _read_file(path)
     model.load_state_dict(_below("model", tensors))
     if best is not None:
         best |= _below("best", tensors)
@@ -619,16 +639,25 @@ def restore(
         state = optimizer.state_dict()
         for name, tensor in _below("optimizer", tensors).items():
             parameter, moment = name.split(".")
-            state["state"].setdefault(int(parameter), {})[moment] = tensor
+            counts = tensor.ndim == 0 and not tensor.is_floating_point()
+            state["state"].setdefault(int(parameter), {})[moment] = int(tensor) if counts else tensor
         optimizer.load_state_dict(state)
     return metrics
 
 
 def _read(checkpoint: ray_train.Checkpoint) -> tuple[Tensors, dict[str, Any]]:
     with checkpoint.as_directory() as folder:
-        path = Path(folder, STATE)
-        with safe_open(path, "pt") as file:
-            return load_file(path), json.loads(file.metadata()["metrics"])
+        return _read_file(Path(folder, STATE))
+
+
+def metrics_of(path: Path) -> dict[str, Any]:
+    """The metrics of a checkpoint, without its tensors."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["metrics"])
+
+
+def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    return load_file(path), metrics_of(path)
 
 
 def _below(group: str, tensors: Tensors) -> Tensors:

@@ -72,11 +72,14 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
     return str(folder)
 
 
-def stable_diffusion(folder: Path, side: int = 16, predicts: str = "epsilon") -> str:
+def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") -> str:
     """A Stable Diffusion of the classes of the real one, as a diffusers pipeline saves it: 16 numbers a token, text of
     77 tokens that are single letters, latents of half the picture's sides."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]

@@ -1,5 +1,6 @@
 """The loss against a loop over one identity and one timestep, schedules against their formulas, pictures by hand."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def test_a_picture_that_cannot_be_read_is_a_row_with_a_code(
         ("huber", lambda d: np.where(np.abs(d) < 1, d**2 / 2, np.abs(d) - 0.5)),
     ],
 )
-def test_losses_and_weights_follow_their_formulas(model: StableDiffusion, loss: diffusion.Loss, formula: object) -> None:
+def test_losses_and_weights_follow_their_formulas(
+    model: StableDiffusion, loss: diffusion.Loss, formula: Callable[[np.ndarray], np.ndarray]
+) -> None:
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     told = torch.from_numpy(conditions(1))
     plain = full_bank(model.scheduler, 4, (4, 8, 8), 0)
@@ -161,7 +164,11 @@ def test_losses_and_weights_follow_their_formulas(model: StableDiffusion, loss: 
     assert noise_losses(model, latents, told, plain, rows, loss, 3) == pytest.approx(expected, rel=1e-4)
     t = np.array([750, 500, 250, 0])
     signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[t]
-    for weighting, weights in (("exp", np.exp(-7 * t / 1000)), ("snr", signal / (1 - signal))):
+    expected_weights: dict[diffusion.Weighting, np.ndarray] = {
+        "exp": np.exp(-7 * t / 1000),
+        "snr": signal / (1 - signal),
+    }
+    for weighting, weights in expected_weights.items():
         bank = full_bank(model.scheduler, 4, (4, 8, 8), 0, weighting)
         weighed = noise_losses(model, latents, told, bank, rows, loss, 3)
         assert weighed == pytest.approx(expected * weights / weights.mean(), rel=1e-3)

@@ -1,5 +1,7 @@
 """Who leaves and who wins, against a t-test of scipy and questions whose answer is known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -123,6 +125,6 @@ def test_asking_all_asks_only_for_what_is_wanted() -> None:
         ({"p": 0.7}, "p lies in"),
     ],
 )
-def test_wrong_stages_are_told(wrong: dict[str, object], told: str) -> None:
+def test_wrong_stages_are_told(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         StagesConfig(**wrong)

@@ -1,0 +1,340 @@
+"""Who is in a picture, by diffusion: one row for every picture and identity, resumed by these.
+
+The folder of a mode (`Imagic_pipeline`, `SD_pipeline`, `SD_embeds_cat_avg`) holds
+
+    <class>_results.csv   for each picture of that true class the identities, the likeliest first
+    <class>_certainty.csv for each of them the answer, how sure it is, and the evaluations of the UNet that it took
+    answers/              Parquet: the losses of all pairs that were spent; what resume reads
+    rejected/             Parquet: pictures that have no answer, and why
+"""
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+
+from actors import storage
+from actors.diffusion import DiffusionConfig, Loss, Texts, Weighting, check_diffusion, embed_prompt, load_texts
+from actors.identity import Answer, DiffusionIdentifier, Identity, QuestionConfig, StagesConfig, decide
+from actors.stage import Batch, Stage
+from pipelines.movie_characters import RESULT, Learnt, Picture, by_class, find_learnt, find_pictures
+from pipelines.resources import fitted, ray_actors, ray_task, set_context
+from pipelines.store import Store
+
+log = logging.getLogger(__name__)
+
+ANSWERS = pa.schema(
+    [
+        ("image", pa.string()),
+        ("identity", pa.string()),
+        ("question", pa.string()),
+        ("losses", pa.list_(pa.float32())),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""Losses of the pairs, in their order, that an identity was given; question: digest of all that they depend on. A
+picture that cannot be read has one row without an identity, with the code."""
+CERTAINTY = ("GT Image name", "answer", "p", "margin", "evaluations")
+
+
+@dataclass(frozen=True)
+class IdentifyConfig:
+    """Settings of `identify-diffusion`."""
+
+    imagic_pretrained_path: str
+    """The folder of the identities, <class>_<n>/, as `personalise` made it: a path or s3://."""
+    csv_folder: str
+    """Where the folder of the mode goes: a path or s3://."""
+    image_list: str | tuple[str, ...]
+    """The pictures, <class>_<n>.jpg: a folder, a .txt that lists one a line, a picture, or several of these."""
+    sd_model_name: str = "CompVis/stable-diffusion-v1-4"
+    """The Stable Diffusion that the identities were learnt with, by hub name or folder."""
+    clip_model_name: str | None = None
+    """A text encoder in place of the model's own. It embeds the prompts of identities that lack their target."""
+    category_class: bool = False
+    """Ask about classes: the embedding is the mean of those of a class's identities."""
+    imagic_pipe: bool = False
+    """Each identity with its own UNet or LoRA, not with the base UNet."""
+    alpha: float = 0.0
+    """Condition = alpha · target + (1 - alpha) · optimised."""
+    seed: int = 0
+    """Of the noise, which is the same for all pictures and identities."""
+    height: int | None = None
+    """Of the picture as it is cut out of the middle, a multiple of 8; none: resolution."""
+    width: int | None = None
+    """The same."""
+    resolution: int = 512
+    """Height and width where they are not given."""
+    num_inference_steps: int = 50
+    """How many evenly spaced timesteps there are."""
+    method: Literal["staged", "full"] = "staged"
+    """staged: identities leave as soon as they cannot win; full: every identity at every timestep, with one noise."""
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    """When identities leave, of staged."""
+    loss: Loss = "l2"
+    """Of the noise that is found."""
+    weighting: Weighting = "uniform"
+    """Of timesteps: all alike, exp(-7 t) with t in 0..1, or snr, the ratio of signal to noise."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Workers and precision."""
+    write: Stage = field(default_factory=lambda: Stage(num_cpus=0.1, batch_size=64))
+    """Writing: batch_size is the pictures of a part, which is what a kill may cost."""
+    autoscaling: bool = False
+    """The cluster grows by what is asked for, so that pools need not fit it now."""
+
+    def __post_init__(self) -> None:
+        if self.category_class and self.imagic_pipe:
+            raise ValueError(
+                "category_class with imagic_pipe: an average of embeddings has no UNet of its own; leave one of them"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}: it lies in 0..1")
+        self.question()
+
+    @property
+    def mode(self) -> str:
+        """Name of the folder of the results."""
+        if self.imagic_pipe:
+            return "Imagic_pipeline"
+        return "SD_embeds_cat_avg" if self.category_class else "SD_pipeline"
+
+    def question(self) -> QuestionConfig:
+        """What an actor is told."""
+        return QuestionConfig(
+            method=self.method,
+            stages=self.stages,
+            loss=self.loss,
+            weighting=self.weighting,
+            num_inference_steps=self.num_inference_steps,
+            seed=self.seed,
+            height=self.height or self.resolution,
+            width=self.width or self.resolution,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks."""
+
+    pictures: list[Picture]
+    identities: list[Identity]
+    questions: list[str]
+    """Of each identity the digest of all that its losses depend on."""
+    missing: dict[str, list[int]]
+    """Of each picture that has to be asked about, by name: the numbers of the identities that it lacks."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a picture and an identity that are to be asked."""
+        return sum(map(len, self.missing.values()))
+
+
+def plan_identify(config: IdentifyConfig) -> Plan:
+    """Find pictures, identities and what is missing; raises ValueError for what cannot work."""
+    check_diffusion(config.sd_model_name, "sd_model_name")
+    given = config.image_list
+    pictures = find_pictures(given if isinstance(given, str) else list(given), "image_list")
+    identities, weights = conditions(config, find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path"))
+    questions = _questions(config, identities, weights)
+    answered = _answered(config, {one.name: q for one, q in zip(identities, questions, strict=True)})
+    missing = {}
+    for picture in pictures:
+        had = answered[picture.name]
+        lacks = [number for number, one in enumerate(identities) if one.name not in had]
+        if lacks:
+            # In a race all take part.
+            missing[picture.name] = lacks if config.method == "full" else list(range(len(identities)))
+    return Plan(pictures, identities, questions, missing)
+
+
+def conditions(config: IdentifyConfig, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
+    """The identities as the mode has them, and what of their weights tells them from others.
+
+    Raises ValueError where a mode needs what they lack.
+    """
+    texts: list[Texts] = []
+
+    def embed(prompt: str) -> np.ndarray:
+        if not texts:
+            texts.append(load_texts(config.sd_model_name, config.clip_model_name))
+        return embed_prompt(texts[0], prompt)[0].numpy()
+
+    blends = {one.name: one.blend(config.alpha, embed) for one in learnt}
+    if config.category_class:
+        groups = by_class(list(blends))
+        return [
+            Identity(of, np.stack([blends[name] for name in names]).mean(0)) for of, names in sorted(groups.items())
+        ], [""] * len(groups)
+    if not config.imagic_pipe:
+        return [Identity(one.name, blends[one.name]) for one in learnt], [""] * len(learnt)
+    bare = [one.name for one in learnt if not (one.lora or one.unet)]
+    if bare:
+        raise ValueError(
+            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were learnt "
+            "by textual inversion, which asks with imagic_pipe=false"
+        )
+    made = [Identity(one.name, blends[one.name], "" if one.unet else one.lora, one.unet) for one in learnt]
+    return made, [one.weights for one in learnt]
+
+
+def _questions(config: IdentifyConfig, identities: list[Identity], weights: list[str]) -> list[str]:
+    asked = {
+        "model": config.sd_model_name,
+        "question": asdict(replace(config.question(), stages=config.stages)),
+        "dtype": config.diffusion.dtype,
+        "gpu": config.diffusion.num_gpus > 0,
+    }
+    base = json.dumps(asked, sort_keys=True)
+    each = [
+        hashlib.sha256(one.condition.tobytes() + f"{one.name}\0{own}\0{base}".encode()).hexdigest()
+        for one, own in zip(identities, weights, strict=True)
+    ]
+    if config.method == "staged":
+        # Who leaves when depends on all that take part.
+        return [hashlib.sha256("".join(each).encode()).hexdigest()] * len(each)
+    return each
+
+
+def _store(config: IdentifyConfig) -> Store:
+    return Store(storage.join(config.csv_folder, config.mode))
+
+
+def _answered(config: IdentifyConfig, questions: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
+    """Losses that answers/ has of each picture, by identity."""
+    found: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for part in _store(config).read_parts("answers", ANSWERS.names):
+        losses = part["losses"].combine_chunks()
+        for row, (image, identity, question) in enumerate(
+            zip(*(part[name].to_pylist() for name in ANSWERS.names[:3]), strict=True)
+        ):
+            if identity and questions.get(identity) == question:
+                found[image][identity] = losses[row].values.to_numpy()
+    return found
+
+
+def stages_of(config: IdentifyConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pools and the tasks of the run, by name."""
+    return {"diffusion": config.diffusion}, {"write": config.write}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found."""
+
+    answered: int
+    """Pictures."""
+    rejected: Counter[str]
+    """Those without an answer, by code."""
+    evaluations: int
+    """Of the UNet, for all answers."""
+    of_full: int
+    """How many every identity at every one of the evenly spaced timesteps takes."""
+    certain: int
+    """Answers with a p of at most .05."""
+
+
+def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
+    """Ask what is missing, and write the tables."""
+    store = _store(config)
+    bad = list(_ask(config, plan)) if plan.missing else []
+    store.replace_table("rejected", [pa.Table.from_pylist(bad, ANSWERS).drop_columns(["identity", "losses"])])
+    answered = _answered(config, {one.name: q for one, q in zip(plan.identities, plan.questions, strict=True)})
+    answers = {
+        picture.name: _decided(answered[picture.name], plan.identities)
+        for picture in plan.pictures
+        if picture.name in answered
+    }
+    _write_tables(store, answers, [one.name for one in plan.identities])
+    steps = config.num_inference_steps * len(plan.identities)
+    return Outcome(
+        len(answers),
+        Counter(row["error"] for row in bad),
+        sum(answer.evaluations for answer in answers.values()),
+        steps * len(answers),
+        sum(answer.p <= 0.05 for answer in answers.values()),
+    )
+
+
+def _ask(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield a row of ANSWERS for each picture without an answer."""
+    set_context()
+    stages = fitted(*stages_of(config), config.autoscaling)
+    stage: Any = stages["diffusion"]
+    where = {picture.name: picture.uri for picture in plan.pictures}
+    todo = [{"name": name, "image": where[name], "missing": lacks} for name, lacks in plan.missing.items()]
+    rows = ray.data.from_items(todo, override_num_blocks=-(-len(todo) // stage.batch_size))
+    about = [config.sd_model_name, stage, config.question(), plan.identities]
+    rows = rows.map_batches(
+        DiffusionIdentifier, fn_constructor_args=about, batch_size=stage.batch_size, **ray_actors(stage)
+    )
+    names = [one.name for one in plan.identities]
+    write: Any = partial(write_answers, root=_store(config).root, identities=names, questions=plan.questions)
+    rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
+    done, told = 0, time.monotonic()
+    for row in rows.iter_rows():
+        done += row["pictures"]
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            log.info("%d of %d pictures asked about", done, len(todo))
+        yield from json.loads(row["bad"])
+
+
+def write_answers(batch: Batch, root: str, identities: list[str], questions: list[str]) -> Batch:
+    """Write the answers of pictures as a part of answers/; returns how many they were, and which failed, as JSON."""
+    rows: list[dict[str, Any]] = []
+    for image, missing, losses, error, message in zip(
+        *(batch[name] for name in ("name", "missing", "losses", "error", "message")), strict=True
+    ):
+        about = {"image": str(image), "error": str(error), "message": str(message)}
+        if error:
+            rows.append({**about, "identity": "", "question": questions[0], "losses": []})
+            continue
+        for number in missing:
+            spent = losses[number][np.isfinite(losses[number])]
+            question = questions[number]
+            rows.append({**about, "identity": identities[number], "question": question, "losses": spent.tolist()})
+    table = pa.Table.from_pylist(rows, ANSWERS)
+    Store(root).write_part(
+        "answers", table, ["\0".join((row["image"], row["identity"], row["question"])) for row in rows]
+    )
+    bad = json.dumps([row for row in rows if row["error"]])
+    return {"pictures": np.array([len(batch["name"])]), "bad": np.array([bad], object)}
+
+
+def _decided(found: dict[str, np.ndarray], identities: list[Identity]) -> Answer:
+    losses = np.full((len(identities), max(map(len, found.values()))), np.nan)
+    for number, one in enumerate(identities):
+        losses[number, : len(found[one.name])] = found[one.name]
+    return decide(losses)
+
+
+def _write_tables(store: Store, answers: dict[str, Answer], identities: list[str]) -> None:
+    """Write the tables of each class."""
+    for of, names in by_class(list(answers)).items():
+        rows = [
+            (name, identities[number], float(answers[name].losses[number]))
+            for name in sorted(names)
+            for number in answers[name].losses.argsort(kind="stable")
+        ]
+        _write_csv(store, rows, RESULT, f"{of}_results.csv")
+        own = [(name, answers[name]) for name in sorted(names)]
+        sure = [(name, identities[one.best], one.p, one.margin, one.evaluations) for name, one in own]
+        _write_csv(store, sure, CERTAINTY, f"{of}_certainty.csv")
+
+
+def _write_csv(store: Store, rows: list[tuple[Any, ...]], columns: tuple[str, ...], name: str) -> None:
+    text = io.StringIO(newline="")
+    pd.DataFrame(rows, columns=list(columns)).to_csv(text, index=False, lineterminator="\n")
+    storage.write_bytes(store.uri(name), text.getvalue().encode())
