@@ -270,7 +270,7 @@ def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] 
     size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
     pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
     y, x = (round((there - wanted) * share) for there, wanted, share in zip(pixels.shape, (height, width), at))  # noqa: B905
-    return pixels[y : y + height, x : x + width]
+    return pixels[y : y + height, x : x + width].copy()
 
 
 def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor":

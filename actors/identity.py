@@ -119,10 +119,11 @@ def decide(losses: np.ndarray) -> Answer:
     best = int(longest[np.nanmean(losses[longest], axis=1).argmin()])
     estimates, tests = np.empty(len(losses)), []
     for number, row in enumerate(losses):
-        ahead = row[: spent[number]] - losses[best, : spent[number]]
-        estimates[number] = np.nanmean(losses[best]) + ahead.mean()
+        own = row[: spent[number]].astype(np.float64)
+        ahead = own - losses[best, : spent[number]]
+        estimates[number] = own.mean() if number in longest else np.nanmean(losses[best]) + ahead.mean()
         if number != best:
-            tests.append(paired(ahead.astype(np.float64)))
+            tests.append(paired(ahead))
     floor = -np.inf
     for count in sorted(set(spent.tolist()), reverse=True):
         group = spent == count

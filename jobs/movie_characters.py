@@ -148,7 +148,9 @@ def personalise(settings: Settings = None, dry_run: job.DryRun = False, max_reje
 
 
 @app.command()
-def identify_diffusion(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+def identify_diffusion(
+    settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None
+) -> None:
     """Whose condition predicts the noise in a picture best: <class>_results.csv, with the losses."""
     with job.exit_codes():
         from pipelines.identify import IdentifyConfig, identify, plan_identify, stages_of

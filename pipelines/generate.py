@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,7 @@ def stages_of(config: GenerateConfig) -> tuple[dict[str, Stage], dict[str, Stage
 
 def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
     """Draw what is missing; returns how many pictures could not be drawn, by code. They are in rejected/."""
+    config = replace(config, output_folder=storage.absolute(config.output_folder))
     bad: list[dict[str, str]] = []
     if plan.todo:
         set_context()

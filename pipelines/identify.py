@@ -28,7 +28,8 @@ from actors import storage
 from actors.diffusion import DiffusionConfig, Loss, Texts, Weighting, check_diffusion, embed_prompt, load_texts
 from actors.identity import Answer, DiffusionIdentifier, Identity, QuestionConfig, StagesConfig, decide
 from actors.stage import Batch, Stage
-from pipelines.movie_characters import RESULT, Learnt, Picture, by_class, find_learnt, find_pictures
+from pipelines.identification import IMAGE, RESULTS, SUFFIX, write_csv
+from pipelines.movie_characters import Learnt, Picture, by_class, find_learnt, find_pictures
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -46,7 +47,7 @@ ANSWERS = pa.schema(
 )
 """Losses of the pairs, in their order, that an identity was given; question: digest of all that they depend on. A
 picture that cannot be read has one row without an identity, with the code."""
-CERTAINTY = ("GT Image name", "answer", "p", "margin", "evaluations")
+CERTAINTY = (IMAGE, "answer", "p", "margin", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _questions(config: IdentifyConfig, identities: list[Identity], weights: list
 
 
 def _store(config: IdentifyConfig) -> Store:
-    return Store(storage.join(config.csv_folder, config.mode))
+    return Store(storage.join(storage.absolute(config.csv_folder), config.mode))
 
 
 def _answered(config: IdentifyConfig, questions: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
@@ -321,20 +322,18 @@ def _decided(found: dict[str, np.ndarray], identities: list[Identity]) -> Answer
 
 
 def _write_tables(store: Store, answers: dict[str, Answer], identities: list[str]) -> None:
-    """Write the tables of each class."""
-    for of, names in by_class(list(answers)).items():
-        rows = [
-            (name, identities[number], float(answers[name].losses[number]))
-            for name in sorted(names)
-            for number in answers[name].losses.argsort(kind="stable")
-        ]
-        _write_csv(store, rows, RESULT, f"{of}_results.csv")
+    """Write the tables of each class; what they hold of other pictures stays."""
+    for cls, names in by_class(list(answers)).items():
         own = [(name, answers[name]) for name in sorted(names)]
+        fits = [
+            (name, identities[number], float(answer.losses[number]))
+            for name, answer in own
+            for number in answer.losses.argsort(kind="stable")
+        ]
         sure = [(name, identities[one.best], one.p, one.margin, one.evaluations) for name, one in own]
-        _write_csv(store, sure, CERTAINTY, f"{of}_certainty.csv")
-
-
-def _write_csv(store: Store, rows: list[tuple[Any, ...]], columns: tuple[str, ...], name: str) -> None:
-    text = io.StringIO(newline="")
-    pd.DataFrame(rows, columns=list(columns)).to_csv(text, index=False, lineterminator="\n")
-    storage.write_bytes(store.uri(name), text.getvalue().encode())
+        for rows, columns, suffix in ((fits, RESULTS, SUFFIX), (sure, CERTAINTY, "_certainty.csv")):
+            table, uri = pd.DataFrame(rows, columns=list(columns)), store.uri(f"{cls}{suffix}")
+            if storage.exists(uri):
+                before = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype={IMAGE: str})
+                table = pd.concat([before[~before[IMAGE].isin(names)], table])
+            write_csv(uri, table.sort_values(IMAGE, kind="stable"))

@@ -6,7 +6,6 @@ Ann_3/             what was learnt of a character, an identity, of the class Ann
   target_text.txt                     the prompt
   pytorch_lora_weights.safetensors    a LoRA of the UNet, where one was learnt
   unet/ and a diffusers pipeline      a UNet of its own, where one was learnt
-<class>_results.csv                   answers about the pictures of a class, with the columns RESULT
 """
 
 import hashlib
@@ -18,25 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors import storage
+from pipelines.identification import class_of
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Ends of the names of pictures."""
-RESULT = ("GT Image name", "input_embeds", "loss")
-"""Columns of an identifier's result: a picture, an identity, and how well they fit."""
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
 TEXT = "target_text.txt"
 LORA = "pytorch_lora_weights.safetensors"
-
-
-def class_of(name: str) -> str:
-    """The class of a picture or identity: all of its name before the last underscore, `Ann` of Ann_003.jpg.
-
-    Raises ValueError where there is none.
-    """
-    found, underscore, _ = name.rsplit("/", 1)[-1].rpartition("_")
-    if not underscore or not found:
-        raise ValueError(f"{name} names no class: pictures are <class>_<number>.jpg, identities <class>_<number>")
-    return found
 
 
 @dataclass(frozen=True)
@@ -63,14 +50,16 @@ def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
         if one.lower().endswith(PICTURES):
             uris.append(one)
         elif one.lower().endswith(".txt"):
+            if not storage.exists(one):
+                raise ValueError(f"{setting}: there is no list {one}")
             lines = storage.read_bytes(one).decode().splitlines()
             uris += [line.strip() for line in lines if line.strip()]
         else:
             uris += [entry.uri for entry in storage.listing(one, PICTURES)]
     found: dict[str, Picture] = {}
     for uri in uris:
-        picture = Picture(uri.rsplit("/", 1)[-1], uri)
-        if found.setdefault(picture.name, picture).uri != uri:
+        picture = Picture(uri.rsplit("/", 1)[-1], storage.absolute(uri))
+        if found.setdefault(picture.name, picture).uri != picture.uri:
             raise ValueError(f"{setting}: two pictures are named {picture.name}: {found[picture.name].uri} and {uri}")
         class_of(picture.stem)
     if not found:
@@ -120,6 +109,7 @@ class Learnt:
 def find_learnt(root: str, setting: str) -> list[Learnt]:
     """The identities below a folder, by name; raises ValueError where there are none or one cannot be read."""
     folders: dict[str, dict[str, storage.Entry]] = defaultdict(dict)
+    root = storage.absolute(root)
     for entry in storage.listing(root):
         name, slash, rest = entry.name.partition("/")
         if slash:
@@ -172,7 +162,11 @@ def read_embedding(data: bytes, uri: str) -> np.ndarray:
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         else:
             found = next(iter(load(data).values()))
-    except (SafetensorError, StopIteration, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    # Of damage torch's reader says whatever Python says.
+    except (
+        *(SafetensorError, pickle.UnpicklingError, StopIteration),
+        *(RuntimeError, EOFError, ValueError, LookupError, TypeError),
+    ) as error:
         raise ValueError(f"{uri} holds no tensor that may be read: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{uri} holds a {type(found).__name__}, not one tensor")

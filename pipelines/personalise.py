@@ -21,7 +21,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ from actors.diffusion import (
     tokens,
 )
 from actors.stage import Batch, Stage
+from pipelines.identification import class_of
 from pipelines.movie_characters import (
     LORA,
     OPTIMIZED,
@@ -57,7 +58,6 @@ from pipelines.movie_characters import (
     TEXT,
     Picture,
     by_class,
-    class_of,
     find_pictures,
     write_embedding,
 )
@@ -231,6 +231,7 @@ def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, St
 def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     """Learn what is missing; returns how many identities of this run failed, by code. They are in rejected/."""
     set_context()
+    config = replace(config, output_dir=storage.absolute(config.output_dir))
     store = Store(config.output_dir)
     bad: list[dict[str, str]] = []
     if plan.todo:

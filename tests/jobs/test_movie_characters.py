@@ -1,0 +1,104 @@
+"""The verbs of diffusion as their users run them, one after the other, and each a second time."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from actors import storage
+from jobs.movie_characters import app
+from pipelines.store import Store
+
+
+def run_here(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "out")
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Three pictures of two characters whose names begin alike, and one that is none."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{name}.png")
+    (folder / "Bob_1.jpg").write_text("no picture")
+    return folder
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_characters_are_learnt_recognised_and_drawn(ray_cluster: None, place: str, faces: Path, sd_folder: str) -> None:
+    model, workers = f"sd_model_name={sd_folder}", "diffusion.num_cpus=0.5"
+    learnt, known = f"output_dir={place}/ids", f"imagic_pretrained_path={place}/ids"
+    steps = ["emb_train_steps=2", "max_train_steps=2", "lora_learning_rate=0.1", "resolution=16"]
+    learn = [
+        "personalise",
+        f"pretrained_model_name_or_path={sd_folder}",
+        f"input_image={faces}",
+        learnt,
+        workers,
+        *steps,
+    ]
+    assert "to do: 4" in run_here(*learn, "--dry-run")
+    assert not list(storage.listing(f"{place}/ids"))
+    assert "4 rows = 3 done + 1 rejected\nrejected: unreadable 1" in run_here(*learn, "--max-rejected", 0, code=3)
+    (bad,) = Store(f"{place}/ids").read_parts("rejected")
+    assert bad["identity"].to_pylist() == ["Bob_1"]
+    written = storage.read_bytes(f"{place}/ids/Ann_1/pytorch_lora_weights.safetensors")
+    (faces / "Bob_1.jpg").unlink()
+    assert "0 learnt now" in run_here(*learn)
+
+    ask = ["identify-diffusion", model, known, f"csv_folder={place}/results", f"image_list={faces}", workers]
+    ask += ["resolution=16", "imagic_pipe=true", "stages={samples: [2, 4], keep: [2, 1]}"]
+    assert "3 pictures, 9 pairs of a picture and an identity" in run_here(*ask, "--dry-run")
+    told = run_here(*ask)
+    assert "3 rows = 3 done + 0 rejected" in told and "evaluations of the UNet a picture" in told
+    results = f"{place}/results/Imagic_pipeline"
+    rows = list(csv.DictReader(storage.read_bytes(f"{results}/Ann_results.csv").decode().splitlines()))
+    assert [row["GT Image name"] for row in rows] == ["Ann_1.png"] * 3 + ["Ann_2.png"] * 3
+    for image in (rows[:3], rows[3:]):
+        assert {row["input_embeds"] for row in image} == {"Ann_1", "Ann_2", "Anna_1"}
+        assert [float(row["loss"]) for row in image] == sorted(float(row["loss"]) for row in image)
+    record = json.loads(storage.read_bytes(f"{place}/results/runs/identify-diffusion.json"))
+    assert record["evaluations"] <= 3 * (3 * 2 + 2 * 2) and record["rows"]["in"] == 3
+    before = storage.read_bytes(f"{results}/Ann_results.csv")
+    assert "to do: 0 pictures" in run_here(*ask, "--dry-run")
+    run_here(*ask)
+    assert storage.read_bytes(f"{results}/Ann_results.csv") == before
+    run_here("score", "topk", f"input_folder={results}", f"output_folder={place}/scores", "k_range=3")
+    table = storage.read_bytes(f"{place}/scores/top_3_accuracy_results.csv").decode()
+    assert table.splitlines()[1:] == ["Ann,100.0", "Anna,100.0", "SD_MODEL,100.0"]
+
+    draw = ["generate", model, known, f"output_folder={place}/drawn", "input_files=Ann_1", workers]
+    draw += ["height=16", "width=16", "num_inference_steps=2", "alpha_range=[0,1]", "imagic_pipe=true"]
+    assert "to do: 2 of 2" in run_here(*draw, "--dry-run")
+    assert "2 drawn now" in run_here(*draw)
+    assert "0 drawn now" in run_here(*draw)
+    names = [entry.name for entry in storage.listing(f"{place}/drawn", (".png",))]
+    assert names == ["Ann_1_seed0_alpha0_guidance7p5.png", "Ann_1_seed0_alpha1_guidance7p5.png"]
+    # What was learnt was only read.
+    assert storage.read_bytes(f"{place}/ids/Ann_1/pytorch_lora_weights.safetensors") == written
+
+
+def test_mistakes_are_told(sd_folder: str, faces: Path, tmp_path: Path) -> None:
+    ids = f"imagic_pretrained_path={tmp_path / 'none'}"
+    ask = ["identify-diffusion", f"csv_folder={tmp_path / 'out'}", f"image_list={faces}"]
+    told = CliRunner().invoke(app, [*ask, ids, f"sd_model_name={tmp_path / 'none'}"])
+    assert told.exit_code == 2 and "give a folder" in told.output
+    told = CliRunner().invoke(app, [*ask, ids, f"sd_model_name={sd_folder}"])
+    assert told.exit_code == 2 and "holds no identities" in told.output
+    told = CliRunner().invoke(app, [*ask, ids, "category_class=true", "imagic_pipe=true"])
+    assert told.exit_code == 2 and "an average of embeddings has no UNet of its own" in told.output
+    assert not (tmp_path / "out").exists()

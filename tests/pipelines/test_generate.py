@@ -1,0 +1,108 @@
+"""Ranges, names, what is skipped, and that guidance and alpha are those of the formulas."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors.diffusion import embed_prompt, load_texts
+from pipelines.generate import Drawer, Drawing, GenerateConfig, plan_generate, values
+from pipelines.movie_characters import OPTIMIZED, TARGET, write_embedding
+
+
+@pytest.fixture
+def config(sd_folder: str, tmp_path: Path) -> GenerateConfig:
+    random = np.random.default_rng(0)
+    for name in ("Ann_1", "Bob_1"):
+        for which in (TARGET, OPTIMIZED):
+            write_embedding(random.normal(size=(1, 77, 16)).astype(np.float32), str(tmp_path / "ids"), name, which)
+    return GenerateConfig(
+        imagic_pretrained_path=str(tmp_path / "ids"),
+        output_folder=str(tmp_path / "out"),
+        sd_model_name=sd_folder,
+        height=16,
+        width=24,
+        num_inference_steps=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "all_of_them"),
+    [
+        ((3,), [3]),
+        ((1, 3), [1, 2, 3]),
+        ((0, 1, 0.1), [number / 10 for number in range(11)]),
+        ((0, 1, 0.4), [0, 0.4, 0.8]),
+    ],
+)
+def test_ranges_include_their_last(given: tuple[float, ...], all_of_them: list[float]) -> None:
+    assert values(given, "alpha_range") == all_of_them
+
+
+@pytest.mark.parametrize("wrong", [{"seed_range": ()}, {"alpha_range": (0, 2)}, {"guidance_scale_range": (2, 1)}])
+def test_wrong_ranges_are_told(config: GenerateConfig, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(config, **wrong)
+
+
+def test_names_are_legal_everywhere_and_tell_pictures_apart() -> None:
+    name = Drawing('Zoë: "Z"/1_2', 3, 0.25, 7.5).file
+    assert name == "Zoë---Z--1_2_seed3_alpha0p25_guidance7p5.png"
+
+
+def test_what_is_there_is_not_drawn_again_and_identities_are_chosen_by_name(
+    config: GenerateConfig, tmp_path: Path
+) -> None:
+    swept = replace(config, seed_range=(0, 1), alpha_range=(0.0, 1.0, 0.5), input_files=("faces/Ann_1.jpg", "Bob_1"))
+    plan = plan_generate(swept)
+    assert len(plan.drawings) == len(plan.todo) == 12
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / plan.todo[0].file).touch()
+    assert len(plan_generate(swept).todo) == 11
+    with pytest.raises(ValueError, match=r"input_files: Eve_1 are not in"):
+        plan_generate(replace(config, input_files="Eve_1"))
+
+
+def test_pictures_follow_alpha_and_guidance(config: GenerateConfig, sd_folder: str, tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    swept = replace(config, alpha_range=(0.5,), guidance_scale_range=(1.0, 3.0, 2.0), input_files="Bob_1")
+    plan = plan_generate(swept)
+    out = Drawer(swept, plan.identities, plan.todo)({"number": np.arange(2)})
+    assert out["error"].tolist() == ["", ""]
+    plain, guided = (np.asarray(Image.open(tmp_path / "out" / one.file), float) for one in plan.todo)
+    assert plain.shape == (16, 24, 3)
+    # DDIM by hand.
+    one = plan.identities[0]
+    assert one.target is not None
+    c = torch.from_numpy((one.target + one.optimized)[None] / 2)
+    u = embed_prompt(load_texts(sd_folder, None), "")
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    scheduler: Any = DDIMScheduler.from_pretrained(sd_folder, subfolder="scheduler", set_alpha_to_one=False)
+    for guidance, picture in ((1, plain), (3, guided)):
+        z = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(0))
+        scheduler.set_timesteps(3)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                found, empty = (pipeline.unet(z, t, told).sample for told in (c, u))
+                noise = empty + guidance * (found - empty) if guidance > 1 else found
+                z = scheduler.step(noise, t, z).prev_sample
+            decoded = pipeline.vae.decode(z / 0.18215).sample[0].permute(1, 2, 0).numpy()
+        assert picture == pytest.approx((decoded.clip(-1, 1) + 1) * 127.5, abs=1.5)
+    assert np.abs(plain - guided).max() > 2
+
+
+def test_what_an_identity_lacks_is_a_row_with_a_code(config: GenerateConfig, tmp_path: Path) -> None:
+    (tmp_path / "ids" / "Ann_1" / f"{TARGET}.safetensors").unlink()
+    swept = replace(config, alpha_range=(1.0,))
+    plan = plan_generate(swept)
+    assert Drawer(swept, plan.identities, plan.todo)({"number": np.arange(2)})["error"].tolist() == ["no_target", ""]
+    own = replace(config, imagic_pipe=True)
+    plan = plan_generate(own)
+    told = Drawer(own, plan.identities, plan.todo)({"number": np.arange(2)})["error"].tolist()
+    assert set(told) <= {"no_weights"} and told

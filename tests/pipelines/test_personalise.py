@@ -1,0 +1,227 @@
+"""What is learnt, against a loop by hand; what a kill changes: nothing; what diffusers makes of the files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from torch.nn import functional
+
+from actors.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule, read_picture
+from pipelines import personalise as module
+from pipelines.movie_characters import LORA, OPTIMIZED, TARGET, find_learnt
+from pipelines.personalise import DONE, PersonaliseConfig, Personaliser, plan_personalise
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    random = np.random.default_rng(0)
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        Image.fromarray(random.integers(0, 256, (18, 24, 3), np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def config(faces: Path, sd_folder: str, tmp_path: Path) -> PersonaliseConfig:
+    return PersonaliseConfig(
+        input_image=str(faces),
+        output_dir=str(tmp_path / "out"),
+        pretrained_model_name_or_path=sd_folder,
+        resolution=16,
+        center_crop=True,
+        train_batch_size=2,
+        emb_train_steps=4,
+        max_train_steps=4,
+        emb_learning_rate=0.05,
+        learning_rate=1e-3,
+        lora_learning_rate=0.01,
+        log_interval=2,
+        seed=3,
+    )
+
+
+def learn(config: PersonaliseConfig) -> list[str]:
+    """Learn what the plan lacks; returns the error codes."""
+    todo = plan_personalise(config).todo
+    return Personaliser(config, todo)({"number": np.arange(len(todo))})["error"].tolist()
+
+
+def learnt(config: PersonaliseConfig, name: str) -> dict[str, np.ndarray]:
+    """All tensors of an identity's folder."""
+    files = sorted(Path(config.output_dir, name).rglob("*.safetensors"))
+    return {f"{file.stem}.{key}": tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces: Path, sd_folder: str) -> None:
+    config = replace(config, input_image=str(faces / "Anna_1.png"), max_train_steps=0, gradient_accumulation_steps=2)
+    assert learn(config) == [""]
+    model = Personaliser(config, [])._model
+    pixels = crop(read_picture(str(faces / "Anna_1.png")), 16, 16)[None]
+    z = encode_pictures(model, pixels).clone()
+    start = embed_prompt(load_texts(sd_folder, None), "a photo of Anna").clone()
+    found = start.clone().requires_grad_()
+    adam = torch.optim.Adam([found], 0.05)
+    for step in range(4):
+        adam.zero_grad()
+        for piece in range(2):
+            state = int(np.random.SeedSequence([3, 0, step, piece]).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(state)
+            torch.randint(1, (2,), generator=generator)
+            t = torch.randint(1000, (2,), generator=generator)
+            noise = torch.randn((2, *z.shape[1:]), generator=generator)
+            noisy = noise_schedule().add_noise(z.expand(2, -1, -1, -1), noise, t)
+            told = model.unet(noisy, t, found.expand(2, -1, -1)).sample
+            (functional.mse_loss(told, noise) / 2).backward()
+        torch.nn.utils.clip_grad_norm_([found], 1.0)
+        adam.step()
+    stored = learnt(config, "Anna_1")
+    assert stored[f"{TARGET}.{TARGET}"] == pytest.approx(start.numpy(), abs=1e-6)
+    assert stored[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(found.detach().numpy(), abs=1e-4)
+    assert not torch.allclose(found, start, atol=0.01)
+
+
+@pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
+def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
+    config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    config = replace(config, method=method, checkpoint_s=0, emb_train_steps=3, max_train_steps=3)
+    whole, other = config, replace(config, output_dir=str(tmp_path / "killed"))
+    assert learn(whole) == ["", "", ""]
+
+    class Killed(BaseException):
+        pass
+
+    save, lives = module._Run._save, 0
+    while True:
+        saved = []
+
+        def dying(*arguments: Any, saved: list[Any] = saved) -> None:
+            save(*arguments)
+            saved.append(arguments)
+            if len(saved) == 2:
+                raise Killed
+
+        monkeypatch.setattr(module._Run, "_save", dying)
+        try:
+            learn(other)
+            break
+        except Killed:
+            lives += 1
+    assert lives >= 4
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        assert same(learnt(whole, name), learnt(other, name))
+    assert not list(Path(other.output_dir, "checkpoints").rglob("*.safetensors"))
+    assert plan_personalise(other).todo == []
+
+
+def test_diffusers_reads_what_was_learnt(config: PersonaliseConfig, sd_folder: str, tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    lora = replace(config, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
+    learn(lora)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    pipeline.load_lora_weights(f"{lora.output_dir}/Ann_1", weight_name=LORA)
+    stored = load_file(f"{lora.output_dir}/Ann_1/{LORA}")
+    loaded = dict(pipeline.unet.named_parameters())
+    first = next(key for key in stored if key.endswith("lora_B.weight") or key.endswith("lora.up.weight"))
+    assert any(torch.equal(torch.from_numpy(stored[first]), parameter) for parameter in loaded.values())
+    assert stored[first].any() and sum(tensor.nbytes for tensor in stored.values()) < 100_000
+
+    imagic = replace(lora, method="imagic", output_dir=str(tmp_path / "imagic"))
+    learn(imagic)
+    own: Any = StableDiffusionPipeline.from_pretrained(f"{imagic.output_dir}/Ann_1", safety_checker=None)
+    assert not torch.equal(own.unet.conv_in.weight, pipeline.unet.conv_in.weight)
+
+    word = replace(lora, method="textual_inversion", output_dir=str(tmp_path / "word"))
+    learn(word)
+    plain: Any = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    plain.load_textual_inversion(f"{word.output_dir}/Ann_1", weight_name="learned_embeds.safetensors")
+    number = plain.tokenizer.convert_tokens_to_ids("<Ann>")
+    vector = plain.text_encoder.get_input_embeddings().weight[number]
+    assert vector.detach().numpy() == pytest.approx(learnt(word, "Ann_1")["learned_embeds.<Ann>"], abs=1e-6)
+    # The embedding is what the encoder makes of the prompt with that word.
+    ids = plain.tokenizer("a photo of <Ann>", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        told = plain.text_encoder(ids)[0].numpy()
+    assert learnt(word, "Ann_1")[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(told, abs=1e-5)
+
+
+def test_steps_make_the_loss_smaller_and_all_options_work_together(config: PersonaliseConfig) -> None:
+    config = replace(
+        config,
+        method="imagic",
+        together=True,
+        center_crop=False,
+        emb_train_steps=2,
+        max_train_steps=20,
+        learning_rate=2e-3,
+        gradient_checkpointing=True,
+        scale_lr=True,
+        log_interval=5,
+    )
+    plan = plan_personalise(config)
+    assert [(task.name, len(task.pictures)) for task in plan.tasks] == [("Ann_0", 2), ("Anna_0", 1)]
+    assert learn(config) == ["", ""]
+    about = json.loads(Path(config.output_dir, "Ann_0", DONE).read_text())
+    assert [step for step, _ in about["losses"]["unet"]] == [5, 10, 15, 20]
+    first, *_, last = (loss for _, loss in about["losses"]["unet"])
+    assert last < 0.9 * first
+    assert [one.name for one in find_learnt(config.output_dir, "x")] == ["Ann_0", "Anna_0"]
+
+
+@pytest.mark.parametrize("method", ["lora", "imagic"])
+def test_half_precision_learns_nearly_the_same(config: PersonaliseConfig, tmp_path: Path, method: Any) -> None:
+    config = replace(config, method=method, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
+    half = replace(config, mixed_precision="bf16", output_dir=str(tmp_path / "half"))
+    assert learn(config) == learn(half) == [""]
+    one, other = (json.loads(Path(c.output_dir, "Ann_1", DONE).read_text())["losses"] for c in (config, half))
+    for phase in ("embedding", "unet"):
+        assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
+    assert all(tensor.dtype == np.float32 for tensor in learnt(half, "Ann_1").values())
+
+
+def test_other_settings_are_learnt_anew_and_where_it_runs_is_no_setting(config: PersonaliseConfig) -> None:
+    config = replace(config, max_train_steps=1, emb_train_steps=1)
+    learn(config)
+    assert plan_personalise(replace(config, checkpoint_s=1, autoscaling=True)).todo == []
+    assert len(plan_personalise(replace(config, seed=4)).todo) == 3
+
+
+def test_a_bad_picture_costs_its_identity_and_a_diverging_one_too(config: PersonaliseConfig, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (20, 20), "red").save(pictures / "Bob_2.png")
+    (pictures / "Bob_1.jpg").write_text("no picture")
+    quick = replace(config, input_image=str(pictures), max_train_steps=1)
+    assert learn(quick) == ["unreadable", ""]
+    assert [task.name for task in plan_personalise(quick).todo] == ["Bob_1"]
+    wild = replace(quick, learning_rate=1e30, max_train_steps=4, method="imagic", output_dir=str(tmp_path / "wild"))
+    assert learn(wild) == ["unreadable", "diverged"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"resolution": 500}, "multiples of 8"),
+        ({"train_batch_size": 0}, "train_batch_size starts at 1"),
+        ({"push_to_hub": True}, "hub_model_id"),
+        ({"method": "textual_inversion", "target_text": "a man"}, "has no {}"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"use_8bit_adam": True}, "needs the extra adam8bit"),
+    ],
+)
+def test_what_cannot_work_is_told_before(config: PersonaliseConfig, wrong: dict[str, Any], told: str) -> None:
+    if "use_8bit_adam" in wrong:
+        pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match=told):
+        plan_personalise(replace(config, **wrong))
