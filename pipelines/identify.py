@@ -29,7 +29,8 @@ from actors.diffusion import DiffusionConfig, Loss, Texts, Weighting, check_diff
 from actors.identity import Answer, DiffusionIdentifier, Identity, QuestionConfig, StagesConfig, decide
 from actors.stage import Batch, Stage
 from pipelines.identification import IMAGE, RESULTS, SUFFIX, write_csv
-from pipelines.movie_characters import Learnt, Picture, by_class, find_learnt, find_pictures
+from pipelines.movie_characters import Learnt, by_class, find_learnt
+from pipelines.pictures import Picture, find_pictures
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.store import Store
 

@@ -1,6 +1,5 @@
 """Names and files of movie characters, as other tools rely on them.
 
-Ann_003.jpg        a picture; its class is everything before the last underscore
 Ann_3/             what was learnt of a character, an identity, of the class Ann
   target_embeddings.safetensors, optimized_embeddings.safetensors   float32 (1, 77, d), or .pt as the reference has
   target_text.txt                     the prompt
@@ -19,52 +18,9 @@ import numpy as np
 from actors import storage
 from pipelines.identification import class_of
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Ends of the names of pictures."""
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
 TEXT = "target_text.txt"
 LORA = "pytorch_lora_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a character."""
-
-    name: str
-    """Of its file."""
-    uri: str
-
-    @property
-    def stem(self) -> str:
-        """Its name without the ending."""
-        return self.name.rpartition(".")[0]
-
-
-def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
-    """Pictures by name: of a folder, of a .txt that lists one a line, one picture, or several of these.
-
-    Raises ValueError where there are none, two of one name, or one whose name has no class.
-    """
-    uris: list[str] = []
-    for one in [where] if isinstance(where, str) else where:
-        if one.lower().endswith(PICTURES):
-            uris.append(one)
-        elif one.lower().endswith(".txt"):
-            if not storage.exists(one):
-                raise ValueError(f"{setting}: there is no list {one}")
-            lines = storage.read_bytes(one).decode().splitlines()
-            uris += [line.strip() for line in lines if line.strip()]
-        else:
-            uris += [entry.uri for entry in storage.listing(one, PICTURES)]
-    found: dict[str, Picture] = {}
-    for uri in uris:
-        picture = Picture(uri.rsplit("/", 1)[-1], storage.absolute(uri))
-        if found.setdefault(picture.name, picture).uri != picture.uri:
-            raise ValueError(f"{setting}: two pictures are named {picture.name}: {found[picture.name].uri} and {uri}")
-        class_of(picture.stem)
-    if not found:
-        raise ValueError(f"{setting}={where} holds no pictures ({', '.join(PICTURES)})")
-    return [found[name] for name in sorted(found)]
 
 
 def by_class(names: Sequence[str]) -> dict[str, list[str]]:

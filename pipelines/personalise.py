@@ -50,17 +50,16 @@ from actors.diffusion import (
     tokens,
 )
 from actors.stage import Batch, Stage
-from pipelines.identification import class_of
+from pipelines.identification import class_of, stem
 from pipelines.movie_characters import (
     LORA,
     OPTIMIZED,
     TARGET,
     TEXT,
-    Picture,
     by_class,
-    find_pictures,
     write_embedding,
 )
+from pipelines.pictures import Picture, find_pictures
 from pipelines.resources import fitted, ray_actors, set_context
 from pipelines.store import Store
 from pipelines.training import metrics_of, pack, unpack
@@ -205,14 +204,15 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
     given = config.input_image
     pictures = find_pictures(given if isinstance(given, str) else list(given), "input_image")
     if config.together:
-        named = {picture.stem: picture for picture in pictures}
-        groups = {f"{of}_0": [named[stem] for stem in stems] for of, stems in by_class(list(named)).items()}
+        named = {stem(picture.name): picture for picture in pictures}
+        groups = {f"{of}_0": [named[name] for name in names] for of, names in by_class(list(named)).items()}
     else:
         groups = {}
         for picture in pictures:
-            if picture.stem in groups:
-                raise ValueError(f"input_image: two pictures are named {picture.stem}, with other endings")
-            groups[picture.stem] = [picture]
+            name = stem(picture.name)
+            if name in groups:
+                raise ValueError(f"input_image: two pictures are named {name}, with other endings")
+            groups[name] = [picture]
     settings = json.dumps(config.learns(), sort_keys=True)
     tasks = [
         Task(name, tuple(some), hashlib.sha256(repr((settings, [one.name for one in some])).encode()).hexdigest()[:20])

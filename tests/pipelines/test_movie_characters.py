@@ -17,7 +17,6 @@ from pipelines.movie_characters import (
     Learnt,
     by_class,
     find_learnt,
-    find_pictures,
     read_embedding,
     write_embedding,
 )
@@ -33,25 +32,6 @@ def test_classes_are_whole_names() -> None:
         "Anna": ["Anna_2"],
         "Mary_Ann": ["Mary_Ann_3"],
     }
-
-
-def test_pictures_come_from_a_folder_a_list_or_by_name(tmp_path: Path) -> None:
-    for name in ("Ann_2.jpg", "Ann_1.PNG", "notes.md"):
-        (tmp_path / name).touch()
-    one = str(tmp_path / "Ann_2.jpg")
-    (tmp_path / "list.txt").write_text(f"{one}\n\n")
-    assert [picture.name for picture in find_pictures(str(tmp_path), "image_list")] == ["Ann_1.PNG", "Ann_2.jpg"]
-    assert [picture.uri for picture in find_pictures(str(tmp_path / "list.txt"), "image_list")] == [one]
-    assert [picture.stem for picture in find_pictures([one, one], "image_list")] == ["Ann_2"]
-    (tmp_path / "other").mkdir()
-    for wrong, told in (
-        (str(tmp_path / "other"), "holds no pictures"),
-        ([one, str(tmp_path / "other" / "Ann_2.jpg")], "two pictures are named Ann_2.jpg"),
-        (str(tmp_path / "none.txt"), "there is no list"),
-        (str(tmp_path / "Ann.jpg"), "the name says no class"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            find_pictures(wrong, "image_list")
 
 
 def test_what_was_learnt_is_found_with_its_weights(tmp_path: Path) -> None:
