@@ -1,4 +1,4 @@
-"""Every frame of a film that lies in listed intervals, as JPEG, from one decode."""
+"""Frames of a film as JPEG, from one decode: all that lie in listed intervals, or some of each shot."""
 
 import math
 import re
@@ -10,7 +10,8 @@ import av.logging
 import cv2
 import numpy as np
 
-from actors.video import ROUNDING_S, Beat, FilmError, Row, open_film
+from actors.shots import ShotsConfig
+from actors.video import ROUNDING_S, Beat, FilmError, Row, in_shots, open_film
 
 QUALITY = 95
 """Of the JPEG files."""
@@ -90,6 +91,42 @@ def frames_in(
         if film.truncated:
             about |= {"error": "truncated", "message": f"the film breaks off at {end:.3f} s, before its declared end"}
     yield {**about, "files": dict(files), "end_s": end}
+
+
+def frames_of_shots(
+    path: str, shots: ShotsConfig, every_s: float, max_side: int, decoder: str = "pyav"
+) -> Iterator[Row | None]:
+    """Decode a film once; yield {shot, start_s, end_s, times, jpegs} for each shot, then a row for it; None: alive.
+
+    times, jpegs: of the shot's first frame and then one every `every_s`, upright, of at most that side; a damaged frame
+    is left out. The film's row has shot -1, and in shots how many there are, error and message.
+    """
+    cv2.setNumThreads(1)
+    av.logging.set_level(None)
+    try:
+        film = open_film(path, decoder)
+    except FilmError as error:
+        yield {"shot": -1, "shots": 0, "error": error.code, "message": str(error)}
+        return
+    scale = min(1.0, max_side / max(film.width, film.height))
+    size = max(1, round(film.width * scale)), max(1, round(film.height * scale))
+    shot: Row = {"shot": 0, "start_s": 0.0, "end_s": 0.0, "times": [], "jpegs": []}
+    beat = Beat()
+    for number, picture in in_shots(film, shots):
+        if number != shot["shot"]:
+            yield shot
+            shot = {"shot": number, "start_s": picture.time, "end_s": 0.0, "times": [], "jpegs": []}
+        due = shot["times"][-1] + every_s if shot["times"] else shot["start_s"]
+        if picture.time >= due - ROUNDING_S and not picture.damaged:
+            shot["times"].append(picture.time)
+            shot["jpegs"].append(_jpeg(picture.scaled(*size)))
+        shot["end_s"] = picture.time + (picture.duration or film.step_s)
+        yield from beat
+    yield shot
+    code, message = "", ""
+    if film.truncated:
+        code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
+    yield {"shot": -1, "shots": shot["shot"] + 1, "error": code, "message": message}
 
 
 def _jpeg(image: np.ndarray) -> bytes:

@@ -7,10 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from actors import storage
-from jobs.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from jobs.pages import COLOURS, Picture, Section, Table, clock, draw, duration, figure, write_page
+from pipelines.appearances import Appearances, TimelineConfig
 from pipelines.extraction import ExtractConfig, Extracted
 from pipelines.identification import UNKNOWN, Results
 from pipelines.metrics import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig
+from pipelines.robustness import CompareConfig, Comparison
 from pipelines.store import Store
 
 NAMED = 40
@@ -79,6 +81,115 @@ def report_page(config: ReportConfig, results: Results, report: Report) -> str:
         sections.append(Section("Known and unknown", content=[Table(["", "value"], about)]))
     totals = f"{100 * report.accuracy:.1f} % answered right, mean reciprocal rank {report.reciprocal_rank:.3f}"
     return _page(config, "report", "Answers", totals, results, sections)
+
+
+def compare_page(config: CompareConfig, compared: Comparison) -> str:
+    """Write compare.html and its pictures; returns the page's URI."""
+    store = Store(config.output)
+    table = compared.accuracy
+    bars = draw(store, "robustness", robustness(table), "Share that is right, with 95 % intervals")
+    sections = [
+        Section("Under filters", content=[bars, _table(table)]),
+        Section(
+            "Model against model",
+            "McNemar's exact test on the same images: how many only one of the two has right, and p.",
+            [_table(compared.mcnemar)],
+        ),
+    ]
+    means = {str(model): {int(k): float(v) for k, v in row.items()} for model, row in compared.topk.iterrows()}
+    shown = draw(store, "topk", curves(means), "Mean over true classes")
+    sections.append(Section("Top-k", content=[shown, _table(compared.topk.reset_index())]))
+    if len(compared.alpha):
+        swept = draw(store, "alpha", alpha_curve(compared.alpha), f"Alpha of {config.alpha_model}, undisturbed")
+        sections.append(Section("Alpha", content=[swept, _table(compared.alpha)]))
+    best = table.loc[table.groupby("filter", sort=False).accuracy.idxmax()]
+    totals = ", ".join(f"{row.filter}: {row.model} {100 * row.accuracy:.1f} %" for row in best.itertuples())
+    facts = {"images": f"{int(table.images.max()):,}", "models": ", ".join(config.models), "best": "by filter, above"}
+    return write_page(store.uri("compare.html"), "Models compared", totals, facts, sections)
+
+
+def robustness(table: pd.DataFrame) -> Figure:
+    """Bars of accuracy in percent with intervals, in groups of one filter, a colour a model."""
+    filters, models = list(dict.fromkeys(table["filter"])), list(dict.fromkeys(table["model"]))
+    drawing = figure(max(6, 1.2 * len(filters) * max(1, len(models) / 3)), 3.5)
+    axes = drawing.subplots()
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        rows = table[table.model == model].set_index("filter").loc[filters]
+        height = 100 * rows.accuracy
+        spread = np.clip([height - 100 * rows.low, 100 * rows.high - height], 0, None)
+        at = np.arange(len(filters)) - 0.4 + (number + 0.5) * width
+        axes.bar(at, height, width, yerr=spread, capsize=2, color=COLOURS[number % len(COLOURS)], label=model)
+    strengths = table.drop_duplicates("filter").strength
+    names = [f"{name} {strength:g}" if strength else name for name, strength in zip(filters, strengths, strict=True)]
+    axes.set_xticks(range(len(filters)), names)
+    axes.set(ylabel="right, %", ylim=(0, 105))
+    axes.legend()
+    return drawing
+
+
+def alpha_curve(table: pd.DataFrame) -> Figure:
+    """Accuracy in percent over alpha, with its interval."""
+    drawing = figure(6, 3.5)
+    axes = drawing.subplots()
+    axes.plot(table.alpha, 100 * table.accuracy, "o-", color=COLOURS[0])
+    axes.fill_between(table.alpha, 100 * table.low, 100 * table.high, color=COLOURS[0], alpha=0.2)
+    axes.set(xlabel="alpha", ylabel="right, %", ylim=(0, 105))
+    return drawing
+
+
+MANY = 20
+"""Characters that a timeline shows, those that are on screen longest."""
+HUNDREDS = 500
+"""Shots that a page lists."""
+
+
+def timeline_page(config: TimelineConfig, found: Appearances) -> str:
+    """Write timeline.html and a picture of each film; returns the page's URI."""
+    store = Store(config.output)
+    sections = []
+    for film, about in found.films.items():
+        shots = found.shots[found.shots.film == film]
+        if about["error"]:
+            sections.append(Section(film, f"{about['error']}: {about['message']}"))
+        if len(shots):
+            picture = draw(store, f"timelines/{film}", bands(shots), f"{film}: the answer of each shot")
+            shown = shots.drop(columns="film").head(HUNDREDS)
+            told = f"{len(shots):,} shots" + (f", of which the first {HUNDREDS} are listed" * (len(shots) > HUNDREDS))
+            sections.append(Section(film, told, [picture, _table(_clocked(shown))]))
+    lengths = _lengths(found.shots)
+    totals = ", ".join(f"{name} {duration(length)}" for name, length in lengths.head(MANY).items())
+    facts = {"films": f"{len(found.films):,}", "shots": f"{len(found.shots):,}", "model": config.model.by}
+    return write_page(store.uri("timeline.html"), "Who is on screen", totals, facts, sections)
+
+
+def bands(shots: pd.DataFrame) -> Figure:
+    """A band a character, filled where a shot's answer names it, the fainter the smaller its share of the votes."""
+    names = list(_lengths(shots).head(MANY).index)
+    drawing = figure(11, 1 + 0.3 * len(names))
+    axes = drawing.subplots()
+    for number, name in enumerate(names):
+        own = shots[shots.answer == name]
+        colour = COLOURS[-1] if name == UNKNOWN else COLOURS[number % (len(COLOURS) - 1)]
+        for row in own.itertuples():
+            axes.barh(number, row.end_s - row.start_s, 0.8, row.start_s, color=colour, alpha=0.3 + 0.7 * row.share)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, shots.end_s.max()), xlabel="seconds")
+    return drawing
+
+
+def _lengths(shots: pd.DataFrame) -> pd.Series:
+    """For how many seconds each character is the answer, longest first."""
+    lengths = (shots.end_s - shots.start_s).groupby(shots.answer).sum()
+    return lengths.sort_values(ascending=False, kind="stable")
+
+
+def _clocked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(**{name: rows[name].map(clock) for name in ("start_s", "end_s")})
+
+
+def _table(rows: pd.DataFrame) -> Table:
+    return Table([str(name) for name in rows.columns], rows.astype(object).to_numpy().tolist())
 
 
 def _page(config: ScoreConfig, name: str, title: str, totals: str, results: Results, sections: list[Section]) -> str:

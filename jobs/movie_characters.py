@@ -3,15 +3,30 @@
 python -m jobs.movie_characters personalise input_image=s3://faces/ output_dir=s3://characters/may
 """
 
-from dataclasses import asdict
+import itertools
+from collections import Counter
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 
+from actors import storage
 from actors.embeddings import check_clip
 from jobs import run as job
-from jobs.answers import extract_page, map_page, report_page, topk_page
+from jobs.answers import compare_page, extract_page, map_page, report_page, timeline_page, topk_page
+from pipelines.appearances import (
+    TimelineConfig,
+    appearances,
+    check_output,
+    done_films,
+    find_films,
+    frame_films,
+    frames_of,
+    remember,
+)
 from pipelines.extraction import ExtractConfig, extract, plan_extraction
+from pipelines.fusion import FuseConfig, fuse
 from pipelines.gallery import ClipConfig, FaceConfig, identify, method_of, plan_identification, stages_of
 from pipelines.identification import Results, read_results
 from pipelines.metrics import (
@@ -23,6 +38,8 @@ from pipelines.metrics import (
     write_report,
     write_topk,
 )
+from pipelines.pictures import Picture, find_pictures
+from pipelines.robustness import NONE, REJECTED, CompareConfig, Model, Run, compare, disturb, images_of, label, run_all
 from pipelines.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -81,11 +98,7 @@ def identify_clip(settings: Settings = None, dry_run: job.DryRun = False, max_re
     """Compare images with a gallery, with texts or with what a probe has learnt, by CLIP: CLASS_results.csv."""
     with job.exit_codes():
         config = job.load(ClipConfig, settings or [])
-        try:
-            check_clip(config.stage)
-        except ValueError as error:
-            told = str(error).replace("embeddings.model", "model_name").replace("embeddings.pretrained", "pretrained")
-            raise ValueError(told) from error
+        _check_clip(config)
         _identify("identify-clip", config, dry_run, max_rejected)
 
 
@@ -208,6 +221,155 @@ def generate(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
             record["rows"] = {"in": count, "out": count - failed.total(), "rejected": dict(failed)}
             record["drawn"] = len(plan.todo) - failed.total()
         print(f"{record['drawn']} drawn now; pictures: {config.output_folder}")
+
+
+@app.command(name="fuse")
+def fuse_(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """One answer from those of several models: CLASS_results.csv, the higher the better."""
+    with job.exit_codes():
+        config = job.load(FuseConfig, settings or [])
+        if dry_run:
+            facts = []
+            for name, source in config.models.items():
+                found = read_results(source.folder, source.clip_csv)
+                facts.append(f"{name}: {len(found.images)} images, {found.rows.identity.nunique()} identities")
+            job.tell_plan(config, facts, {}, {}, {"results": Store(config.output_folder).uri("CLASS_results.csv")})
+            return
+        with job.recorded("fuse", config, config.output_folder, max_rejected) as record:
+            done = fuse(config)
+            lacking = done.images - done.answered
+            rejected = {"not_answered_by_all": lacking} if lacking else {}
+            record["rows"] = {"in": done.images, "out": done.answered, "rejected": rejected}
+        print(f"results: {config.output_folder} ({done.classes} classes; read them with clip_csv=true)")
+
+
+@app.command(name="compare")
+def compare_(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Models over the same images, undisturbed and through filters: accuracies, intervals, tests, pictures, a page."""
+    with job.exit_codes():
+        config = job.load(CompareConfig, settings or [])
+        pictures = find_pictures(config.image_list, "image_list")
+        runs = _runs(config, pictures)
+        store = Store(config.output)
+        if dry_run:
+            strengths = ", ".join(f"{name} {strength:g}" for name, strength in config.filters.items())
+            facts = [f"input: {len(pictures)} images", f"filters: {strengths}", f"to do: {len(runs)} identifications"]
+            names = (
+                "images",
+                "results",
+                "vectors",
+                "rejected",
+                "accuracy.csv",
+                "mcnemar.csv",
+                "topk.csv",
+                "compare.html",
+            )
+            job.tell_plan(config, facts, {}, {"disturb": config.disturb}, {name: store.uri(name) for name in names})
+            return
+        with job.recorded("compare", config, config.output, max_rejected) as record, job.ray_session():
+            lost = disturb(config, pictures)
+            store.replace_table("rejected", [pa.Table.from_pylist(lost, REJECTED)] if lost else [])
+            run_all(runs)
+            compared = compare(config, runs, pictures)
+            # A broken image is one, however many filters have met it.
+            codes = Counter({row["image"]: row["code"] for row in lost}.values())
+            record["rows"] = {"in": len(pictures), "out": len(pictures) - codes.total(), "rejected": dict(codes)}
+            record["page"] = compare_page(config, compared)
+        for row in compared.accuracy.itertuples():
+            print(f"{row.model}, {row.filter}: {row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
+        print(f"page: {record['page']}")
+
+
+def _runs(config: CompareConfig, pictures: list[Picture]) -> list[Run]:
+    """What `compare` runs, settings checked; fusions last."""
+    store = Store(storage.absolute(config.output))
+    made: dict[tuple[str, str], Run] = {}
+    swept: list[Run] = []
+    models = sorted(config.models.items(), key=lambda item: item[1].by == "fusion")
+    for (name, model), filter_ in itertools.product(models, config.filters):
+        folder = store.uri("results", name, label(config, filter_))
+        images = images_of(config, filter_, pictures)
+        if model.by == "fusion":
+            given = {one: made[one, filter_] for one in model.settings["models"]}
+            sources = {one: {"folder": run.folder, "clip_csv": run.clip_csv} for one, run in given.items()}
+            tree = {**model.settings, "models": sources, "output_folder": folder}
+            run = Run(name, filter_, _checked(FuseConfig, f"models.{name}", tree), folder, True)
+        else:
+            run = _run(f"models.{name}", model, images, folder, store.uri("vectors", name))
+            run = replace(run, model=name, filter=filter_)
+        if name == config.alpha_model and filter_ == NONE:
+            for alpha in config.alphas:
+                other = replace(model, settings={**model.settings, "alpha": alpha})
+                where = store.uri("results", name, f"alpha_{alpha:g}")
+                swept.append(
+                    replace(_run(f"models.{name}", other, images, where), model=name, filter=NONE, alpha=alpha)
+                )
+        made[name, filter_] = run
+    return [*made.values(), *swept]
+
+
+def _run(setting: str, model: Model, images: list[str], folder: str, vectors: str = "") -> Run:
+    """One identification of images into a folder, its settings checked; setting: where the model's are."""
+    if model.by == "diffusion":
+        from pipelines.identify import IdentifyConfig
+
+        tree = {**model.settings, "image_list": images, "csv_folder": folder}
+        config = _checked(IdentifyConfig, setting, tree)
+        return Run("", "", config, Store(folder).uri(config.mode), False)
+    tree = {"vectors": vectors, **model.settings, "image_list": images, "output_dir": folder}
+    if model.by == "faces":
+        return Run("", "", _checked(FaceConfig, setting, tree), folder, True)
+    config = _checked(ClipConfig, setting, tree)
+    _check_clip(config)
+    return Run("", "", config, folder, True)
+
+
+def _checked(kind: type[Any], setting: str, tree: dict[str, Any]) -> Any:
+    try:
+        return job.load(kind, [], tree)
+    except job.SettingsError as error:
+        raise job.SettingsError(f"{setting}.settings: {error}") from error
+
+
+@app.command()
+def timeline(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """From films to who is on screen when: shots, frames, answers, votes; a table and a picture of each film."""
+    with job.exit_codes():
+        config = job.load(TimelineConfig, settings or [])
+        films = find_films(config.input)
+        check_output(config)
+        store = Store(storage.absolute(config.output))
+        todo = {name: uri for name, uri in films.items() if name not in done_films(store)}
+        run = _run("model", config.model, [], store.uri("results"), config.output)
+        if dry_run:
+            facts = [f"input: {len(films)} films", f"to do: {len(todo)} films to be cut into shots"]
+            names = ("frames", "shots", "results", "rejected", "shots.csv", "appearances.csv", "timeline.html")
+            job.tell_plan(config, facts, {}, {"video": config.video}, {name: store.uri(name) for name in names})
+            return
+        with job.recorded("timeline", config, config.output, max_rejected) as record, job.ray_session():
+            remember(config)
+            if todo:
+                frame_films(config, todo)
+            frames, results = frames_of(store, list(films)), None
+            if frames:
+                run = replace(run, config=replace(run.config, image_list=frames))
+                run_all([run])
+                results = read_results(run.folder, run.clip_csv)
+            found = appearances(config, list(films), results, not run.clip_csv if config.lead is None else config.lead)
+            codes = Counter(about["error"] for about in found.films.values() if about["error"])
+            record["rows"] = {"in": len(films), "out": len(films) - codes.total(), "rejected": dict(codes)}
+            record["films"] = {name: about for name, about in found.films.items() if about["error"]}
+            record["shots"], record["frames"] = len(found.shots), len(frames)
+            record["page"] = timeline_page(config, found)
+        print(f"{len(found.shots)} shots, {len(frames)} frames; page: {record['page']}")
+
+
+def _check_clip(config: ClipConfig) -> None:
+    try:
+        check_clip(config.stage)
+    except ValueError as error:
+        told = str(error).replace("embeddings.model", "model_name").replace("embeddings.pretrained", "pretrained")
+        raise ValueError(told) from error
 
 
 @score.command()

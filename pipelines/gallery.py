@@ -24,6 +24,7 @@ import pyarrow as pa
 import ray
 from pyarrow import compute
 
+from actors import storage
 from actors.embeddings import EmbeddingsConfig, ImageEmbedder, TextEmbedder, input_shape
 from actors.faces import FaceEmbedder, FacesConfig, check_faces
 from actors.images import Shape, read_images
@@ -83,8 +84,8 @@ class GalleryConfig:
 
     @property
     def root(self) -> str:
-        """Root of vectors/."""
-        return self.vectors or self.output_dir
+        """Root of vectors/; workers have another working folder."""
+        return storage.absolute(self.vectors or self.output_dir)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Fusion, reckoned by hand and by what it must not depend on."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines import fusion
+from pipelines.identification import read_results
+from tests import results
+
+CLASSES = ["a", "b", "c"]
+
+
+def table(*rows: list[float], classes: list[str] = CLASSES) -> pd.DataFrame:
+    return pd.DataFrame(rows, [f"i{n}" for n in range(len(rows))], classes)
+
+
+def test_standard_scores_do_not_depend_on_a_models_unit():
+    one, other = table([1, 2, 4], [5, 1, 0]), table([9, 1, 1], [0, 0, 2])
+    found = fusion.fused([one, other], [1, 1], "zsum")
+    scaled = fusion.fused([one * 1000 - 7, other], [1, 1], "zsum")
+    pd.testing.assert_frame_equal(found, scaled)
+    assert found.sum(axis=1).to_numpy() == pytest.approx(0)
+    # (1, 2, 4) has the mean 7/3 and the deviation sqrt(14)/3; (9, 1, 1) is (2, -1, -1) / sqrt(2).
+    expected = np.array([-4, -1, 5]) / 14**0.5 + np.array([2, -1, -1]) / 2**0.5
+    assert found.loc["i0"].to_numpy() == pytest.approx(expected)
+
+
+def test_reciprocal_ranks_count_only_the_order():
+    found = fusion.fused([table([1, 2, 4]), table([0.3, 0.2, 0.1])], [1, 2], "rank")
+    assert found.loc["i0"].to_list() == pytest.approx([1 / 63 + 2 / 61, 1 / 62 + 2 / 62, 1 / 61 + 2 / 63])
+
+
+@pytest.mark.parametrize("by", ["zsum", "rank"])
+def test_what_one_model_does_not_know_is_worst_with_it(by):
+    found = fusion.fused([table([3, 2, 1]), table([2, 1], classes=["b", "a"])], [1, 1], by)
+    assert list(found.columns) == CLASSES
+    assert found.loc["i0"].idxmin() == "c"
+    assert found.notna().all(axis=None)
+
+
+def test_a_model_for_which_all_are_alike_says_nothing():
+    one = table([1, 2, 4])
+    found = fusion.fused([one, table([5, 5, 5])], [1, 1], "zsum")
+    pd.testing.assert_frame_equal(found, fusion.fused([one, one * 0], [1, 1], "zsum"))
+
+
+def test_fused_results_are_a_folder_of_results(tmp_path: Path):
+    losses = {"Ann_1": {"Ann_1": 0.1, "Bob_1": 0.11}, "Bob_1": {"Ann_1": 0.1, "Bob_1": 0.2}, "Bob_2": {"Bob_1": 1.0}}
+    cosines = {"Ann_1": {"Ann_1": 0.2, "Bob_1": 0.9, "Cid_1": 0.9}, "Bob_1": {"Ann_1": 0.1, "Bob_1": 0.9, "Cid_1": 0.1}}
+    sources = {
+        "sd": fusion.Source(results.write(tmp_path / "sd", losses)),
+        "clip": fusion.Source(results.write(tmp_path / "clip", cosines), clip_csv=True, weight=2),
+    }
+    done = fusion.fuse(fusion.FuseConfig(sources, str(tmp_path / "out")))
+    assert (done.images, done.answered, done.classes) == (3, 2, 3)
+    found = read_results(str(tmp_path / "out"), clip_csv=True)
+    assert found.images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob"}
+    best = found.rows[found.rows.image == "Bob_1"].sort_values("score").iloc[-1]
+    assert best.cls == "Bob"
+
+
+def test_candidates_are_the_best_classes(tmp_path: Path):
+    cosines = {"Ann_1": {"Mr Bean_1": 0.2, "Mr Bean_2": 0.9, "Cid_1": 0.3, "Bob_1": 0.1}}
+    found = read_results(results.write(tmp_path, cosines), clip_csv=True)
+    assert fusion.candidates(found, 2) == {"Ann_1": {"mr_bean", "cid"}}
