@@ -96,14 +96,15 @@ def compare_page(config: CompareConfig, compared: Comparison) -> str:
             [_table(compared.mcnemar)],
         ),
     ]
-    means = {str(model): {int(k): float(v) for k, v in row.items()} for model, row in compared.topk.iterrows()}
+    means: dict[str, dict[int, float]] = compared.topk.T.to_dict()  # pyright: ignore[reportAssignmentType]
     shown = draw(store, "topk", curves(means), "Mean over true classes")
     sections.append(Section("Top-k", content=[shown, _table(compared.topk.reset_index())]))
     if len(compared.alpha):
         swept = draw(store, "alpha", alpha_curve(compared.alpha), f"Alpha of {config.alpha_model}, undisturbed")
         sections.append(Section("Alpha", content=[swept, _table(compared.alpha)]))
     best = table.loc[table.groupby("filter", sort=False).accuracy.idxmax()]
-    totals = ", ".join(f"{row.filter}: {row.model} {100 * row.accuracy:.1f} %" for row in best.itertuples())
+    leaders = zip(best["filter"], best["model"], 100 * best["accuracy"].to_numpy(), strict=True)
+    totals = ", ".join(f"{name}: {model} {share:.1f} %" for name, model, share in leaders)
     facts = {"images": f"{int(table.images.max()):,}", "models": ", ".join(config.models), "best": "by filter, above"}
     return write_page(store.uri("compare.html"), "Models compared", totals, facts, sections)
 

@@ -71,8 +71,9 @@ def fuse(config: FuseConfig) -> Fused:
     together = fused(list(scores.values()), [source.weight for source in config.models.values()], config.by)
     if together.empty:
         raise ValueError(f"no image has answers of all of {', '.join(scores)}")
-    rows = together.rename_axis(index=IMAGE, columns=IDENTITY).stack().rename(LOSS).reset_index()
-    write_results(config.output_folder, rows.assign(**{IDENTITY: rows[IDENTITY] + "_0"}), descending=True)
+    identities = [f"{cls}_0" for cls in together.columns]
+    rows = together.set_axis(identities, axis=1).melt(ignore_index=False, var_name=IDENTITY, value_name=LOSS)
+    write_results(config.output_folder, rows.rename_axis(IMAGE).reset_index(), descending=True)
     return Fused(len(images), len(together), together.shape[1])
 
 

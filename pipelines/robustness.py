@@ -151,7 +151,8 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
     set_context()
     stage = fitted({}, {"disturb": config.disturb}, config.autoscaling)["disturb"]
     rows = ray.data.from_items(todo, override_num_blocks=-(-len(todo) // stage.batch_size))
-    rows = rows.map_batches(disturb_files, batch_size=stage.batch_size, **ray_task(stage))
+    apply: Any = disturb_files
+    rows = rows.map_batches(apply, batch_size=stage.batch_size, **ray_task(stage))
     found = []
     for row in rows.iter_rows():
         if row["error"]:
