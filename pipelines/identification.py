@@ -240,18 +240,19 @@ def confusion(found: pd.Series, truth: pd.Series) -> pd.DataFrame:
 def confidence(scores: pd.DataFrame, lead: bool) -> pd.Series:
     """How sure the best answer of each image is: its score or, with `lead`, how far it stands out.
 
-    Losses of different images cannot be compared; so the lead is in standard deviations of the image's other classes.
+    Losses of different images cannot be compared; so the lead is in standard deviations of the image's other classes,
+    where there are several.
     """
     values = scores.to_numpy(float)
     best = np.nanmax(values, axis=1)
     if not lead:
         return pd.Series(best, scores.index)
-    if values.shape[1] < 3:
-        raise ValueError(f"the lead over other classes needs three classes or more, not {values.shape[1]}")
+    if values.shape[1] < 2:
+        raise ValueError("a lead needs two classes or more: set confidence=score")
     others = values.copy()
     others[np.arange(len(values)), np.nanargmax(values, axis=1)] = np.nan
-    # Others that are all alike leave a lead without a measure: it is then very large, or 0.
-    spread = np.maximum(np.nanstd(others, axis=1), 1e-12)
+    # Others that are all alike leave a lead without a measure: it is then very large, or 0. One other has none either.
+    spread = np.maximum(np.nanstd(others, axis=1), 1e-12) if values.shape[1] > 2 else 1.0
     return pd.Series((best - np.nanmean(others, axis=1)) / spread, scores.index)
 
 

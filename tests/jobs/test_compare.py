@@ -64,3 +64,12 @@ def test_settings_of_a_model_are_checked_before_anything_runs(tmp_path: Path):
     images = pictures.write(tmp_path / "images", {"Red_7": RED})
     settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "models.a={by: clip, settings: {size: 3}}"]
     assert "models.a.settings: input_dir: this setting is needed; size" in run("compare", *settings, code=2).output
+
+
+def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path):
+    images = pictures.write(tmp_path / "images", {"Red_7": RED})
+    settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "filters={none: 0, dark: .5}", "alpha_model=sd"]
+    settings += [f"models.sd={{by: diffusion, settings: {{imagic_pretrained_path: {tmp_path}}}}}", "alphas=[0, .5, 1]"]
+    # Once for each filter, and once for each alpha.
+    assert "to do: 5 identifications" in run("compare", *settings, "--dry-run").stdout
+    assert "models.sd.settings: " in run("compare", *settings, "alphas=[2]", code=2).output

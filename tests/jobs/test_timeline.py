@@ -27,7 +27,13 @@ def settings(tmp_path: Path, clip_folder: str) -> list[str]:
     gallery = pictures.write(tmp_path / "gallery", {"Red_1": RED, "Green_1": GREEN})
     given = f"input_dir: {gallery}, model_name: {clip_folder}, embeddings: {{dtype: float32, num_cpus: 0.5}}"
     model = f"model={{by: clip, settings: {{{given}}}}}"
-    return [f"input={tmp_path / 'films'}", f"output={tmp_path / 'out'}", model, "shots.detector=content", "shots.threshold=10"]
+    return [
+        f"input={tmp_path / 'films'}",
+        f"output={tmp_path / 'out'}",
+        model,
+        "shots.detector=content",
+        "shots.threshold=10",
+    ]
 
 
 @pytest.mark.slow
