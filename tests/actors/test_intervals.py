@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from actors.intervals import Interval, frames_in, seconds
+from actors.intervals import Interval, frames_in, frames_of_shots, seconds
+from actors.shots import ShotsConfig
 from actors.video import Row
 from tests import films
 
@@ -39,11 +40,15 @@ def read(film: Path, intervals: Sequence[Interval], by_index: bool = False, ther
     return {row["name"]: stamp(row) for row in frames}, last
 
 
+def decoded(jpeg: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image
+
+
 def stamp(row: Row) -> int:
     """Number of the frame in the film, as its picture says."""
-    image = cv2.imdecode(np.frombuffer(row["jpeg"], np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return films.read_stamp(image)
+    return films.read_stamp(decoded(row["jpeg"]))
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,16 @@ def test_a_film_that_cannot_be_read_says_so(tmp_path: Path):
     found, last = read(tmp_path / "film.mp4", [Interval("Ann", 0, 1)])
     assert not found
     assert last["error"] == "not_a_video"
+
+
+def test_of_each_shot_some_frames_are_kept(film: Path, tmp_path: Path):
+    *shots, last = [row for row in frames_of_shots(str(film), ShotsConfig(), 1.0, 100) if row]
+    # Shots begin at frames 0, 48 and 84 of 114, at 24 a second.
+    assert [(shot["start_s"], shot["end_s"]) for shot in shots] == [(0, 2), (2, 3.5), (3.5, 4.75)]
+    assert [shot["times"] for shot in shots] == [[0, 1], [2, 3], [3.5, 4.5]]
+    sizes = {decoded(jpeg).shape for shot in shots for jpeg in shot["jpegs"]}
+    assert sizes == {(75, 100, 3)}
+    assert (last["shots"], last["error"]) == (3, "")
+    (tmp_path / "film.mp4").write_bytes(b"nothing of a film")
+    (only,) = frames_of_shots(str(tmp_path / "film.mp4"), ShotsConfig(), 1.0, 100)
+    assert only is not None and only["error"] == "not_a_video"
