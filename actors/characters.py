@@ -1,13 +1,19 @@
-"""The ResNet that faces and bodies share."""
+"""The ResNet that faces and bodies share, frozen once it is trained, and the head that makes one vector of both."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from actors.crops import Kind
+from actors import storage
+from actors.crops import Kind, crop_name, decode, prepare
+from actors.stage import Batch, Stage
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -50,3 +56,145 @@ def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
 def feature_size(name: str) -> int:
     """Features that a ResNet gives."""
     return 512 * RESNETS[name][0].expansion
+
+
+Fusion = Literal["sum", "cat", "mean", "weighted", "self_attention", "face_to_body"]
+"""How the features of face and body become one; see `Head`."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What makes one vector of the features of a face and a body."""
+
+    fusion: Fusion = "sum"
+    """sum; cat: one behind the other; mean; weighted: a learned share of each; self_attention: both look at both;
+    face_to_body: the face looks at both."""
+    padding: Literal["zero", "learned"] = "zero"
+    """What stands for a face or body that is not there."""
+    dimensions: int = 256
+    """Of the vector."""
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 2:
+            raise ValueError(f"dimensions start at 2, not {self.dimensions}")
+
+
+class Head(nn.Module):
+    """Features of faces and bodies (N, F), and bool (N, 2) whether they are there, to vectors (N, D) of length 1.
+
+    Where a part is not there its features never matter. An instance has one part at least. With padding by zero a
+    part that is missing is no part of a mean, and attention does not look at it.
+    """
+
+    def __init__(self, config: HeadConfig, features: int) -> None:
+        super().__init__()
+        self.fusion = config.fusion
+        self.padding = nn.Parameter(torch.randn(2, features) * 0.02) if config.padding == "learned" else None
+        if config.fusion == "weighted":
+            self.weights = nn.Parameter(torch.zeros(2))
+        if config.fusion in ("self_attention", "face_to_body"):
+            self.attention = nn.MultiheadAttention(features, 4, batch_first=True)
+        self.linear = nn.Linear(features * (2 if config.fusion == "cat" else 1), config.dimensions)
+
+    def forward(self, faces: Tensor, bodies: Tensor, there: Tensor) -> Tensor:
+        parts = torch.stack([faces, bodies], 1)
+        missing = torch.zeros_like(parts) if self.padding is None else self.padding.expand_as(parts)
+        parts = torch.where(there[..., None], parts, missing)
+        return normalize(self.linear(self._fused(parts, there if self.padding is None else torch.ones_like(there))))
+
+    def _fused(self, parts: Tensor, seen: Tensor) -> Tensor:
+        match self.fusion:
+            case "sum":
+                return parts.sum(1)
+            case "cat":
+                return parts.flatten(1)
+            case "mean":
+                return parts.sum(1) / seen.sum(1, keepdim=True)
+            case "weighted":
+                return torch.einsum("npf,p->nf", parts, self.weights.softmax(0))
+            case "self_attention":
+                found, _ = self.attention(parts, parts, parts, key_padding_mask=~seen, need_weights=False)
+                return ((parts + found) * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+            case _:
+                found, _ = self.attention(parts[:, :1], parts, parts, key_padding_mask=~seen, need_weights=False)
+                return parts[:, 0] + found[:, 0]
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(Stage):
+    """How the backbone is applied to crops."""
+
+    weights: str | None = None
+    """A .safetensors file, of `pretrain` or of a ResNet with torchvision's names; none: those of `pretrain.folder`."""
+    batch_size: int = 64
+    """Instances that one call gets."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network; features are float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1:
+            raise ValueError(f"workers starts at 1: {self}")
+
+
+def load_backbone(name: str, weights: bytes) -> ResNet:
+    """A ResNet with weights, in evaluation mode: none of its numbers ever changes, those of batch norm included.
+
+    Raises ValueError where they are those of another network.
+    """
+    backbone = make_backbone(name)
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"these weights are no safetensors: {error}") from error
+    if own := {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}:
+        tensors = own
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
+    try:
+        backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"these weights are not those of a {name}: {error}") from error
+    return backbone.eval().requires_grad_(False)
+
+
+class FeatureExtractor:
+    """Features of the face and the body of instances, by a frozen backbone.
+
+    Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
+    Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
+            error, message  str (N,): missing_crop, broken_crop
+    """
+
+    def __init__(self, config: FeaturesConfig, backbone: BackboneConfig, weights: str, crops: str) -> None:
+        if config.num_gpus == 0:
+            torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._device = "cuda" if config.num_gpus > 0 else "cpu"
+        self._dtype = getattr(torch, config.dtype)
+        self._sizes, self._crops = backbone.sizes(), crops
+        network = load_backbone(backbone.name, storage.read_bytes(weights))
+        self.network = network.to(self._device, self._dtype)
+
+    def __call__(self, batch: Batch) -> Batch:
+        count = len(batch["series_id"])
+        error, message = np.full(count, "", object), np.full(count, "", object)
+        added: Batch = {}
+        for kind, size in self._sizes.items():
+            pictures: dict[int, np.ndarray] = {}
+            for row in np.flatnonzero(~np.isnan(np.asarray(batch[kind], float))).tolist():
+                name = crop_name(str(batch["series_id"][row]), str(batch["page_id"][row]), kind, int(batch[kind][row]))
+                try:
+                    pictures[row] = prepare(decode(storage.read_bytes(storage.join(self._crops, name))), kind, size)
+                except (FileNotFoundError, PermissionError, ValueError) as problem:
+                    error[row] = "broken_crop" if isinstance(problem, ValueError) else "missing_crop"
+                    message[row] = str(problem)
+            added[f"{kind}_features"] = features = np.full(count, None, object)
+            if pictures:
+                for row, vector in zip(pictures, self._features(np.stack(list(pictures.values()))), strict=True):
+                    features[row] = vector
+        return {**batch, **added, "error": error, "message": message}
+
+    def _features(self, pictures: np.ndarray) -> np.ndarray:
+        """Of pictures uint8 (N, S, S, 3): float32 (N, F)."""
+        pixels = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        with torch.inference_mode():
+            return self.network(pixels.to(self._dtype, memory_format=torch.channels_last)).float().cpu().numpy()

@@ -17,6 +17,7 @@ from pipelines.comics import ComicsConfig
 from pipelines.pairs import PARTS, PretrainPlan, plan_pretraining
 from pipelines.pairs import tasks_of as tasks_of_pairs
 from pipelines.store import Store
+from pipelines.training import Trained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -61,10 +62,43 @@ def pretrain(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
             with job.ray_session():
                 found, trained = train(config, plan)
             record |= found
-        best = ", ".join(f"{name} {value:.3g}" for name, value in found["best"].items())
-        begin = f", continued after epoch {trained.resumed_from}" if trained.resumed_from else ""
-        print(f"{len(trained.history)} epochs{begin}; the best: {best}")
+        _tell_training(found["best"], trained)
         print(f"weights: {Store(config.output).uri(config.pretrain.folder, 'model.safetensors')}")
+
+
+@app.command()
+def fine_tune(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Stage 2: train the head on sequences in which it is known who is who. The same command after a kill goes on."""
+    with job.exit_codes():
+        from pipelines.features import stages_of
+        from pipelines.finetune import fine_tune as train
+        from pipelines.finetune import plan_fine_tuning
+
+        config = job.load(ComicsConfig, settings or [])
+        uri = Store(config.output).uri
+        if dry_run:
+            plan = plan_fine_tuning(config)
+            counts = f"{len(plan.train)} sequences to train on, {len(plan.valid)} to validate"
+            facts = [
+                f"input: {counts}; backbone {plan.backbone.weights}",
+                f"to do: features of {len(plan.todo)} instances",
+            ]
+            names = [plan.backbone.folder, config.fine_tune.folder, "rejected/fine-tune", "runs/fine-tune.json"]
+            job.tell_plan(config, facts, *stages_of(config), {name: uri(name) for name in names})
+            return
+        with job.recorded("fine-tune", config, config.output, max_rejected) as record:
+            plan = plan_fine_tuning(config)
+            with job.ray_session():
+                found, trained = train(config, plan)
+            record |= found
+        _tell_training(found["best"], trained)
+        print(f"weights: {uri(config.fine_tune.folder, 'model.safetensors')}")
+
+
+def _tell_training(best: dict[str, float], trained: Trained) -> None:
+    values = ", ".join(f"{name} {value:.3g}" for name, value in best.items())
+    begin = f", continued after epoch {trained.resumed_from}" if trained.resumed_from else ""
+    print(f"{len(trained.history)} epochs{begin}; the best: {values}")
 
 
 def _tell_pretraining(config: ComicsConfig, plan: PretrainPlan) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actors.characters import BackboneConfig
+from actors.characters import BackboneConfig, FeaturesConfig, HeadConfig
 from actors.crops import CropConfig
 from actors.stage import Stage
 from pipelines.training import TrainingConfig
@@ -62,6 +62,50 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class FineTuneTraining(TrainingConfig):
+    """How long and how fast stage 2 trains; a batch is one of sequences."""
+
+    epochs: int = 20
+    batch_size: int = 16
+    learning_rate: float = 7.5e-4
+    weight_decay: float = 0.05
+    schedule: Literal["constant", "cosine", "step"] = "step"
+    decay_epochs: int = 1
+    decay_ratio: float = 0.95
+    monitor: str = "query_mrr"
+    mode: Literal["min", "max"] = "max"
+    patience: int | None = 5
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """Stage 2: how the head is trained on sequences in which it is known who is who."""
+
+    folder: str = "fine-tune"
+    """Where below the output the weights go."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """What makes one vector of a face and a body."""
+    loss: Literal["contrastive", "triplet", "multi_similarity", "circle", "tuplet", "n_pairs"] = "contrastive"
+    """Of pytorch-metric-learning."""
+    miner: Literal["none", "multi_similarity", "pair_margin", "triplet_margin"] = "none"
+    """Which pairs the loss is of: all that are known, or what a miner of pytorch-metric-learning picks of them."""
+    uncertain: bool = False
+    """Take characters that may be the same for different ones."""
+    mask: float = 0.0
+    """Share of instances with face and body of which, in training, one or the other is not seen."""
+    training: FineTuneTraining = field(default_factory=FineTuneTraining)
+    """How long and how fast."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask <= 1:
+            raise ValueError(f"mask lies in [0, 1], not at {self.mask}")
+        if self.loss == "n_pairs" and self.miner != "none":
+            raise ValueError("n_pairs takes pairs of its own: miner=none")
+        if self.training.workers > 1 or self.training.accumulate > 1:
+            raise ValueError("training.workers and training.accumulate are 1: a batch is taken as a whole")
+
+
+@dataclass(frozen=True)
 class ComicsConfig:
     """Settings of every verb."""
 
@@ -72,6 +116,8 @@ class ComicsConfig:
     boxes: str = ""
     """CSV of boxes, in pixels of these pictures: series_id, page_id (<page>_<panel>), type (face or body), index,
     char_index (the same for a face and its body; empty or -1 where unknown), x_0, y_0, x1, y_1."""
+    labels: str = ""
+    """Folder of train_sequences.json, validation_sequences.json and test_sequences.json: who is who."""
     autoscaling: bool = False
     """The cluster grows by what is asked for: do not fit pools to what is there now."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -80,3 +126,7 @@ class ComicsConfig:
     """Faces and bodies cut out of pictures."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Stage 1."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """The backbone, frozen, applied to crops."""
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    """Stage 2."""

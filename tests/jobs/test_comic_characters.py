@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from actors.characters import make_backbone
 from jobs.comic_characters import app
 from tests.comics import write_comic
 
@@ -63,6 +65,30 @@ def test_pretrain(ray_cluster: None, settings: list[str], tmp_path: Path) -> Non
     weights = (tmp_path / "out/pretrain/model.safetensors").read_bytes()
     assert "decode: 0 rows" in run("pretrain", *settings, *TINY).output
     assert (tmp_path / "out/pretrain/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fine_tune(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    """On a backbone with its first weights, which tells colours apart."""
+    sequences = json.loads((tmp_path / "sequences.json").read_text())
+    for split, part in (("train", sequences[:2]), ("validation", sequences[2:])):
+        (tmp_path / f"{split}_sequences.json").write_text(json.dumps(part))
+    run("crop", *settings)
+    backbone = make_backbone("resnet10").state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in backbone.items()}, tmp_path / "weights.safetensors")
+    more = [*settings, TINY[0], f"labels={tmp_path}", f"features.weights={tmp_path / 'weights.safetensors'}"]
+    more += ["fine_tune.training={epochs: 3, batch_size: 2, checkpoint_s: 0}", "fine_tune.head.padding=learned"]
+    assert "2 sequences to train on, 2 to validate" in run("fine-tune", *more, "--dry-run").output
+    (crop := next((tmp_path / "out/comics_crops").glob("s0/0_0/bodies/*.jpg"))).unlink()
+    assert "1 rejected" in run("fine-tune", *more).output, crop
+    record = json.loads((tmp_path / "out/runs/fine-tune.json").read_text())
+    assert record["rows"]["rejected"] == {"missing_crop": 1} and 0 < record["best"]["query_mrr"] <= 1
+    assert record["stages"]["features"]["rows"] == record["rows"]["in"]
+    assert (tmp_path / "out/fine-tune/model.safetensors").exists()
+    run("fine-tune", *more)
+    again = json.loads((tmp_path / "out/runs/fine-tune.json").read_text())
+    assert again["stages"]["features"]["rows"] == 1 and again["best"] == record["best"]
 
 
 def test_what_is_needed_is_told(settings: list[str]) -> None:

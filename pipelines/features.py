@@ -1,0 +1,162 @@
+"""Features of faces and bodies by a frozen backbone, each computed once.
+
+They lie in features/<name>, a name that is made of the weights and the backbone's settings: several may stand side by
+side, and none is taken for another.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from actors import storage
+from actors.characters import FeatureExtractor
+from actors.stage import Batch, Stage
+from pipelines.comics import ComicsConfig
+from pipelines.resources import fitted, ray_actors, ray_task, set_context
+from pipelines.sequences import Instance
+from pipelines.store import Store
+
+log = logging.getLogger(__name__)
+
+KEY = ["series_id", "page_id", "face", "body"]
+_KEY = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]
+_WHY = [("error", pa.string()), ("message", pa.string())]
+FEATURES = pa.schema(
+    [*_KEY, ("face_features", pa.list_(pa.float32())), ("body_features", pa.list_(pa.float32())), *_WHY]
+)
+"""One row an instance. face, body: their index, null where it has none; features null, too."""
+REJECTED_INSTANCES = pa.schema([*_KEY, *_WHY])
+WRITE = Stage(workers=0, num_cpus=0.1)
+"""Writing parts."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which weights make the features, and where they lie."""
+
+    weights: str
+    folder: str
+    """Of the features, below the output."""
+
+
+class Features(NamedTuple):
+    """What the backbone made of an instance: float32 (F,) of its face and body, None where there is none."""
+
+    face: np.ndarray | None
+    body: np.ndarray | None
+    error: str = ""
+    message: str = ""
+
+
+def find_backbone(config: ComicsConfig) -> Backbone:
+    """The weights that the settings name. Raises ValueError where there are none."""
+    weights = config.features.weights or Store(config.output).uri(config.pretrain.folder, "model.safetensors")
+    try:
+        data = storage.read_bytes(weights)
+    except FileNotFoundError as error:
+        raise ValueError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
+    about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
+    return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
+
+
+def without_features(store: Store, folder: str, instances: Iterable[Instance]) -> list[Instance]:
+    """Those that have no features there, or none that are sound."""
+    done: set[Instance] = set()
+    for part in store.read_parts(folder, REJECTED_INSTANCES.names):
+        done.update(_instance(row) for row in part.to_pylist() if row["error"] == "")
+    return sorted(set(instances) - done, key=_order)
+
+
+def _instance(row: dict[str, Any]) -> Instance:
+    return row["series_id"], row["page_id"], row["face"], row["body"]
+
+
+def _order(instance: Instance) -> tuple[Any, ...]:
+    return tuple(-1 if part is None else part for part in instance)
+
+
+def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> dict[str, Any]:
+    """Compute the features of these instances; returns rows and seconds."""
+    started = time.monotonic()
+    if instances:
+        _extract(config, backbone, instances)
+    return {"rows": len(instances), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> None:
+    stages = fitted(*stages_of(config), config.autoscaling)
+    set_context()
+    stage: Any = stages["features"]
+    table = pa.Table.from_pylist([dict(zip(KEY, one, strict=True)) for one in instances])
+    # Ray would make floats of integers in those blocks only where a value is missing.
+    table = table.cast(pa.schema([*_KEY[:2], ("face", pa.float64()), ("body", pa.float64())]))
+    size = config.features.batch_size
+    blocks = [table.slice(first, size) for first in range(0, len(table), size)]
+    store = Store(config.output)
+    arguments = [stage, config.backbone, backbone.weights, store.root]
+    rows = ray.data.from_arrow(blocks).map_batches(
+        FeatureExtractor, fn_constructor_args=arguments, batch_size=size, **ray_actors(stage)
+    )
+    write: Any = partial(write_features, store=store, folder=backbone.folder)
+    rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
+    count, started = 0, time.monotonic()
+    told = started
+    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
+        count += int(counts["instances"].sum())
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            log.info("features of %d of %d instances, %.0f a second", count, len(instances), count / (told - started))
+
+
+def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pool and the tasks, by name."""
+    return {"features": config.features}, {"write": WRITE}
+
+
+def write_features(batch: Batch, store: Store, folder: str) -> Batch:
+    """Write what FeatureExtractor gives as a part of features/; returns how many instances they are."""
+    rows = [{name: batch[name][row] for name in FEATURES.names} for row in range(len(batch["error"]))]
+    for row in rows:
+        for kind in ("face", "body"):
+            row[kind] = None if np.isnan(row[kind]) else int(row[kind])
+        if row["error"]:
+            row |= {"face_features": None, "body_features": None}
+    names = ["/".join(map(str, _instance(row))) for row in rows]
+    store.write_part(folder, pa.Table.from_pylist(rows, FEATURES), names)
+    return {"instances": np.array([len(rows)])}
+
+
+def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> dict[Instance, Features]:
+    """What is known of these instances; of one that was tried again the row without an error counts."""
+    wanted = set(instances)
+    found: dict[Instance, Features] = {}
+    for part in store.read_parts(folder, FEATURES.names):
+        for row in part.to_pylist():
+            instance = _instance(row)
+            if instance in wanted and (row["error"] == "" or instance not in found):
+                face, body = (
+                    None if row[name] is None else np.array(row[name], np.float32)
+                    for name in ("face_features", "body_features")
+                )
+                found[instance] = Features(face, body, row["error"], row["message"])
+    return found
+
+
+def stacked(features: list[Features], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Faces and bodies float32 (N, F), zeros where there is none, and bool (N, 2) whether there is one."""
+    parts = np.zeros((2, len(features), width), np.float32)
+    there = np.zeros((len(features), 2), bool)
+    for row, one in enumerate(features):
+        for part, vector in enumerate((one.face, one.body)):
+            if vector is not None:
+                parts[part, row], there[row, part] = vector, True
+    return parts[0], parts[1], there
