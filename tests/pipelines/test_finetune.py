@@ -26,9 +26,10 @@ from actors.characters import (
     make_backbone,
 )
 from actors.crops import crop_name, encode
+from actors.stage import Batch
 from pipelines.comics import FineTuneConfig
 from pipelines.contrastive import make_model
-from pipelines.features import FEATURES, Features, read_features, without_features, write_features
+from pipelines.features import FEATURES, KEY, Features, read_features, without_features, write_features
 from pipelines.finetune import LOSSES, MINERS, flat, masked, metric_loss, query_mrr, sequence_rows
 from pipelines.sequences import Sequence
 from pipelines.store import Store
@@ -208,7 +209,7 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
     before = {name: tensor.clone() for name, tensor in extractor.network.state_dict().items()}
     instances = [("s", "0_0", 1, 1), ("s", "0_0", 1, None), ("s", "0_0", 2, None), ("s", "9_9", None, 1)]
     columns = [np.array(column, object) for column in zip(*instances, strict=True)]
-    batch = dict(zip(("series_id", "page_id", "face", "body"), columns, strict=True))
+    batch: Batch = dict(zip(KEY, columns, strict=True))
     batch |= {name: batch[name].astype(float) for name in ("face", "body")}
     found = extractor(batch)
     assert found["error"].tolist() == ["", "", "broken_crop", "missing_crop"]
