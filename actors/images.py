@@ -7,7 +7,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,19 +74,34 @@ def decode(data: bytes, shape: Shape) -> np.ndarray:
 
     Up to the rounding of a JPEG's smaller decode it is what torchvision's Resize and CenterCrop make of a PIL image.
     """
+    return squared(open_image(data, lambda *sides: min(shape.scaled(*sides))), shape)
+
+
+def open_image(data: bytes, short: Callable[[int, int], int]) -> Image.Image:
+    """An image file of any kind as RGB, upright; raises ImageError.
+
+    short: what the short side must have at least, in pixels, of an image of this width and height.
+    """
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     try:
         image = Image.open(io.BytesIO(data))
-        short = min(shape.scaled(*image.size))
-        image.draft("RGB", (short, short))
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        side = short(*image.size)
+        image.draft("RGB", (side, side))
+        if image.mode.startswith("I"):
+            # PIL would cut 16 bits off at 255.
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        return ImageOps.exif_transpose(image).convert("RGB")
     except Image.UnidentifiedImageError as error:
         raise ImageError("not_an_image", "no kind of image that is known") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except _BROKEN as error:
         raise ImageError("broken_image", f"{type(error).__name__}: {error}") from error
+
+
+def squared(image: Image.Image, shape: Shape) -> np.ndarray:
+    """The square of an image, uint8 (size, size, 3) RGB."""
     how = Image.Resampling[shape.interpolation.upper()]
     return square(np.asarray(image.resize(shape.scaled(*image.size), how)), shape)
 

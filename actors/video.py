@@ -7,15 +7,15 @@ by a rate, so that films with a variable rate are cut where they cut.
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from heapq import heappop, heappush
 from itertools import chain, islice
 from operator import attrgetter
-from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import av
 import av.logging
@@ -26,6 +26,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from actors import storage
 from actors.hashes import scene_hash
 from actors.motion import FLOWS, MotionConfig, rgb_differences
 from actors.process import BrokenRunError
@@ -123,6 +124,9 @@ class Film:
     """Frames decoded so far."""
     truncated: bool = False
     """Whether pictures that the container declares are not there; certain once `pictures` has run out."""
+    seek: Callable[[float], Iterator[Picture]] | None = None
+    """Pictures from a key frame at or before a time on, in seconds, where the container has an index for that; it ends
+    `pictures`, and the iterator of the call before. Raises FFmpegError."""
 
     @property
     def step_s(self) -> float:
@@ -153,10 +157,14 @@ class _PyAVPicture:
 
 
 def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
-    """Open a film for one pass; raises FilmError with the code that its rows get."""
+    """Open a film for one pass; raises FilmError with the code that its rows get.
+
+    path: a local path; for PyAV also s3://, of which is read what is decoded.
+    """
+    source = storage.stream(path) if path.startswith("s3://") else path
     try:
         # A playlist under a film's name must not make the decoder fetch what it lists.
-        container = av.open(path, metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container = av.open(source, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -191,6 +199,8 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
     if container.format.name == _AVI:
         start += first[1] or 0.0
     film.pictures = _pictures(film, chain([first], frames), start, float(stream.time_base or 0))
+    if container.format.name in (_MOV, _MATROSKA):
+        film.seek = partial(_sought, container, stream, start)
     if decoder == "torchcodec":
         film.pictures = _with_torchcodec(film, path, device, start)
     return film
@@ -200,28 +210,28 @@ _MOV, _MATROSKA, _AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
 
 
 def _unreadable(path: str, error: Exception) -> FilmError:
-    with Path(path).open("rb") as file:
+    with storage.stream(path) as file:
         head = file.read(8)
-    if not head:
-        return FilmError("empty_file", "the file has no bytes")
-    if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(path):
-        return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
+        if not head:
+            return FilmError("empty_file", "the file has no bytes")
+        if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(file):
+            return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
     return FilmError("not_a_video", f"no container that can be read: {error}")
 
 
-def _has_index(path: str) -> bool:
-    end = Path(path).stat().st_size
-    with Path(path).open("rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, used = int.from_bytes(head[:4], "big"), 8
-            if size == 1:
-                size, used = int.from_bytes(file.read(8), "big"), 16
-            after = file.tell() + size - used
-            if head[4:] == b"moov":
-                return after <= end
-            if size < used or after > end:
-                return False
-            file.seek(after)
+def _has_index(file: BinaryIO) -> bool:
+    end = file.seek(0, 2)
+    file.seek(0)
+    while len(head := file.read(8)) == 8:
+        size, used = int.from_bytes(head[:4], "big"), 8
+        if size == 1:
+            size, used = int.from_bytes(file.read(8), "big"), 16
+        after = file.tell() + size - used
+        if head[4:] == b"moov":
+            return after <= end
+        if size < used or after > end:
+            return False
+        file.seek(after)
     return False
 
 
@@ -333,6 +343,40 @@ def _pictures(
         time = following if stamp is None else max(stamp - start, time + tick_s)
         film.decoded += 1
         yield _PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
+
+
+def _sought(container: InputContainer, stream: av.VideoStream, start: float, time_s: float) -> Iterator[Picture]:
+    base = stream.time_base or Fraction(1)
+    back = 0.0
+    while True:
+        at = max(0.0, time_s - back)
+        container.seek(math.floor((at + start) / base), stream=stream)
+        pictures = _from_here(container, stream, base, start)
+        first = next(pictures, None)
+        if first is None or first.time <= time_s or at == 0:
+            yield from chain([first] if first else [], pictures)
+            return
+        # The pictures after some key frames need what lies before them.
+        back = max(1.0, 2 * back)
+
+
+def _from_here(
+    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float
+) -> Iterator[_PyAVPicture]:
+    """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
+    scalers: dict[Any, VideoReformatter] = {}
+    harm = False
+    for packet in container.demux(stream):
+        try:
+            frames = stream.decode(packet)
+        except FFmpegError:
+            harm = True
+            continue
+        for frame in frames:
+            harm = frame.is_corrupt or (harm and not frame.key_frame)
+            yield _PyAVPicture(
+                frame, float((frame.pts or 0) * base) - start, float(frame.duration * base), harm, scalers
+            )
 
 
 class _TorchPicture:
