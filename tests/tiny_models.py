@@ -128,4 +128,15 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") ->
         "feature_extractor": None,
     }
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+
+def backbone(folder: Path, seed: int = 0) -> str:
+    """A ResNet of timm's with random weights, for pictures of 32 x 32, as timm saves it."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "num_classes": 5}
+    model = timm.create_model("resnet18", pretrained_cfg_overlay={"input_size": (3, 32, 32)}, **sizes)
+    save_for_hf(model, str(folder), model_args=sizes, safe_serialization=True)
     return str(folder)
