@@ -83,7 +83,7 @@ def train(
         from jobs.directors_page import reject
         from pipelines.directors import DirectorsConfig, frames_of_films, frames_of_pictures
         from pipelines.films import read_films
-        from pipelines.pictures import embed, missing, read_pictures_of, stages_of, wanted
+        from pipelines.vectors import embed, missing, read_pictures_of, stages_of, wanted
 
         config = job.load(DirectorsConfig, settings or [])
         store = Store(config.output)
@@ -172,7 +172,7 @@ def guess(
         from actors.backbones import check_backbone
         from jobs.directors_page import GuessConfig, find_images, save_answers, tell_guess
         from pipelines.directors import check_space, guess, network, read_model
-        from pipelines.pictures import (
+        from pipelines.vectors import (
             FEW,
             PicturesConfig,
             embed,

@@ -1,4 +1,4 @@
-"""What the verbs of directors show: bars, a contact sheet, the figures of a training, and answers drawn on pictures."""
+"""What directors show: bars, a contact sheet, the figures of a training, answers drawn on pictures."""
 
 import io
 import textwrap
@@ -20,9 +20,9 @@ from actors.storage import Entry
 from actors.style import palette
 from jobs.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
 from pipelines.directors import DirectorsConfig, Frames, Guess
-from pipelines.pictures import PicturesConfig
 from pipelines.screenshots import Screenshot
 from pipelines.store import Store
+from pipelines.vectors import PicturesConfig
 from pipelines.verdicts import reliability
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])

@@ -34,7 +34,6 @@ from actors.backbones import name as space
 from actors.networks import FrameHead
 from actors.style import FEATURES
 from pipelines.films import Films
-from pipelines.pictures import Pictures, PicturesConfig
 from pipelines.screenshots import Screenshot
 from pipelines.store import Store
 from pipelines.training import (
@@ -48,6 +47,7 @@ from pipelines.training import (
     learning_rate,
     train_epoch,
 )
+from pipelines.vectors import Pictures, PicturesConfig
 from pipelines.verdicts import (
     auroc,
     by_film,

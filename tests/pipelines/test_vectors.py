@@ -8,8 +8,8 @@ from PIL import Image
 
 from actors.backbones import Backbone, BackboneConfig, ViewsConfig, input_shape, read_pictures
 from actors.stage import Stage
-from pipelines.vectors import PicturesConfig, embed, embed_few, missing, read_pictures_of, wanted
 from pipelines.store import Store
+from pipelines.vectors import PicturesConfig, embed, embed_few, missing, read_pictures_of, wanted
 from tests.tiny_models import backbone
 
 
