@@ -119,7 +119,7 @@ def test_films_that_are_recognised_are_no_directors():
         table = {row["method"]: row for row in tabled(measured, frames, split)}
         shares[split] = [table[name]["picture_top1"] for name in ("head", "nearest neighbours")]
         assert (table["head"]["film_top1"] is None) == (split == "frame")
-        assert table["majority"]["picture_top1"] == pytest.approx(0.25)
+        assert table["majority"]["picture_top1"] == pytest.approx(0.25, abs=0.05)
     assert max(shares["film"]) < 0.5 and min(shares["frame"]) > 0.9
 
 
