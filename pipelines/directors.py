@@ -358,6 +358,16 @@ def fit_stored(work: Task, config: DirectorsConfig, about: dict[str, Any]) -> tu
 
 def fit_here(work: Task, config: TrainingConfig) -> FrameHead:
     """The same training in this process, for comparisons that are made and forgotten."""
+    threads = torch.get_num_threads()
+    # In layers this small threads wait for each other longer than they work.
+    torch.set_num_threads(1)
+    try:
+        return _fit_here(work, config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit_here(work: Task, config: TrainingConfig) -> FrameHead:
     torch.manual_seed(config.seed)
     head = work.make()
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)

@@ -120,7 +120,7 @@ def test_films_that_are_recognised_are_no_directors():
         shares[split] = [table[name]["picture_top1"] for name in ("head", "nearest neighbours")]
         assert (table["head"]["film_top1"] is None) == (split == "frame")
         assert table["majority"]["picture_top1"] == pytest.approx(0.25, abs=0.05)
-    assert max(shares["film"]) < 0.5 and min(shares["frame"]) > 0.9
+    assert max(shares["film"]) < 0.5 and min(shares["frame"]) > 0.75
 
 
 def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_better():
@@ -137,11 +137,11 @@ def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_
 
 @pytest.mark.parametrize("strangers", [0, 3])
 def test_strangers_are_less_certain_than_who_is_known(strangers: int):
-    frames = invented(directors=8, films=6, of_director=2, of_film=0.3, strangers=strangers)
+    frames = invented(directors=8, films=20, of_director=2, of_film=0.3, strangers=strangers)
     (parts,) = parts_of(frames, config(), "film")
     head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
-    assert found["auroc"]["picture"] > 0.8 and 0 < found["threshold"]["picture"] < 1
+    assert found["auroc"]["picture"] > 0.7 and 0 < found["threshold"]["picture"] < 1
     assert ("trained without 2" in found["strangers"]) == (not strangers)
 
 
