@@ -128,6 +128,8 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") ->
         "feature_extractor": None,
     }
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return str(folder)
+
 
 def backbone(folder: Path, seed: int = 0) -> str:
     """A ResNet of timm's with random weights, for pictures of 32 x 32, as timm saves it."""

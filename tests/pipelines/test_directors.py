@@ -141,7 +141,7 @@ def test_strangers_are_less_certain_than_who_is_known(strangers: int):
     (parts,) = parts_of(frames, config(), "film")
     head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
-    assert found["auroc"]["picture"] > 0.7 and 0 < found["threshold"]["picture"] < 1
+    assert found["auroc"]["picture"] > 0.6 and 0 < found["threshold"]["picture"] < 1
     assert ("trained without 2" in found["strangers"]) == (not strangers)
 
 
