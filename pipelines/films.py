@@ -2,7 +2,8 @@
 
 The layout: `vecs` float16 [n, D], the frames of all films in order; `offsets` int64 [N + 1], where each film's frames
 begin and end; `ids` [N]; `genres` 0/1 [N, C] with `genre_names` [C]; `director` [N], "" where unknown. Films without
-labels have no `genres`, `genre_names` or `director`.
+labels have no `genres`, `genre_names` or `director`. Where films are given as several pieces, each with an id of its
+own, `film` [N] names the film of each.
 """
 
 import io
@@ -31,6 +32,8 @@ class Films:
     """C names."""
     directors: list[str]
     """N names, "" where unknown."""
+    owners: tuple[str, ...] = ()
+    """N ids of the films that these are pieces of; none where each is a whole film."""
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -57,6 +60,8 @@ class Films:
             )
         if not np.isin(self.genres, (0, 1)).all():
             raise ValueError("genres are 0 or 1")
+        if self.owners and len(self.owners) != count:
+            raise ValueError(f"{count} ids, but {len(self.owners)} names of the films that they are pieces of")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +81,26 @@ class Films:
             genres=self.genres[which],
             genre_names=self.genre_names,
             directors=[self.directors[i] for i in which],
+            owners=tuple(self.owners[i] for i in which) if self.owners else (),
+        )
+
+    def whole(self) -> "Films":
+        """Films whose pieces are put together, in the order in which they stand."""
+        if not self.owners:
+            return self
+        names = list(dict.fromkeys(self.owners))
+        place = {name: number for number, name in enumerate(names)}
+        film = np.array([place[owner] for owner in self.owners])
+        order = np.argsort(film, kind="stable")
+        sorted_pieces = self.take(order)
+        first = np.unique(film[order], return_index=True)[1]
+        return Films(
+            vectors=sorted_pieces.vectors,
+            offsets=np.append(sorted_pieces.offsets[first], sorted_pieces.offsets[-1]),
+            ids=names,
+            genres=sorted_pieces.genres[first],
+            genre_names=self.genre_names,
+            directors=[sorted_pieces.directors[i] for i in first],
         )
 
     def padded(self, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +113,15 @@ class Films:
         frames = np.zeros((len(self), length, self.vectors.shape[1]), np.float32)
         mask = np.arange(length) >= length - sizes[:, None]
         for film, size in enumerate(sizes):
-            # The middles of equal pieces.
-            taken = ((np.arange(length) + 0.5) * size / length).astype(int) if size > length else slice(None)
-            frames[film, mask[film]] = self.frames(film)[taken]
+            frames[film, mask[film]] = self.frames(film)[middles(size, length)]
         return frames, mask
+
+
+def middles(length: int, count: int) -> np.ndarray:
+    """Indices of all rows, or where there are more than `count`, the middles of so many equal pieces."""
+    if length <= count:
+        return np.arange(length)
+    return ((np.arange(count) + 0.5) * length / count).astype(int)
 
 
 def read_films(uri: str) -> Films:
@@ -117,6 +147,7 @@ def read_films(uri: str) -> Films:
             genres=arrays.get("genres", unnamed).astype(np.uint8),
             genre_names=[str(name) for name in arrays.get("genre_names", ())],
             directors=[str(name) for name in arrays.get("director", [""] * len(ids))],
+            owners=tuple(str(name) for name in arrays.get("film", ())),
         )
     except ValueError as error:
         raise ValueError(f"{uri}: {error}") from error
@@ -130,6 +161,8 @@ def write_films(films: Films, uri: str) -> None:
         "ids": np.array(films.ids, np.str_),
         "director": np.array(films.directors, np.str_),
     }
+    if films.owners:
+        arrays["film"] = np.array(films.owners, np.str_)
     if films.genre_names:
         arrays |= {"genres": films.genres.astype(np.uint8), "genre_names": np.array(films.genre_names, np.str_)}
     buffer = io.BytesIO()

@@ -145,20 +145,20 @@ def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages:
     kinds: list[Dataset] = []
     if folders := [source for source in sources if not source.video]:
         size = stages["read"].batch_size
-        named = _films(folders).flat_map(list_images, **ray_task(stages["list"]))
+        named = _films(folders, 8).flat_map(list_images, **ray_task(stages["list"]))
         read: Any = partial(read_images, shape=shape)
         kinds.append(
             in_blocks(named, size, stages["list"]).map_batches(read, batch_size=size, **ray_task(stages["read"]))
         )
     if files := [source for source in sources if source.video]:
         cut: Any = partial(cut_films, shape=shape, images=images)
-        kinds.append(_films(files).map_batches(cut, batch_size=1, **ray_task(stages["video"])))
-    return kinds[0].union(*kinds[1:])
+        kinds.append(_films(files, 1).map_batches(cut, batch_size=1, **ray_task(stages["video"])))
+    return kinds[0].union(*kinds[1:]) if len(kinds) > 1 else kinds[0]
 
 
-def _films(sources: Sequence[Source]) -> Dataset:
+def _films(sources: Sequence[Source], in_a_block: int) -> Dataset:
     rows: Any = [{"film": source.film, "uri": source.uri} for source in sources]
-    return ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000))
+    return ray.data.from_items(rows, override_num_blocks=min(-(-len(rows) // in_a_block), 1000))
 
 
 def list_images(film: Row) -> list[Row]:
@@ -291,15 +291,25 @@ def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
             log.info("%d of %d films, %d images, %.0f a second", done, total, rows, rows / (told - started))
 
 
-def read_stored(store: Store, films: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Of each film its vectors float16 (N, D), (0, 0) where there are none, and what FILM.json holds."""
+def read_about(store: Store, films: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What FILM.json holds, of each film."""
 
-    def read(film: str) -> tuple[np.ndarray, dict[str, Any]]:
-        about = json.loads(storage.read_bytes(store.uri("features", f"{film}.json")))
-        if not about["images"]:
-            return np.zeros((0, 0), np.float16), about
-        vectors = np.load(io.BytesIO(storage.read_bytes(store.uri("features", f"{film}.npy"))), allow_pickle=False)
-        return vectors, about
+    def read(film: str) -> dict[str, Any]:
+        return json.loads(storage.read_bytes(store.uri("features", f"{film}.json")))
 
     with ThreadPoolExecutor(REQUESTS) as threads:
         yield from threads.map(read, films)
+
+
+def read_stored(store: Store, films: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Of each film its vectors float16 (N, D), (0, 0) where there are none, and what FILM.json holds."""
+
+    def read(film: str, about: dict[str, Any]) -> np.ndarray:
+        if not about["images"]:
+            return np.zeros((0, 0), np.float16)
+        data = storage.read_bytes(store.uri("features", f"{film}.npy"))
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    known = list(read_about(store, films))
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        yield from zip(threads.map(read, films, known), known, strict=True)

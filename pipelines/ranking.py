@@ -130,11 +130,12 @@ def _counted(hits: np.ndarray, chosen: np.ndarray, support: np.ndarray) -> dict[
         }
 
 
-def thresholds(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5) -> np.ndarray:
+def thresholds(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5, most: float = np.inf) -> np.ndarray:
     """The score from which each class is best chosen, float64 (C,): the F1 of these films is highest there.
 
     It lies halfway to the next lower score, so that it depends less on one film. `otherwise` where no film has the
-    class.
+    class. With `most`, at most so many times as many films are chosen as have the class: of one that is hardly told,
+    F1 is highest where nearly every film is chosen.
     """
     scores, truth = _checked(scores, labels)
     found = np.full(truth.shape[1], float(otherwise))
@@ -142,6 +143,8 @@ def thresholds(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5) -
         precision, recall, at = precision_recall_curve(truth[:, number], scores[:, number])
         with np.errstate(invalid="ignore"):
             f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
+            # Films that are chosen, by films that have the class.
+            f1[recall[:-1] > most * precision[:-1]] = -1
         best = int(f1.argmax())
         found[number] = at[best] if best == 0 else (at[best] + at[best - 1]) / 2
     return found
