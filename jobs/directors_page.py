@@ -177,7 +177,7 @@ def write_report(
     table, sure, stranger = report["table"], report["calibration"], report["unknown"]
     views = config.pictures.views.count
     how = (
-        "off: a frozen network sees each picture once" if not views else f"{views} views of each picture, in the store"
+        "off: a frozen network sees each picture once" if not views else f"views of each picture in the store: {views}"
     )
     measured = (
         f"{report['folds']} folds" if report["folds"] else f"a test of {config.test:.0%} of each director's films"

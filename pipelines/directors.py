@@ -66,6 +66,8 @@ STYLE = (*FEATURES, "shot_s")
 METHODS = ("head", "linear probe", "nearest neighbours", "style alone", "majority")
 MANY = 20_000
 """Pictures that the comparisons learn from at most, drawn at random."""
+STRANGERS = 4
+"""Films of strangers from which their answers say something."""
 KNOWN = 0.95
 """Where there are no strangers to learn from, the threshold lets this share of the validation through."""
 
@@ -526,21 +528,25 @@ def unknown(
 ) -> dict[str, Any]:
     """From which confidence an answer counts, for pictures and films: threshold of VALID, AUROC of TEST.
 
-    Strangers are films of directors that were not learned, half of them for the threshold. Where there are none, a
+    Strangers are films of directors that were not learned, half of them for the threshold. Where there are few, a
     second head is trained without a quarter of the directors, who are strangers to it; and where that leaves too few
     of either, the threshold only lets most of VALID through, and there is no AUROC.
     """
     directors = len(frames.directors)
     strange = frames.labels < 0
     source = "directors that are not learned"
-    labels, strangers = frames.labels, np.where(strange & (frames.view == 0), frames.film % 2 + 1, NONE)
-    if not strange.any() and directors >= 4:
+    labels, strangers = frames.labels, np.full(len(frames.film), NONE)
+    films = np.flatnonzero(frames.director < 0)
+    if len(films) >= STRANGERS or directors < 4:
+        for part, half in ((VALID, films[::2]), (TEST, films[1::2])):
+            strangers[np.isin(frames.film, half) & (frames.view == 0)] = part
+    else:
         random = np.random.default_rng(config.training.seed)
         left = np.sort(random.permutation(directors)[directors // 4 :])
-        number = np.full(directors, -1)
+        number = np.full(directors + 1, -1)  # the last one is that of strangers
         number[left] = np.arange(len(left))
         labels = number[frames.labels]
-        strangers = np.where(labels < 0, parts, NONE)
+        strangers = np.where((labels < 0) & ~strange, parts, NONE)
         strangers = np.where(strangers == TRAIN, NONE, strangers)
         parts = np.where(labels < 0, NONE, parts)
         work = task(frames, labels, _thinned(parts, config), len(left), config.head)

@@ -99,7 +99,8 @@ def wanted(pictures: Sequence[tuple[str, str, int]], views: ViewsConfig, viewed:
 
 def missing(store: Store, rows: Sequence[Row], config: PicturesConfig) -> list[Row]:
     """Those rows of which features/ has no vector of this network. What failed is tried again."""
-    known = {row[0] for row in _stored(store, _model(config)) if not row[1]["error"]}
+    columns = ["path", "size", "view", "model", "error"]
+    known = {key for key, row in _stored(store, _model(config), columns) if not row["error"]}
     return [row for row in rows if _key(row) not in known]
 
 
@@ -114,8 +115,10 @@ def _model(config: PicturesConfig) -> tuple[str, str]:
     return name(config.backbone), f"{name(config.backbone)}:{how}"
 
 
-def _stored(store: Store, models: tuple[str, str]) -> Iterator[tuple[tuple[str, int, int], Row]]:
-    for part in store.read_parts("features", VECTORS.names):
+def _stored(
+    store: Store, models: tuple[str, str], columns: Sequence[str] = VECTORS.names
+) -> Iterator[tuple[tuple[str, int, int], Row]]:
+    for part in store.read_parts("features", columns):
         for row in part.to_pylist():
             if row["model"] == models[row["view"] > 0]:
                 yield _key(row), row
