@@ -45,3 +45,8 @@ def test_figures_are_of_pictures_and_of_films():
     assert found["film_low"] == 0 and found["film_high"] == 1
     # Film F1: of class 0 two thirds (one right of two answers), of class 1 nothing.
     assert found["film_f1"] == pytest.approx(1 / 3)
+
+
+def test_few_right_answers_do_not_make_sure_of_everything():
+    logits = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+    assert 0.4 < temperature(logits, np.array([0, 1, 0])) < 1
