@@ -1,5 +1,6 @@
 """The verbs of genres as their users run them: from folders of images to a table, a model, predictions and a page."""
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from actors import storage
 from jobs.genres import app
 from tests import colours
 
@@ -163,3 +165,27 @@ def test_a_killed_embed_goes_on_where_it_was(films: Path, model: list[str], outp
     assert sorted(path.name for path in tmp_path.glob("features/tt*")) == sorted(
         path.name for path in (output / "features").iterdir()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_of_it_on_s3(films: Path, model: list[str], output: Path, s3: str) -> None:
+    for path in films.rglob("*.*"):
+        storage.upload(path, f"{s3}/{path.relative_to(films)}")
+    # A process of its own, whose workers know the store.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
+        command = [sys.executable, "-m", "jobs.genres", "embed", f"input={s3}/frames", f"output={s3}/out", *model]
+        told = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "RAY_TMPDIR": ray_folder}, stdout=subprocess.PIPE, text=True
+        )
+    assert told.returncode == 0 and "60 rows = 59 done + 1 rejected" in told.stdout
+    for path in (output / "features").glob("*.npy"):
+        stored = np.load(io.BytesIO(storage.read_bytes(f"{s3}/out/features/{path.name}")))
+        np.testing.assert_allclose(np.load(path), stored, atol=0.002)
+    run("process", f"meta={s3}/meta", f"output={s3}/out")
+    run("train", f"films={s3}/out/films.npz", f"output={s3}/out")
+    assert "average precision" in run("score", f"films={s3}/out/films.npz", f"output={s3}/out", "draws=20").stdout
+    run("predict", f"films={s3}/out", f"model={s3}/out/model", f"output={s3}/answers")
+    rows = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/answers/predictions.parquet")))
+    likeliest = rows.loc[rows.groupby("id").probability.idxmax()].set_index("id").genre
+    assert all(likeliest[f"tt{number}"] == list(COLOURS)[number % 3] for number in range(30))
