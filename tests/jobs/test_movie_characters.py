@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,8 @@ from actors import storage
 from jobs.movie_characters import app
 from pipelines.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run_here(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -20,9 +26,14 @@ def run_here(*arguments: object, code: int = 0) -> str:
     return result.stdout
 
 
-@pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "out")
+def run_apart(*arguments: str) -> str:
+    """In a process of its own, whose workers know the store that the environment names."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
+        command = [sys.executable, "-m", "jobs.movie_characters", *arguments]
+        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+        told = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert told.returncode == 0, told.stdout
+    return told.stdout
 
 
 @pytest.fixture
@@ -39,8 +50,10 @@ def faces(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
-def test_characters_are_learnt_recognised_and_drawn(ray_cluster: None, place: str, faces: Path, sd_folder: str) -> None:
+def test_characters_are_learnt_recognised_and_drawn(
+    ray_cluster: None, faces: Path, sd_folder: str, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "out")
     model, workers = f"sd_model_name={sd_folder}", "diffusion.num_cpus=0.5"
     learnt, known = f"output_dir={place}/ids", f"imagic_pretrained_path={place}/ids"
     learn = ["personalise", f"pretrained_model_name_or_path={sd_folder}", f"input_image={faces}", learnt, workers]
@@ -84,6 +97,26 @@ def test_characters_are_learnt_recognised_and_drawn(ray_cluster: None, place: st
     assert names == ["Ann_1_seed0_alpha0_guidance7p5.png", "Ann_1_seed0_alpha1_guidance7p5.png"]
     # What was learnt was only read.
     assert storage.read_bytes(f"{place}/ids/Ann_1/pytorch_lora_weights.safetensors") == written
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_learnt_and_said_may_lie_on_s3(s3: str, faces: Path, sd_folder: str) -> None:
+    (faces / "Bob_1.jpg").unlink()
+    known, workers = f"imagic_pretrained_path={s3}/ids", "diffusion.num_cpus=0.5"
+    learn = ["personalise", f"pretrained_model_name_or_path={sd_folder}", f"input_image={faces}", "resolution=16"]
+    learn += [f"output_dir={s3}/ids", "emb_train_steps=2", "max_train_steps=2", workers]
+    assert "3 rows = 3 done + 0 rejected" in run_apart(*learn)
+    ask = ["identify-diffusion", f"sd_model_name={sd_folder}", known, f"csv_folder={s3}/results", workers]
+    ask += [f"image_list={faces}", "resolution=16", "imagic_pipe=true", "stages={samples: [2, 4], keep: [2, 1]}"]
+    assert "3 rows = 3 done + 0 rejected" in run_apart(*ask)
+    results = f"{s3}/results/Imagic_pipeline"
+    rows = list(csv.DictReader(storage.read_bytes(f"{results}/Ann_results.csv").decode().splitlines()))
+    assert [row["GT Image name"] for row in rows] == ["Ann_1.png"] * 3 + ["Ann_2.png"] * 3
+    assert "to do: 0 pictures" in run_here(*ask, "--dry-run")
+    run_here("score", "topk", f"input_folder={results}", f"output_folder={s3}/scores", "k_range=3")
+    table = storage.read_bytes(f"{s3}/scores/top_3_accuracy_results.csv").decode()
+    assert table.splitlines()[1:] == ["Ann,100.0", "Anna,100.0", "SD_MODEL,100.0"]
 
 
 def test_mistakes_are_told(sd_folder: str, faces: Path, tmp_path: Path) -> None:
