@@ -176,8 +176,8 @@ def _tell(record: dict[str, Any]) -> None:
         if rows["rejected"]:
             print(f"rejected{listed(rows['rejected'])}")
     for name, stage in record.get("stages", {}).items():
-        rate = stage["rows"] / max(stage["seconds"], 1e-9)
-        print(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s, {rate:.1f} rows/s")
+        rate = f", {stage['rows'] / stage['seconds']:.1f} rows/s" if stage["seconds"] else ""
+        print(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s{rate}")
 
 
 def listed(counts: Mapping[str, int]) -> str:
