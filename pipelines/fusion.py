@@ -1,18 +1,18 @@
-"""Several models' answers as one, and one model's answers as what another is asked about.
+"""Several models' answers as one.
 
 zsum   each model's scores of an image's classes, brought to mean 0 and deviation 1, weighted and added
 rank   weighted 1 / (60 + rank) added (Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion"): scores count only
        by their order
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from pipelines.identification import IDENTITY, IMAGE, LOSS, Results, by_class, key, read_results, write_results
+from pipelines.identification import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as its authors have it."""
@@ -103,13 +103,3 @@ def _standard(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _reciprocal(scores: pd.DataFrame) -> pd.DataFrame:
     return 1 / (RANK_CONSTANT + scores.rank(axis=1, ascending=False, method="average"))
-
-
-def candidates(results: Results, count: int) -> Mapping[str, frozenset[str]]:
-    """The best classes of each image, so many of them, by the image's name, as `key` spells them: for another model."""
-    if count < 1:
-        raise ValueError(f"candidates start at 1, not {count}")
-    scores = by_class(results)
-    ranks = scores.rank(axis=1, ascending=False, method="first").to_numpy()
-    classes = np.array([key(cls) for cls in scores.columns], object)
-    return {image: frozenset(classes[row <= count]) for image, row in zip(scores.index, ranks, strict=True)}

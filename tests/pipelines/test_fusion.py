@@ -60,9 +60,3 @@ def test_fused_results_are_a_folder_of_results(tmp_path: Path):
     assert found.images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob"}
     best = found.rows[found.rows.image == "Bob_1"].sort_values("score").iloc[-1]
     assert best.cls == "Bob"
-
-
-def test_candidates_are_the_best_classes(tmp_path: Path):
-    cosines = {"Ann_1": {"Mr Bean_1": 0.2, "Mr Bean_2": 0.9, "Cid_1": 0.3, "Bob_1": 0.1}}
-    found = read_results(results.write(tmp_path, cosines), clip_csv=True)
-    assert fusion.candidates(found, 2) == {"Ann_1": {"mr_bean", "cid"}}
