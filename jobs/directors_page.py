@@ -231,7 +231,8 @@ def write_report(
         else f"{best['picture_top1']:.1%} of pictures, of films that it has seen",
         {
             **facts,
-            "Learned": f"{len(labels):,} answers on {len(frames.films):,} films",
+            "Learned": f"{(frames.director >= 0).sum():,} films of its directors, beside "
+            f"{(frames.director < 0).sum():,} of strangers; {len(labels):,} pictures were asked about",
             "Augmentation": how,
             "Epochs": f"{report['epochs']['trained']}, the best {report['epochs']['best']}",
         },
