@@ -245,5 +245,6 @@ def test_real_films_show_the_leak():
         for split in ("film", "frame")
     }
     by_film, by_frame = tables["film"], tables["frame"]
-    assert by_film["head"]["film_top1"] > by_film["majority"]["film_top1"] + 0.1
+    # 64 films tell little: only the leak is far beyond what another seed or machine changes.
+    assert by_film["head"]["film_top1"] > by_film["majority"]["film_top1"]
     assert by_frame["head"]["picture_top1"] > by_film["head"]["picture_top1"] + 0.3
