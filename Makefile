@@ -15,7 +15,7 @@ test: .venv/test.ready ffmpeg
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/test.ready ffmpeg chromium
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations=25
 
 check: .venv/test.ready
 	$(BIN)/ruff check .
