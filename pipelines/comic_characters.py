@@ -27,6 +27,7 @@ from PIL.Image import Image
 from actors import storage
 from actors.crops import CropConfig, crop_name, decode, encode, window
 from actors.stage import Batch, Stage
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.store import Store
 
@@ -206,13 +207,11 @@ def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
     cut: Any = partial(cut_pictures, store=Store(config.output), config=config.crop)
     tables = list(blocks(plan, config.crop.batch_size))
     rows = ray.data.from_arrow(tables).map_batches(cut, batch_size=None, batch_format="pyarrow", **ray_task(stage))
-    boxes, started = 0, time.monotonic()
-    told = started
+    boxes, ticker = 0, Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         boxes += int(counts["boxes"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("%d of %d boxes cut, %.0f a second", boxes, plan.todo.sum(), boxes / (told - started))
+        if ticker.due():
+            log.info("%d of %d boxes cut, %.0f a second", boxes, plan.todo.sum(), ticker.rate(boxes))
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:

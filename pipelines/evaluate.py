@@ -39,6 +39,7 @@ from pipelines.compare import Comparison, compare
 from pipelines.curation import CurationConfig
 from pipelines.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.frames import frames_of
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.rows import captions, strings
 from pipelines.store import Store
@@ -201,11 +202,10 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     )
     write: Any = partial(write_scores, about=about, texts=texts, config=config)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    done, told = 0, time.monotonic()
+    done, ticker = 0, Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         done += int(counts["scenes"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if ticker.due():
             log.info("%d of %d scenes scored", done, len(plan.todo))
 
 

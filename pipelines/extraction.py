@@ -17,6 +17,7 @@ from actors import storage
 from actors.intervals import Interval, seconds
 from actors.process import CHILD, ChildFault
 from actors.video import Row, VideoConfig
+from pipelines.progress import Ticker
 from pipelines.store import Store
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def _lack(film: Row, interval: Interval, count: int) -> tuple[str, str]:
 def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     """The film's own row, and how many frames were written."""
     there, written = set(plan.there), 0
-    told = time.monotonic()
+    ticker = Ticker()
     limits = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
     nothing: Row = {"frames": [0] * len(plan.intervals), "files": {}, "damaged": 0}
     fault: Exception | None = None
@@ -180,8 +181,7 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
                     storage.write_bytes(store.uri(row["name"]), row["jpeg"])
                     there.add(row["name"])
                     written += 1
-                    if time.monotonic() - told > 10:
-                        told = time.monotonic()
+                    if ticker.due():
                         log.info("%d frames written", written)
             except ChildFault as error:
                 fault = error

@@ -21,6 +21,7 @@ from actors import storage
 from actors.characters import FeatureExtractor
 from actors.stage import Batch, Stage
 from pipelines.comics import ComicsConfig
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.sequences import Instance
 from pipelines.store import Store
@@ -108,13 +109,11 @@ def _extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]
     )
     write: Any = partial(write_features, store=store, folder=backbone.folder)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
-    count, started = 0, time.monotonic()
-    told = started
+    count, ticker = 0, Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         count += int(counts["instances"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("features of %d of %d instances, %.0f a second", count, len(instances), count / (told - started))
+        if ticker.due():
+            log.info("features of %d of %d instances, %.0f a second", count, len(instances), ticker.rate(count))
 
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:

@@ -31,6 +31,7 @@ from actors.images import Shape, read_images
 from actors.stage import Batch, Stage
 from pipelines.identification import IDENTITY, IMAGE, LOSS, class_of, stem, write_results
 from pipelines.pictures import Picture, find_pictures
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -214,14 +215,13 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
     rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
     write: Any = partial(write_vectors, store=Store(config.root), model=model_of(config))
     failed: dict[str, tuple[str, str]] = {}
-    done, told = 0, time.monotonic()
+    done, ticker = 0, Ticker()
     for batch in rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None):
         done += len(batch["uri"])
         for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
             if code:
                 failed[uri] = code, message
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if ticker.due():
             log.info("%d of %d images embedded", done, len(pictures))
     return failed
 

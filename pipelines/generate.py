@@ -8,7 +8,6 @@ already are not drawn again.
 import io
 import itertools
 import logging
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from actors.diffusion import DiffusionConfig, check_diffusion, check_size, embed
 from actors.identity import Identity, Unets
 from actors.stage import Batch, Stage
 from pipelines.movie_characters import Learnt, find_learnt
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_actors, set_context
 from pipelines.store import Store
 
@@ -163,13 +163,12 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
             batch_size=config.diffusion.batch_size,
             **ray_actors(stages["diffusion"]),
         )
-        told = time.monotonic()
+        ticker = Ticker()
         for count, row in enumerate(rows.iter_rows(), 1):
             if row["error"]:
                 name = plan.todo[row["number"]].file
                 bad.append({"picture": name, "code": row["error"], "message": row["message"]})
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
+            if ticker.due():
                 log.info("%d of %d pictures drawn", count, len(plan.todo))
     Store(config.output_folder).replace_table("rejected", [pa.Table.from_pylist(bad, REJECTED)])
     return Counter(row["code"] for row in bad)

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,7 @@ from actors.stage import Batch, Stage
 from pipelines.identification import IMAGE, RESULTS, SUFFIX, write_csv
 from pipelines.movie_characters import Learnt, by_class, find_learnt
 from pipelines.pictures import Picture, find_pictures
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -284,11 +284,10 @@ def _ask(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
     names = [one.name for one in plan.identities]
     write: Any = partial(write_answers, root=_store(config).root, identities=names, questions=plan.questions)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    done, told = 0, time.monotonic()
+    done, ticker = 0, Ticker()
     for row in rows.iter_rows():
         done += row["pictures"]
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if ticker.due():
             log.info("%d of %d pictures asked about", done, len(todo))
         yield from json.loads(row["bad"])
 

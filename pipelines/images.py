@@ -9,7 +9,6 @@ gather driver   N -> 1: a film's array, once all of its images are there
 import io
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from actors.process import CHILD, ChildFault
 from actors.shots import ShotsConfig
 from actors.stage import Batch, Stage
 from actors.video import Row, VideoConfig
+from pipelines.progress import Ticker
 from pipelines.resources import in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -273,7 +273,7 @@ def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
 
     FILM.json holds `images` (names of the rows), `start_s` of shots, and how often each code was `rejected`.
     """
-    started = told = time.monotonic()
+    ticker = Ticker()
     done = rows = 0
     for film in films:
         if len(film.names):
@@ -286,9 +286,8 @@ def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
         about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes)}
         store.write_json(about, "features", f"{film.film}.json")
         done, rows = done + 1, rows + len(film.names)
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("%d of %d films, %d images, %.0f a second", done, total, rows, rows / (told - started))
+        if ticker.due():
+            log.info("%d of %d films, %d images, %.0f a second", done, total, rows, ticker.rate(rows))
 
 
 def read_about(store: Store, films: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ read   task    1 -> N: the pairs of some series, from pairs/
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from actors import storage
 from actors.crops import Kind, crop_name, decode, prepare
 from actors.stage import Batch, Stage
 from pipelines.comic_characters import CROPS
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.store import Store
 
@@ -163,13 +163,11 @@ def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
     tables = pair_tables(todo, PAIRS_A_PART)
     work: Any = partial(prepare_pairs, store=store, sizes=config.backbone.sizes())
     rows = ray.data.from_arrow(tables).map_batches(work, batch_size=None, batch_format="pyarrow", **ray_task(stage))
-    count, started = 0, time.monotonic()
-    told = started
+    count, ticker = 0, Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         count += int(counts["pairs"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("%d of %d pairs decoded, %.0f a second", count, len(todo), count / (told - started))
+        if ticker.due():
+            log.info("%d of %d pairs decoded, %.0f a second", count, len(todo), ticker.rate(count))
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:

@@ -38,6 +38,7 @@ from actors.stage import Batch, Stage
 from actors.video import Row
 from pipelines.curation import CAPTIONS, CurationConfig
 from pipelines.frames import frames_of
+from pipelines.progress import Ticker
 from pipelines.resources import actor_retries, fitted, ray_task
 from pipelines.rows import captions
 from pipelines.store import Store
@@ -116,7 +117,7 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     done = Recaptioned(left=len(todo))
     if not todo:
         return done
-    store, told, faults = Store(config.output), started, 0
+    store, ticker, faults = Store(config.output), Ticker(), 0
     local = config.captions.by == "transformers"
     with closing((_by_model if local else _by_service)(config, todo, store)) as answers:
         for answer in answers:
@@ -132,8 +133,7 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
                     f"{GIVE_UP} scenes in a row failed by the service's fault ({answer.message}): run the same command "
                     "again when it is well; `retry` asks for these again"
                 )
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
+            if ticker.due():
                 log.info("%d captions, %d failed, %d left", done.captioned, done.failed, done.left)
     done.usd = round(_usd(config.captions, done.tokens_in, done.tokens_out), 4)
     _gather(store)

@@ -28,6 +28,7 @@ from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row, film_row, scene_row
 from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -58,14 +59,13 @@ def score(config: CurationConfig, remote: bool) -> Progress:
     rows = _todo(config, stages)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
-    progress, started, told = Progress(), time.monotonic(), time.monotonic()
+    progress, started, ticker = Progress(), time.monotonic(), Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         progress.films += int(counts["films"].sum())
         progress.scenes += int(counts["scenes"].sum())
         progress.failed += int(counts["failed"].sum())
         progress.seconds = time.monotonic() - started
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if ticker.due():
             log.info(
                 "%d films, %d scenes measured, %d failed, %.1f scenes/s",
                 *(progress.films, progress.scenes, progress.failed, progress.scenes / progress.seconds),

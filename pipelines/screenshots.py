@@ -30,6 +30,7 @@ from actors.process import CHILD, ChildFault
 from actors.screenshots import ScreenshotsConfig
 from actors.stage import Batch
 from actors.video import Row
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.store import Store
 
@@ -217,12 +218,11 @@ def _take(config: SampleConfig, todo: list[Row]) -> int:
     take: Any = partial(sample_films, config=replace(config, output=storage.absolute(config.output)))
     rows = films.map_batches(take, batch_size=1, **ray_task(stages["screenshots"]))
     done = taken = 0
-    told = time.monotonic()
+    ticker = Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
         done += len(counts["screenshots"])
         taken += int(counts["screenshots"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
+        if ticker.due():
             log.info("%d of %d films, %d screenshots", done, len(todo), taken)
     return taken
 

@@ -6,7 +6,6 @@ write    task     N -> 1: whole parts of features/
 """
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +28,7 @@ from actors.backbones import (
 from actors.stage import Batch, Stage
 from actors.style import FEATURES
 from actors.video import Row
+from pipelines.progress import Ticker
 from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
 
@@ -142,13 +142,11 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
         Backbone, fn_constructor_args=[backbone], batch_size=backbone.batch_size, **ray_actors(backbone)
     )
     data = data.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    done, started = 0, time.monotonic()
-    told = started
+    done, ticker = 0, Ticker()
     for counts in data.iter_batches(batch_size=None, prefetch_batches=0):
         done += int(counts["rows"].sum())
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            log.info("%d of %d pictures, %.0f a second", done, len(rows), done / (told - started))
+        if ticker.due():
+            log.info("%d of %d pictures, %.0f a second", done, len(rows), ticker.rate(done))
 
 
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:
