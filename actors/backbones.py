@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from actors import storage
-from actors.images import ImageError, Shape, open_image, squared
+from actors.images import ImageError, Shape, read_image, squared
 from actors.stage import Batch, Stage
 from actors.style import FEATURES, style
 
@@ -202,7 +202,7 @@ def read_pictures(batch: Batch, shape: Shape, views: ViewsConfig) -> Batch:
             view  int (N,), 0 the picture itself, else the number of a random view, the same whenever it is made
     Adds:   image  uint8 (N, S, S, 3) RGB; black where there is an error
             style  float32 (N, 13), FEATURES of `actors.style`; NaN where there is an error
-            error, message  str (N,): not_found, forbidden, or a code of ImageError
+            error, message  str (N,): a code of ImageError
     """
     count = len(batch["uri"])
     images = np.zeros((count, shape.size, shape.size, 3), np.uint8)
@@ -210,13 +210,9 @@ def read_pictures(batch: Batch, shape: Shape, views: ViewsConfig) -> Batch:
     errors, messages = np.full(count, "", object), np.full(count, "", object)
     for row, (uri, view) in enumerate(zip(batch["uri"].tolist(), batch["view"].tolist(), strict=True)):
         try:
-            picture = open_image(storage.read_bytes(uri), lambda *sides: max(LOOKED_AT, min(shape.scaled(*sides))))
+            picture = read_image(uri, lambda *sides: max(LOOKED_AT, min(shape.scaled(*sides))))
         except ImageError as error:
             errors[row], messages[row] = error.code, str(error)
-        except FileNotFoundError as error:
-            errors[row], messages[row] = "not_found", str(error)
-        except PermissionError as error:
-            errors[row], messages[row] = "forbidden", str(error)
         else:
             images[row] = squared(picture, shape)
             if view:

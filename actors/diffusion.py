@@ -6,7 +6,6 @@ names the character (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Cl
 the same latent, timesteps and noise.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from PIL import Image, ImageOps
+from PIL import Image
 
 from actors import storage
 from actors.stage import Stage
@@ -237,28 +236,6 @@ def tokens(texts: Texts, prompt: str) -> "torch.Tensor":
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
-
-
-class BadPicture(ValueError):
-    """A picture that cannot be used; `code` says why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def read_picture(uri: str) -> Image.Image:
-    """A picture in RGB, upright; raises BadPicture with the code `missing` or `unreadable`."""
-    try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as found:
-            return ImageOps.exif_transpose(found).convert("RGB")
-    except FileNotFoundError as error:
-        raise BadPicture("missing", f"no file {uri}") from error
-    # Pillow tells damage by errors of several kinds.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, PermissionError | ConnectionError):
-            raise
-        raise BadPicture("unreadable", f"{uri}: {error}") from error
 
 
 def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

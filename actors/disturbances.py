@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from actors import storage
+from actors.images import ImageError, read_image
 from actors.stage import Batch
 
 GREY = 128
@@ -63,21 +64,16 @@ def disturb_files(batch: Batch) -> Batch:
 
     Reads:  uri, target  str (N,): from where to where
             filter  str (N,), of FILTERS; strength  float (N,); seed  int (N,)
-    Adds:   error  str (N,): "" where it was written, else not_found, forbidden or broken_image; message
+    Adds:   error  str (N,): "" where it was written, else a code of ImageError; message
     """
     errors, messages = [], []
     names = ("uri", "target", "filter", "strength", "seed")
     for uri, target, name, strength, seed in zip(*(batch[column].tolist() for column in names), strict=True):
         code, message = "", ""
         try:
-            opened = Image.open(io.BytesIO(storage.read_bytes(uri)))
-            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-        except FileNotFoundError as error:
-            code, message = "not_found", str(error)
-        except PermissionError as error:
-            code, message = "forbidden", str(error)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            code, message = "broken_image", str(error)
+            image = np.asarray(read_image(uri))
+        except ImageError as error:
+            code, message = error.code, str(error)
         else:
             # Each image has a place of its own for what covers it, whatever else is in the list.
             own = int.from_bytes(hashlib.sha256(f"{seed}\0{uri.rpartition('/')[2]}".encode()).digest()[:8])

@@ -5,15 +5,13 @@ Faces are found by histograms of oriented gradients, turned upright by five land
 """
 
 import importlib.util
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from actors import storage
+from actors.images import ImageError, read_image
 from actors.stage import Batch, Stage
 
 WIDTH = 128
@@ -50,7 +48,7 @@ class FaceEmbedder:
     Reads:  uri  str (N,), where the image is
             error, message  str (N,); rows with an error are left out
     Adds:   vector  float16 (N, 128), each of length 1; NaN where there is an error
-            error  no_face, or why the image could not be read: not_found, forbidden, broken_image
+            error  no_face, or a code of ImageError
     """
 
     def __init__(self, config: FacesConfig) -> None:
@@ -76,12 +74,8 @@ class FaceEmbedder:
                 vectors[row] = self._vector(_read(str(uri), self._config.max_side))
             except _NoFaceError:
                 errors[row], messages[row] = "no_face", "no face was found"
-            except FileNotFoundError as error:
-                errors[row], messages[row] = "not_found", str(error)
-            except PermissionError as error:
-                errors[row], messages[row] = "forbidden", str(error)
-            except (OSError, SyntaxError, ValueError) as error:
-                errors[row], messages[row] = "broken_image", str(error)
+            except ImageError as error:
+                errors[row], messages[row] = error.code, str(error)
         return {**batch, "vector": vectors, "error": errors.astype(str), "message": messages.astype(str)}
 
     def _vector(self, image: np.ndarray) -> np.ndarray:
@@ -99,6 +93,6 @@ class _NoFaceError(Exception):
 
 def _read(uri: str, max_side: int) -> np.ndarray:
     """An image upright, uint8 (H, W, 3) RGB, of at most that side."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(storage.read_bytes(uri)))).convert("RGB")
+    image = read_image(uri)
     image.thumbnail((max_side, max_side))
     return np.asarray(image)

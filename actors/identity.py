@@ -18,7 +18,6 @@ from scipy import stats
 
 from actors.diffusion import (
     TRAIN_TIMESTEPS,
-    BadPicture,
     DiffusionConfig,
     Loss,
     StableDiffusion,
@@ -31,10 +30,10 @@ from actors.diffusion import (
     latent_shape,
     load_diffusion,
     noise_losses,
-    read_picture,
     staged_bank,
     with_unet,
 )
+from actors.images import ImageError, read_image
 from actors.stage import Batch
 
 
@@ -249,7 +248,7 @@ class DiffusionIdentifier:
     Reads:  image    str (N,), where the picture is
             missing  object array (N,), each int (M,): numbers of the identities to be asked for
     Adds:   losses   object array (N,), each float32 (K, P): of K identities on P pairs, NaN where none was spent
-            error    str (N,), "" where the row is sound, else a code: missing, unreadable; message says more
+            error    str (N,), "" where the row is sound, else a code of ImageError; message says more
     """
 
     def __init__(
@@ -275,9 +274,9 @@ class DiffusionIdentifier:
         pixels, errors = [], []
         for uri in batch["image"]:
             try:
-                pixels.append(crop(read_picture(str(uri)), self._question.height, self._question.width))
+                pixels.append(crop(read_image(str(uri)), self._question.height, self._question.width))
                 errors.append(("", ""))
-            except BadPicture as bad:
+            except ImageError as bad:
                 errors.append((bad.code, str(bad)))
         sound = [number for number, (code, _) in enumerate(errors) if not code]
         losses = np.empty(len(errors), object)

@@ -31,7 +31,10 @@ READERS = 8
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; `code` is its error code: empty_file, not_an_image, broken_image or too_large."""
+    """An image that cannot be read.
+
+    `code` is its error code: not_found, forbidden, empty_file, not_an_image, broken_image or too_large.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -77,10 +80,24 @@ def decode(data: bytes, shape: Shape) -> np.ndarray:
     return squared(open_image(data, lambda *sides: min(shape.scaled(*sides))), shape)
 
 
-def open_image(data: bytes, short: Callable[[int, int], int]) -> Image.Image:
+def read_image(uri: str, short: Callable[[int, int], int] = min) -> Image.Image:
+    """An image file, a path or s3://, as `open_image` opens it; raises ImageError."""
+    return open_image(_bytes(uri), short)
+
+
+def _bytes(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise ImageError("not_found", str(error)) from error
+    except PermissionError as error:
+        raise ImageError("forbidden", str(error)) from error
+
+
+def open_image(data: bytes, short: Callable[[int, int], int] = min) -> Image.Image:
     """An image file of any kind as RGB, upright; raises ImageError.
 
-    short: what the short side must have at least, in pixels, of an image of this width and height.
+    short: what the short side must have at least, in pixels, of an image of this width and height; by default all.
     """
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
@@ -128,20 +145,16 @@ def read_images(batch: Batch, shape: Shape) -> Batch:
     Reads:  uri  str (N,); "" where there is none
             error, message  str (N,): rows with an error are left as they are
     Adds:   image  uint8 (N, size, size, 3) RGB; black where there is none
-            error  not_found, forbidden, or a code of ImageError
+            error  a code of ImageError
     """
     images = np.zeros((len(batch["uri"]), shape.size, shape.size, 3), np.uint8)
     errors, messages = batch["error"].astype(object), batch["message"].astype(object)
 
     def read(row: int) -> None:
         try:
-            images[row] = decode(storage.read_bytes(batch["uri"][row]), shape)
+            images[row] = decode(_bytes(batch["uri"][row]), shape)
         except ImageError as error:
             errors[row], messages[row] = error.code, str(error)
-        except FileNotFoundError as error:
-            errors[row], messages[row] = "not_found", str(error)
-        except PermissionError as error:
-            errors[row], messages[row] = "forbidden", str(error)
 
     wanted = [row for row, uri in enumerate(batch["uri"]) if uri and not errors[row]]
     with ThreadPoolExecutor(READERS) as threads:

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from actors import storage
 from actors.diffusion import (
     TRAIN_TIMESTEPS,
-    BadPicture,
     DiffusionConfig,
     StableDiffusion,
     Texts,
@@ -46,9 +45,9 @@ from actors.diffusion import (
     load_diffusion,
     load_texts,
     predict_noise,
-    read_picture,
     tokens,
 )
+from actors.images import ImageError, read_image
 from actors.stage import Batch, Stage
 from pipelines.identification import class_of, stem
 from pipelines.movie_characters import (
@@ -278,7 +277,7 @@ class Personaliser:
     """Learn identities and write their folders.
 
     Reads:  number  int (N,), of the tasks
-    Adds:   error   str (N,), "" where it was learnt, else a code: missing, unreadable, diverged; message says more
+    Adds:   error   str (N,), "" where it was learnt, else diverged or a code of ImageError; message says more
     """
 
     def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task]) -> None:
@@ -309,7 +308,7 @@ class Personaliser:
             try:
                 self.learn(self._tasks[int(number)])
                 errors.append(("", ""))
-            except BadPicture as bad:
+            except ImageError as bad:
                 errors.append((bad.code, str(bad)))
             except NotFinite as bad:
                 errors.append(("diverged", str(bad)))
@@ -345,7 +344,7 @@ class Personaliser:
             if not self._config.center_crop:
                 drawn = np.random.default_rng([self._config.seed, zlib.crc32(picture.name.encode())])
                 at = (float(drawn.random()), float(drawn.random()))
-            pixels = crop(read_picture(picture.uri), size, size, at)
+            pixels = crop(read_image(picture.uri), size, size, at)
             found.append(encode_pictures(self._model, pixels[None]))
         return torch.cat(found).clone()
 

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from actors import diffusion
 from actors.diffusion import (
-    BadPicture,
     DiffusionConfig,
     StableDiffusion,
     check_diffusion,
@@ -26,10 +25,10 @@ from actors.diffusion import (
     load_texts,
     noise_losses,
     noise_schedule,
-    read_picture,
     staged_bank,
 )
 from actors.identity import DiffusionIdentifier, Identity, QuestionConfig, StagesConfig, decide
+from actors.images import read_image
 from tests import tiny_models
 
 CONFIG = DiffusionConfig(evaluations_per_call=7)
@@ -92,7 +91,7 @@ def test_the_full_loss_is_that_of_a_loop_over_identities_and_timesteps(
 ) -> None:
     found = asked(pictures[:2], sd_folder, question(), identities(3))
     for uri, losses in zip(pictures, found, strict=False):
-        pixels = crop(read_picture(uri), 16, 16)
+        pixels = crop(read_image(uri), 16, 16)
         expected = [by_hand(model, pixels, condition, 5) for condition in conditions(3)]
         assert losses == pytest.approx(np.array(expected), rel=2e-4)
         assert decide(losses).losses == pytest.approx(np.mean(expected, 1), rel=2e-4)
@@ -137,7 +136,7 @@ def test_a_picture_that_cannot_be_read_is_a_row_with_a_code(
     missing[:] = [np.arange(2)] * 3
     actor = DiffusionIdentifier(sd_folder, CONFIG, question(num_inference_steps=2), identities(2))
     out = actor({"image": np.array(uris, object), "missing": missing})
-    assert out["error"].tolist() == ["unreadable", "", "missing"]
+    assert out["error"].tolist() == ["broken_image", "", "not_found"]
     assert [losses.shape for losses in out["losses"]] == [(2, 0), (2, 2), (2, 0)]
     assert "none.png" in out["message"][2]
 
@@ -218,20 +217,6 @@ def test_a_picture_is_scaled_to_cover_and_cut_in_the_middle() -> None:
     assert (crop(Image.fromarray(wide), 8, 8) > 200).mean() > 0.9
     assert crop(Image.fromarray(wide), 8, 8, (0, 0)).max() < 50
     assert crop(Image.fromarray(wide.transpose(1, 0, 2).copy()), 16, 8).shape == (16, 8, 3)
-
-
-def test_a_picture_is_read_upright(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 2))
-    exif = picture.getexif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(str(tmp_path / "a.jpg")).size == (2, 4)
-    with pytest.raises(BadPicture, match=r"no file .*b\.jpg"):
-        read_picture(str(tmp_path / "b.jpg"))
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(BadPicture) as told:
-        read_picture(str(tmp_path / "text.jpg"))
-    assert told.value.code == "unreadable"
 
 
 def test_prompts_differ_and_are_cut_at_what_the_encoder_reads(sd_folder: str) -> None:

@@ -60,5 +60,5 @@ def test_files_are_written_or_say_why_not(tmp_path: Path):
         "strength": np.array([0.5] * 3),
         "seed": np.array([0] * 3),
     }
-    assert filters.disturb_files(batch)["error"].tolist() == ["", "broken_image", "not_found"]
+    assert filters.disturb_files(batch)["error"].tolist() == ["", "not_an_image", "not_found"]
     assert np.array_equal(np.asarray(Image.open(f"{uris[0]}.out.png")), filters.dark(PHOTO, 0.5, 0))

@@ -42,7 +42,7 @@ def test_what_has_no_face_or_cannot_be_read_says_so(embedder: FaceEmbedder, tmp_
     Image.fromarray(data.coffee()[:200, :200]).save(tmp_path / "cup.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     found = embedder(batch(tmp_path / "cup.png", tmp_path / "broken.jpg", tmp_path / "none.jpg"))
-    assert found["error"].tolist() == ["no_face", "broken_image", "not_found"]
+    assert found["error"].tolist() == ["no_face", "not_an_image", "not_found"]
     assert np.isnan(found["vector"]).all()
 
 

@@ -47,7 +47,7 @@ def test_compare_runs_models_through_filters(tmp_path: Path, clip_folder: str, r
     assert "input: 3 images" in told and "6 identifications" in told
     assert not (tmp_path / "out").exists()
     told = run("compare", *settings).stdout
-    assert "3 rows = 2 done + 1 rejected\nrejected: broken_image 1" in told
+    assert "3 rows = 2 done + 1 rejected\nrejected: not_an_image 1" in told
     table = pd.read_csv(tmp_path / "out" / "accuracy.csv").set_index(["model", "filter"])
     # Of three images one is broken; in red light Green is Red.
     assert table.accuracy["near", "none"] == pytest.approx(2 / 3)
@@ -57,7 +57,7 @@ def test_compare_runs_models_through_filters(tmp_path: Path, clip_folder: str, r
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "McNemar" in page and "robustness" not in page
     record = json.loads((tmp_path / "out" / "runs" / "compare.json").read_text())
-    assert record["rows"] == {"in": 3, "out": 2, "rejected": {"broken_image": 1}}
+    assert record["rows"] == {"in": 3, "out": 2, "rejected": {"not_an_image": 1}}
 
 
 def test_settings_of_a_model_are_checked_before_anything_runs(tmp_path: Path):

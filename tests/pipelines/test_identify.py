@@ -134,7 +134,7 @@ def test_a_torn_part_is_asked_for_again(config: IdentifyConfig) -> None:
 
 def test_a_picture_with_an_error_has_no_answer_and_is_tried_again(config: IdentifyConfig) -> None:
     plan = plan_identify(config)
-    answer(config, plan, ["Ann_8.png"], np.zeros((1, 3, 0), np.float32), ["unreadable"])
+    answer(config, plan, ["Ann_8.png"], np.zeros((1, 3, 0), np.float32), ["not_an_image"])
     assert len(plan_identify(config).missing) == 3
 
 

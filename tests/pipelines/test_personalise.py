@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch.nn import functional
 
-from actors.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule, read_picture
+from actors.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule
+from actors.images import read_image
 from pipelines import personalise as module
 from pipelines.movie_characters import LORA, OPTIMIZED, TARGET, find_learnt
 from pipelines.personalise import DONE, PersonaliseConfig, Personaliser, plan_personalise
@@ -66,7 +67,7 @@ def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces:
     config = replace(config, input_image=str(faces / "Anna_1.png"), max_train_steps=0, gradient_accumulation_steps=2)
     assert learn(config) == [""]
     model = Personaliser(config, [])._model
-    pixels = crop(read_picture(str(faces / "Anna_1.png")), 16, 16)[None]
+    pixels = crop(read_image(str(faces / "Anna_1.png")), 16, 16)[None]
     z = encode_pictures(model, pixels).clone()
     start = embed_prompt(load_texts(sd_folder, None), "a photo of Anna").clone()
     found = start.clone().requires_grad_()
@@ -203,10 +204,10 @@ def test_a_bad_picture_costs_its_identity_and_a_diverging_one_too(config: Person
     Image.new("RGB", (20, 20), "red").save(pictures / "Bob_2.png")
     (pictures / "Bob_1.jpg").write_text("no picture")
     quick = replace(config, input_image=str(pictures), max_train_steps=1)
-    assert learn(quick) == ["unreadable", ""]
+    assert learn(quick) == ["not_an_image", ""]
     assert [task.name for task in plan_personalise(quick).todo] == ["Bob_1"]
     wild = replace(quick, learning_rate=1e30, max_train_steps=4, method="imagic", output_dir=str(tmp_path / "wild"))
-    assert learn(wild) == ["unreadable", "diverged"]
+    assert learn(wild) == ["not_an_image", "diverged"]
 
 
 @pytest.mark.parametrize(
