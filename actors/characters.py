@@ -1,5 +1,6 @@
 """The ResNet that faces and bodies share, frozen once it is trained, and the head that makes one vector of both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,7 +89,7 @@ class Head(nn.Module):
 
     def __init__(self, config: HeadConfig, features: int) -> None:
         super().__init__()
-        self.fusion = config.fusion
+        self.features, self.fusion = features, config.fusion
         self.padding = nn.Parameter(torch.randn(2, features) * 0.02) if config.padding == "learned" else None
         if config.fusion == "weighted":
             self.weights = nn.Parameter(torch.zeros(2))
@@ -118,6 +119,50 @@ class Head(nn.Module):
             case _:
                 found, _ = self.attention(parts[:, :1], parts, parts, key_padding_mask=~seen, need_weights=False)
                 return parts[:, 0] + found[:, 0]
+
+
+Parts = tuple[np.ndarray | None, np.ndarray | None]
+"""Features of a face and of a body, float32 (F,), None where there is none."""
+
+
+def stacked(features: Sequence[Parts], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Faces and bodies float32 (N, F), zeros where there is none, and bool (N, 2) whether there is one."""
+    parts = np.zeros((2, len(features), width), np.float32)
+    there = np.zeros((len(features), 2), bool)
+    for row, pair in enumerate(features):
+        for part, vector in enumerate(pair):
+            if vector is not None:
+                parts[part, row], there[row, part] = vector, True
+    return parts[0], parts[1], there
+
+
+def load_head(config: HeadConfig, features: int, weights: bytes) -> Head:
+    """A head with weights, in evaluation mode. Raises ValueError where they are those of another one."""
+    head = Head(config, features)
+    try:
+        head.load_state_dict(load(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"these weights are not those of a head of {config}: {error}") from error
+    return head.eval().requires_grad_(False)
+
+
+def embed(head: Head, features: Sequence[Parts]) -> np.ndarray:
+    """Vectors float32 (N, D) of length 1, of the features of N instances."""
+    with torch.inference_mode():
+        return head(*map(torch.from_numpy, stacked(features, head.features))).numpy()
+
+
+@dataclass(frozen=True)
+class EmbedConfig(Stage):
+    """How the head is applied to features."""
+
+    batch_size: int = 512
+    """Instances of one part, and of one call."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1 or self.num_gpus:
+            raise ValueError(f"workers starts at 1, and num_gpus is 0, since a head needs none: {self}")
 
 
 @dataclass(frozen=True)
@@ -198,3 +243,25 @@ class FeatureExtractor:
         pixels = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         with torch.inference_mode():
             return self.network(pixels.to(self._dtype, memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+class InstanceEmbedder:
+    """One vector for each instance, by the head.
+
+    Reads:  face_features, body_features  object (N,), float32 (F,), None where there is no such part
+            error  str (N,); rows with an error are left out
+    Adds:   vector  object (N,), float32 (D,) of length 1, None where there is an error
+    Drops:  face_features, body_features
+    """
+
+    def __init__(self, config: EmbedConfig, head: HeadConfig, features: int, weights: bytes) -> None:
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._head = load_head(head, features, weights)
+
+    def __call__(self, batch: Batch) -> Batch:
+        sound = np.flatnonzero(batch["error"] == "").tolist()
+        features = [(batch["face_features"][row], batch["body_features"][row]) for row in sound]
+        vectors = np.full(len(batch["error"]), None, object)
+        for row, vector in zip(sound, embed(self._head, features), strict=True):
+            vectors[row] = vector
+        return {**{name: batch[name] for name in batch if not name.endswith("_features")}, "vector": vectors}

@@ -95,6 +95,31 @@ def fine_tune(settings: Settings = None, dry_run: job.DryRun = False, max_reject
         print(f"weights: {uri(config.fine_tune.folder, 'model.safetensors')}")
 
 
+@app.command()
+def embed(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Give each face with its body one vector. The same command after a kill embeds only what is missing."""
+    with job.exit_codes():
+        from pipelines import features, instances
+
+        config = job.load(ComicsConfig, settings or [])
+        if dry_run:
+            plan = instances.plan_embedding(config)
+            facts = [
+                f"input: {sum(map(len, plan.parts))} instances; backbone {plan.backbone.weights}",
+                f"to do: features of {len(plan.features)} instances, vectors of {sum(map(len, plan.todo))}",
+            ]
+            stages = zip(features.stages_of(config), instances.stages_of(config), strict=True)
+            pools, tasks = (first | second for first, second in stages)
+            uri = Store(config.output).uri
+            names = [plan.backbone.folder, "embeddings", "rejected/embed", "runs/embed.json"]
+            job.tell_plan(config, facts, pools, tasks, {name: uri(name) for name in names})
+            return
+        with job.recorded("embed", config, config.output, max_rejected) as record:
+            plan = instances.plan_embedding(config)
+            with job.ray_session():
+                record |= instances.embed(config, plan)
+
+
 def _tell_training(best: dict[str, float], trained: Trained) -> None:
     values = ", ".join(f"{name} {value:.3g}" for name, value in best.items())
     begin = f", continued after epoch {trained.resumed_from}" if trained.resumed_from else ""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actors.characters import BackboneConfig, FeaturesConfig, HeadConfig
+from actors.characters import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.crops import CropConfig
 from actors.stage import Stage
 from pipelines.training import TrainingConfig
@@ -130,3 +130,5 @@ class ComicsConfig:
     """The backbone, frozen, applied to crops."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     """Stage 2."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """The head applied to what the backbone sees."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -69,20 +69,33 @@ def find_backbone(config: ComicsConfig) -> Backbone:
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 
 
+def located(store: Store, folder: str) -> dict[Instance, tuple[str, bool]]:
+    """In which part the features of each instance lie, and whether they are sound."""
+    found: dict[Instance, tuple[str, bool]] = {}
+    for name in store.parts(folder):
+        table = store.read_part(folder, name, [*KEY, "error"])
+        for row in table.to_pylist() if table is not None else ():
+            instance, sound = as_instance(row), row["error"] == ""
+            # Of one that was tried again the row without an error counts.
+            if sound or instance not in found:
+                found[instance] = name, sound
+    return found
+
+
 def without_features(store: Store, folder: str, instances: Iterable[Instance]) -> list[Instance]:
     """Those that have no features there, or none that are sound."""
-    done: set[Instance] = set()
-    for part in store.read_parts(folder, REJECTED_INSTANCES.names):
-        done.update(_instance(row) for row in part.to_pylist() if row["error"] == "")
-    return sorted(set(instances) - done, key=_order)
+    found = located(store, folder)
+    return ordered(one for one in set(instances) if not found.get(one, ("", False))[1])
 
 
-def _instance(row: dict[str, Any]) -> Instance:
+def ordered(instances: Iterable[Instance]) -> list[Instance]:
+    """By series, page, face and body, what has none first."""
+    return sorted(instances, key=lambda one: tuple(-1 if part is None else part for part in one))
+
+
+def as_instance(row: Mapping[Any, Any]) -> Instance:
+    """The instance of a row with the columns of KEY."""
     return row["series_id"], row["page_id"], row["face"], row["body"]
-
-
-def _order(instance: Instance) -> tuple[Any, ...]:
-    return tuple(-1 if part is None else part for part in instance)
 
 
 def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> dict[str, Any]:
@@ -129,7 +142,7 @@ def write_features(batch: Batch, store: Store, folder: str) -> Batch:
             row[kind] = None if np.isnan(row[kind]) else int(row[kind])
         if row["error"]:
             row |= {"face_features": None, "body_features": None}
-    names = ["/".join(map(str, _instance(row))) for row in rows]
+    names = ["/".join(map(str, as_instance(row))) for row in rows]
     store.write_part(folder, pa.Table.from_pylist(rows, FEATURES), names)
     return {"instances": np.array([len(rows)])}
 
@@ -140,7 +153,7 @@ def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> d
     found: dict[Instance, Features] = {}
     for part in store.read_parts(folder, FEATURES.names):
         for row in part.to_pylist():
-            instance = _instance(row)
+            instance = as_instance(row)
             if instance in wanted and (row["error"] == "" or instance not in found):
                 face, body = (
                     None if row[name] is None else np.array(row[name], np.float32)
@@ -148,14 +161,3 @@ def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> d
                 )
                 found[instance] = Features(face, body, row["error"], row["message"])
     return found
-
-
-def stacked(features: list[Features], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Faces and bodies float32 (N, F), zeros where there is none, and bool (N, 2) whether there is one."""
-    parts = np.zeros((2, len(features), width), np.float32)
-    there = np.zeros((len(features), 2), bool)
-    for row, one in enumerate(features):
-        for part, vector in enumerate((one.face, one.body)):
-            if vector is not None:
-                parts[part, row], there[row, part] = vector, True
-    return parts[0], parts[1], there

@@ -20,7 +20,7 @@ from pytorch_metric_learning import losses, miners
 from ray.data import Dataset
 from torch import Tensor, nn
 
-from actors.characters import Head, feature_size
+from actors.characters import Head, feature_size, stacked
 from pipelines.comics import ComicsConfig, FineTuneConfig
 from pipelines.features import (
     REJECTED_INSTANCES,
@@ -29,7 +29,6 @@ from pipelines.features import (
     extract,
     find_backbone,
     read_features,
-    stacked,
     without_features,
 )
 from pipelines.sequences import Instance, Sequence, known_to_differ, read_sequences
@@ -99,7 +98,7 @@ def sequence_rows(
     rows = []
     for place, one in enumerate(sequences):
         kept = [i for i in range(len(one.instances)) if not features[one.instances[i]].error]
-        faces, bodies, there = stacked([features[one.instances[i]] for i in kept], width)
+        faces, bodies, there = stacked([features[one.instances[i]][:2] for i in kept], width)
         empty = longest - len(kept)
         names = {
             "character": [number("character", one.characters[i]) for i in kept],

@@ -7,8 +7,10 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from actors.characters import make_backbone
+from actors.characters import Head, HeadConfig, make_backbone
 from jobs.comic_characters import app
+from pipelines.instances import read_embeddings
+from pipelines.store import Store
 from tests.comics import write_comic
 
 
@@ -89,6 +91,32 @@ def test_fine_tune(ray_cluster: None, settings: list[str], tmp_path: Path) -> No
     run("fine-tune", *more)
     again = json.loads((tmp_path / "out/runs/fine-tune.json").read_text())
     assert again["stages"]["features"]["rows"] == 1 and again["best"] == record["best"]
+
+
+def save_head(output: Path) -> None:
+    """A backbone and a head with their first weights, as if they were trained."""
+    (output / "pretrain").mkdir(parents=True)
+    (output / "fine-tune").mkdir()
+    backbone = {name: tensor.contiguous() for name, tensor in make_backbone("resnet10").state_dict().items()}
+    save_file(backbone, output / "pretrain/model.safetensors")
+    save_file(Head(HeadConfig(dimensions=16), 512).state_dict(), output / "fine-tune/model.safetensors")
+
+
+def test_embed(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    save_head(output)
+    run("crop", *settings)
+    more = [*settings, TINY[0], "fine_tune.head.dimensions=16", "embed.batch_size=10"]
+    told = run("embed", *more, "--dry-run").output
+    assert "embed: 1 actors" in told and "features of 32 instances, vectors of 32" in told
+    assert not (output / "embeddings").exists()
+    next((output / "comics_crops").glob("s0/0_0/bodies/*.jpg")).write_bytes(b"torn")
+    assert "rejected: broken_crop 1" in run("embed", *more).output
+    found = read_embeddings(Store(str(output)))
+    assert found.vectors.shape == (31, 16) and len(list((output / "embeddings").iterdir())) == 4
+    run("embed", *more, "--max-rejected", 0, code=3)
+    record = json.loads((output / "runs/embed.json").read_text())
+    assert record["stages"]["features"]["rows"] == 1 and record["stages"]["embed"]["rows"] == 10
 
 
 def test_what_is_needed_is_told(settings: list[str]) -> None:
