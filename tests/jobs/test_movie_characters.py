@@ -60,7 +60,7 @@ def test_characters_are_learnt_recognised_and_drawn(
     learn += ["emb_train_steps=2", "max_train_steps=2", "lora_learning_rate=0.1", "resolution=16"]
     assert "to do: 4" in run_here(*learn, "--dry-run")
     assert not list(storage.listing(f"{place}/ids"))
-    assert "4 rows = 3 done + 1 rejected\nrejected: unreadable 1" in run_here(*learn, "--max-rejected", 0, code=3)
+    assert "4 rows = 3 done + 1 rejected\nrejected: not_an_image 1" in run_here(*learn, "--max-rejected", 0, code=3)
     (bad,) = Store(f"{place}/ids").read_parts("rejected")
     assert bad["identity"].to_pylist() == ["Bob_1"]
     written = storage.read_bytes(f"{place}/ids/Ann_1/pytorch_lora_weights.safetensors")
