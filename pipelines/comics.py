@@ -44,7 +44,7 @@ class PretrainConfig:
     dimensions: int = 128
     """Of the vectors that are compared."""
     shares: tuple[float, float, float] = (0.92, 0.04, 0.04)
-    """Of series, not pairs: to train on, to validate, to test."""
+    """Of series, not pairs: to train on, to validate, to test; those of the labels' own validation and test stay there."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """How a view may differ from its picture."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)

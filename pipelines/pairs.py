@@ -7,7 +7,7 @@ read   task    1 -> N: the pairs of some series, from pairs/
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from actors.stage import Batch, Stage
 from pipelines.comic_characters import CROPS
 from pipelines.progress import Ticker
 from pipelines.resources import fitted, ray_task, set_context
+from pipelines.sequences import read_sequences
 from pipelines.store import Store
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def plan_pretraining(config: "ComicsConfig") -> PretrainPlan:
     pairs, alone = find_pairs(store.read_table("crops", CROPS).to_pandas())
     if pairs.empty:
         raise ValueError(f"{config.output} has no face and body of one character in crops/: `crop` makes them")
-    parts = split_series(pairs.series_id, config.pretrain.shares, config.pretrain.training.seed)
+    parts = split_series(
+        pairs.series_id, config.pretrain.shares, config.pretrain.training.seed, held_out(config.labels)
+    )
     count, least = int((pairs.series_id.map(parts) == "train").sum()), config.pretrain.training.batch_size
     if count < least:
         raise ValueError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}: lower it")
@@ -104,8 +107,22 @@ def find_pairs(crops: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return pairs.sort_values(KEY, ignore_index=True), len(sound) - 2 * len(pairs)
 
 
-def split_series(series: Iterable[str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
+def held_out(labels: str) -> dict[str, str]:
+    """Series that the label files validate and test by, with their part: what has been seen proves nothing."""
+    found = {}
+    for split, part in (("validation", "valid"), ("test", "test")):
+        uri = Store(labels).uri(f"{split}_sequences.json")
+        if labels and storage.exists(uri):
+            found |= {one.series: part for one in read_sequences(uri) if one.series}
+    return found
+
+
+def split_series(
+    series: Iterable[str], shares: tuple[float, float, float], seed: int, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Deal series out to PARTS, each of which gets one at least; a series that comes later moves few others.
+
+    `known` names series whose part is told; others are then not dealt to a part that has some of these.
 
     Raises ValueError where there are fewer than three.
     """
@@ -116,9 +133,15 @@ def split_series(series: Iterable[str], shares: tuple[float, float, float], seed
     names = sorted(set(series), key=place)
     if len(names) < len(PARTS):
         raise ValueError(f"{len(names)} series cannot be split into {', '.join(PARTS)}: three are needed")
-    valid, test = (max(1, round(len(names) * share / sum(shares))) for share in shares[1:])
-    kinds = ["valid"] * valid + ["test"] * test
-    return dict(zip(names, kinds + ["train"] * (len(names) - len(kinds)), strict=True))
+    told = {name: part for name, part in (known or {}).items() if name in names}
+    kinds = []
+    for part, share in zip(PARTS[1:], shares[1:], strict=True):
+        if part not in told.values():
+            kinds += [part] * max(1, round(len(names) * share / sum(shares)))
+    rest = [name for name in names if name not in told]
+    if len(rest) <= len(kinds):
+        raise ValueError(f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on")
+    return told | dict(zip(rest, kinds + ["train"] * (len(rest) - len(kinds)), strict=True))
 
 
 def prepared(store: Store) -> pd.DataFrame:

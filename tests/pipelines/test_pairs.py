@@ -66,6 +66,16 @@ def test_series_are_dealt_out_by_share_and_stay_where_they_are() -> None:
         split_series("ab", (0.92, 0.04, 0.04), 0)
 
 
+def test_series_that_are_labelled_for_tests_are_not_trained_on() -> None:
+    names = [f"series {n}" for n in range(100)]
+    known = {"series 7": "test", "series 8": "test", "of nobody": "test"}
+    parts = split_series(names, (0.92, 0.04, 0.04), 0, known)
+    assert Counter(parts.values()) == {"train": 94, "valid": 4, "test": 2}
+    assert parts["series 7"] == parts["series 8"] == "test" and set(parts) == set(names)
+    with pytest.raises(ValueError, match="none is left"):
+        split_series("abc", (0.92, 0.04, 0.04), 0, {"a": "test", "b": "valid", "c": "test"})
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> ComicsConfig:
     """Three series of four pairs each; of one the body is gone."""

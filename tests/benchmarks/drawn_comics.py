@@ -1,0 +1,73 @@
+"""Characters of comics learnt and told, from drawings to scores: `python -m tests.benchmarks.drawn_comics [FOLDER]`.
+
+Comics of the cast of FILMRAY_DATA are drawn, in which identities share layers, panels have two to four of them in a
+light of their own, and faces or bodies are missing at random. The verbs are run one after the other: crop, pretrain
+without labels, fine-tune on the same series, embed, assign, score on series whose identities no stage has seen.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import run as job
+from jobs.comic_characters import app
+from tests.comics import split_sequences, write_comic
+from tests.drawn import Cast, Sheets
+
+
+@dataclass(frozen=True)
+class Comics:
+    """How many are drawn."""
+
+    series: dict[str, int]
+    """By split."""
+    people: int
+    """Of each series."""
+    panels: int
+    """Of each series, in sequences of four."""
+
+
+LARGE = Comics({"train": 60, "validation": 10, "test": 30}, people=6, panels=12)
+SETTINGS = [
+    "backbone={name: resnet10, face_size: 48, body_size: 64}",
+    "pretrain.training={epochs: 24, batch_size: 64, checkpoint_s: 60}",
+]
+
+
+def draw(folder: Path, comics: Comics, cast: Cast, seed: int = 0) -> list[str]:
+    """Draw comics; returns the settings that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_comic(folder, sum(comics.series.values()), comics.panels, comics.people, cast, seed, varied=True)
+    split_sequences(folder, comics.series)
+    return [
+        f"pictures={folder / 'panels'}",
+        f"boxes={folder / 'merged_face_body.csv'}",
+        f"labels={folder}",
+        f"output={folder / 'out'}",
+    ]
+
+
+@contextmanager
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how long something takes."""
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started
+
+
+def learn(settings: list[str], verbs: list[str]) -> dict[str, float]:
+    """Run verbs one after the other; returns how many seconds each took."""
+    seconds: dict[str, float] = {}
+    with job.ray_session():
+        for verb in verbs:
+            with timed(verb, seconds):
+                app([verb, *settings], standalone_mode=False)
+    return seconds
+
+
+if __name__ == "__main__":
+    there = Path(sys.argv[1] if len(sys.argv) > 1 else "output/drawn_comics")
+    print(learn([*draw(there, LARGE, Sheets()), *SETTINGS], ["crop", "pretrain"]))
