@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from actors import storage
-from actors.crops import Kind, crop_name, decode, prepare
+from actors.crops import Kind, prepare, with_features
 from actors.stage import Batch, Stage
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -220,23 +220,9 @@ class FeatureExtractor:
         self.network = network.to(self._device, self._dtype)
 
     def __call__(self, batch: Batch) -> Batch:
-        count = len(batch["series_id"])
-        error, message = np.full(count, "", object), np.full(count, "", object)
-        added: Batch = {}
-        for kind, size in self._sizes.items():
-            pictures: dict[int, np.ndarray] = {}
-            for row in np.flatnonzero(~np.isnan(np.asarray(batch[kind], float))).tolist():
-                name = crop_name(str(batch["series_id"][row]), str(batch["page_id"][row]), kind, int(batch[kind][row]))
-                try:
-                    pictures[row] = prepare(decode(storage.read_bytes(storage.join(self._crops, name))), kind, size)
-                except (FileNotFoundError, PermissionError, ValueError) as problem:
-                    error[row] = "broken_crop" if isinstance(problem, ValueError) else "missing_crop"
-                    message[row] = str(problem)
-            added[f"{kind}_features"] = features = np.full(count, None, object)
-            if pictures:
-                for row, vector in zip(pictures, self._features(np.stack(list(pictures.values()))), strict=True):
-                    features[row] = vector
-        return {**batch, **added, "error": error, "message": message}
+        return with_features(
+            batch, self._crops, lambda crop, kind: prepare(crop, kind, self._sizes[kind]), self._features
+        )
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         """Of pictures uint8 (N, S, S, 3): float32 (N, F)."""

@@ -3,13 +3,15 @@
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from actors.stage import Stage
+from actors import storage
+from actors.stage import Batch, Stage
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
@@ -108,3 +110,40 @@ def prepare(picture: Image.Image, kind: Kind, size: int) -> np.ndarray:
     fitted = picture.resize((width, height), Image.Resampling.BILINEAR)
     square[top : top + height, left : left + width] = np.asarray(fitted)
     return square
+
+
+def with_features(
+    batch: Batch,
+    crops: str,
+    look: Callable[[Image.Image, Kind], np.ndarray],
+    see: Callable[[np.ndarray], np.ndarray],
+) -> Batch:
+    """What is seen in the face and the body of instances.
+
+    Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
+    Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
+            error, message  str (N,): missing_crop, broken_crop
+
+    Args:
+        crops: the root below which the crops lie.
+        look: makes an array of a crop, for all of a kind of one shape.
+        see: makes features (M, F) of M such arrays.
+    """
+    count = len(batch["series_id"])
+    error, message = np.full(count, "", object), np.full(count, "", object)
+    added: Batch = {}
+    kinds: tuple[Kind, Kind] = ("face", "body")
+    for kind in kinds:
+        found: dict[int, np.ndarray] = {}
+        for row in np.flatnonzero(~np.isnan(np.asarray(batch[kind], float))).tolist():
+            name = crop_name(str(batch["series_id"][row]), str(batch["page_id"][row]), kind, int(batch[kind][row]))
+            try:
+                found[row] = look(decode(storage.read_bytes(storage.join(crops, name))), kind)
+            except (FileNotFoundError, PermissionError, ValueError) as problem:
+                error[row] = "broken_crop" if isinstance(problem, ValueError) else "missing_crop"
+                message[row] = str(problem)
+        added[f"{kind}_features"] = features = np.full(count, None, object)
+        if found:
+            for row, vector in zip(found, see(np.stack(list(found.values()))), strict=True):
+                features[row] = vector
+    return {**batch, **added, "error": error, "message": message}

@@ -120,6 +120,46 @@ def embed(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: 
                 record |= instances.embed(config, plan)
 
 
+@app.command()
+def score(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Score what `embed` has made, beside what costs less. The same command after a kill trains what is missing."""
+    with job.exit_codes():
+        from jobs.comics_page import between, write_report
+        from pipelines import comic_scores
+
+        config = job.load(ComicsConfig, settings or [])
+        store = Store(config.output)
+        others = {
+            name: job.load(ComicsConfig, [*(settings or []), *own]) for name, own in config.score.ablations.items()
+        }
+        variants = {name: comic_scores.variant(config, name, other) for name, other in others.items()}
+        if dry_run:
+            plan = comic_scores.plan_scores(config)
+            todo = ", ".join(f"{name} {len(missing)}" for name, missing in plan.todo.items())
+            facts = [
+                f"input: {len(plan.instances)} instances of {config.score.split}",
+                f"to do: features of instances: {todo}",
+                *(f"ablation {name}: {', '.join(own)}" for name, own in config.score.ablations.items()),
+                *(f"not compared: {name}: {note}" for name, note in plan.notes.items()),
+            ]
+            pools = {name: source.stage for name, source in plan.sources.items()}
+            names = [f"{config.score.folder}/{name}" for name in ("scores.json", "scores.csv", "report.html")]
+            names += [*(source.folder for source in plan.sources.values()), "rejected/score", "runs/score.json"]
+            job.tell_plan(config, facts, pools, {}, {name: store.uri(name) for name in names})
+            return
+        with job.recorded("score", config, config.output, max_rejected) as record:
+            plan = comic_scores.plan_scores(config)
+            with job.ray_session():
+                told, found = comic_scores.score(config, plan, variants)
+            record |= told
+            page = write_report(Store(store.uri(config.score.folder)), found, config)
+        for name, places in found.methods.items():
+            print(f"{name}: MAP@R ×100 between series {between(places['between']['map_at_r'])}")
+        for name, note in found.notes.items():
+            print(f"{name}: not compared: {note}")
+        print(f"report: {page}")
+
+
 def _tell_training(best: dict[str, float], trained: Trained) -> None:
     values = ", ".join(f"{name} {value:.3g}" for name, value in best.items())
     begin = f", continued after epoch {trained.resumed_from}" if trained.resumed_from else ""

@@ -1,11 +1,14 @@
 """Settings of comic characters: one tree for all verbs, so that one file of settings runs them all."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from actors import backbones
 from actors.characters import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.crops import CropConfig
 from actors.stage import Stage
+from pipelines.retrieval import Rerank
 from pipelines.training import TrainingConfig
 from pipelines.views import ViewsConfig
 
@@ -44,7 +47,7 @@ class PretrainConfig:
     dimensions: int = 128
     """Of the vectors that are compared."""
     shares: tuple[float, float, float] = (0.92, 0.04, 0.04)
-    """Of series, not pairs: to train on, to validate, to test; those of the labels' own validation and test stay there."""
+    """Of series, not pairs: to train on, to validate, to test. Series of the labels' validation and test stay there."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """How a view may differ from its picture."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -106,6 +109,37 @@ class FineTuneConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """How vectors are scored, and beside what."""
+
+    folder: str = "scores"
+    """Where below the output tables, pictures and the page go."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Of which labels."""
+    parts: Literal["any", "both"] = "any"
+    """Score all instances, or only those of which both face and body are known."""
+    least: int = 5
+    """Series and sequences of fewer instances are not scored within."""
+    rerank: Rerank | None = None
+    """Also score the vectors re-ranked by shared neighbours: {} for the usual k1, k2 and weight."""
+    draws: int = 1000
+    """Of the bootstrap over series; for clusters between series at most 200."""
+    seed: int = 0
+    """Of queries, k-means, random vectors and the bootstrap."""
+    photographs: backbones.BackboneConfig = field(default_factory=backbones.BackboneConfig)
+    """The network, trained on ImageNet, that is compared with."""
+    ablations: dict[str, list[str]] = field(default_factory=dict)
+    """Trainings to compare with, each by its name and the settings in which it differs, as
+    {cat: [fine_tune.head.fusion=cat], unaligned: [pretrain.identity=false]}."""
+
+    def __post_init__(self) -> None:
+        if self.least < 2 or self.draws < 1 or self.seed < 0:
+            raise ValueError(f"least starts at 2, draws at 1, seed at 0: {self}")
+        if wrong := [name for name in self.ablations if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"ablations are named by letters, digits, '.', '_' and '-', not {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
 class ComicsConfig:
     """Settings of every verb."""
 
@@ -132,3 +166,5 @@ class ComicsConfig:
     """Stage 2."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     """The head applied to what the backbone sees."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """What all that is worth."""

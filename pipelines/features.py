@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,29 +98,58 @@ def as_instance(row: Mapping[Any, Any]) -> Instance:
     return row["series_id"], row["page_id"], row["face"], row["body"]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What makes features."""
+
+    folder: str
+    """Where they lie, below the output."""
+    actor: type
+    """As FeatureExtractor."""
+    stage: Stage
+    """Its pool."""
+    arguments: Callable[[Any], list[Any]]
+    """What the actor is made with, from the stage as it fits the cluster."""
+
+
 def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> dict[str, Any]:
+    """Compute the features of these instances by the backbone; returns rows and seconds."""
+    return extract_by(config, source_of(config, backbone), instances)
+
+
+def source_of(config: ComicsConfig, backbone: Backbone) -> Source:
+    """The backbone as a source."""
+    root = Store(config.output).root
+    return Source(
+        backbone.folder,
+        FeatureExtractor,
+        config.features,
+        lambda stage: [stage, config.backbone, backbone.weights, root],
+    )
+
+
+def extract_by(config: ComicsConfig, source: Source, instances: list[Instance]) -> dict[str, Any]:
     """Compute the features of these instances; returns rows and seconds."""
     started = time.monotonic()
     if instances:
-        _extract(config, backbone, instances)
+        _extract(config, source, instances)
     return {"rows": len(instances), "seconds": round(time.monotonic() - started, 1)}
 
 
-def _extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> None:
-    stages = fitted(*stages_of(config), config.autoscaling)
+def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) -> None:
+    stages = fitted({"features": source.stage}, {"write": WRITE}, config.autoscaling)
     set_context()
     stage: Any = stages["features"]
     table = pa.Table.from_pylist([dict(zip(KEY, one, strict=True)) for one in instances])
     # Ray would make floats of integers in those blocks only where a value is missing.
     table = table.cast(pa.schema([*_KEY[:2], ("face", pa.float64()), ("body", pa.float64())]))
-    size = config.features.batch_size
+    size = source.stage.batch_size
     blocks = [table.slice(first, size) for first in range(0, len(table), size)]
     store = Store(config.output)
-    arguments = [stage, config.backbone, backbone.weights, store.root]
     rows = ray.data.from_arrow(blocks).map_batches(
-        FeatureExtractor, fn_constructor_args=arguments, batch_size=size, **ray_actors(stage)
+        source.actor, fn_constructor_args=source.arguments(stage), batch_size=size, **ray_actors(stage)
     )
-    write: Any = partial(write_features, store=store, folder=backbone.folder)
+    write: Any = partial(write_features, store=store, folder=source.folder)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
     count, ticker = 0, Ticker()
     for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):

@@ -100,7 +100,7 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     """Find the instances and what is missing. Raises ValueError where there are none, no backbone or no head."""
     store = Store(config.output)
     backbone = find_backbone(config)
-    weights = _head_weights(config)
+    weights = head_weights(config)
     load_head(config.fine_tune.head, feature_size(config.backbone.name), weights)
     wanted = set(crop_instances(store.read_table("crops", CROPS).to_pandas()))
     for split in SPLITS:
@@ -117,7 +117,8 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     return EmbedPlan(backbone, weights, parts, todo, missing)
 
 
-def _head_weights(config: ComicsConfig) -> bytes:
+def head_weights(config: ComicsConfig) -> bytes:
+    """The head that `fine-tune` has left. Raises ValueError where there is none."""
     uri = Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
     try:
         return storage.read_bytes(uri)

@@ -140,7 +140,9 @@ def split_series(
             kinds += [part] * max(1, round(len(names) * share / sum(shares)))
     rest = [name for name in names if name not in told]
     if len(rest) <= len(kinds):
-        raise ValueError(f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on")
+        raise ValueError(
+            f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on"
+        )
     return told | dict(zip(rest, kinds + ["train"] * (len(rest) - len(kinds)), strict=True))
 
 

@@ -1,7 +1,7 @@
 """How well vectors bring together what shows one character: ranks of those that are searched for, and clusters.
 
-The scores are those of pytorch-metric-learning's AccuracyCalculator, and CMC. Each is told for every query, so that means
-can be taken over what was drawn anew. Whatever is as near as the one that is searched for stands before it.
+The scores are those of pytorch-metric-learning's AccuracyCalculator, and CMC, told for every query, so that means can
+be taken over what was drawn anew. Whatever is as near as the one that is searched for stands before it.
 """
 
 from collections import defaultdict
@@ -108,7 +108,7 @@ def _reciprocal(order: np.ndarray, k: int) -> np.ndarray:
     return near & near.T
 
 
-# ------------------------------------------------------------------------------------------------ what is searched where
+# ---------------------------------------------------------------------------------------------------- who is searched
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def labelled(sequences: Sequence[Panels], sound: set[Instance]) -> Labelled:
         for row, instance in enumerate(one.instances)
         if instance in sound
     ]
-    columns = list(zip(*rows, strict=True)) or [()] * 5
+    instances, *columns = list(zip(*rows, strict=True)) or [()] * 5
     types = (str, int, str, bool)
-    return Labelled(list(columns[0]), *(np.array(column, kind) for column, kind in zip(columns[1:], types, strict=True)))
+    return Labelled(list(instances), *(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -329,14 +329,14 @@ class Across:
     series: np.ndarray
     """Number of the series of each, int (N,)."""
 
-    def means(self, weights: np.ndarray) -> np.ndarray:
-        """RANKS and CLUSTERS (R, 13) for weights (R, S), whole numbers, how often each series counts."""
+    def cluster_means(self, weights: np.ndarray) -> np.ndarray:
+        """CLUSTERS (R, 6) for weights (R, S), whole numbers, how often each series counts."""
         found = np.full((len(weights), len(CLUSTERS)), np.nan)
         if self.clusters is not None:
             for row, often in enumerate(weights.astype(int)):
                 drawn = np.repeat(np.arange(len(self.series)), often[self.series])
                 found[row] = cluster_scores(self.labels[drawn], self.clusters[drawn])
-        return np.hstack([self.ranks.means(weights), found])
+        return found
 
 
 def score_between(rows: Labelled, search: Between, vectors: np.ndarray, seed: int, rerank: Rerank | None) -> Across:

@@ -27,7 +27,7 @@ def write_comic(
     """Write panels/<series>/<page>_<panel>.png, merged_face_body.csv and sequences.json of four panels each.
 
     Every panel has two of the people of its series; the face of every fifth is not seen, nor the body of every seventh.
-    A varied one has two to four, of several sizes and one before the other, in a light of its own, faces and bodies
+    A varied one has two to four, of several sizes, before something pale and in a light of its own, faces and bodies
     missing at random, and of some no more than what is above the hips. Returns the rows of the CSV.
     """
     cast, random = cast or Sketches(), np.random.default_rng(seed)
@@ -41,6 +41,8 @@ def write_comic(
             page = f"{panel // 4}_{panel % 4}"
             crowd = int(random.integers(2, min(people, 4) + 1)) if varied else 2
             paper = background(random, crowd * HEIGHT)[:HEIGHT]
+            if varied:
+                paper = (0.3 * paper + 0.7 * 225).astype(np.uint8)
             for place, who in enumerate(random.choice(people, crowd, replace=False).tolist()):
                 figure = cast.draw(ours[who], int(random.integers(cast.poses)))
                 scale = float(random.uniform(0.75, 1.4)) if varied else 1.0
@@ -57,7 +59,7 @@ def write_comic(
                 instance = {kind: f"{name}_{page}_{kind}_{numbers[kind]}" for kind in boxes}
                 seen.setdefault(panel // 4, {}).setdefault(who, []).append(instance)
             if varied:
-                light = random.uniform(0.6, 1.3, 3)
+                light = random.uniform(0.65, 1.25, 3)
                 paper = np.clip(paper * light, 0, 255).astype(np.uint8)
             (folder / "panels" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(paper).save(folder / "panels" / name / f"{page}.png")

@@ -119,6 +119,37 @@ def test_embed(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     assert record["stages"]["features"]["rows"] == 1 and record["stages"]["embed"]["rows"] == 10
 
 
+def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    """With a head that has learnt nothing; what cannot be compared is told as a row."""
+    output = tmp_path / "out"
+    save_head(output)
+    (tmp_path / "sequences.json").rename(tmp_path / "test_sequences.json")
+    run("crop", *settings)
+    more = [*settings, TINY[0], "fine_tune.head.dimensions=16", f"labels={tmp_path}", "score.draws=20"]
+    more += ["score.rerank={k1: 4, k2: 2}", "score.photographs={model: resnet18, weights: nowhere.safetensors}"]
+    assert "`embed` makes them" in run("score", *more, code=2).stderr
+    run("embed", *more)
+    told = run("score", *more, "score.ablations={cat: [fine_tune.head.fusion=cat]}", "--dry-run").output
+    assert "input: 32 instances of test" in told and "stage 1 0, colours 32" in told
+    assert "ablation cat: fine_tune.head.fusion=cat" in told and not (output / "scores").exists()
+    wrong = run("score", *more, "score.ablations={other: [crop.quality=9]}", code=2).stderr
+    assert "score.ablations.other: only pretrain" in wrong
+    told = run("score", *more).output
+    assert "stage 2, re-ranked: MAP@R" in told and "ImageNet resnet18: not compared: score.photographs.weights" in told
+    found = json.loads((output / "scores/scores.json").read_text())
+    assert found["facts"]["series"] == 2 and list(found["methods"])[:3] == ["random", "colours", "stage 1"]
+    faceless = sum(one[2] is None for one in read_embeddings(Store(str(output))).instances)
+    assert found["guessed"]["stage 1, only face"] == found["guessed"]["stage 2, only face"] == faceless > 0
+    value = found["methods"]["stage 1"]["within"]["bcubed_f1"]
+    assert 0 < value["low"] <= value["value"] <= value["high"] <= 1
+    rows = (output / "scores/scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + 26 * len(found["methods"]) + 1 and rows[-1].startswith("ImageNet resnet18")
+    page = (output / "scores/report.html").read_text()
+    assert "ImageNet resnet18" in page and (output / "scores/map_at_r.png").exists()
+    again = run("score", *more).output
+    assert "colours: 0 rows" in again and json.loads((output / "scores/scores.json").read_text()) == found
+
+
 def test_what_is_needed_is_told(settings: list[str]) -> None:
     assert "output: this setting is needed" in run("crop", *settings[:2], code=2).stderr
     assert "boxes: this setting is needed" in run("crop", settings[0], settings[2], code=2).stderr
