@@ -48,13 +48,13 @@ def write_report(store: Store, found: Found, config: ComicsConfig) -> str:
 
 def between(value: Value, sign: str = "") -> str:
     """A score in percent, with its interval."""
-    if value["value"] is None:
+    if np.isnan(value["value"]):
         return "–"
     return _interval(value, ("value", "low", "high"), sign)
 
 
 def _interval(value: Value, names: tuple[str, str, str], sign: str = "") -> str:
-    middle, low, high = ("–" if (x := value[name]) is None else f"{100 * x:{sign}.1f}" for name in names)
+    middle, low, high = (f"{100 * value[name]:{sign}.1f}" for name in names)
     return f"{middle} [{low}, {high}]"
 
 
@@ -64,14 +64,12 @@ def _table(found: Found, place: str, scores: tuple[str, ...], ahead: bool = Fals
         cells = [between(places[place][score]) for score in scores]
         if ahead:
             value = places[place]["map_at_r"]
-            own = name == OURS or value["ahead"] is None
-            cells.append("" if own else _interval(value, ("ahead", "ahead_low", "ahead_high"), "+"))
+            cells.append("" if name == OURS else _interval(value, ("ahead", "ahead_low", "ahead_high"), "+"))
         rows.append([name, *cells, found.guessed[name]])
     columns = [NAMES[score] for score in scores] + ([f"{OURS} ahead by, MAP@R"] if ahead else [])
     rows += [[name, *["–"] * len(columns), "–"] for name in found.notes]
-    return Table(
-        ["method", *columns, "guessed"], rows, "Guessed: instances without such a part, whose vector is random."
-    )
+    caption = "Guessed: instances without such a part, whose vector is random."
+    return Table(["method", *columns, "guessed"], rows, caption)
 
 
 def _bars_of(store: Store, found: Found) -> Section:
@@ -80,7 +78,7 @@ def _bars_of(store: Store, found: Found) -> Section:
     axes = drawing.subplots(1, len(PLACES), sharey=True)
     for axis, place in zip(axes, PLACES, strict=True):
         values, low, high = (
-            100 * np.array([found.methods[name][place]["map_at_r"][which] for name in names], float)
+            100 * np.array([found.methods[name][place]["map_at_r"][which] for name in names])
             for which in ("value", "low", "high")
         )
         around = np.nan_to_num(np.maximum(0, [values - low, high - values]))

@@ -286,8 +286,8 @@ def read_vectors(uri: str) -> dict[Instance, np.ndarray]:
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
-Value = dict[str, float | None]
-"""value, low and high, and by how much stage 2 is ahead: ahead, ahead_low, ahead_high; None where there is none."""
+Value = dict[str, float]
+"""value, low and high, and by how much stage 2 is ahead: ahead, ahead_low, ahead_high; NaN where there is none."""
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,12 @@ class Found:
     """Methods that could not be had, and why."""
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
+        """All of it as JSON values; what is no number is None."""
+        tree = asdict(self)
+        for scores in (scores for places in tree["methods"].values() for scores in places.values()):
+            for score, value in scores.items():
+                scores[score] = {name: None if np.isnan(x) else x for name, x in value.items()}
+        return tree
 
     def as_csv(self) -> bytes:
         """One row for each method, place and score; methods that could not be had with nothing but the reason."""
@@ -316,7 +320,8 @@ class Found:
         for method, places in self.methods.items():
             for place, scores in places.items():
                 for score, value in scores.items():
-                    writer.writerow([method, place, score, *(value[name] for name in names), self.guessed[method], ""])
+                    numbers = ["" if np.isnan(value[name]) else value[name] for name in names]
+                    writer.writerow([method, place, score, *numbers, self.guessed[method], ""])
         for method, note in self.notes.items():
             writer.writerow([method, *[""] * 9, note])
         return text.getvalue().encode()
@@ -428,4 +433,4 @@ def _cluster_values(across: Across, draws: int, seed: int) -> dict[str, Value]:
 
 def _value(*numbers: float) -> Value:
     names = ("value", "low", "high", "ahead", "ahead_low", "ahead_high")
-    return {name: None if np.isnan(x) else round(float(x), 6) for name, x in zip(names, numbers, strict=True)}
+    return {name: round(float(x), 6) for name, x in zip(names, numbers, strict=True)}

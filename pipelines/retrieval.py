@@ -7,6 +7,7 @@ be taken over what was drawn anew. Whatever is as near as the one that is search
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx
 import numpy as np
@@ -18,10 +19,10 @@ from pipelines.clusters import bcubed
 from pipelines.sequences import Instance, known_to_differ
 from pipelines.sequences import Sequence as Panels
 
-RANKS = ("map_at_r", "map", "mrr", "r_precision", "cmc_1", "cmc_5", "cmc_10")
+RANKS: tuple[str, ...] = ("map_at_r", "map", "mrr", "r_precision", "cmc_1", "cmc_5", "cmc_10")
 """Mean average precision at R and over all, mean reciprocal rank, precision at R; share of queries with one of their
 character among the first 1 (precision at 1), 5 and 10. R: how many of its character there are to be found."""
-CLUSTERS = ("ami", "nmi", "ari", "bcubed_precision", "bcubed_recall", "bcubed_f1")
+CLUSTERS: tuple[str, ...] = ("ami", "nmi", "ari", "bcubed_precision", "bcubed_recall", "bcubed_f1")
 """Adjusted and normalised mutual information, adjusted Rand index, and B-cubed."""
 
 
@@ -66,7 +67,8 @@ def cluster_scores(labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 def k_means(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Clusters (N,) of vectors (N, D), as many as are asked for."""
-    return KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
+    often: Any = 4
+    return KMeans(count, n_init=often, random_state=seed).fit_predict(vectors)
 
 
 def k_reciprocal(distances: np.ndarray, k1: int, k2: int, weight: float) -> np.ndarray:
@@ -238,7 +240,8 @@ def largest_known(rows: Labelled) -> list[str]:
         for second in range(first)
         if differ[np.ix_(at[first], at[second])].any()
     )
-    chosen, _ = networkx.max_weight_clique(graph, weight=None)
+    alike: Any = None
+    chosen, _ = networkx.max_weight_clique(graph, weight=alike)
     return [names[number] for number in sorted(chosen)]
 
 

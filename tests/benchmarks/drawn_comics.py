@@ -7,7 +7,7 @@ without labels, fine-tune on the same series, embed, assign, score on series who
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,12 @@ class Comics:
 
 
 LARGE = Comics({"train": 60, "validation": 10, "test": 30}, people=6, panels=12)
+SMALL = Comics({"train": 6, "validation": 2, "test": 5}, people=4, panels=8)
+VERBS = ("crop", "pretrain", "fine-tune", "embed", "score")
 SETTINGS = [
     "backbone={name: resnet10, face_size: 48, body_size: 64}",
     "pretrain.training={epochs: 24, batch_size: 64, checkpoint_s: 60}",
+    "score={rerank: {}, ablations: {cat: [fine_tune.head.fusion=cat], triplet: [fine_tune.loss=triplet]}}",
 ]
 
 
@@ -58,7 +61,7 @@ def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = time.monotonic() - started
 
 
-def learn(settings: list[str], verbs: list[str]) -> dict[str, float]:
+def learn(settings: list[str], verbs: Sequence[str] = VERBS) -> dict[str, float]:
     """Run verbs one after the other; returns how many seconds each took."""
     seconds: dict[str, float] = {}
     with job.ray_session():
@@ -70,4 +73,5 @@ def learn(settings: list[str], verbs: list[str]) -> dict[str, float]:
 
 if __name__ == "__main__":
     there = Path(sys.argv[1] if len(sys.argv) > 1 else "output/drawn_comics")
-    print(learn([*draw(there, LARGE, Sheets()), *SETTINGS], ["crop", "pretrain"]))
+    took = learn([*draw(there, LARGE, Sheets()), *SETTINGS, *sys.argv[2:]])
+    print(", ".join(f"{verb} {seconds:.0f} s" for verb, seconds in took.items()))

@@ -62,7 +62,8 @@ def test_more_noise_is_a_lower_score_and_its_interval_says_so() -> None:
         assert bad["ahead"] == pytest.approx(ours["value"] - bad["value"], abs=1e-5) and bad["ahead_low"] > 0
         assert ours["ahead"] == ours["ahead_low"] == ours["ahead_high"] == 0
         assert found.methods[OURS][place]["bcubed_f1"]["value"] > found.methods["worse"][place]["bcubed_f1"]["value"]
-        assert found.methods["re-ranked"][place]["ami"]["value"] is None
+        assert np.isnan(found.methods["re-ranked"][place]["ami"]["value"])
+        assert found.as_json()["methods"]["re-ranked"][place]["ami"]["value"] is None
     assert found.facts["series"] == 8 and found.facts["characters between series"] == 40
     assert found.as_json() == told({"bad": 3.0, "worse": 6.0, OURS: 1.0}, doubled=True).as_json()
 
