@@ -35,7 +35,8 @@ SMALL = Comics({"train": 6, "validation": 2, "test": 5}, people=4, panels=8)
 VERBS = ("crop", "pretrain", "fine-tune", "embed", "score")
 SETTINGS = [
     "backbone={name: resnet10, face_size: 48, body_size: 64}",
-    "pretrain.training={epochs: 24, batch_size: 64, checkpoint_s: 60}",
+    "pretrain.training={epochs: 10, batch_size: 64, checkpoint_s: 60}",
+    "pretrain.views={min_scale: 0.4, max_sigma: 0.8, hue: 0.05, grey: 0.1}",
     "score={rerank: {}, ablations: {cat: [fine_tune.head.fusion=cat], triplet: [fine_tune.loss=triplet]}}",
 ]
 
