@@ -50,6 +50,8 @@ def between(value: Value, sign: str = "") -> str:
     """A score in percent, with its interval."""
     if np.isnan(value["value"]):
         return "–"
+    if np.isnan(value["low"]):
+        return f"{100 * value['value']:{sign}.1f}"
     return _interval(value, ("value", "low", "high"), sign)
 
 

@@ -72,8 +72,6 @@ VECTORS = pa.schema([*(FEATURES.field(name) for name in KEY), ("vector", pa.list
 SCORES = (*RANKS, *CLUSTERS)
 PLACES = ("between", "within")
 """Across all series at once, and in each series alone."""
-CLUSTER_DRAWS = 200
-"""Clusters between series are compared as a whole for each draw."""
 
 
 @dataclass(frozen=True)
@@ -380,7 +378,9 @@ def scores_of(
         across, inside = told[name]
         ours, ours_inside = told[OURS]
         ranks = _values(RANKS, across.ranks, ours.ranks, settings.draws, settings.seed)
-        clusters = _cluster_values(across, min(settings.draws, CLUSTER_DRAWS), settings.seed)
+        # Without some of the series the others are confused less: no interval of a bootstrap holds for these.
+        nothing = [np.nan] * 5
+        clusters = {score: _value(x, *nothing) for score, x in zip(CLUSTERS, across.clusters, strict=True)}
         values[name] = {
             "between": ranks | clusters,
             "within": _values(SCORES, inside, ours_inside, settings.draws, settings.seed),
@@ -421,14 +421,6 @@ def _values(names: Sequence[str], tally: Tally, ours: Tally, draws: int, seed: i
         name: _value(values[own], low[own], high[own], values[ahead], low[ahead], high[ahead])
         for name, own, ahead in zip(names, first, second, strict=True)
     }
-
-
-def _cluster_values(across: Across, draws: int, seed: int) -> dict[str, Value]:
-    count = len(across.ranks.sums)
-    values = across.cluster_means(np.ones((1, count)))[0]
-    low, high = bootstrap(across.cluster_means, count, draws, seed)
-    nothing = [np.nan] * 3
-    return {name: _value(values[n], low[n], high[n], *nothing) for n, name in enumerate(CLUSTERS)}
 
 
 def _value(*numbers: float) -> Value:

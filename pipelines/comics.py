@@ -123,7 +123,7 @@ class ScoreConfig:
     rerank: Rerank | None = None
     """Also score the vectors re-ranked by shared neighbours: {} for the usual k1, k2 and weight."""
     draws: int = 1000
-    """Of the bootstrap over series; for clusters between series at most 200."""
+    """Of the bootstrap over series."""
     seed: int = 0
     """Of queries, k-means, random vectors and the bootstrap."""
     photographs: backbones.BackboneConfig = field(default_factory=backbones.BackboneConfig)

@@ -325,21 +325,9 @@ class Across:
 
     ranks: Tally
     """RANKS of the queries (S, 7)."""
-    labels: np.ndarray
-    """Character of each query and reference, str (N,)."""
-    clusters: np.ndarray | None
-    """Clusters (N,) of all of them by k-means, as many as there are characters; none of what was re-ranked."""
-    series: np.ndarray
-    """Number of the series of each, int (N,)."""
-
-    def cluster_means(self, weights: np.ndarray) -> np.ndarray:
-        """CLUSTERS (R, 6) for weights (R, S), whole numbers, how often each series counts."""
-        found = np.full((len(weights), len(CLUSTERS)), np.nan)
-        if self.clusters is not None:
-            for row, often in enumerate(weights.astype(int)):
-                drawn = np.repeat(np.arange(len(self.series)), often[self.series])
-                found[row] = cluster_scores(self.labels[drawn], self.clusters[drawn])
-        return found
+    clusters: np.ndarray
+    """CLUSTERS (6,) of queries and references together, by k-means with as many clusters as characters; NaN where they
+    were re-ranked."""
 
 
 def score_between(rows: Labelled, search: Between, vectors: np.ndarray, seed: int, rerank: Rerank | None) -> Across:
@@ -351,5 +339,7 @@ def score_between(rows: Labelled, search: Between, vectors: np.ndarray, seed: in
     _, series = np.unique(rows.series[both], return_inverse=True)
     distances = distances_of(vectors[both], rerank)[:count, count:]
     ranks = rank_scores(distances, names[:count, None] == names[count:])
-    clusters = k_means(vectors[both], count, seed) if rerank is None else None
-    return Across(_tally(ranks, series[:count], int(series.max()) + 1), names, clusters, series)
+    clusters = np.full(len(CLUSTERS), np.nan)
+    if rerank is None:
+        clusters = cluster_scores(names, k_means(vectors[both], count, seed))
+    return Across(_tally(ranks, series[:count], int(series.max()) + 1), clusters)

@@ -164,7 +164,7 @@ def test_between_series_everybody_is_searched_once_by_whom_no_name_is_shared() -
     vectors = np.eye(30)[who]
     found = score_between(rows, search, vectors, 0, None)
     assert found.ranks.means(np.ones((1, 6))) == pytest.approx(1)
-    assert found.cluster_means(np.ones((1, 6))) == pytest.approx(1)
+    assert found.clusters == pytest.approx(1)
     # All who are called alike look alike: of six, five are somebody else.
     found = score_between(rows, search, np.eye(5)[who % 5], 0, None)
     assert found.ranks.means(np.ones((1, 6)))[0, RANKS.index("mrr")] == pytest.approx(1 / 16)
@@ -245,10 +245,6 @@ def test_drawn_anew_a_series_counts_as_often_as_it_is_drawn() -> None:
     assert some[0] == pytest.approx((2 * ones[0] + ones[1]) / 3)
     across = score_between(rows, between(rows, 0), vectors, 0, None)
     assert across.ranks.means(np.array([[3, 3, 3]])) == pytest.approx(across.ranks.means(np.ones((1, 3))))
-    alone = across.cluster_means(np.array([[0, 1, 0]]))[0]
-    own = rows.series[np.concatenate([(search := between(rows, 0)).queries, search.references])] == "s1"
-    assert across.clusters is not None
-    assert alone == pytest.approx(cluster_scores(across.labels[own], across.clusters[own]))
-    reranked = score_between(rows, search, vectors, 0, Rerank())
-    assert np.isnan(reranked.cluster_means(np.ones((1, 3)))).all()
+    reranked = score_between(rows, between(rows, 0), vectors, 0, Rerank())
+    assert np.isnan(reranked.clusters).all() and not np.isnan(across.clusters).any()
     assert (reranked.ranks.means(np.ones((1, 3))) != across.ranks.means(np.ones((1, 3)))).any()
