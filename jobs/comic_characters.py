@@ -4,7 +4,7 @@ python -m jobs.comic_characters crop comics.yaml pictures=s3://comics/panels box
 """
 
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from pipelines.pairs import PARTS, PretrainPlan, plan_pretraining
 from pipelines.pairs import tasks_of as tasks_of_pairs
 from pipelines.store import Store
 from pipelines.training import Trained
+
+if TYPE_CHECKING:
+    from pipelines.assignment import AssignPlan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -158,6 +161,46 @@ def score(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: 
         for name, note in found.notes.items():
             print(f"{name}: not compared: {note}")
         print(f"report: {page}")
+
+
+@app.command()
+def assign(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
+    """Say who is the same in each sequence of panels, and who it is where a bank of characters names some."""
+    with job.exit_codes():
+        from jobs.assigned_page import write_assignment
+        from pipelines import assignment
+
+        config = job.load(ComicsConfig, settings or [])
+        store = Store(config.output)
+        if dry_run:
+            plan = assignment.plan_assignment(config)
+            names = ["clusters.json", "pictures", "report.html"]
+            artefacts = {name: store.uri(config.assign.folder, name) for name in names}
+            more = ["rejected/assign", "runs/assign.json", *(["threshold.json"] if plan.threshold.taught else [])]
+            job.tell_plan(config, _about(plan), {}, {}, artefacts | {name: store.uri(name) for name in more})
+            return
+        with job.recorded("assign", config, config.output, max_rejected) as record:
+            plan = assignment.plan_assignment(config)
+            about, found = assignment.assign(config, plan)
+            record |= about
+            page = write_assignment(config, plan, found)
+        for fact in _about(plan):
+            print(fact)
+        named = f", of which {record['named']} have a name" if plan.bank else ""
+        print(f"{record['clusters']} characters in {record['sequences']} sequences{named}")
+        if found.agreement:
+            print("B-cubed: " + ", ".join(f"{name} {value:.3f}" for name, value in found.agreement._asdict().items()))
+        print(f"report: {page}")
+
+
+def _about(plan: "AssignPlan") -> list[str]:
+    count = sum(len(one.instances) for one in plan.sequences)
+    bank = [f"bank: {len(plan.bank.names)} characters, {len(plan.bank.vectors)} examples"] if plan.bank else []
+    return [
+        f"input: {count} instances in {len(plan.sequences)} sequences",
+        f"threshold: {plan.threshold.value:.3g}, {plan.threshold.why}",
+        *bank,
+    ]
 
 
 def _tell_training(best: dict[str, float], trained: Trained) -> None:

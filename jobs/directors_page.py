@@ -5,17 +5,16 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from actors import storage
 from actors.images import IMAGE_SUFFIXES, ImageError, natural, open_image
+from actors.panels import letters
 from actors.storage import Entry
 from actors.style import palette
 from jobs.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
@@ -121,14 +120,14 @@ def _bars(names: Sequence[str], values: Mapping[str, float], label: str) -> Any:
 def _contact_sheet(shots: Sequence[Screenshot], names: Sequence[str], config: ExploreConfig) -> tuple[bytes, int]:
     """A PNG with a line for each director, and of how many a picture could be read."""
     width, height = CELL
-    letters, label = _font(15), 260
+    name_font, label = letters(15), 260
     sheet = Image.new("RGB", (label + (width + 4) * config.per_director + 28, (height + 8) * len(names) or 1), "white")
     pen = ImageDraw.Draw(sheet)
     random = np.random.default_rng(config.seed)
     readable = 0
     for line, name in enumerate(names):
         top = line * (height + 8) + 4
-        pen.multiline_text((6, top + 6), "\n".join(textwrap.wrap(name, 28)), fill="black", font=letters)
+        pen.multiline_text((6, top + 6), "\n".join(textwrap.wrap(name, 28)), fill="black", font=name_font)
         own = [shot for shot in shots if shot.director == name]
         images = []
         for number in random.choice(len(own), min(config.per_director, len(own)), replace=False):
@@ -153,11 +152,6 @@ def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
-
-
-def _font(size: int) -> Any:
-    # The one font that is there on every machine.
-    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -383,7 +377,7 @@ def with_answer(image: Image.Image, answer: Guess) -> Image.Image:
     if image.width < SMALLEST:
         image = image.resize((SMALLEST, max(1, round(image.height * SMALLEST / image.width))), Image.Resampling.NEAREST)
     size = max(14, round(0.04 * max(image.width, image.height)))
-    large, small = _font(round(1.3 * size)), _font(size)
+    large, small = letters(round(1.3 * size)), letters(size)
     room = image.width - size
     lines = [(line, large) for line in _wrapped(answer.name, large, room)]
     for name, chance in answer.top:

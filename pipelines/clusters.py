@@ -1,8 +1,165 @@
-"""Clusters of instances, and how near they are to who is who."""
+"""Who is the same in a few panels, by the distances of vectors and by what is known beforehand; and how right that is.
 
-from typing import NamedTuple
+must-link    faces and bodies of one character of a panel, and named examples of one character
+cannot-link  others in one panel, and characters of different names
+
+Clusters grow from the two that are nearest; two are never joined that hold a pair which cannot be one person. What is
+joined up to a threshold does not depend on the threshold, so one tree serves all of them.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist, squareform
+
+Method = Literal["agglomerative", "dbscan"]
+"""agglomerative: by the mean distance of all pairs of two clusters (average linkage); dbscan: by the distance of the
+nearest pair, which is what DBSCAN does where one neighbour makes a core point (min_samples=1)."""
+MUST = -1.0
+"""The height at which a tree joins those who must be together; distances start at 0."""
+
+
+class Bank(NamedTuple):
+    """Characters that are known by name, by examples of each."""
+
+    names: list[str]
+    vectors: np.ndarray
+    """float32 (E, D), those of one character behind one another."""
+    starts: np.ndarray
+    """int (C,): the first example of each name."""
+
+    def distances(self, vectors: np.ndarray) -> np.ndarray:
+        """From vectors (N, D) to each character, the mean over its examples: (N, C)."""
+        counts = np.diff(self.starts, append=len(self.vectors))
+        return np.add.reduceat(cdist(vectors, self.vectors), self.starts, axis=1) / counts
+
+
+def tree(distances: np.ndarray, groups: np.ndarray, cannot: np.ndarray, method: Method) -> np.ndarray:
+    """The merges of N instances, as SciPy has them: (N - 1, 4), for `cut`.
+
+    Args:
+        distances: (N, N), from 0 to 2.
+        groups: int (N,); those of one number are joined first, come what may.
+        cannot: bool (N, N), symmetric; pairs that are not joined, nor are the groups that they belong to.
+    """
+    count = len(distances)
+    if count < 2:
+        return np.zeros((0, 4))
+    together = groups[:, None] == groups
+    np.fill_diagonal(together, False)
+    if together.any():
+        member = np.eye(int(groups.max()) + 1)[groups]
+        cannot = (member @ (member.T @ cannot @ member) @ member.T > 0) & ~together
+    # A mean over fewer than count² pairs, one of which is so far, is beyond each distance.
+    far = 4.0 * count * count
+    heights = np.where(cannot, far, np.where(together, MUST, distances))
+    if method == "dbscan":
+        return _nearest_pairs(heights, cannot, far)
+    # SciPy takes no heights below 0.
+    merges = linkage(squareform(heights - MUST, checks=False), "average")
+    merges[:, 2] += MUST
+    return merges
+
+
+def _nearest_pairs(heights: np.ndarray, cannot: np.ndarray, far: float) -> np.ndarray:
+    """Join pairs from the nearest to the farthest, but for those whose clusters cannot be one; the rest at `far`."""
+    count = len(heights)
+    left, right = np.triu_indices(count, 1)
+    order = np.argsort(heights[left, right], kind="stable")
+    apart = cannot.copy()
+    parent = list(range(count))
+    number, sizes = list(range(count)), [1] * count
+    merges: list[tuple[float, ...]] = []
+
+    def root(one: int) -> int:
+        while parent[one] != one:
+            parent[one] = one = parent[parent[one]]
+        return one
+
+    def join(a: int, b: int, height: float) -> None:
+        parent[b] = a
+        sizes[a] += sizes[b]
+        apart[a] |= apart[b]
+        apart[:, a] |= apart[:, b]
+        merges.append((*sorted((number[a], number[b])), height, sizes[a]))
+        number[a] = count + len(merges) - 1
+
+    for i, j in zip(left[order].tolist(), right[order].tolist(), strict=True):
+        a, b = root(i), root(j)
+        if a != b and not apart[a, b]:
+            join(a, b, float(heights[i, j]))
+    for other in range(1, count):
+        if (a := root(0)) != (b := root(other)):
+            join(a, b, far)
+    return np.array(merges)
+
+
+def cut(merges: np.ndarray, threshold: float) -> np.ndarray:
+    """The clusters at a threshold, which itself still joins: int (N,), numbered from 0 as they appear."""
+    if not len(merges):
+        return np.zeros(1, int)
+    shifted = merges.copy()
+    shifted[:, 2] -= MUST
+    found = fcluster(shifted, threshold - MUST, "distance")
+    _, first, clusters = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[clusters]
+
+
+def in_panels(panels: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and pairs that cannot be for `tree`, of instances in panels.
+
+    Args:
+        panels: (N,), in which panel each instance is.
+        people: int (N,), the same for instances of one panel that are known to be one person; -1 where it is unknown.
+    """
+    alone = np.arange(len(panels)) + people.max(initial=-1) + 1
+    keys = np.stack([np.unique(panels, return_inverse=True)[1], np.where(people >= 0, people, alone)])
+    groups = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    return groups, (panels[:, None] == panels) & (groups[:, None] != groups)
+
+
+def cluster(
+    vectors: np.ndarray,
+    groups: np.ndarray,
+    cannot: np.ndarray,
+    method: Method,
+    threshold: float,
+    bank: Bank | None = None,
+    known: np.ndarray | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Clusters of one sequence, int (N,), numbered as they appear, and the names of those that are known.
+
+    A named character is one more point, whose distance to an instance is the mean over its examples. So by the same
+    threshold it is joined with those it is near to, with no two who stand in one panel, and with nobody else's name.
+
+    Args:
+        vectors: float (N, D), N at least 1; the others as in `tree`.
+        known: int (N,), which character of the bank an instance is an example of, -1 where it is none.
+    """
+    distances = cdist(vectors, vectors)
+    if bank is None:
+        return cut(tree(distances, groups, cannot, method), threshold), {}
+    count = len(vectors)
+    if known is None:
+        known = np.full(count, -1)
+    to_names = bank.distances(vectors)
+    # Nobody can be joined with one who is too far from every single instance.
+    near = np.union1d(np.flatnonzero((to_names <= threshold).any(0)), known[known >= 0]).astype(int)
+    whole = np.block([[distances, to_names[:, near]], [to_names[:, near].T, np.zeros((len(near), len(near)))]])
+    apart = np.zeros(whole.shape, bool)
+    apart[:count, :count] = cannot
+    apart[count:, count:] = ~np.eye(len(near), dtype=bool)
+    linked = np.concatenate([groups, groups.max() + 1 + np.arange(len(near))])
+    for place, name in enumerate(near):
+        for group in np.unique(groups[known == name]):
+            linked[linked == group] = linked[count + place]
+    found = cut(tree(whole, linked, apart, method), threshold)
+    names = {int(found[count + place]): bank.names[name] for place, name in enumerate(near)}
+    _, first, clusters = np.unique(found[:count], return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    return order[clusters], {int(order[clusters][i]): names[int(found[i])] for i in first if int(found[i]) in names}
 
 
 class Agreement(NamedTuple):
@@ -33,3 +190,34 @@ def bcubed(labels: np.ndarray, clusters: np.ndarray) -> Agreement:
     precision = float((shared**2 / np.bincount(found)[of_cluster]).sum() / len(label))
     recall = float((shared**2 / np.bincount(label)[of_label]).sum() / len(label))
     return Agreement(precision, recall, 2 * precision * recall / (precision + recall))
+
+
+def curve(
+    trees: list[np.ndarray], labels: list[np.ndarray], known: list[np.ndarray], thresholds: np.ndarray
+) -> list[Agreement]:
+    """B-cubed over all sequences at each threshold.
+
+    Args:
+        trees: of `tree`, one a sequence of N instances.
+        labels: int (N,) each, which character an instance is, of numbers that no two sequences share.
+        known: bool (N,) each; others are joined, too, but do not count.
+    """
+    sure = np.concatenate(known)
+    truth = np.concatenate(labels)[sure]
+
+    def clusters(threshold: float) -> Iterator[np.ndarray]:
+        before = 0
+        for merges in trees:
+            found = cut(merges, threshold)
+            yield found + before
+            before += len(found)
+
+    return [bcubed(truth, np.concatenate(list(clusters(float(one))))[sure]) for one in thresholds]
+
+
+def best(thresholds: np.ndarray, f1: np.ndarray) -> float:
+    """The threshold with the highest F1; the middle one of the longest stretch where several in a row have it."""
+    top = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    stretches = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
+    longest = max(stretches, key=len)
+    return float(thresholds[longest[(len(longest) - 1) // 2]])

@@ -140,6 +140,33 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class AssignConfig:
+    """Who is the same in a few panels."""
+
+    folder: str = "assign"
+    """Where below the output the result goes."""
+    split: Literal["train", "validation", "test"] | None = "test"
+    """Of which label file the sequences are; null, or without labels: consecutive panels of all that was cropped."""
+    panels: int = 4
+    """So many consecutive panels of a series are a sequence, where no label file says so; 0: the whole series is."""
+    method: Literal["agglomerative", "dbscan"] = "agglomerative"
+    """Average linkage, or DBSCAN with one neighbour; by Euclidean distance."""
+    threshold: float | None = None
+    """Up to which distance, 0 to 2, two are the same; null: what the validation split of `labels` teaches, else what
+    it has taught before, else .82."""
+    constraints: bool = True
+    """Nobody stands in a panel twice, and boxes of a panel with one char_index are of one character."""
+    bank: str = ""
+    """CSV with the columns name and instance, <series>_<page>_<panel>_<face|body>_<number>: examples of characters."""
+    pictures: int = 24
+    """So many sequences, from the first to the last, get a picture with boxes."""
+
+    def __post_init__(self) -> None:
+        if self.panels < 0 or self.pictures < 0 or not 0 <= (self.threshold or 0) <= 2:
+            raise ValueError(f"panels and pictures start at 0, and threshold lies in 0..2: {self}")
+
+
+@dataclass(frozen=True)
 class ComicsConfig:
     """Settings of every verb."""
 
@@ -168,3 +195,5 @@ class ComicsConfig:
     """The head applied to what the backbone sees."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
     """What all that is worth."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    """Who is the same, by their vectors."""

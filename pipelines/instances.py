@@ -117,9 +117,13 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     return EmbedPlan(backbone, weights, parts, todo, missing)
 
 
+def _head_uri(config: ComicsConfig) -> str:
+    return Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
+
+
 def head_weights(config: ComicsConfig) -> bytes:
     """The head that `fine-tune` has left. Raises ValueError where there is none."""
-    uri = Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
+    uri = _head_uri(config)
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
@@ -128,8 +132,19 @@ def head_weights(config: ComicsConfig) -> bytes:
 
 def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:
     """What vectors depend on."""
-    head = hashlib.sha256(weights).hexdigest()[:16]
-    return {"features": backbone.folder, "head": {"weights": head, **asdict(config.fine_tune.head)}}
+    return {"features": backbone.folder, "head": _about_head(config, weights)}
+
+
+def _about_head(config: ComicsConfig, weights: bytes) -> dict[str, Any]:
+    return {"weights": hashlib.sha256(weights).hexdigest()[:16], **asdict(config.fine_tune.head)}
+
+
+def check_head(config: ComicsConfig) -> None:
+    """Raise ValueError where embeddings/ is of another head than the one that `fine-tune` has left since."""
+    store, uri = Store(config.output), _head_uri(config)
+    made = store.read_json("embeddings.json")
+    if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
+        raise ValueError(f"{store.uri('embeddings')} is of another head than {uri}: `embed` makes it anew")
 
 
 def _sound_parts(store: Store) -> set[str]:

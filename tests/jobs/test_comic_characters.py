@@ -12,6 +12,7 @@ from jobs.comic_characters import app
 from pipelines.instances import read_embeddings
 from pipelines.store import Store
 from tests.comics import write_comic
+from tests.embedded_comics import embedded_comic
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -148,6 +149,23 @@ def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     assert "ImageNet resnet18" in page and (output / "scores/map_at_r.png").exists()
     again = run("score", *more).output
     assert "colours: 0 rows" in again and json.loads((output / "scores/scores.json").read_text()) == found
+
+
+def test_assign(tmp_path: Path) -> None:
+    """Without Ray, which it does not need."""
+    config, _ = embedded_comic(tmp_path)
+    bank = tmp_path / "bank.csv"
+    bank.write_text("name,instance\nAnna & co,s2_0_0_body_0\n")
+    more = [f"output={config.output}", f"labels={tmp_path}", f"assign.bank={bank}", "assign.pictures=2"]
+    assert "threshold: " in run("assign", *more, "--dry-run").output and not (tmp_path / "out/assign").exists()
+    told = run("assign", *more).output
+    assert "the best of 4 sequences" in told and "bank: 1 characters, 1 examples" in told and "B-cubed: " in told
+    page = (tmp_path / "out/assign/report.html").read_text()
+    assert page.count("<img") == 3 and "Anna &amp; co" in page and 'src="http' not in page
+    assert (tmp_path / "out/assign/threshold.png").exists()
+    assert json.loads((tmp_path / "out/runs/assign.json").read_text())["bcubed"]["f1"] > 0.9
+    told = run("assign", *more, "labels=''", "assign.threshold=0.5", "assign.folder=mine").output
+    assert "threshold: 0.5, assign.threshold" in told and "8 sequences" in told and "B-cubed" not in told
 
 
 def test_what_is_needed_is_told(settings: list[str]) -> None:

@@ -23,8 +23,9 @@ from actors.characters import (
 )
 from actors.crops import CropConfig
 from actors.stage import Batch
+from pipelines.assignment import assign, plan_assignment
 from pipelines.comic_characters import CROPS, blocks, collect, cut_pictures, plan_crops
-from pipelines.comics import ComicsConfig, FineTuneConfig
+from pipelines.comics import AssignConfig, ComicsConfig, FineTuneConfig
 from pipelines.features import FEATURES, KEY, located, write_features
 from pipelines.instances import (
     EmbedPlan,
@@ -42,22 +43,25 @@ from tests.comics import write_comic
 HEAD = HeadConfig(dimensions=8, padding="learned")
 
 
-def save_weights(folder: Path, seed: int = 0) -> None:
+def save_weights(folder: str, seed: int = 0) -> None:
     """A backbone and a head with first weights where `pretrain` and `fine-tune` would leave them."""
     torch.manual_seed(seed)
     models = {"fine-tune": Head(HEAD, 512), "pretrain": make_backbone("resnet10")}
     for name, model in models.items():
         weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-        storage.write_bytes(str(folder / name / "model.safetensors"), save(weights))
+        storage.write_bytes(storage.join(folder, name, "model.safetensors"), save(weights))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> ComicsConfig:
     """A comic whose faces and bodies are cut, a backbone and a head."""
+    return cut_comic(tmp_path, str(tmp_path / "out"))
+
+
+def cut_comic(tmp_path: Path, output: str) -> ComicsConfig:
     write_comic(tmp_path, series=2, panels=4)
-    output = tmp_path / "out"
     found = ComicsConfig(
-        str(output),
+        output,
         str(tmp_path / "panels"),
         str(tmp_path / "merged_face_body.csv"),
         backbone=BackboneConfig("resnet10", 32, 32),
@@ -67,7 +71,7 @@ def config(tmp_path: Path) -> ComicsConfig:
     )
     plan = plan_crops(found)
     for table in blocks(plan, 64):
-        cut_pictures(table, Store(str(output)), found.crop)
+        cut_pictures(table, Store(output), found.crop)
     collect(found, plan)
     save_weights(output)
     return found
@@ -185,3 +189,23 @@ def test_what_is_missing_is_told(config: ComicsConfig) -> None:
     storage.delete(store.uri("fine-tune/model.safetensors"))
     with pytest.raises(ValueError, match="`fine-tune` makes it"):
         plan_embedding(config)
+
+
+@pytest.mark.slow
+def test_all_of_it_on_s3(s3: str, tmp_path: Path) -> None:
+    config = cut_comic(tmp_path, f"{s3}/out")
+    embed(config, plan_embedding(config), parts=2)
+    embed(config, plan_embedding(config))
+    assert collect_vectors(config, plan_embedding(config))["rejected"] == {}
+    sequences = (tmp_path / "sequences.json").read_bytes()
+    for split in ("validation", "test"):
+        storage.write_bytes(f"{s3}/labels/{split}_sequences.json", sequences)
+    config = ComicsConfig(**{**vars(config), "labels": f"{s3}/labels"})
+    record, found = assign(config, plan_assignment(config))
+    assert record["rows"]["in"] == record["rows"]["out"] and found.agreement is not None
+    for name in ("threshold.json", "assign/clusters.json", "assign/pictures/000001.jpg"):
+        assert storage.exists(f"{s3}/out/{name}")
+    before = storage.read_bytes(f"{s3}/out/assign/pictures/000001.jpg")
+    again = ComicsConfig(**{**vars(config), "assign": AssignConfig(threshold=0.0)})
+    assign(again, plan_assignment(again))
+    assert storage.read_bytes(f"{s3}/out/assign/pictures/000001.jpg") != before
