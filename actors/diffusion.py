@@ -166,22 +166,63 @@ def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
 
 
-def add_lora(unet: Any, uri: str, name: str) -> None:
-    """Add the LoRA of a file, as diffusers saves it, to a UNet under a name; raises ValueError where it is none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+class Loras:
+    """LoRAs of one UNet, of which at most one is in it: each is read once, and from then on only copied into its place.
 
-    try:
-        weights = load(storage.read_bytes(uri))
-    except SafetensorError as error:
-        raise ValueError(f"{uri} is no safetensors file: personalise that character again") from error
-    if not any(key.startswith("unet.") for key in weights):
-        raise ValueError(f"{uri} holds no LoRA of a UNet")
-    unet.load_lora_adapter(weights, prefix="unet", adapter_name=name)
-    for parameter_name, parameter in unet.named_parameters():
-        if f".{name}." in parameter_name:
-            parameter.data = parameter.data.to(unet.dtype)
-            parameter.requires_grad_(False)
+    Side by side in the UNet each would make all that come after it, and every switch, slower.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet, self._now = unet, ""
+        self._places: dict[tuple[Any, ...], tuple[str, list[Any]]] = {}
+        """Name and parameters of the adapter for LoRAs of the same layers and ranks."""
+        self._read: dict[str, tuple[tuple[Any, ...], list[torch.Tensor]]] = {}
+
+    def use(self, uri: str) -> None:
+        """Put in the LoRA of a file, as `personalise` saves it; raises ValueError where it is none."""
+        import torch
+
+        if uri == self._now:
+            return
+        # What fails on the way leaves none in place.
+        self._now = ""
+        if uri not in self._read:
+            self._read[uri] = self._load(uri)
+        shape, weights = self._read[uri]
+        name, parameters = self._places[shape]
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)
+        self._unet.set_adapter(name)
+        self._unet.enable_adapters()
+        self._now = uri
+
+    def leave(self) -> None:
+        """Take it out again."""
+        if self._now:
+            self._unet.disable_adapters()
+        self._now = ""
+
+    def _load(self, uri: str) -> "tuple[tuple[Any, ...], list[torch.Tensor]]":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            weights = load(storage.read_bytes(uri))
+        except SafetensorError as error:
+            raise ValueError(f"{uri} is no safetensors file: personalise that character again") from error
+        shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
+        if not shape:
+            raise ValueError(f"{uri} holds no LoRA of a UNet")
+        there = shape in self._places
+        name = self._places[shape][0] if there else f"place{len(self._places)}_"
+        self._unet.load_lora_adapter(weights, prefix="unet", adapter_name=name, hotswap=there)
+        if not there:
+            own = [parameter for path, parameter in self._unet.named_parameters() if f".{name}." in path]
+            for parameter in own:
+                parameter.data = parameter.data.to(self._unet.dtype)
+            self._places[shape] = name, own
+        return shape, [parameter.detach().clone() for parameter in self._places[shape][1]]
 
 
 def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts:

@@ -19,10 +19,10 @@ from scipy import stats
 from actors.diffusion import (
     TRAIN_TIMESTEPS,
     DiffusionConfig,
+    Loras,
     Loss,
     StableDiffusion,
     Weighting,
-    add_lora,
     check_size,
     crop,
     encode_pictures,
@@ -136,16 +136,18 @@ Ask = Callable[[np.ndarray], np.ndarray]
 """Losses (B,) of evaluations int (B, 3): number of the picture, of the identity, of the pair."""
 
 
-def race(pictures: int, identities: int, stages: StagesConfig, ask: Ask) -> np.ndarray:
-    """Losses float32 (N, K, P) of a staged question for each of N pictures, NaN where none was spent.
+def race(wanted: Sequence[Sequence[int]], identities: int, stages: StagesConfig, ask: Ask) -> np.ndarray:
+    """Losses float32 (N, K, P) of a staged question for the identities that are wanted with each of N pictures.
 
+    NaN where none was spent.
     Pictures go on side by side, so that evaluations of all of them fill the batches of the UNet.
     """
-    losses = np.full((pictures, identities, stages.samples[-1]), np.nan, np.float32)
-    alive = [np.arange(identities) for _ in range(pictures)]
+    losses = np.full((len(wanted), identities, stages.samples[-1]), np.nan, np.float32)
+    alive = [np.array(some, int) for some in wanted]
     done = 0
     for look in looks(stages):
-        open_ = [number for number in range(pictures) if len(alive[number]) > 1 or look == stages.samples[0]]
+        first = look == stages.samples[0]
+        open_ = [number for number, some in enumerate(alive) if len(some) > 1 or (first and len(some))]
         asked = [np.array([(number, k, pair) for pair in range(done, look) for k in alive[number]]) for number in open_]
         if not asked:
             break
@@ -214,12 +216,12 @@ class Identity:
 class Unets:
     """The UNet as each identity has it: the base, the base with a LoRA of its own, or another one.
 
-    The base is loaded once; each LoRA is added to it when it is first used, and from then on only switched to.
+    The base is loaded once, whatever the number of identities; a LoRA is put into it.
     """
 
     def __init__(self, model: StableDiffusion, identities: Sequence[Identity]) -> None:
         self._model, self._identities = model, identities
-        self._loras: set[int] = set()
+        self._loras = Loras(model.unet)
         self._own: tuple[int, StableDiffusion] | None = None
 
     def of(self, number: int) -> StableDiffusion:
@@ -232,13 +234,9 @@ class Unets:
                 self._own = number, with_unet(self._model, identity.unet)
             return self._own[1]
         if identity.lora:
-            if number not in self._loras:
-                add_lora(self._model.unet, identity.lora, f"identity{number}")
-                self._loras.add(number)
-            self._model.unet.set_adapter(f"identity{number}")
-            self._model.unet.enable_adapters()
-        elif self._loras:
-            self._model.unet.disable_adapters()
+            self._loras.use(identity.lora)
+        else:
+            self._loras.leave()
         return self._model
 
 
@@ -308,7 +306,7 @@ class DiffusionIdentifier:
 
         if self._question.method == "full":
             return ask_all(missing, len(self._identities), len(self._bank), ask)
-        return race(len(pixels), len(self._identities), self._question.stages, ask)
+        return race(missing, len(self._identities), self._question.stages, ask)
 
     def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
         """Numbers of the evaluations that one UNet makes, for each UNet."""

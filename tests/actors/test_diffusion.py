@@ -1,13 +1,16 @@
 """The loss against a loop over one identity and one timestep, schedules against their formulas, pictures by hand."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from actors import diffusion
@@ -125,6 +128,74 @@ def test_staged_asks_each_evaluation_once_and_answers_as_all_its_pairs_would(
         assert losses[spent] == pytest.approx(all_of_them[spent], rel=1e-4)
         assert decide(losses).best == decide(all_of_them).best
         assert decide(losses).evaluations == spent.sum() <= losses.size
+
+
+@pytest.mark.parametrize("method", ["full", "staged"])
+def test_only_the_chosen_are_asked_and_answer_as_among_themselves(
+    pictures: list[str], sd_folder: str, method: Any
+) -> None:
+    who = identities(5)
+    config = question(method=method, num_inference_steps=6, stages=StagesConfig((2, 6), (3, 1)))
+    chosen = [[1, 3], [0, 1, 4], [2, 3]]
+    missing = np.empty(3, object)
+    missing[:] = [np.array(some) for some in chosen]
+    together = DiffusionIdentifier(sd_folder, CONFIG, config, who)(
+        {"image": np.array(pictures, object), "missing": missing}
+    )["losses"]
+    for uri, some, losses in zip(pictures, chosen, together, strict=True):
+        assert np.isnan(np.delete(losses, some, axis=0)).all()
+        (alone,) = asked([uri], sd_folder, config, [who[number] for number in some])
+        assert losses[some] == pytest.approx(alone, rel=1e-4, nan_ok=True)
+        assert decide(losses[some]).best == decide(alone).best
+
+
+@pytest.fixture(scope="module")
+def loras(sd_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Files of LoRAs as diffusers saves them; the last has another rank."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    folder = tmp_path_factory.mktemp("loras")
+    for number, rank in enumerate((2, 2, 3)):
+        unet = load_diffusion(sd_folder, CONFIG).unet
+        torch.manual_seed(number)
+        layers: Any = {"target_modules": ["to_q", "to_v"], "init_lora_weights": False}
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, **layers))
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+        StableDiffusionPipeline.save_lora_weights(folder, weights, weight_name=f"{number}.safetensors")
+    return [str(folder / f"{number}.safetensors") for number in range(3)]
+
+
+def test_loras_take_turns_in_a_unet_that_is_loaded_once(
+    loras: list[str], pictures: list[str], sd_folder: str, tmp_path: Path
+) -> None:
+    shutil.copytree(sd_folder, tmp_path / "sd")
+    config = question()
+    same = conditions(1)[0]
+    who = [Identity(f"Ann_{n}", same, lora) for n, lora in enumerate([*loras, "", *loras])]
+    actor = DiffusionIdentifier(str(tmp_path / "sd"), CONFIG, config, who)
+    shutil.rmtree(tmp_path / "sd")
+    missing = np.empty(1, object)
+    missing[:] = [np.arange(len(who))]
+    batch = {"image": np.array(pictures[:1], object), "missing": missing}
+    (losses,) = actor(batch)["losses"]
+    size = sum(parameter.numel() for parameter in actor._model.unet.parameters())
+    (again,) = actor(batch)["losses"]
+    assert np.array_equal(losses, again)
+    assert np.array_equal(losses[:3], losses[4:])
+    # Each as if it were alone in a UNet.
+    for number, lora in enumerate(loras):
+        alone = load_diffusion(sd_folder, CONFIG)
+        alone.unet.load_lora_adapter(load_file(lora), prefix="unet")
+        pixels = crop(read_picture(pictures[0]), 16, 16)
+        assert losses[number] == pytest.approx(np.array(by_hand(alone, pixels, same, 5)), rel=2e-4)
+    assert losses[3] == pytest.approx(asked(pictures[:1], sd_folder, config, [Identity("Ann_0", same)])[0][0])
+    assert len(np.unique(losses[:4, 0])) == 4
+    # Two places for three LoRAs, since one has another rank.
+    bare = sum(parameter.numel() for parameter in load_diffusion(sd_folder, CONFIG).unet.parameters())
+    numbers = [sum(one.numel() for one in load_file(lora).values()) for lora in loras]
+    assert size - bare == numbers[0] + numbers[2]
 
 
 def test_a_picture_that_cannot_be_read_is_a_row_with_a_code(

@@ -56,7 +56,7 @@ def test_a_race_finds_the_answer_of_all_losses_for_a_fraction_of_them() -> None:
     means = random.uniform(0.1, 0.3, (pictures, identities))
     means[np.arange(pictures), winners] = 0
     full = np.stack([drawn(row, 32, 0.03, seed) for seed, row in enumerate(means)])
-    raced = race(pictures, identities, STAGES, asking(full, calls := []))
+    raced = race([range(identities)] * pictures, identities, STAGES, asking(full, calls := []))
     answers = [decide(losses) for losses in raced]
     assert [answer.best for answer in answers] == full.mean(2).argmin(1).tolist() == winners.tolist()
     asked = np.concatenate(calls)
@@ -68,7 +68,7 @@ def test_a_race_finds_the_answer_of_all_losses_for_a_fraction_of_them() -> None:
 
 def test_what_cannot_be_told_apart_is_asked_to_the_end_and_is_not_certain() -> None:
     losses = drawn(np.zeros(2), 32, 0.05, seed=3)[None]
-    answer = decide(race(1, 2, StagesConfig(samples=(4, 8, 32), keep=(2, 2, 1)), asking(losses, []))[0])
+    answer = decide(race([[0, 1]], 2, StagesConfig(samples=(4, 8, 32), keep=(2, 2, 1)), asking(losses, []))[0])
     assert answer.evaluations == 64 and answer.p > 0.05 and abs(answer.margin) < 2
     assert answer.losses == pytest.approx(losses[0].mean(1))
 
@@ -76,8 +76,8 @@ def test_what_cannot_be_told_apart_is_asked_to_the_end_and_is_not_certain() -> N
 def test_the_order_of_identities_does_not_matter() -> None:
     losses = drawn(np.random.default_rng(2).uniform(0, 0.1, 12), 32, 0.05)[None]
     order = np.random.default_rng(4).permutation(12)
-    one = decide(race(1, 12, STAGES, asking(losses, []))[0])
-    other = decide(race(1, 12, STAGES, asking(losses[:, order], []))[0])
+    one = decide(race([range(12)], 12, STAGES, asking(losses, []))[0])
+    other = decide(race([range(12)], 12, STAGES, asking(losses[:, order], []))[0])
     assert other.losses == pytest.approx(one.losses[order]) and order[other.best] == one.best
     assert (other.p, other.evaluations) == (pytest.approx(one.p), one.evaluations)
 
@@ -104,7 +104,7 @@ def test_who_left_early_is_as_far_behind_as_on_the_pairs_that_both_had() -> None
 
 
 def test_a_single_identity_has_nobody_to_be_compared_with() -> None:
-    raced = race(1, 1, STAGES, asking(np.ones((1, 1, 32)), []))
+    raced = race([[0]], 1, STAGES, asking(np.ones((1, 1, 32)), []))
     answer = decide(raced[0])
     assert answer.evaluations == 4 and np.isnan(answer.p) and answer.losses.tolist() == [1]
 

@@ -69,9 +69,10 @@ def by_us(model: StableDiffusion, latents: torch.Tensor, conditions: torch.Tenso
     def ask(rows: np.ndarray) -> np.ndarray:
         return noise_losses(model, latents, conditions, bank, rows, "l2", PER_CALL)
 
+    wanted = [range(len(conditions))] * len(latents)
     if staged:
-        return race(len(latents), len(conditions), stages, ask)
-    return ask_all([range(len(conditions))] * len(latents), len(conditions), STEPS, ask)
+        return race(wanted, len(conditions), stages, ask)
+    return ask_all(wanted, len(conditions), STEPS, ask)
 
 
 def main() -> None:

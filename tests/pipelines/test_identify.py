@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.identify import IdentifyConfig, Plan, conditions, identify, plan_identify, write_answers
+from pipelines.identification import read_results
+from pipelines.identify import (
+    IdentifyConfig,
+    Plan,
+    PreselectConfig,
+    conditions,
+    identify,
+    plan_identify,
+    write_answers,
+)
 from pipelines.movie_characters import LORA, OPTIMIZED, TARGET, find_learnt, write_embedding
+from tests import results
 
 
 @pytest.fixture
@@ -38,10 +48,11 @@ def answer(config: IdentifyConfig, plan: Plan, names: list[str], losses: np.ndar
     told = np.empty(len(names), object)
     told[:] = list(losses)
     missing = np.empty(len(names), object)
-    missing[:] = [np.array(plan.missing[name]) for name in names]
+    missing[:] = [np.array(plan.missing[name], int) for name in names]
     errors = np.array(errors or [""] * len(names), object)
     batch = {"name": np.array(names, object), "missing": missing, "losses": told, "error": errors, "message": errors}
-    write_answers(batch, f"{config.csv_folder}/{config.mode}", [one.name for one in plan.identities], plan.questions)
+    names, staged = [one.name for one in plan.identities], config.method == "staged"
+    write_answers(batch, f"{config.csv_folder}/{config.mode}", names, plan.digests, staged)
 
 
 def table(config: IdentifyConfig, name: str) -> list[list[str]]:
@@ -97,8 +108,8 @@ def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None
     ]
     assert [row[1] for row in table(config, "Anna_results.csv")[1:]] == ["Ann_2", "Ann_1", "Anna_1"]
     sure = table(config, "Ann_certainty.csv")
-    assert sure[0] == ["GT Image name", "answer", "p", "margin", "evaluations"]
-    assert sure[2] == ["Ann_9.png", "Anna_1", "0.0", "inf", "9"]
+    assert sure[0] == ["GT Image name", "answer", "p", "margin", "evaluations", "asked"]
+    assert sure[2] == ["Ann_9.png", "Anna_1", "0.0", "inf", "9", "3"]
     # A list of fewer pictures leaves the rows of others.
     identify(replace(config, image_list=f"{config.image_list}/Ann_9.png"), plan_identify(config))
     assert len(table(config, "Ann_results.csv")) == 7
@@ -106,7 +117,7 @@ def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None
 
 def test_resume_asks_for_pairs_that_are_missing_or_were_asked_otherwise(config: IdentifyConfig, tmp_path: Path) -> None:
     plan = plan_identify(config)
-    assert plan.missing == {name: [0, 1, 2] for name in ("Ann_8.png", "Ann_9.png", "Anna_8.png")}
+    assert plan.missing == dict.fromkeys(("Ann_8.png", "Ann_9.png", "Anna_8.png"), (0, 1, 2))
     answer(config, plan, ["Ann_8.png"], np.ones((1, 3, 3), np.float32))
     assert set(plan_identify(config).missing) == {"Ann_9.png", "Anna_8.png"}
     # Where a part is torn its pictures are asked about again.
@@ -115,14 +126,14 @@ def test_resume_asks_for_pairs_that_are_missing_or_were_asked_otherwise(config: 
     new = np.ones((1, 77, 16), np.float32)
     write_embedding(new, str(tmp_path / "ids"), "Ann_2", OPTIMIZED)
     write_embedding(new, str(tmp_path / "ids"), "Bob_1", OPTIMIZED)
-    assert plan_identify(config).missing["Ann_8.png"] == [1, 3]
+    assert plan_identify(config).missing["Ann_8.png"] == (1, 3)
     # In a race all take part again.
     staged = replace(config, method="staged")
     plan = plan_identify(staged)
     answer(staged, plan, ["Ann_8.png"], np.ones((1, 4, 3), np.float32))
     assert "Ann_8.png" not in plan_identify(staged).missing
     write_embedding(new, str(tmp_path / "ids"), "Eve_1", OPTIMIZED)
-    assert plan_identify(staged).missing["Ann_8.png"] == [0, 1, 2, 3, 4]
+    assert plan_identify(staged).missing["Ann_8.png"] == range(5)
 
 
 def test_a_torn_part_is_asked_for_again(config: IdentifyConfig) -> None:
@@ -138,10 +149,72 @@ def test_a_picture_with_an_error_has_no_answer_and_is_tried_again(config: Identi
     assert len(plan_identify(config).missing) == 3
 
 
+@pytest.fixture
+def many(config: IdentifyConfig, tmp_path: Path) -> IdentifyConfig:
+    """Two identities of Ann, one each of Anna, Bob and Cid; of Cid CLIP knows nothing, of Ann_9.png neither."""
+    for name in ("Bob_1", "Cid_1"):
+        write_embedding(np.ones((1, 77, 16), np.float32), str(tmp_path / "ids"), name, OPTIMIZED)
+    cosines = {
+        "Ann_8": {"Ann_7": 0.3, "Anna_7": 0.9, "Bob_6": 0.4, "Bob_7": 0.8, "Eve_1": 1.0},
+        "Anna_8.png": {"Ann_7": 0.9, "Ann_6": 0.1, "anna_7": 0.8, "Bob_7": 0.7},
+        "Ann_9": {"Bob_7": 1.0, "Eve_1": 0.1},
+    }
+    folder = results.write(tmp_path / "clip", cosines)
+    return replace(config, preselect=PreselectConfig(folder, best=2))
+
+
+def test_a_preselection_asks_about_the_best_classes_only(many: IdentifyConfig) -> None:
+    plan = plan_identify(many)
+    assert [one.name for one in plan.identities] == ["Ann_1", "Ann_2", "Anna_1", "Bob_1", "Cid_1"]
+    # Of Ann_9 only one class is told that there is an identity of, and so nobody can be left out.
+    assert plan.missing == {"Ann_8.png": (2, 3), "Ann_9.png": (0, 1, 2, 3, 4), "Anna_8.png": (0, 1, 2)}
+    assert plan.pairs == 10
+    losses = np.arange(5, 0, -1)[:, None] * np.ones((3, 5, 3)) + [0, 0.5, 1]
+    answer(many, plan, list(plan.missing), losses)
+    assert plan_identify(many).missing == {}
+    outcome = identify(many, plan_identify(many))
+    assert (outcome.answered, outcome.evaluations, outcome.of_full) == (3, 30, 45)
+    assert (outcome.preselected, outcome.saved) == (2, (3 + 2) * 3)
+    # A row for every identity: after those who were asked, the others in the order of CLIP.
+    rows = [row for row in table(many, "Ann_results.csv")[1:] if row[0] == "Ann_8.png"]
+    assert [row[1] for row in rows] == ["Bob_1", "Anna_1", "Ann_1", "Ann_2", "Cid_1"]
+    assert [float(row[2]) for row in rows] == pytest.approx([2.5, 3.5, 3.5, 3.5, 3.5])
+    found = read_results(f"{many.csv_folder}/{many.mode}", clip_csv=False)
+    ordered = found.rows[found.rows.image == "Ann_8.png"].sort_values("score", ascending=False)
+    assert ordered.identity.tolist() == [row[1] for row in rows] and ordered.score.is_unique
+    asked = {row[0]: row[-1] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
+    assert asked == {"Ann_8.png": "2", "Ann_9.png": "5", "Anna_8.png": "3"}
+
+
+@pytest.mark.parametrize("method", ["full", "staged"])
+def test_more_of_a_preselection_asks_only_for_those_who_join(many: IdentifyConfig, method: Any) -> None:
+    many = replace(many, method=method)
+    plan = plan_identify(many)
+    answer(many, plan, list(plan.missing), np.ones((3, 5, 4)))
+    more = plan_identify(replace(many, preselect=replace(many.preselect, best=3)))
+    # In a race all take part again.
+    joining = {"Ann_8.png": (0, 1), "Anna_8.png": (3,)}
+    everyone = {"Ann_8.png": (0, 1, 2, 3), "Anna_8.png": (0, 1, 2, 3)}
+    assert more.missing == (joining if method == "full" else everyone)
+
+
+def test_a_picture_that_is_gone_has_no_answer_though_some_were_asked(config: IdentifyConfig, tmp_path: Path) -> None:
+    plan = plan_identify(config)
+    answer(config, plan, list(plan.missing), np.ones((3, 3, 3)))
+    write_embedding(np.ones((1, 77, 16), np.float32), str(tmp_path / "ids"), "Bob_1", OPTIMIZED)
+    plan = plan_identify(config)
+    answer(config, plan, ["Ann_9.png", "Anna_8.png"], np.ones((2, 4, 3)))
+    assert identify(config, replace(plan, missing={})).answered == 2
+
+
 def test_what_cannot_work_is_told(config: IdentifyConfig) -> None:
     with pytest.raises(ValueError, match="category_class with imagic_pipe"):
         replace(config, category_class=True, imagic_pipe=True)
     with pytest.raises(ValueError, match="alpha=2"):
         replace(config, alpha=2)
+    with pytest.raises(ValueError, match="best=1: it starts at 2"):
+        PreselectConfig("x", best=1)
+    with pytest.raises(ValueError, match="has no results"):
+        plan_identify(replace(config, preselect=PreselectConfig(config.csv_folder)))
     with pytest.raises(ValueError, match="multiples of 8"):
         replace(config, height=12)
