@@ -39,7 +39,19 @@ from pipelines.metrics import (
     write_topk,
 )
 from pipelines.pictures import Picture, find_pictures
-from pipelines.robustness import NONE, REJECTED, CompareConfig, Model, Run, compare, disturb, images_of, label, run_all
+from pipelines.robustness import (
+    NONE,
+    REJECTED,
+    CompareConfig,
+    Model,
+    Run,
+    compare,
+    disturb,
+    images_of,
+    label,
+    preselecting,
+    run_all,
+)
 from pipelines.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -177,6 +189,9 @@ def identify_diffusion(
                 f"to do: {len(plan.missing)} pictures, {plan.pairs} pairs of a picture and an identity",
                 f"evaluations of the UNet: at most {plan.pairs * config.question().pairs}",
             ]
+            if config.preselect.folder:
+                few = sum(len(asked) < len(plan.identities) for asked in plan.chosen.values())
+                facts.append(f"preselected: {few} pictures, of {config.preselect.best} classes each")
             names = ("CLASS_results.csv", "CLASS_certainty.csv", "answers", "rejected")
             places = {name: store.uri(config.mode, name) for name in names}
             places["runs/identify-diffusion.json"] = store.uri("runs/identify-diffusion.json")
@@ -195,6 +210,8 @@ def identify_diffusion(
             spent = outcome.evaluations / outcome.answered
             share = outcome.evaluations / outcome.of_full
             print(f"{spent:.0f} evaluations of the UNet a picture, {share:.0%} of all; {outcome.certain} with p ≤ .05")
+        if config.preselect.folder:
+            print(f"{outcome.preselected} pictures preselected, which saved {outcome.saved} evaluations or more")
         print(f"results: {store.uri(config.mode)}")
 
 
@@ -240,6 +257,8 @@ def fuse_(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: 
             lacking = done.images - done.answered
             rejected = {"not_answered_by_all": lacking} if lacking else {}
             record["rows"] = {"in": done.images, "out": done.answered, "rejected": rejected}
+            record["weights"] = done.weights
+        print("weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in done.weights.items()))
         print(f"results: {config.output_folder} ({done.classes} classes; read them with clip_csv=true)")
 
 
@@ -285,7 +304,8 @@ def _runs(config: CompareConfig, pictures: list[Picture]) -> list[Run]:
     store = Store(storage.absolute(config.output))
     made: dict[tuple[str, str], Run] = {}
     swept: list[Run] = []
-    models = sorted(config.models.items(), key=lambda item: item[1].by == "fusion")
+    turns = ("clip", "faces", "diffusion", "fusion")
+    models = sorted(config.models.items(), key=lambda item: turns.index(item[1].by))
     for (name, model), filter_ in itertools.product(models, config.filters):
         folder = store.uri("results", name, label(config, filter_))
         images = images_of(config, filter_, pictures)
@@ -293,12 +313,24 @@ def _runs(config: CompareConfig, pictures: list[Picture]) -> list[Run]:
             given = {one: made[one, filter_] for one in model.settings["models"]}
             sources = {one: {"folder": run.folder, "clip_csv": run.clip_csv} for one, run in given.items()}
             tree = {**model.settings, "models": sources, "output_folder": folder}
+            for one, weight in tree.pop("weights", {}).items():
+                if one not in sources:
+                    raise job.SettingsError(f"models.{name}.settings.weights: {one} is none of its models")
+                sources[one]["weight"] = weight
             run = Run(name, filter_, _checked(FuseConfig, f"models.{name}", tree), folder, True)
         else:
+            if by := preselecting(model):
+                given = {"folder": made[by, filter_].folder, "clip_csv": made[by, filter_].clip_csv}
+                chosen = {**model.settings["preselect"], **given}
+                chosen.pop("model")
+                model = replace(model, settings={**model.settings, "preselect": chosen})
             run = _run(f"models.{name}", model, images, folder, store.uri("vectors", name))
             run = replace(run, model=name, filter=filter_)
         if name == config.alpha_model and filter_ == NONE:
             for alpha in config.alphas:
+                if alpha == run.config.alpha:
+                    swept.append(replace(run, alpha=alpha))
+                    continue
                 other = replace(model, settings={**model.settings, "alpha": alpha})
                 where = store.uri("results", name, f"alpha_{alpha:g}")
                 swept.append(

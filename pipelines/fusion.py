@@ -3,14 +3,19 @@
 zsum   each model's scores of an image's classes, brought to mean 0 and deviation 1, weighted and added
 rank   weighted 1 / (60 + rank) added (Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion"): scores count only
        by their order
+
+Weights are settings, or learnt from results of other images: those that make their true classes likeliest, where a
+class's probability is the softmax of the weighted sum (McFadden 1974, the conditional logit; the problem is convex).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from pipelines.identification import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
@@ -28,10 +33,14 @@ class Source:
     """The higher the better; else losses of a diffusion model."""
     weight: float = 1.0
     """How much it counts beside the others."""
+    validation: str = ""
+    """Its results of other images, from which weights are learnt; of all models or of none."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight is above 0, not {self.weight}")
+        if self.validation and self.weight != 1:
+            raise ValueError(f"validation teaches weights: leave weight={self.weight:g}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class FuseConfig:
     models: dict[str, Source]
     """Results by a name of your own, as in models.clip.folder=results/clip models.clip.clip_csv=true."""
     output_folder: str
-    """Where CLASS_results.csv of all together go: the higher the better, so they are read with clip_csv=true."""
+    """Where CLASS_results.csv of all together go: the higher the better, so they are read with clip_csv=true. Those of
+    validation go into its folder validation/, so that `score report` can learn who is unknown from them."""
     by: Literal["zsum", "rank"] = "zsum"
     """zsum: standard scores are added; rank: reciprocal ranks."""
     avg: bool = False
@@ -52,6 +62,9 @@ class FuseConfig:
             raise ValueError(f"models: two or more are fused, not {len(self.models)}")
         if any(source.folder.rstrip("/") == self.output_folder.rstrip("/") for source in self.models.values()):
             raise ValueError("output_folder is that of a model: use another one")
+        bare = [name for name, source in self.models.items() if not source.validation]
+        if 0 < len(bare) < len(self.models):
+            raise ValueError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
 
 
 @dataclass(frozen=True)
@@ -62,37 +75,83 @@ class Fused:
     answered: int
     """Images of which every model has an answer: they have one together."""
     classes: int
+    weights: dict[str, float]
+    """Of each model; those that were learnt have a mean of 1."""
 
 
 def fuse(config: FuseConfig) -> Fused:
     """Write the results of all models together."""
-    scores = {name: scores_of(source, config.avg) for name, source in config.models.items()}
-    images = sorted(set().union(*(table.index for table in scores.values())))
-    together = fused(list(scores.values()), [source.weight for source in config.models.values()], config.by)
+    weights = [source.weight for source in config.models.values()]
+    if all(source.validation for source in config.models.values()):
+        found = [read_results(source.validation, source.clip_csv) for source in config.models.values()]
+        parts = comparable([by_class(results, config.avg) for results in found], config.by)
+        if parts[0].empty:
+            raise ValueError("validation: there is no image of which all models have an answer")
+        weights = learnt_weights(parts, found[0].images)
+        _write(f"{config.output_folder.rstrip('/')}/validation", _sum(parts, weights))
+    found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
+    scores = [by_class(results, config.avg) for results in found]
+    together = fused(scores, weights, config.by)
     if together.empty:
-        raise ValueError(f"no image has answers of all of {', '.join(scores)}")
-    identities = [f"{cls}_0" for cls in together.columns]
-    rows = together.set_axis(identities, axis=1).melt(ignore_index=False, var_name=IDENTITY, value_name=LOSS)
-    write_results(config.output_folder, rows.rename_axis(IMAGE).reset_index(), descending=True)
-    return Fused(len(images), len(together), together.shape[1])
+        raise ValueError(f"no image has answers of all of {', '.join(config.models)}")
+    _write(config.output_folder, together)
+    images = set().union(*(table.index for table in scores))
+    by_name = dict(zip(config.models, weights, strict=True))
+    return Fused(len(images), len(together), together.shape[1], by_name)
 
 
-def scores_of(source: Source, average: bool = False) -> pd.DataFrame:
-    """Scores of classes, images by classes, higher is better."""
-    return by_class(read_results(source.folder, source.clip_csv), average)
+def _write(folder: str, scores: pd.DataFrame) -> None:
+    identities = [f"{cls}_0" for cls in scores.columns]
+    rows = scores.set_axis(identities, axis=1).melt(ignore_index=False, var_name=IDENTITY, value_name=LOSS)
+    write_results(folder, rows.rename_axis(IMAGE).reset_index(), descending=True)
 
 
 def fused(scores: Sequence[pd.DataFrame], weights: Sequence[float], by: Literal["zsum", "rank"]) -> pd.DataFrame:
-    """One table of scores from several, each images by classes, over the images that all have and all classes.
+    """One table of scores from several, each images by classes, over the images that all have and all classes."""
+    return _sum(comparable(scores, by), weights)
+
+
+def _sum(parts: Sequence[pd.DataFrame], weights: Sequence[float]) -> pd.DataFrame:
+    weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
+    return sum(weighted[1:], weighted[0])
+
+
+def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[float]:
+    """Weights of models, 0 or more with a mean of 1, from `comparable` scores and the true class of each image.
+
+    Images of classes that cannot be answered teach none. Raises ValueError where no model knows anything.
+    """
+    labels = truth.reindex(parts[0].index)
+    known = labels.isin(parts[0].columns).to_numpy()
+    own = parts[0].columns.get_indexer(pd.Index(labels[known]))
+    units = [float(part.to_numpy().std()) or 1.0 for part in parts]
+    scores = np.stack([part.to_numpy()[known] / unit for part, unit in zip(parts, units, strict=True)])
+    ahead = scores[:, np.arange(len(own)), own][:, :, None] - scores
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        lead = np.tensordot(weights, ahead, 1)
+        slope = -np.einsum("nc,mnc->m", softmax(-lead, axis=1), ahead)
+        # What all images have right would else grow without end.
+        value = logsumexp(-lead, axis=1).sum() + 0.05 * (weights**2).sum()
+        return float(value), slope + 0.1 * weights
+
+    found: Any = minimize(loss, np.ones(len(parts)), jac=True, bounds=[(0, None)] * len(parts))
+    weights = found.x / units
+    if not weights.sum() > 1e-6:
+        raise ValueError("validation: no model is better there than chance; set the weights instead")
+    return (weights / weights.mean()).tolist()
+
+
+def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> list[pd.DataFrame]:
+    """Scores of several models, each images by classes, in one unit, over the images that all have and all classes.
 
     A class that a model does not know, or has not been asked about, is worst with it, as bad as the worst it knows.
     """
     images = [image for image in scores[0].index if all(image in table.index for table in scores)]
     classes = sorted(set().union(*(table.columns for table in scores)))
     standard = _standard if by == "zsum" else _reciprocal
-    parts = [weight * standard(table.loc[images]) for table, weight in zip(scores, weights, strict=True)]
-    filled = [part.reindex(columns=classes).T.fillna(part.min(axis=1)).T for part in parts]
-    return sum(filled[1:], filled[0])
+    parts = [standard(table.loc[images]) for table in scores]
+    return [part.reindex(columns=classes).T.fillna(part.min(axis=1)).T for part in parts]
 
 
 def _standard(scores: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,10 @@ textual_inversion    only a word that stands for the character in the prompt (Ga
                      2022); kilobytes each
 
 Both steps minimise the squared error of the noise that the UNet finds at timesteps drawn uniformly. Identities are
-spread over the actors of a pool; each goes on by itself from its own checkpoint, and ends as if it had never stopped:
-what a step draws depends on the seed and its number alone.
+rows, spread over a pool of actors and not over the workers of Ray Train, which would step, fail and be started again
+together, while identities have nothing to tell each other: whoever is free takes the next, and one that fails costs no
+other. Each goes on by itself from its own checkpoint, and ends as if it had never stopped: what a step draws depends on
+the seed and its number alone.
 """
 
 import hashlib

@@ -56,7 +56,8 @@ class Model:
     by: Literal["clip", "faces", "diffusion", "fusion"]
     """Which verb answers: identify-clip, identify-faces, identify-diffusion, or fuse."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Its settings, without images and outputs; of a fusion: models, a list of names, and by."""
+    """Its settings, without images and outputs. Of a fusion: models, a list of names, by, and weights of some of them.
+    Of diffusion preselect.model names a model by clip or faces, whose results of the same images then preselect."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,19 @@ class CompareConfig:
                     raise ValueError(
                         f"models.{name}.settings.models lists two or more other models that are no fusions"
                     )
+            by = preselecting(model)
+            if by and self.models.get(by, model).by not in ("clip", "faces"):
+                raise ValueError(
+                    f"models.{name}.settings.preselect.model={by}: there is no model by clip or faces named so"
+                )
         if self.alpha_model and self.models.get(self.alpha_model, Model("clip")).by != "diffusion":
             raise ValueError(f"alpha_model={self.alpha_model}: there is no diffusion model of that name")
+
+
+def preselecting(model: Model) -> str:
+    """The name of the model that says which classes this one is asked about; "" where there is none."""
+    given = model.settings.get("preselect") if model.by == "diffusion" else None
+    return str(given.get("model", "")) if isinstance(given, dict) else ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +175,12 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
 
 
 def run_all(runs: Sequence[Run]) -> None:
-    """Identify by each model, fusions last."""
+    """Identify by each model, in their order; what several of them share is asked once."""
+    done: set[str] = set()
     for number, run in enumerate(runs, 1):
+        if run.folder in done:
+            continue
+        done.add(run.folder)
         log.info("%d of %d: %s, %s", number, len(runs), run.model, run.filter)
         if isinstance(run.config, ClipConfig | FaceConfig):
             identify(run.config, plan_identification(run.config))

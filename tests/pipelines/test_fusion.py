@@ -47,6 +47,50 @@ def test_a_model_for_which_all_are_alike_says_nothing():
     pd.testing.assert_frame_equal(found, fusion.fused([one, one * 0], [1, 1], "zsum"))
 
 
+def telling(truth: list[int], count: int, strength: float, seed: int) -> pd.DataFrame:
+    """Scores of classes that are noise, with so much more for the true one."""
+    scores = np.random.default_rng(seed).normal(size=(len(truth), count))
+    scores[np.arange(len(truth)), truth] += strength
+    return pd.DataFrame(scores, [f"i{n}" for n in range(len(truth))], [f"c{n}" for n in range(count)])
+
+
+def test_who_knows_more_weighs_more_and_who_knows_nothing_nothing():
+    truth = np.random.default_rng(9).integers(0, 6, 400).tolist()
+    labels = pd.Series([f"c{cls}" for cls in truth], [f"i{n}" for n in range(400)])
+    tables = [telling(truth, 6, strength, seed) for seed, strength in enumerate((2.0, 1.0, 0.0))]
+    # In another unit and turned round, it is still noise.
+    tables[2] *= -1000
+    parts = fusion.comparable(tables, "zsum")
+    strong, weak, noise = fusion.learnt_weights(parts, labels)
+    assert strong > 1.3 * weak > 0 and noise < 0.1 * strong and strong + weak + noise == pytest.approx(3)
+
+    def right(weights: list[float]) -> float:
+        return float((fusion.fused(tables, weights, "zsum").idxmax(axis=1) == labels).mean())
+
+    assert right([strong, weak, noise]) > max(right([1, 1, 1]), right([1, 0, 0])) + 0.01
+    # As Gaussian noise of one deviation has it: the log-likelihood of a class grows by strength times its score.
+    alike = fusion.learnt_weights([tables[0], tables[1]], labels)
+    assert alike[0] / alike[1] == pytest.approx(2, rel=0.15)
+    with pytest.raises(ValueError, match="no model is better there than chance"):
+        fusion.learnt_weights([-table for table in parts[:2]], labels)
+
+
+def test_images_of_nobody_known_teach_no_weights():
+    truth = np.random.default_rng(1).integers(0, 4, 60).tolist()
+    labels = pd.Series([f"c{cls}" for cls in truth], [f"i{n}" for n in range(60)])
+    parts = [telling(truth, 4, strength, seed) for seed, strength in enumerate((2.0, 1.0))]
+    more = [pd.concat([part, part.set_axis([f"u{n}" for n in range(60)])]) for part in parts]
+    strangers = pd.concat([labels, pd.Series("nobody", [f"u{n}" for n in range(60)])])
+    assert fusion.learnt_weights(more, strangers) == pytest.approx(fusion.learnt_weights(parts, labels), rel=0.01)
+
+
+def test_validation_is_of_all_models_and_in_place_of_weights():
+    with pytest.raises(ValueError, match="and b has none"):
+        fusion.FuseConfig({"a": fusion.Source("a", validation="v"), "b": fusion.Source("b")}, "out")
+    with pytest.raises(ValueError, match="leave weight=2"):
+        fusion.Source("a", weight=2, validation="v")
+
+
 def test_fused_results_are_a_folder_of_results(tmp_path: Path):
     losses = {"Ann_1": {"Ann_1": 0.1, "Bob_1": 0.11}, "Bob_1": {"Ann_1": 0.1, "Bob_1": 0.2}, "Bob_2": {"Bob_1": 1.0}}
     cosines = {"Ann_1": {"Ann_1": 0.2, "Bob_1": 0.9, "Cid_1": 0.9}, "Bob_1": {"Ann_1": 0.1, "Bob_1": 0.9, "Cid_1": 0.1}}
