@@ -45,6 +45,7 @@ from pipelines.robustness import (
     CompareConfig,
     Model,
     Run,
+    check_all,
     compare,
     disturb,
     images_of,
@@ -285,6 +286,7 @@ def compare_(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
             )
             job.tell_plan(config, facts, {}, {"disturb": config.disturb}, {name: store.uri(name) for name in names})
             return
+        check_all(runs)
         with job.recorded("compare", config, config.output, max_rejected) as record, job.ray_session():
             lost = disturb(config, pictures)
             store.replace_table("rejected", [pa.Table.from_pylist(lost, REJECTED)] if lost else [])
@@ -378,6 +380,7 @@ def timeline(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
             names = ("frames", "shots", "results", "rejected", "shots.csv", "appearances.csv", "timeline.html")
             job.tell_plan(config, facts, {}, {"video": config.video}, {name: store.uri(name) for name in names})
             return
+        check_all([run])
         with job.recorded("timeline", config, config.output, max_rejected) as record, job.ray_session():
             remember(config)
             if todo:

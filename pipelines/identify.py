@@ -174,12 +174,18 @@ class Plan:
         return sum(map(len, self.missing.values()))
 
 
+def check_identify(config: IdentifyConfig) -> list[Learnt]:
+    """Find the identities; raises ValueError where there are none, or the model or an extra is missing."""
+    check_diffusion(config.sd_model_name, "sd_model_name")
+    return find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+
+
 def plan_identify(config: IdentifyConfig) -> Plan:
     """Find pictures, identities and what is missing; raises ValueError for what cannot work."""
-    check_diffusion(config.sd_model_name, "sd_model_name")
+    learnt = check_identify(config)
     given = config.image_list
     pictures = find_pictures(given if isinstance(given, str) else list(given), "image_list")
-    identities, weights = conditions(config, find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path"))
+    identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)
     preselection = Preselection(config.preselect, identities) if config.preselect.folder else None
     chosen: dict[str, Numbers] = {picture.name: range(len(identities)) for picture in pictures}

@@ -231,6 +231,8 @@ def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, St
 
 def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     """Learn what is missing; returns how many identities of this run failed, by code. They are in rejected/."""
+    if config.push_to_hub:
+        _check_hub(config)
     set_context()
     config = replace(config, output_dir=storage.absolute(config.output_dir))
     store = Store(config.output_dir)
@@ -257,15 +259,29 @@ def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     return Counter(row["code"] for row in bad)
 
 
+def _check_hub(config: PersonaliseConfig) -> None:
+    """Make the repository where it is missing; raises ValueError where it may not be written, first of all."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    assert config.hub_model_id is not None
+    try:
+        HfApi().create_repo(config.hub_model_id, exist_ok=True)
+    except (HFValidationError, OSError) as error:
+        problem = str(error).partition("\n")[0]
+        raise ValueError(
+            f"hub_model_id={config.hub_model_id} cannot be written ({problem}); check its name, and that HF_TOKEN may "
+            "write there"
+        ) from error
+
+
 def _push(config: PersonaliseConfig, names: Sequence[str]) -> None:
     from huggingface_hub import HfApi
 
-    hub = HfApi()
     assert config.hub_model_id is not None
-    hub.create_repo(config.hub_model_id, exist_ok=True)
     for name in names:
         with storage.local_folder(storage.join(config.output_dir, name)) as folder:
-            hub.upload_folder(repo_id=config.hub_model_id, folder_path=folder, path_in_repo=name)
+            HfApi().upload_folder(repo_id=config.hub_model_id, folder_path=folder, path_in_repo=name)
 
 
 # ------------------------------------------------------------------------------------------------------------- learning

@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 
 from actors import storage
 from actors.disturbances import FILTERS, disturb_files
+from actors.faces import check_faces
 from actors.stage import Stage
 from pipelines.fusion import FuseConfig, fuse
 from pipelines.gallery import ClipConfig, FaceConfig, identify, plan_identification
@@ -172,6 +173,17 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
             about = {"image": name, "uri": row["uri"], "filter": row["filter"]}
             found.append({**about, "code": row["error"], "message": row["message"]})
     return found
+
+
+def check_all(runs: Sequence[Run]) -> None:
+    """Raise ValueError where a model cannot run, before anything else is done."""
+    for run in runs:
+        if isinstance(run.config, FaceConfig):
+            check_faces()
+        elif not isinstance(run.config, ClipConfig | FuseConfig):
+            from pipelines.identify import check_identify
+
+            check_identify(run.config)
 
 
 def run_all(runs: Sequence[Run]) -> None:

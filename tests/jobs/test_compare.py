@@ -73,7 +73,7 @@ def characters(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_compare_runs_models_through_filters(
     tmp_path: Path, clip_folder: str, sd_folder: str, characters: str, ray_cluster: None
 ):
