@@ -105,7 +105,7 @@ def compare_page(config: CompareConfig, compared: Comparison) -> str:
     best = table.loc[table.groupby("filter", sort=False).accuracy.idxmax()]
     leaders = zip(best["filter"], best["model"], 100 * best["accuracy"].to_numpy(), strict=True)
     totals = ", ".join(f"{name}: {model} {share:.1f} %" for name, model, share in leaders)
-    facts = {"images": f"{int(table.images.max()):,}", "models": ", ".join(config.models), "best": "by filter, above"}
+    facts = {"images": f"{int(table.images.max()):,}", "models": ", ".join(config.models)}
     return write_page(store.uri("compare.html"), "Models compared", totals, facts, sections)
 
 
@@ -125,7 +125,8 @@ def robustness(table: pd.DataFrame) -> Figure:
     names = [f"{name} {strength:g}" if strength else name for name, strength in zip(filters, strengths, strict=True)]
     axes.set_xticks(range(len(filters)), names)
     axes.set(ylabel="right, %", ylim=(0, 105))
-    axes.legend()
+    # Bars may reach to where it would lie inside.
+    drawing.legend(loc="outside upper center", ncols=min(len(models), 6), frameon=False)
     return drawing
 
 
@@ -143,6 +144,8 @@ MANY = 20
 """Characters that a timeline shows, those that are on screen longest."""
 HUNDREDS = 500
 """Shots that a page lists."""
+STEPS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
+"""Between two times that a timeline names."""
 
 
 def timeline_page(config: TimelineConfig, found: Appearances) -> str:
@@ -175,7 +178,11 @@ def bands(shots: pd.DataFrame) -> Figure:
         for row in own.itertuples():
             axes.barh(number, row.end_s - row.start_s, 0.8, row.start_s, color=colour, alpha=0.3 + 0.7 * row.share)
     axes.set_yticks(range(len(names)), names)
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, shots.end_s.max()), xlabel="seconds")
+    end = float(shots.end_s.max())
+    step = next((step for step in STEPS_S if end / step <= 10), STEPS_S[-1])
+    times = np.arange(0, end, step)
+    axes.set_xticks(times, [clock(time).removesuffix(".00") for time in times])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, end))
     return drawing
 
 
