@@ -188,7 +188,7 @@ def test_loras_take_turns_in_a_unet_that_is_loaded_once(
     for number, lora in enumerate(loras):
         alone = load_diffusion(sd_folder, CONFIG)
         alone.unet.load_lora_adapter(load_file(lora), prefix="unet")
-        pixels = crop(read_picture(pictures[0]), 16, 16)
+        pixels = crop(read_image(pictures[0]), 16, 16)
         assert losses[number] == pytest.approx(np.array(by_hand(alone, pixels, same, 5)), rel=2e-4)
     assert losses[3] == pytest.approx(asked(pictures[:1], sd_folder, config, [Identity("Ann_0", same)])[0][0])
     assert len(np.unique(losses[:4, 0])) == 4

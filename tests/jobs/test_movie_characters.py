@@ -147,7 +147,7 @@ def test_a_killed_driver_costs_no_identity_more_than_its_last_steps(
     with corpus.job(tmp_path / "log.txt", *learn, program=program) as running:
         told = running.wait()
     # One that cannot be read costs no other.
-    assert "4 rows = 3 done + 1 rejected\nrejected: unreadable 1" in told and f"{3 - len(there)} learnt now" in told
+    assert "4 rows = 3 done + 1 rejected\nrejected: not_an_image 1" in told and f"{3 - len(there)} learnt now" in told
     whole = load(PersonaliseConfig, settings, {"output_dir": str(tmp_path / "whole")})
     tasks = plan_personalise(whole).todo
     Personaliser(whole, tasks)({"number": np.arange(len(tasks))})

@@ -218,7 +218,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        address = "http://{}:{}".format(*self.server.server_address)
+        address = f"http://{self.headers['Host']}"
         if self.headers["Authorization"] != "Bearer mine":
             self._say(401, {"error": "who are you?"})
         elif self.path == "/api/repos/create":
