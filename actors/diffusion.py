@@ -43,9 +43,6 @@ class DiffusionConfig(Stage):
     """Pairs of a noisy latent and a condition that the UNet gets at once."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of UNet and VAE; auto: bfloat16 on a GPU, float32 on a CPU. Losses are always float32."""
-    compile: bool = False
-    """Let torch compile the UNet: minutes at the start of each worker, for more speed from then on. Not those UNets
-    that identities have of their own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,8 +156,6 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
     unet, vae = (load_part(model, part, setting, dtype) for part in ("unet", "vae"))
     for module in (unet, vae):
         module.to(device).eval().requires_grad_(False)
-    if config.compile:
-        unet.compile()
     return StableDiffusion(unet, vae, noise_schedule(prediction_type(model)), device, dtype)
 
 
