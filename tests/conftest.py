@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # On loopback no token is needed, and making one would write into the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# What costs a test seconds of imports: workers that Ray ends after a second without work and starts again, and an actor
+# of each training that watches for nodes which are taken away.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 @pytest.fixture(scope="session")
