@@ -32,7 +32,7 @@ class Comics:
 
 LARGE = Comics({"train": 60, "validation": 10, "test": 30}, people=6, panels=12)
 SMALL = Comics({"train": 6, "validation": 2, "test": 5}, people=4, panels=8)
-VERBS = ("crop", "pretrain", "fine-tune", "embed", "score")
+VERBS = ("crop", "pretrain", "fine-tune", "embed", "assign", "score")
 SETTINGS = [
     "backbone={name: resnet10, face_size: 48, body_size: 64}",
     "pretrain.training={epochs: 10, batch_size: 64, checkpoint_s: 60}",
