@@ -1,5 +1,6 @@
 """Models of real architectures with random weights, small enough for tests."""
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,22 +79,18 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") ->
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
+    tokenizer = letters()
     torch.manual_seed(0)
     text: Any = CLIPTextConfig(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        bos_token_id=len(words) - 2,
-        eos_token_id=len(words) - 1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     vae_blocks: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -111,23 +108,45 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") ->
         "cross_attention_dim": 16,
         "sample_size": side // 2,
     }
-    parts: Any = {
-        "vae": AutoencoderKL(sample_size=side, **vae_blocks),
-        "text_encoder": CLIPTextModel(text),
-        "tokenizer": tokenizer,
-        "unet": UNet2DConditionModel(**unet_blocks),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            steps_offset=1,
-            prediction_type=predicts,
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return save_pipeline(
+        folder,
+        AutoencoderKL(sample_size=side, **vae_blocks),
+        CLIPTextModel(text),
+        UNet2DConditionModel(**unet_blocks),
+        schedule(predicts),
+    )
+
+
+def letters() -> Any:
+    """A tokenizer of CLIP's class that knows single letters."""
+    from transformers import CLIPTokenizer
+
+    ends = ("<|startoftext|>", "<|endoftext|>")
+    words = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase), *ends]
+    return CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
+
+
+def schedule(predicts: Any = "epsilon") -> Any:
+    """Stable Diffusion's own noise schedule."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type=predicts,
+    )
+
+
+def save_pipeline(folder: Path, vae: Any, text_encoder: Any, unet: Any, scheduler: Any) -> str:
+    """Save a Stable Diffusion that knows single letters, as diffusers does; returns the folder."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    parts: Any = {"vae": vae, "text_encoder": text_encoder, "tokenizer": letters(), "unet": unet}
+    nothing: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, scheduler=scheduler, **nothing).save_pretrained(folder)
     return str(folder)
 
 
