@@ -5,7 +5,6 @@ assign    a tree for each sequence, cut at the threshold: clusters.json, rejecte
 pictures  of some sequences; those of the same clusters that are there are not drawn again
 """
 
-import io
 import logging
 import time
 from collections import Counter, defaultdict
@@ -24,7 +23,7 @@ from actors.crops import Kind, decode, instance_name
 from actors.images import natural
 from actors.panels import Panel, Person, draw_panels
 from pipelines.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
-from pipelines.comic_characters import BOX, CROPS
+from pipelines.comic_characters import BOX, CROPS, read_csv
 from pipelines.comics import AssignConfig, ComicsConfig
 from pipelines.features import KEY, REJECTED_INSTANCES, as_instance
 from pipelines.instances import Embeddings, check_head, crop_instances, read_embeddings
@@ -166,12 +165,7 @@ def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Inst
 
 def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
     """Characters and their examples. Raises ValueError where a row names nothing that has a vector."""
-    try:
-        table = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"assign.bank={uri}: there is no such file") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"assign.bank={uri} is no CSV: {error}") from error
+    table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
         raise ValueError(f"assign.bank={uri} needs the columns name and instance, and a row")
     rows: dict[str, int] = {}

@@ -93,14 +93,19 @@ def plan_crops(config: "ComicsConfig") -> CropPlan:
     return CropPlan(given, boxes, ((boxes.error == "") & ~cut).to_numpy())
 
 
+def read_csv(uri: str, setting: str) -> pd.DataFrame:
+    """A CSV as text. Raises ValueError, which names the setting that gave it."""
+    try:
+        return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{setting}={uri}: there is no such file") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}={uri} is no CSV: {error}") from error
+
+
 def read_boxes(uri: str) -> pd.DataFrame:
     """The rows of a CSV of boxes as text, with the columns line, NAME, char_index and BOX. Raises ValueError."""
-    try:
-        rows = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"boxes={uri}: there is no such file") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"boxes={uri} is no CSV: {error}") from error
+    rows = read_csv(uri, "boxes")
     # The reference writes x1 where it means x_1.
     rows = rows.rename(columns={"x1": "x_1"})
     if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:

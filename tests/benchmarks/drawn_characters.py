@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from pipelines.identification import average_precision, by_class, read_results, 
 from tests.benchmarks.drawn_embedder import train_embedder
 from tests.benchmarks.drawn_model import train_diffusion
 from tests.drawn import Sheets, identities, picture
+
+T = TypeVar("T")
 
 PEOPLE, OTHERS, PERSONS, LEARNT, POSES = 300, 16, 20, 4, 20
 VAE_EPOCHS, UNET_EPOCHS, EMBEDDER_EPOCHS = 4, 22, 8
@@ -45,12 +48,12 @@ def main(output: Path) -> None:
     print(found.to_string(index=False))
 
 
-def timed(name: str, work: Callable[[], Path | None]) -> Path:
+def timed(name: str, work: Callable[[], T]) -> T:
     """Do it and print how long it took."""
     began = time.monotonic()
     found = work()
     print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    return found or Path()
+    return found
 
 
 def draw(cast: Sheets, persons: list[tuple[int, ...]], output: Path) -> None:
