@@ -5,6 +5,7 @@ python -m jobs.movie_characters personalise input_image=s3://faces/ output_dir=s
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -50,8 +51,10 @@ from pipelines.robustness import (
     disturb,
     images_of,
     label,
+    learns,
     preselecting,
     run_all,
+    teaching,
 )
 from pipelines.store import Store
 
@@ -269,11 +272,19 @@ def compare_(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
     with job.exit_codes():
         config = job.load(CompareConfig, settings or [])
         pictures = find_pictures(config.image_list, "image_list")
-        runs = _runs(config, pictures)
+        teachers = find_pictures(config.validation, "validation") if config.validation else []
+        if both := {one.uri for one in pictures} & {one.uri for one in teachers}:
+            raise job.SettingsError(f"validation: {min(both)} is in image_list too; other images teach")
+        lessons = _runs(teaching(config), teachers) if teachers else []
+        runs = _runs(config, pictures, lessons)
         store = Store(config.output)
         if dry_run:
             strengths = ", ".join(f"{name} {strength:g}" for name, strength in config.filters.items())
-            facts = [f"input: {len(pictures)} images", f"filters: {strengths}", f"to do: {len(runs)} identifications"]
+            facts = [
+                f"input: {len(pictures)} images" + (f", {len(teachers)} for validation" if teachers else ""),
+                f"filters: {strengths}",
+                f"to do: {len(lessons) + len(runs)} identifications",
+            ]
             names = (
                 "images",
                 "results",
@@ -283,26 +294,30 @@ def compare_(settings: Settings = None, dry_run: job.DryRun = False, max_rejecte
                 "mcnemar.csv",
                 "topk.csv",
                 "compare.html",
+                *(["validation"] if teachers else []),
             )
             job.tell_plan(config, facts, {}, {"disturb": config.disturb}, {name: store.uri(name) for name in names})
             return
-        check_all(runs)
+        check_all([*lessons, *runs])
         with job.recorded("compare", config, config.output, max_rejected) as record, job.ray_session():
-            lost = disturb(config, pictures)
+            lost = disturb(config, pictures) + (disturb(teaching(config), teachers) if teachers else [])
             store.replace_table("rejected", [pa.Table.from_pylist(lost, REJECTED)] if lost else [])
-            run_all(runs)
+            record["weights"] = run_all([*lessons, *runs])
             compared = compare(config, runs, pictures)
             # A broken image is one, however many filters have met it.
-            codes = Counter({row["image"]: row["code"] for row in lost}.values())
-            record["rows"] = {"in": len(pictures), "out": len(pictures) - codes.total(), "rejected": dict(codes)}
+            codes = Counter({row["uri"]: row["code"] for row in lost}.values())
+            count = len(pictures) + len(teachers)
+            record["rows"] = {"in": count, "out": count - codes.total(), "rejected": dict(codes)}
             record["page"] = compare_page(config, compared)
+        for name, weights in record["weights"].items():
+            print(f"weights of {name}: " + ", ".join(f"{one} {weight:.3g}" for one, weight in weights.items()))
         for row in compared.accuracy.itertuples():
             print(f"{row.model}, {row.filter}: {row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]")
         print(f"page: {record['page']}")
 
 
-def _runs(config: CompareConfig, pictures: list[Picture]) -> list[Run]:
-    """What `compare` runs, settings checked; fusions last."""
+def _runs(config: CompareConfig, pictures: list[Picture], lessons: Sequence[Run] = ()) -> list[Run]:
+    """What `compare` runs, settings checked; fusions last, which learn from lessons, the runs of validation images."""
     store = Store(storage.absolute(config.output))
     made: dict[tuple[str, str], Run] = {}
     swept: list[Run] = []
@@ -319,6 +334,9 @@ def _runs(config: CompareConfig, pictures: list[Picture]) -> list[Run]:
                 if one not in sources:
                     raise job.SettingsError(f"models.{name}.settings.weights: {one} is none of its models")
                 sources[one]["weight"] = weight
+            if lessons and learns(model):
+                for one, source in sources.items():
+                    source["validation"] = [lesson.folder for lesson in lessons if lesson.model == one]
             run = Run(name, filter_, _checked(FuseConfig, f"models.{name}", tree), folder, True)
         else:
             if by := preselecting(model):

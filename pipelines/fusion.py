@@ -33,8 +33,9 @@ class Source:
     """The higher the better; else losses of a diffusion model."""
     weight: float = 1.0
     """How much it counts beside the others."""
-    validation: str = ""
-    """Its results of other images, from which weights are learnt; of all models or of none."""
+    validation: str | list[str] = ""
+    """Its results of other images, from which weights are learnt; of all models or of none. Several folders, as of
+    several filters, teach one set of weights; they are in the same order for all models."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -51,7 +52,8 @@ class FuseConfig:
     """Results by a name of your own, as in models.clip.folder=results/clip models.clip.clip_csv=true."""
     output_folder: str
     """Where CLASS_results.csv of all together go: the higher the better, so they are read with clip_csv=true. Those of
-    validation go into its folder validation/, so that `score report` can learn who is unknown from them."""
+    validation, where it is one folder, go into its folder validation/, so that `score report` can learn who is unknown
+    from them."""
     by: Literal["zsum", "rank"] = "zsum"
     """zsum: standard scores are added; rank: reciprocal ranks."""
     avg: bool = False
@@ -65,6 +67,8 @@ class FuseConfig:
         bare = [name for name, source in self.models.items() if not source.validation]
         if 0 < len(bare) < len(self.models):
             raise ValueError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
+        if len({len(_folders(source)) for source in self.models.values()}) > 1:
+            raise ValueError("validation: all models have as many folders, in the same order")
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,11 @@ def fuse(config: FuseConfig) -> Fused:
     """Write the results of all models together."""
     weights = [source.weight for source in config.models.values()]
     if all(source.validation for source in config.models.values()):
-        found = [read_results(source.validation, source.clip_csv) for source in config.models.values()]
-        parts = comparable([by_class(results, config.avg) for results in found], config.by)
-        if parts[0].empty:
-            raise ValueError("validation: there is no image of which all models have an answer")
-        weights = learnt_weights(parts, found[0].images)
-        _write(f"{config.output_folder.rstrip('/')}/validation", _sum(parts, weights))
+        parts, truth = _validation(config)
+        weights = learnt_weights(parts, truth)
+        if parts[0].index.get_level_values(0).nunique() == 1:
+            own = [part.droplevel(0) for part in parts]
+            _write(f"{config.output_folder.rstrip('/')}/validation", _sum(own, weights))
     found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
@@ -98,6 +101,25 @@ def fuse(config: FuseConfig) -> Fused:
     images = set().union(*(table.index for table in scores))
     by_name = dict(zip(config.models, weights, strict=True))
     return Fused(len(images), len(together), together.shape[1], by_name)
+
+
+def _folders(source: Source) -> list[str]:
+    given = source.validation
+    return given if isinstance(given, list) else [given]
+
+
+def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
+    """`comparable` scores of each model, and the true classes, indexed by folder (0, 1, …) and image."""
+    models = list(config.models.values())
+    turns, truths = [], []
+    for folders in zip(*map(_folders, models), strict=True):
+        found = [read_results(folder, model.clip_csv) for folder, model in zip(folders, models, strict=True)]
+        turns.append(comparable([by_class(results, config.avg) for results in found], config.by))
+        truths.append(found[0].images)
+    parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
+    if parts[0].empty:
+        raise ValueError("validation: there is no image of which all models have an answer")
+    return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
 
 
 def _write(folder: str, scores: pd.DataFrame) -> None:
@@ -151,7 +173,11 @@ def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> l
     classes = sorted(set().union(*(table.columns for table in scores)))
     standard = _standard if by == "zsum" else _reciprocal
     parts = [standard(table.loc[images]) for table in scores]
-    return [part.reindex(columns=classes).T.fillna(part.min(axis=1)).T for part in parts]
+    return [_filled(part.reindex(columns=classes)) for part in parts]
+
+
+def _filled(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.T.fillna(scores.min(axis=1)).T
 
 
 def _standard(scores: pd.DataFrame) -> pd.DataFrame:

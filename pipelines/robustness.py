@@ -11,7 +11,7 @@ p         McNemar's exact test of two models on the same images: of those that o
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -75,6 +75,9 @@ class CompareConfig:
         default_factory=lambda: {NONE: 0.0, "red": 0.8, "dark": 0.8, "blur": 0.2, "occlusion": 0.25}
     )
     """Strength of each filter, 0..1; none is the images as they are."""
+    validation: str | list[str] = ""
+    """Other images of the same characters. What models answer of them, through the same filters, teaches each fusion
+    without weights of its own how much each model counts: one set of weights, for images of whichever filter."""
     k_range: int = 5
     """Top-k curves run from 1 to this."""
     alpha_model: str = ""
@@ -109,6 +112,8 @@ class CompareConfig:
                 raise ValueError(
                     f"models.{name}.settings.preselect.model={by}: there is no model by clip or faces named so"
                 )
+        if self.validation and not any(map(learns, self.models.values())):
+            raise ValueError("validation: it teaches fusions without weights, and there is none")
         if self.alpha_model and self.models.get(self.alpha_model, Model("clip")).by != "diffusion":
             raise ValueError(f"alpha_model={self.alpha_model}: there is no diffusion model of that name")
 
@@ -117,6 +122,25 @@ def preselecting(model: Model) -> str:
     """The name of the model that says which classes this one is asked about; "" where there is none."""
     given = model.settings.get("preselect") if model.by == "diffusion" else None
     return str(given.get("model", "")) if isinstance(given, dict) else ""
+
+
+def learns(model: Model) -> bool:
+    """Whether it is a fusion whose weights validation images may teach."""
+    return model.by == "fusion" and not model.settings.get("weights")
+
+
+def teaching(config: CompareConfig) -> CompareConfig:
+    """What is asked about the validation images: the models of all fusions that learn, with who preselects for them."""
+    names = {name for model in config.models.values() if learns(model) for name in model.settings["models"]}
+    names |= {preselecting(config.models[name]) for name in names if name in config.models}
+    return replace(
+        config,
+        image_list=config.validation,
+        output=f"{config.output.rstrip('/')}/validation",
+        validation="",
+        models={name: model for name, model in config.models.items() if name in names},
+        alpha_model="",
+    )
 
 
 @dataclass(frozen=True)
@@ -186,9 +210,10 @@ def check_all(runs: Sequence[Run]) -> None:
             check_identify(run.config)
 
 
-def run_all(runs: Sequence[Run]) -> None:
-    """Identify by each model, in their order; what several of them share is asked once."""
+def run_all(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Identify by each model, in their order; what several of them share is asked once. Returns weights of fusions."""
     done: set[str] = set()
+    weights: dict[str, dict[str, float]] = {}
     for number, run in enumerate(runs, 1):
         if run.folder in done:
             continue
@@ -197,12 +222,13 @@ def run_all(runs: Sequence[Run]) -> None:
         if isinstance(run.config, ClipConfig | FaceConfig):
             identify(run.config, plan_identification(run.config))
         elif isinstance(run.config, FuseConfig):
-            fuse(run.config)
+            weights[run.model] = fuse(run.config).weights
         else:
             from pipelines.identify import identify as ask
             from pipelines.identify import plan_identify
 
             ask(run.config, plan_identify(run.config))
+    return weights
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing

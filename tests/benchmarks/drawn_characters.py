@@ -2,7 +2,8 @@
 
 A small Stable Diffusion and a small CLIP learn from PEOPLE characters. Then PERSONS others, who share their layers with
 them and with each other, are learnt from LEARNT pictures each and recognised in POSES other poses, as they are and
-through filters: by diffusion (every identity at every timestep, and staged), by the embedder, and by both together.
+through filters: by diffusion (every identity at every timestep, and staged), by the embedder, and by both together, to
+which TAUGHT more poses teach how much each counts.
 It goes on where it was killed.
 """
 
@@ -26,7 +27,7 @@ from tests.drawn import Sheets, identities, picture
 
 T = TypeVar("T")
 
-PEOPLE, OTHERS, PERSONS, LEARNT, POSES = 300, 16, 20, 4, 20
+PEOPLE, OTHERS, PERSONS, LEARNT, POSES, TAUGHT = 300, 16, 20, 4, 20, 5
 VAE_EPOCHS, UNET_EPOCHS, EMBEDDER_EPOCHS = 4, 22, 8
 
 
@@ -57,15 +58,22 @@ def timed(name: str, work: Callable[[], T]) -> T:
 
 
 def draw(cast: Sheets, persons: list[tuple[int, ...]], output: Path) -> None:
-    """learnt/ and asked/, CLASS_NUMBER.png: no pose of a person is in both."""
-    random = np.random.default_rng(7)
+    """learnt/, asked/ and validation/, CLASS_NUMBER.png: no pose of a person is in two of them."""
+    random, others = np.random.default_rng(7), np.random.default_rng(8)
     for number, person in enumerate(persons):
         poses = random.choice(cast.poses, LEARNT + POSES, replace=False)
         for count, pose in enumerate(poses.tolist()):
             folder = output / ("learnt" if count < LEARNT else "asked")
-            folder.mkdir(exist_ok=True)
-            drawn = picture(cast, person, pose, random)
-            Image.fromarray(drawn).save(folder / f"person{number:02}_{count:03}.png")
+            save(picture(cast, person, pose, random), folder, number, count)
+        rest = np.setdiff1d(np.arange(cast.poses), poses)
+        for count, pose in enumerate(others.choice(rest, TAUGHT, replace=False).tolist()):
+            save(picture(cast, person, pose, others), output / "validation", number, count)
+
+
+def save(drawn: np.ndarray, folder: Path, person: int, count: int) -> None:
+    """Write a picture."""
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(drawn).save(folder / f"person{person:02}_{count:03}.png")
 
 
 def verb(name: str, output: Path, settings: dict[str, object]) -> None:
@@ -111,6 +119,7 @@ def ask(model: Path, clip: Path, output: Path) -> None:
         "fusion": {"by": "fusion", "settings": {"models": ["staged", "embedder"]}},
     }
     about = {"image_list": str(output / "asked"), "output": str(output / "compare")}
+    about["validation"] = str(output / "validation")
     verb("compare", output, {**about, "models": models})
 
 

@@ -115,6 +115,33 @@ def test_compare_runs_models_through_filters(
     assert record["rows"] == {"in": 3, "out": 2, "rejected": {"not_an_image": 1}}
 
 
+@pytest.mark.timeout(300)
+def test_other_images_teach_how_much_each_model_counts(tmp_path: Path, clip_folder: str, ray_cluster: None):
+    images = pictures.write(tmp_path / "images", {"Red_7": (255, 60, 0), "Green_7": (60, 255, 0)})
+    others = pictures.write(tmp_path / "others", {"Red_8": (255, 0, 60), "Green_8": (0, 255, 60)})
+    (tmp_path / "others" / "Red_9.png").write_bytes(b"no image")
+    settings = [
+        f"image_list={images}",
+        f"output={tmp_path / 'out'}",
+        f"validation={others}",
+        "filters={dark: 0.2}",
+    ]
+    # Who learnt from the other's picture is always wrong.
+    for name, colours in {"good": {"Red_1": RED, "Green_1": GREEN}, "wrong": {"Red_1": GREEN, "Green_1": RED}}.items():
+        gallery = pictures.write(tmp_path / name, colours)
+        about = f"{{input_dir: {gallery}, model_name: {clip_folder}, embeddings: {{dtype: float32, num_cpus: 0.5}}}}"
+        settings.append(f"models.{name}={{by: clip, settings: {about}}}")
+    settings.append("models.both={by: fusion, settings: {models: [wrong, good]}}")
+    assert "2 images, 3 for validation" in run("compare", *settings, "--dry-run").stdout
+    told = run("compare", *settings).stdout
+    assert "5 rows = 4 done + 1 rejected" in told and "weights of both: wrong 0, good 2" in told
+    found = pd.read_csv(tmp_path / "out" / "accuracy.csv").set_index(["model", "filter"]).accuracy
+    assert found["both", "dark"] == 1 and found["wrong", "dark"] == 0
+    with_set = [*settings[:-1], "models.both={by: fusion, settings: {models: [wrong, good], weights: {good: 3}}}"]
+    assert "teaches fusions without weights" in run("compare", *with_set, code=2).output
+    assert "other images teach" in run("compare", *settings, f"validation=[{images},{others}]", code=2).output
+
+
 def test_settings_of_a_model_are_checked_before_anything_runs(tmp_path: Path):
     images = pictures.write(tmp_path / "images", {"Red_7": RED})
     settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "models.a={by: clip, settings: {size: 3}}"]

@@ -75,6 +75,35 @@ def test_who_knows_more_weighs_more_and_who_knows_nothing_nothing():
         fusion.learnt_weights([-table for table in parts[:2]], labels)
 
 
+def test_several_folders_teach_one_set_of_weights(tmp_path: Path):
+    random = np.random.default_rng(3)
+    names = [f"{cls}_{n}" for cls in CLASSES for n in range(20)]
+
+    def said(folder: str, strength: float) -> str:
+        scores = {
+            name: {f"{cls}_0": random.normal() + strength * (cls == name[0]) for cls in CLASSES} for name in names
+        }
+        return results.write(tmp_path / folder, scores)
+
+    # By day both know the same, at night only the first knows anything; images have the same names.
+    day, night = (said("day1", 4), said("day2", 4)), (said("night1", 4), said("night2", 0))
+
+    def weights(*folders: tuple[str, str]) -> dict[str, float]:
+        models = {
+            name: fusion.Source(folders[0][number], True, validation=[turn[number] for turn in folders])
+            for number, name in enumerate(("one", "other"))
+        }
+        return fusion.fuse(fusion.FuseConfig(models, str(tmp_path / "out"))).weights
+
+    by_day, by_both, by_night = weights(day), weights(day, night), weights(night)
+    assert by_day["other"] > 0.7 and by_night["other"] < 0.3
+    assert by_night["other"] < by_both["other"] < by_day["other"]
+    with pytest.raises(ValueError, match="as many folders, in the same order"):
+        fusion.FuseConfig(
+            {"a": fusion.Source("a", validation=["b", "c"]), "d": fusion.Source("d", validation="e")}, "o"
+        )
+
+
 def test_images_of_nobody_known_teach_no_weights():
     truth = np.random.default_rng(1).integers(0, 4, 60).tolist()
     labels = pd.Series([f"c{cls}" for cls in truth], [f"i{n}" for n in range(60)])

@@ -76,6 +76,21 @@ def test_models_are_compared_on_all_images(tmp_path: Path):
     assert pd.read_csv(tmp_path / "accuracy.csv").shape == (4, 8)
 
 
+def test_validation_is_asked_of_those_whose_weights_are_learnt():
+    models = {
+        "near": Model("clip"),
+        "sd": Model("diffusion", {"preselect": {"model": "far"}}),
+        "far": Model("clip"),
+        "other": Model("faces"),
+        "set": Model("fusion", {"models": ["near", "other"], "weights": {"near": 2}}),
+        "learnt": Model("fusion", {"models": ["near", "sd"]}),
+    }
+    config = CompareConfig("images", "out/", models, {"dark": 0.5}, alpha_model="sd", validation="others")
+    found = robustness.teaching(config)
+    assert list(found.models) == ["near", "sd", "far"] and found.filters == {"dark": 0.5}
+    assert (found.image_list, found.output, found.alpha_model) == ("others", "out/validation", "")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -84,6 +99,7 @@ def test_models_are_compared_on_all_images(tmp_path: Path):
         ({"models": {}}, "one or more"),
         ({"models": {"f": Model("fusion", {"models": ["f", "g"]})}}, "two or more other models"),
         ({"alpha_model": "clip"}, "no diffusion model"),
+        ({"validation": "others"}, "teaches fusions without weights"),
     ],
 )
 def test_settings_that_do_not_hold(change: dict, message: str):
