@@ -605,8 +605,11 @@ def pack(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     for parameter, moments in optimizer.state_dict()["state"].items():
-        # 8-bit Adam counts its steps in a plain number.
-        tensors |= {f"optimizer.{parameter}.{name}": torch.as_tensor(tensor) for name, tensor in moments.items()}
+        for name, moment in moments.items():
+            # 8-bit Adam counts its steps in a plain number and has a dictionary of what is quantised, which it takes
+            # back without; its parameters share some of that, and a file of safetensors shares nothing.
+            held = {n: t.clone() for n, t in moment.items()} if isinstance(moment, dict) else {name: moment}
+            tensors |= {f"optimizer.{parameter}.{n}": torch.as_tensor(tensor) for n, tensor in held.items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, {"metrics": json.dumps(metrics)})
 

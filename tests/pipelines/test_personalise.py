@@ -94,11 +94,19 @@ def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces:
     assert not torch.allclose(found, start, atol=0.01)
 
 
-@pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "lora"},
+        {"method": "imagic"},
+        {"method": "textual_inversion"},
+        {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
+    ],
+)
 def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
-    config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+    config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
-    config = replace(config, method=method, checkpoint_s=0, emb_train_steps=3, max_train_steps=3)
+    config = replace(config, **how, checkpoint_s=0, emb_train_steps=3, max_train_steps=3)
     whole, other = config, replace(config, output_dir=str(tmp_path / "killed"))
     assert learn(whole) == ["", "", ""]
 
@@ -192,6 +200,25 @@ def test_half_precision_learns_nearly_the_same(config: PersonaliseConfig, tmp_pa
     for phase in ("embedding", "unet"):
         assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
     assert all(tensor.dtype == np.float32 for tensor in learnt(half, "Ann_1").values())
+
+
+def test_adam_in_8_bits_learns_nearly_the_same(
+    config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._Run, "forget", lambda run: None)
+    # What has less than 4,096 numbers is held in 32 bits all the same.
+    one = str(Path(str(config.input_image)) / "Ann_1.png")
+    config = replace(config, input_image=one, lora_rank=512, max_train_steps=3, checkpoint_s=0)
+    small = replace(config, use_8bit_adam=True, output_dir=str(tmp_path / "small"))
+    assert learn(config) == learn(small) == [""]
+    states = [load_file(Path(c.output_dir, "checkpoints", "Ann_1", "unet.safetensors")) for c in (config, small)]
+    moments = [{k: v for k, v in state.items() if k.startswith("optimizer.")} for state in states]
+    assert all(moment.dtype == np.float32 for moment in moments[0].values())
+    assert sum(moment.dtype == np.uint8 for moment in moments[1].values()) == 2 * 64
+    exact, near = (learnt(c, "Ann_1") for c in (config, small))
+    assert not same(exact, near)
+    for key in exact:
+        assert np.abs(exact[key] - near[key]).mean() < 0.1 * 0.01 * 3
 
 
 def test_other_settings_are_learnt_anew_and_where_it_runs_is_no_setting(config: PersonaliseConfig) -> None:
