@@ -273,6 +273,7 @@ def _digests(config: IdentifyConfig, identities: list[Identity], weights: list[s
         "question": asdict(replace(config.question(), stages=config.stages)),
         "dtype": config.diffusion.dtype,
         "gpu": config.diffusion.num_gpus > 0,
+        **({"compile": True} if config.diffusion.compile else {}),
     }
     base = json.dumps(asked, sort_keys=True)
     return [

@@ -311,6 +311,31 @@ def test_a_model_that_cannot_be_had_is_told(sd_folder: str, tmp_path: Path) -> N
         QuestionConfig(height=500)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++")
+def test_a_compiled_unet_has_the_same_losses(pictures: list[str], sd_folder: str, loras: list[str]) -> None:
+    who = [replace(one, lora=lora) for one, lora in zip(identities(4), ["", "", *loras[:2]], strict=True)]
+    missing = np.empty(1, object)
+    missing[:] = [np.arange(4)]
+    batch = {"image": np.array(pictures[:1], object), "missing": missing}
+    plain, compiled = (
+        DiffusionIdentifier(sd_folder, replace(CONFIG, compile=yes), question(num_inference_steps=4), who)(batch)
+        for yes in (False, True)
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-3)
+
+
+def test_a_machine_without_a_compiler_says_what_to_do(sd_folder: str) -> None:
+    from torch._inductor import config
+
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ValueError, match=r"install g\+\+, name another"),
+    ):
+        load_diffusion(sd_folder, replace(CONFIG, compile=True))
+
+
 def test_bfloat16_losses_are_near_those_of_float32(pictures: list[str], sd_folder: str) -> None:
     who, config = identities(2), question(num_inference_steps=4)
     missing = np.empty(1, object)

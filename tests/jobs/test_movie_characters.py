@@ -11,11 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from actors import storage
 from jobs.movie_characters import app
+from jobs.run import load
+from pipelines.movie_characters import LORA
+from pipelines.personalise import PersonaliseConfig, Personaliser, plan_personalise
 from pipelines.store import Store
+from tests import corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,6 +122,40 @@ def test_what_is_learnt_and_said_may_lie_on_s3(s3: str, faces: Path, sd_folder: 
     run_here("score", "topk", f"input_folder={results}", f"output_folder={s3}/scores", "k_range=3")
     table = storage.read_bytes(f"{s3}/scores/top_3_accuracy_results.csv").decode()
     assert table.splitlines()[1:] == ["Ann,100.0", "Anna,100.0", "SD_MODEL,100.0"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_driver_costs_no_identity_more_than_its_last_steps(
+    ray_cluster: None, faces: Path, sd_folder: str, tmp_path: Path
+) -> None:
+    settings = ["emb_train_steps=3", "max_train_steps=60", "resolution=16", "seed=1", "lora_learning_rate=0.01"]
+    settings += [f"pretrained_model_name_or_path={sd_folder}", f"input_image={faces}"]
+    ids = tmp_path / "ids"
+    learn = ["personalise", f"output_dir={ids}", *settings, "checkpoint_s=0"]
+    learn += ["diffusion.workers=2", "diffusion.num_cpus=0.5"]
+
+    def learnt() -> set[str]:
+        return {path.parent.name for path in ids.glob("*/personalised.json")}
+
+    with corpus.job(tmp_path / "log.txt", *learn, program=("-m", "jobs.movie_characters")) as running:
+        # One is there, and the next in the middle of its LoRA.
+        running.wait_until(lambda: bool(learnt() and list(ids.glob("checkpoints/*/unet.safetensors"))))
+        running.kill()
+    there = learnt()
+    assert there < {"Ann_1", "Ann_2", "Anna_1"}
+    # One that cannot be read costs no other.
+    told = run_here(*learn)
+    assert "4 rows = 3 done + 1 rejected\nrejected: not_an_image 1" in told and f"{3 - len(there)} learnt now" in told
+    assert not list(ids.glob("checkpoints/*/*.safetensors"))
+    whole = load(PersonaliseConfig, settings, {"output_dir": str(tmp_path / "whole")})
+    tasks = plan_personalise(whole).todo
+    Personaliser(whole, tasks)({"number": np.arange(len(tasks))})
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        one, other = (load_file(tmp_path / place / name / LORA) for place in ("ids", "whole"))
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key] == pytest.approx(other[key], abs=1e-5)
 
 
 @pytest.mark.parametrize(
