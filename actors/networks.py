@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 class HeadConfig:
     """Which head, and its size. The defaults of the LSTM are the reference's."""
 
-    kind: Literal["mean", "lstm", "attention", "transformer"] = "mean"
+    head: Literal["mean", "lstm", "attention", "transformer"] = "mean"
     """What is made of the frames: their mean, an LSTM over their order, learned weights, or a transformer."""
     hidden_size: int = 128
     """Width of the LSTM, a direction, and of the transformer."""
@@ -40,19 +40,19 @@ class HeadConfig:
                 raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout lies in [0, 1), not at {self.dropout}")
-        if self.kind == "transformer" and self.hidden_size % (2 * self.attention):
+        if self.head == "transformer" and self.hidden_size % (2 * self.attention):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 x attention, {2 * self.attention}"
             )
-        if self.reference and self.kind != "lstm":
-            raise ValueError(f"reference is a form of the lstm, not of {self.kind}")
+        if self.reference and self.head != "lstm":
+            raise ValueError(f"reference is a form of head=lstm, not of {self.head}")
         if self.reference and self.hidden_size * (1 + self.bidirectional) < self.max_pooling:
             raise ValueError(f"max_pooling {self.max_pooling} over fewer channels: {self.hidden_size}")
 
 
 def make_head(config: HeadConfig, dimensions: int, classes: int) -> nn.Module:
     """The head for embeddings of D dimensions and C classes, with its first weights drawn by torch's generator."""
-    match config.kind:
+    match config.head:
         case "mean":
             return MeanProbe(dimensions, classes, config.dropout)
         case "lstm":

@@ -6,7 +6,6 @@ collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lis
 """
 
 import io
-import logging
 import math
 import re
 import time
@@ -27,15 +26,13 @@ from PIL.Image import Image
 from actors import storage
 from actors.crops import CropConfig, crop_name, decode, encode, window
 from actors.stage import Batch, Stage
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.store import Store
 
 if TYPE_CHECKING:
     # Workers that cut pay for no import of torch.
     from pipelines.comics import ComicsConfig
-
-log = logging.getLogger(__name__)
 
 BOX = ["x_0", "y_0", "x_1", "y_1"]
 NAME = ["series_id", "page_id", "type", "index"]
@@ -212,11 +209,7 @@ def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
     cut: Any = partial(cut_pictures, store=Store(config.output), config=config.crop)
     tables = list(blocks(plan, config.crop.batch_size))
     rows = ray.data.from_arrow(tables).map_batches(cut, batch_size=None, batch_format="pyarrow", **ray_task(stage))
-    boxes, ticker = 0, Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        boxes += int(counts["boxes"].sum())
-        if ticker.due():
-            log.info("%d of %d boxes cut, %.0f a second", boxes, plan.todo.sum(), ticker.rate(boxes))
+    finish(rows, "boxes", int(plan.todo.sum()), "boxes cut")
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:

@@ -18,7 +18,6 @@ compare driver   evaluation.json, and the totals of kept.json
 
 import hashlib
 import heapq
-import logging
 import math
 import time
 from collections import Counter
@@ -39,12 +38,10 @@ from pipelines.compare import Comparison, compare
 from pipelines.curation import CurationConfig
 from pipelines.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.frames import frames_of
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.rows import captions, strings
 from pipelines.store import Store
-
-log = logging.getLogger(__name__)
 
 EVERY = 2
 """Every second frame is scored."""
@@ -202,11 +199,7 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     )
     write: Any = partial(write_scores, about=about, texts=texts, config=config)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    done, ticker = 0, Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        done += int(counts["scenes"].sum())
-        if ticker.due():
-            log.info("%d of %d scenes scored", done, len(plan.todo))
+    finish(rows, "scenes", len(plan.todo), "scenes scored")
 
 
 def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[str, int], np.ndarray]:

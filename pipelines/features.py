@@ -6,7 +6,6 @@ side, and none is taken for another.
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,12 +20,10 @@ from actors import storage
 from actors.characters import FeatureExtractor
 from actors.stage import Batch, Stage
 from pipelines.comics import ComicsConfig
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.sequences import Instance
 from pipelines.store import Store
-
-log = logging.getLogger(__name__)
 
 KEY = ["series_id", "page_id", "face", "body"]
 _KEY = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]
@@ -151,11 +148,7 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
     )
     write: Any = partial(write_features, store=store, folder=source.folder)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
-    count, ticker = 0, Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        count += int(counts["instances"].sum())
-        if ticker.due():
-            log.info("features of %d of %d instances, %.0f a second", count, len(instances), ticker.rate(count))
+    finish(rows, "instances", len(instances), "instances have features")
 
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:

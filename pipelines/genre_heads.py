@@ -25,7 +25,6 @@ from pipelines.ranking import average_precision, averages, thresholds
 from pipelines.store import Store
 from pipelines.training import TrainingConfig, fit
 
-Head = Literal["mean", "lstm", "attention", "transformer"]
 PREDICTIONS = pa.schema(
     [("id", pa.string()), ("genre", pa.string()), ("probability", pa.float32()), ("chosen", pa.bool_())]
 )
@@ -37,11 +36,9 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class LearnConfig:
+class LearnConfig(HeadConfig):
     """How a head learns; the names, and the defaults of the LSTM, are the reference's."""
 
-    head: Head = "mean"
-    """What is made of a film's frames: their mean, an LSTM over their order, learned weights, or a transformer."""
     solve: bool = True
     """The mean's weights in closed form instead of by descent."""
     ridge: float = 4.0
@@ -57,20 +54,6 @@ class LearnConfig:
     """Frames of a film that a head sees at most; of a longer one they are taken at equal steps."""
     batch_size: int = 32
     """Films of one step."""
-    hidden_size: int = 128
-    """Width of the LSTM, a direction, and of the transformer."""
-    num_layers: int = 1
-    """Layers of the LSTM or of the transformer."""
-    bidirectional: bool = False
-    """The LSTM reads the film from both ends."""
-    max_pooling: int = 4
-    """Steps of time over which the LSTM's outputs are pooled by their maximum."""
-    reference: bool = False
-    """The reference's own LSTM: the maximum over channels, at the last step alone. For comparison."""
-    attention: int = 4
-    """Weightings that attention learns, or heads of the transformer."""
-    dropout: float = 0.0
-    """Share of what reaches the last layer that is left out in training."""
     loss: Literal["cross_entropy", "asymmetric"] = "cross_entropy"
     """Binary cross-entropy, or the asymmetric loss, which cares less for what is easy."""
     class_weights_crossentropy: bool = True
@@ -101,10 +84,9 @@ class LearnConfig:
             raise ValueError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length starts at 1, not {self.sequence_length}")
-        if self.reference and self.head != "lstm":
-            raise ValueError(f"reference is a form of head=lstm, not of {self.head}")
+        super().__post_init__()
         # They check the rest.
-        for settings in (self.layers, self.training, self.closed):
+        for settings in (self.training, self.closed):
             settings()
 
     @property
@@ -117,9 +99,8 @@ class LearnConfig:
         return SolveConfig(self.ridge, self.coupling)
 
     def layers(self) -> HeadConfig:
-        """The head."""
-        names = {one.name for one in fields(HeadConfig)} & {one.name for one in fields(self)}
-        return HeadConfig(kind=self.head, **{name: getattr(self, name) for name in names})
+        """The head, without how it learns."""
+        return HeadConfig(**{one.name: getattr(self, one.name) for one in fields(HeadConfig)})
 
     def training(self) -> TrainingConfig:
         """The descent."""

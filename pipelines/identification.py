@@ -183,12 +183,6 @@ def answers(scores: pd.DataFrame) -> pd.Series:
     return scores.fillna(-np.inf).idxmax(axis=1)
 
 
-def correct(results: Results) -> pd.Series:
-    """Whether the best identity of each image is of its class, by the image's name."""
-    found = answers(by_class(results))
-    return found == results.images.reindex(found.index)
-
-
 def average_precision(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
     """Average precision of each class over all images, in 0..1, by class; NaN where no image is of it.
 

@@ -8,7 +8,6 @@ write  task    a whole part of embeddings/, which holds the vectors of one head 
 """
 
 import hashlib
-import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -40,12 +39,10 @@ from pipelines.features import (
     without_features,
 )
 from pipelines.pairs import find_pairs
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, ray_actors, ray_task, set_context
 from pipelines.sequences import SPLITS, Instance, read_sequences
 from pipelines.store import Store
-
-log = logging.getLogger(__name__)
 
 EMBEDDINGS = pa.schema(
     [
@@ -200,11 +197,7 @@ def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
     )
     rows = rows.map_batches(InstanceEmbedder, fn_constructor_args=arguments, batch_size=None, **ray_actors(stage))
     rows = rows.map_batches(write, batch_size=None, **ray_task(stages["write"]))
-    done, total, ticker = 0, sum(map(len, plan.todo)), Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        done += int(counts["instances"].sum())
-        if ticker.due():
-            log.info("%d of %d instances embedded, %.0f a second", done, total, ticker.rate(done))
+    finish(rows, "instances", sum(map(len, plan.todo)), "instances embedded")
 
 
 _READ = pa.schema([*(FEATURES.field(name) for name in KEY), ("part", pa.string())])

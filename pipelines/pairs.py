@@ -6,7 +6,6 @@ read   task    1 -> N: the pairs of some series, from pairs/
 """
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from actors import storage
 from actors.crops import Kind, crop_name, decode, prepare
 from actors.stage import Batch, Stage
 from pipelines.comic_characters import CROPS
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, ray_task, set_context
 from pipelines.sequences import read_sequences
 from pipelines.store import Store
@@ -30,8 +29,6 @@ from pipelines.store import Store
 if TYPE_CHECKING:
     # Workers that decode pay for no import of torch.
     from pipelines.comics import ComicsConfig
-
-log = logging.getLogger(__name__)
 
 Sizes = dict[Kind, int]
 """Pixels of a side of what is kept, by kind."""
@@ -188,11 +185,7 @@ def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
     tables = pair_tables(todo, PAIRS_A_PART)
     work: Any = partial(prepare_pairs, store=store, sizes=config.backbone.sizes())
     rows = ray.data.from_arrow(tables).map_batches(work, batch_size=None, batch_format="pyarrow", **ray_task(stage))
-    count, ticker = 0, Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        count += int(counts["pairs"].sum())
-        if ticker.due():
-            log.info("%d of %d pairs decoded, %.0f a second", count, len(todo), ticker.rate(count))
+    finish(rows, "pairs", len(todo), "pairs decoded")
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:

@@ -1,6 +1,11 @@
-"""When to say how far a run is."""
+"""How far a run is, told every ten seconds."""
 
+import logging
 import time
+
+from ray.data import Dataset
+
+log = logging.getLogger(__name__)
 
 INTERVAL_S = 10.0
 
@@ -22,3 +27,17 @@ class Ticker:
     def rate(self, count: int) -> float:
         """So many in all, by the second since it was made."""
         return count / (time.monotonic() - self._made)
+
+
+def finish(rows: Dataset, column: str, total: int, done: str) -> int:
+    """Run a dataset whose batches say in a column how much they have done, of so much in all; returns the sum.
+
+    Args:
+        done: what is done, in words, as "boxes cut".
+    """
+    count, ticker = 0, Ticker()
+    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
+        count += int(counts[column].sum())
+        if ticker.due():
+            log.info("%d of %d %s, %.0f a second", count, total, done, ticker.rate(count))
+    return count

@@ -5,7 +5,6 @@ embed    actors   1 -> 1: vectors
 write    task     N -> 1: whole parts of features/
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,11 +27,9 @@ from actors.backbones import (
 from actors.stage import Batch, Stage
 from actors.style import FEATURES
 from actors.video import Row
-from pipelines.progress import Ticker
+from pipelines.progress import finish
 from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.store import Store
-
-log = logging.getLogger(__name__)
 
 VECTORS = pa.schema(
     [
@@ -142,11 +139,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
         Backbone, fn_constructor_args=[backbone], batch_size=backbone.batch_size, **ray_actors(backbone)
     )
     data = data.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    done, ticker = 0, Ticker()
-    for counts in data.iter_batches(batch_size=None, prefetch_batches=0):
-        done += int(counts["rows"].sum())
-        if ticker.due():
-            log.info("%d of %d pictures, %.0f a second", done, len(rows), ticker.rate(done))
+    finish(data, "rows", len(rows), "pictures embedded")
 
 
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:

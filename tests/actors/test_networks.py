@@ -101,9 +101,9 @@ def test_the_mean_probe_sees_directions_alone():
     [
         ({"hidden_size": 0}, "hidden_size starts at 1"),
         ({"dropout": 1.0}, "dropout"),
-        ({"kind": "transformer", "hidden_size": 20, "attention": 4}, "multiple"),
-        ({"kind": "mean", "reference": True}, "a form of the lstm"),
-        ({"kind": "lstm", "reference": True, "hidden_size": 2}, "fewer channels"),
+        ({"head": "transformer", "hidden_size": 20, "attention": 4}, "multiple"),
+        ({"head": "mean", "reference": True}, "a form of head=lstm"),
+        ({"head": "lstm", "reference": True, "hidden_size": 2}, "fewer channels"),
     ],
 )
 def test_settings_that_make_no_head_are_refused(settings: dict, problem: str):
