@@ -621,7 +621,7 @@ def _optimizer(
 
 def _adam8bit() -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise ValueError(
             'use_8bit_adam needs the extra adam8bit: pip install -c constraints.txt -e ".[adam8bit]"'

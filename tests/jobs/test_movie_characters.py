@@ -175,7 +175,7 @@ def test_an_extra_that_is_missing_is_named_before_anything_is_done(
     missing: str, verb: str, extra: str, sd_folder: str, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.setitem(sys.modules, f"{missing}.optim", None)
+    monkeypatch.setitem(sys.modules, f"{missing}.optim.adamw", None)
     place = str(tmp_path / "out")
     model = {"movie-characters": f"{{by: diffusion, settings: {{imagic_pretrained_path: {tmp_path}}}}}"}
     model["faces"] = f"{{by: faces, settings: {{input_dir: {faces}}}}}"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from actors.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule
 from actors.images import read_image
@@ -92,6 +93,77 @@ def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces:
     assert stored[f"{TARGET}.{TARGET}"] == pytest.approx(start.numpy(), abs=1e-6)
     assert stored[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(found.detach().numpy(), abs=1e-4)
     assert not torch.allclose(found, start, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_the_unet_is_that_of_adamw_by_hand(config: PersonaliseConfig, faces: Path, scale: bool) -> None:
+    adam: dict[str, Any] = {"adam_beta1": 0.7, "adam_beta2": 0.95, "adam_weight_decay": 3.0, "adam_epsilon": 1e-3}
+    config = replace(config, input_image=str(faces / "Anna_1.png"), method="imagic", scale_lr=scale, **adam)
+    config = replace(config, emb_train_steps=0, max_train_steps=3, learning_rate=2e-3, max_grad_norm=0.05)
+    assert learn(config) == [""]
+    actor = Personaliser(config, [])
+    unet = actor._model.unet.requires_grad_(True)
+    z = encode_pictures(actor._model, crop(read_image(str(faces / "Anna_1.png")), 16, 16)[None]).clone()
+    told = embed_prompt(actor._texts, "a photo of Anna").clone()
+    rate = 2e-3 * (2 if scale else 1)
+    optimizer = torch.optim.AdamW(unet.parameters(), rate, (0.7, 0.95), 1e-3, 3.0)
+    start = unet.conv_out.weight.detach().clone()
+    for step in range(3):
+        optimizer.zero_grad()
+        state = int(np.random.SeedSequence([3, 1, step, 0]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(state)
+        torch.randint(1, (2,), generator=generator)
+        t = torch.randint(1000, (2,), generator=generator)
+        noise = torch.randn((2, *z.shape[1:]), generator=generator)
+        noisy = noise_schedule().add_noise(z.expand(2, -1, -1, -1), noise, t)
+        functional.mse_loss(unet(noisy, t, told.expand(2, -1, -1)).sample, noise).backward()
+        assert torch.nn.utils.clip_grad_norm_(unet.parameters(), 0.05) > 0.05
+        optimizer.step()
+    stored = learnt(config, "Anna_1")
+    for name in ("conv_out.weight", "mid_block.resnets.0.conv1.weight"):
+        expected = unet.get_parameter(name).detach().numpy()
+        assert stored[f"diffusion_pytorch_model.{name}"] == pytest.approx(expected, abs=1e-5)
+    assert (unet.conv_out.weight - start).abs().max() > 1e-3
+    # With the embedding fixed.
+    assert stored[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(told.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "imagic"])
+def test_checkpointing_gradients_changes_nothing_but_memory(
+    config: PersonaliseConfig, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, method=method, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
+    twice = replace(config, gradient_checkpointing=True, output_dir=str(tmp_path / "twice"))
+    assert learn(config) == [""]
+    computed: list[object] = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        computed.append(arguments)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counting)
+    assert learn(twice) == [""]
+    assert computed
+    one, other = learnt(config, "Ann_1"), learnt(twice, "Ann_1")
+    assert one.keys() == other.keys()
+    for key in one:
+        assert other[key] == pytest.approx(one[key], abs=1e-5)
+
+
+def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: PersonaliseConfig) -> None:
+    config = replace(config, center_crop=False)
+    tasks = plan_personalise(config).tasks
+    actor, other = Personaliser(config, tasks), Personaliser(replace(config, seed=4), tasks)
+    middle = Personaliser(replace(config, center_crop=True), tasks)
+
+    def latents(of: Personaliser) -> list[torch.Tensor]:
+        return [of._latents(task) for task in tasks]
+
+    def equal(one: list[torch.Tensor], again: list[torch.Tensor]) -> bool:
+        return all(torch.equal(*pair) for pair in zip(one, again, strict=True))
+
+    assert equal(latents(actor), [actor._latents(task) for task in tasks[::-1]][::-1])
+    assert not equal(latents(actor), latents(other)) and not equal(latents(actor), latents(middle))
 
 
 @pytest.mark.parametrize(
