@@ -38,6 +38,9 @@ class ViewsConfig:
     """As brightness."""
     hue: float = 0.1
     """Turns of the colour wheel, at most so many to either side."""
+    light: float = 0.0
+    """Red, green and blue are multiplied by 1 - x to 1 + x, each by a factor of its own, as a coloured light does it:
+    what stands in one panel is in one light, by which a face and its body match without knowing who it is."""
     grey: float = 0.2
     """Share of views without colour."""
     max_sigma: float = 2.0
@@ -46,7 +49,7 @@ class ViewsConfig:
     """Share of views in which a rectangle, 2 to 33 % of the area, is not seen."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "grey", "mask"):
+        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "light", "grey", "mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} lies in [0, 1], not at {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5 or not 0 < self.min_scale <= 1 or self.max_sigma < 0.1:
@@ -80,6 +83,9 @@ def views(pictures: Tensor, config: ViewsConfig, generator: torch.Generator | No
         for step in order:
             name = list(factors)[step]
             pixels = ADJUST[name](pixels, factors[name])
+        if config.light:
+            gains = torch.where(changed[:, None], uniform(1 - config.light, 1 + config.light, 3), 1.0)
+            pixels = adjust_light(pixels, gains)
         grey = torch.where(chosen(config.grey), 0.0, 1.0)
         pixels = blur(adjust_saturation(pixels, grey), uniform(0.1, config.max_sigma))
         view = pixels.mul(2).sub(1)
@@ -117,6 +123,11 @@ def resized_crop(pixels: Tensor, windows: Tensor, flipped: Tensor) -> Tensor:
 def adjust_brightness(pixels: Tensor, factors: Tensor) -> Tensor:
     """Pixels (N, 3, H, W) in 0..1 times factors (N,)."""
     return (pixels * factors[:, None, None, None]).clamp(0, 1)
+
+
+def adjust_light(pixels: Tensor, gains: Tensor) -> Tensor:
+    """Pixels (N, 3, H, W) in 0..1 in a light whose red, green and blue are gains (N, 3)."""
+    return (pixels * gains[:, :, None, None]).clamp(0, 1)
 
 
 def adjust_contrast(pixels: Tensor, factors: Tensor) -> Tensor:

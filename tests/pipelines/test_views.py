@@ -87,13 +87,26 @@ def test_shares_are_kept(share: float) -> None:
         assert abs(changed.float().mean().item() - share) <= 4 * (share * (1 - share) / 400) ** 0.5
 
 
+def test_a_coloured_light_falls_on_all_of_a_picture() -> None:
+    grey = torch.full((400, 16, 16, 3), 100, dtype=torch.uint8)
+    lit = replace(NOTHING, jitter=1.0, brightness=0, contrast=0, saturation=0, hue=0, light=0.5)
+    gains = (views(grey, lit, torch.Generator().manual_seed(3)) + 1) * 127.5 / 100
+    assert gains.amin() >= 0.49 and gains.amax() <= 1.51
+    assert gains.std((2, 3)).max() < 1e-3, "one light for the whole picture"
+    colours = gains.mean((2, 3))
+    assert (colours.std(0) - 1 / 12**0.5).abs().max() < 0.03, "as a uniform number of a width of 1 has it"
+    assert colours.T.corrcoef().triu(1).abs().max() < 0.2, "and each channel has its own"
+    plain = (views(grey, replace(lit, jitter=0.0)) + 1) * 127.5 / 100
+    torch.testing.assert_close(plain, torch.ones_like(plain), atol=1e-3, rtol=0)
+
+
 def test_a_mask_hides_a_part() -> None:
     view = views(torch.full((200, 16, 16, 3), 255, dtype=torch.uint8), replace(NOTHING, mask=1.0))
     hidden = (view == 0).all(1).float().mean((1, 2))
     assert hidden.min() > 0.01 and hidden.max() < 0.4 and 0.12 < hidden.mean() < 0.22
 
 
-@pytest.mark.parametrize("wrong", [{"mask": 1.1}, {"hue": 0.6}, {"min_scale": 0.0}])
+@pytest.mark.parametrize("wrong", [{"mask": 1.1}, {"light": -0.1}, {"hue": 0.6}, {"min_scale": 0.0}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ViewsConfig(**wrong)
