@@ -33,8 +33,8 @@ FEATURES = pa.schema(
 )
 """One row an instance. face, body: their index, null where it has none; features null, too."""
 REJECTED_INSTANCES = pa.schema([*_KEY, *_WHY])
-WRITE = Stage(workers=0, num_cpus=0.1)
-"""Writing parts."""
+WRITES = 0.1
+"""CPUs of a task that writes parts."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Features(NamedTuple):
     body: np.ndarray | None
     error: str = ""
     message: str = ""
+
+
+def beside(pool: Stage, cpus: float) -> Stage:
+    """Tasks that read or write for a pool: no more of them than of its actors.
+
+    Ray would start a process for each that there are CPUs for, at seconds of imports where its work is milliseconds.
+    """
+    return Stage(pool.workers, cpus)
 
 
 def find_backbone(config: ComicsConfig) -> Backbone:
@@ -134,7 +142,7 @@ def extract_by(config: ComicsConfig, source: Source, instances: list[Instance]) 
 
 
 def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) -> None:
-    stages = fitted({"features": source.stage}, {"write": WRITE}, config.autoscaling)
+    stages = fitted({"features": source.stage}, {"write": beside(source.stage, WRITES)}, config.autoscaling)
     set_context()
     stage: Any = stages["features"]
     table = pa.Table.from_pylist([dict(zip(KEY, one, strict=True)) for one in instances])
@@ -153,7 +161,7 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """The actor pool and the tasks, by name."""
-    return {"features": config.features}, {"write": WRITE}
+    return {"features": config.features}, {"write": beside(config.features, WRITES)}
 
 
 def write_features(batch: Batch, store: Store, folder: str) -> Batch:

@@ -29,9 +29,10 @@ from pipelines.features import (
     FEATURES,
     KEY,
     REJECTED_INSTANCES,
-    WRITE,
+    WRITES,
     Backbone,
     as_instance,
+    beside,
     extract,
     find_backbone,
     located,
@@ -52,8 +53,8 @@ EMBEDDINGS = pa.schema(
     ]
 )
 """One row an instance. vector: (D,) of length 1, null where there is an error."""
-READ = Stage(workers=0, num_cpus=0.25)
-"""Reading features."""
+READS = 0.25
+"""CPUs of a task that reads features."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ _READ = pa.schema([*(FEATURES.field(name) for name in KEY), ("part", pa.string()
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """The actor pools and the tasks, by name."""
-    return {"embed": config.embed}, {"read": READ, "write": WRITE}
+    return {"embed": config.embed}, {"read": beside(config.embed, READS), "write": beside(config.embed, WRITES)}
 
 
 def read_rows(table: pa.Table, store: Store, folder: str) -> pa.Table:

@@ -2,7 +2,8 @@
 
 Comics of the cast of FILMRAY_DATA are drawn, in which identities share layers, panels have two to four of them in a
 light of their own, and faces or bodies are missing at random. The verbs are run one after the other: crop, pretrain
-without labels, fine-tune on the same series, embed, assign, score on series whose identities no stage has seen.
+without labels, fine-tune on those series that have some, embed, assign, score on series whose identities no stage has
+seen.
 """
 
 import sys
@@ -28,15 +29,17 @@ class Comics:
     """Of each series."""
     panels: int
     """Of each series, in sequences of four."""
+    unlabelled: int = 0
+    """Series that are only pretrained on."""
 
 
-LARGE = Comics({"train": 60, "validation": 10, "test": 30}, people=6, panels=12)
+LARGE = Comics({"train": 60, "validation": 10, "test": 30}, people=6, panels=12, unlabelled=60)
 SMALL = Comics({"train": 6, "validation": 2, "test": 5}, people=4, panels=8)
 VERBS = ("crop", "pretrain", "fine-tune", "embed", "assign", "score")
 SETTINGS = [
-    "backbone={name: resnet10, face_size: 48, body_size: 64}",
-    "pretrain.training={epochs: 10, batch_size: 64, checkpoint_s: 60}",
-    "pretrain.views={min_scale: 0.4, max_sigma: 0.8, hue: 0.05, grey: 0.1}",
+    "backbone={name: resnet10, face_size: 32, body_size: 32}",
+    "pretrain.training={epochs: 80, batch_size: 64, checkpoint_s: 60}",
+    "pretrain.views={min_scale: 0.4, max_sigma: 0.8, hue: 0.05, grey: 0.1, light: 0.5}",
     "score={rerank: {}, ablations: {cat: [fine_tune.head.fusion=cat], triplet: [fine_tune.loss=triplet]}}",
 ]
 
@@ -44,7 +47,8 @@ SETTINGS = [
 def draw(folder: Path, comics: Comics, cast: Cast, seed: int = 0) -> list[str]:
     """Draw comics; returns the settings that name them."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_comic(folder, sum(comics.series.values()), comics.panels, comics.people, cast, seed, varied=True)
+    count = sum(comics.series.values()) + comics.unlabelled
+    write_comic(folder, count, comics.panels, comics.people, cast, seed, varied=True)
     split_sequences(folder, comics.series)
     return [
         f"pictures={folder / 'panels'}",

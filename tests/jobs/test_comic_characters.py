@@ -1,16 +1,19 @@
 """The verbs of comic characters from the command line, on a comic that draws itself."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from actors import storage
 from actors.characters import Head, HeadConfig, make_backbone
 from jobs.comic_characters import app
 from pipelines.instances import read_embeddings
 from pipelines.store import Store
+from tests import corpus
 from tests.comics import write_comic
 from tests.embedded_comics import embedded_comic
 
@@ -109,7 +112,8 @@ def test_embed(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     run("crop", *settings)
     more = [*settings, TINY[0], "fine_tune.head.dimensions=16", "embed.batch_size=10"]
     told = run("embed", *more, "--dry-run").output
-    assert "embed: 1 actors" in told and "features of 32 instances, vectors of 32" in told
+    assert "embed: 1 actors" in told and "read: 1 tasks" in told and "write: 1 tasks" in told
+    assert "features of 32 instances, vectors of 32" in told
     assert not (output / "embeddings").exists()
     next((output / "comics_crops").glob("s0/0_0/bodies/*.jpg")).write_bytes(b"torn")
     assert "rejected: broken_crop 1" in run("embed", *more).output
@@ -149,6 +153,45 @@ def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     assert "ImageNet resnet18" in page and (output / "scores/map_at_r.png").exists()
     again = run("score", *more).output
     assert "colours: 0 rows" in again and json.loads((output / "scores/scores.json").read_text()) == found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_embed_and_score_killed_on_s3_end_as_undisturbed_in_a_folder(
+    ray_cluster: None, s3: str, settings: list[str], tmp_path: Path
+) -> None:
+    output, copy = tmp_path / "out", f"{s3}/out"
+    save_head(output)
+    (tmp_path / "sequences.json").rename(tmp_path / "test_sequences.json")
+    run("crop", *settings)
+    for entry in storage.listing(str(tmp_path)):
+        storage.upload(tmp_path / entry.name, f"{s3}/{entry.name}")
+    more = [TINY[0], "fine_tune.head.dimensions=16", "features.batch_size=2", "embed.batch_size=10", "score.draws=20"]
+    more += ["score.photographs={model: resnet18, weights: nowhere.safetensors}"]
+    here = [*settings, *more, f"labels={tmp_path}"]
+    for verb in ("embed", "score"):
+        run(verb, *here)
+    there = [one.replace(str(tmp_path), s3) for one in here]
+    for verb in ("embed", "score"):
+        done = corpus.names(copy, "features")
+        with corpus.job(tmp_path / "log.txt", verb, *there, program=("-m", "jobs.comic_characters")) as job:
+            job.wait_until(partial(_more, copy, done))
+            job.kill()
+        kept = corpus.contents(copy, "features")
+        assert not storage.exists(f"{copy}/runs/{verb}.json")
+        with corpus.job(tmp_path / "log.txt", verb, *there, program=("-m", "jobs.comic_characters")) as job:
+            job.wait()
+        assert kept.items() <= corpus.contents(copy, "features").items()
+    ours, theirs = (read_embeddings(Store(place)) for place in (copy, str(output)))
+    assert ours.instances == theirs.instances
+    assert ours.vectors == pytest.approx(theirs.vectors, abs=1e-5)
+    found, expected = (json.loads(storage.read_bytes(f"{place}/scores/scores.json")) for place in (copy, output))
+    assert found == expected
+
+
+def _more(output: str, done: set[str]) -> bool:
+    """Whether some of the features are there, and not yet all."""
+    return len(corpus.names(output, "features") - done) >= 2
 
 
 def test_assign(tmp_path: Path) -> None:
