@@ -23,6 +23,8 @@ from pipelines.store import Store
 log = logging.getLogger(__name__)
 
 START, END = "start_time", "end_time"
+OF = "frames_of.json"
+"""Of each category a digest of what its frames are of; written before they are."""
 ATTEMPTS = 2
 """A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 REJECTED = pa.schema(
@@ -83,7 +85,15 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     rows.index += 2
     root = storage.absolute(config.output)
     there = frozenset(entry.name for entry in storage.listing(root, (".jpg",)))
-    return Plan(rows, [one for one in found if isinstance(one, Interval)], there)
+    plan = Plan(rows, [one for one in found if isinstance(one, Interval)], there)
+    before, have = Store(root).read_json(OF) or {}, {name.partition("/")[0] for name in there}
+    # Their numbers would be those of other frames.
+    if other := [cls for cls, of in _of(config, plan).items() if cls in have and before.get(cls, of) != of]:
+        raise ValueError(
+            f"{config.output} holds frames of {', '.join(other)} of other intervals or another film: "
+            "use another output, or remove these folders"
+        )
+    return plan
 
 
 def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]:
@@ -125,8 +135,9 @@ def extract(config: ExtractConfig, plan: Plan) -> Extracted:
     store = Store(config.output)
     film, written = _done(config, plan, store), 0
     if film is None and plan.intervals:
+        store.write_json({**(store.read_json(OF) or {}), **_of(config, plan)}, OF)
         film, written = _decode(config, plan, store)
-        store.write_json({"of": _digest(config, plan), "film": film}, "extracted.json")
+        store.write_json({"of": _digest(config, plan.intervals), "film": film}, "extracted.json")
     rows = plan.rows.assign(frames=0)
     if film:
         sound = rows.index[rows.code == ""]
@@ -140,16 +151,25 @@ def extract(config: ExtractConfig, plan: Plan) -> Extracted:
     return Extracted(rows, files, written, damaged, round(time.monotonic() - started, 2))
 
 
-def _digest(config: ExtractConfig, plan: Plan) -> str:
+def _digest(config: ExtractConfig, intervals: Sequence[Interval]) -> str:
     """What frames depend on."""
-    asked = [*map(asdict, plan.intervals), config.video, storage.size(config.video), config.by_index]
+    asked = [*map(asdict, intervals), config.video, storage.size(config.video), config.by_index]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _of(config: ExtractConfig, plan: Plan) -> dict[str, str]:
+    """What the frames of each category depend on; not the order of its rows."""
+    ordered = sorted(plan.intervals, key=lambda one: (one.start_s, one.end_s))
+    return {
+        cls: _digest(config, [one for one in ordered if one.category == cls])
+        for cls in sorted({one.category for one in ordered})
+    }
 
 
 def _done(config: ExtractConfig, plan: Plan, store: Store) -> Row | None:
     """What an earlier run found of the film, where the same was asked for and all of its frames are there."""
     before = store.read_json("extracted.json")
-    if before is None or before["film"]["error"] or before["of"] != _digest(config, plan):
+    if before is None or before["film"]["error"] or before["of"] != _digest(config, plan.intervals):
         return None
     have = Counter(name.partition("/")[0] for name in plan.there)
     return before["film"] if all(have[name] >= count for name, count in before["film"]["files"].items()) else None

@@ -25,12 +25,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from actors import storage
@@ -74,6 +75,10 @@ WORD = "<character>"
 LORA_LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
 """Of every attention of the UNet."""
 REJECTED = pa.schema([("identity", pa.string()), ("code", pa.string()), ("message", pa.string())])
+
+
+# In YAML a bare no is false.
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class PersonaliseConfig:
     """The same."""
     max_grad_norm: float = 1.0
     """Gradients longer than that are cut to it."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     """What the UNet computes in; what is learnt is always kept in float32."""
     seed: int = 0
     """Of all that is drawn."""

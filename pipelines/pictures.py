@@ -26,7 +26,7 @@ def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
     """
     found: dict[str, Picture] = {}
     for one in [where] if isinstance(where, str) else where:
-        for picture in _below(one):
+        for picture in _below(one, setting):
             if found.setdefault(picture.name, picture).uri != picture.uri:
                 both = f"{found[picture.name].uri} and {picture.uri}"
                 raise ValueError(f"{setting}: two images are named {picture.name}: {both}")
@@ -36,13 +36,16 @@ def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
     return [found[name] for name in sorted(found, key=natural)]
 
 
-def _below(where: str) -> list[Picture]:
+def _below(where: str, setting: str) -> list[Picture]:
     root = storage.absolute(where)
     if where.lower().endswith(IMAGE_SUFFIXES):
         size = storage.size(root) if storage.exists(root) else -1
         return [Picture(root.rpartition("/")[2], root, size)]
     if where.lower().endswith(".txt"):
-        lines = storage.read_bytes(root).decode().splitlines()
-        return [picture for line in lines if line.strip() for picture in _below(line.strip())]
+        try:
+            lines = storage.read_bytes(root).decode().splitlines()
+        except FileNotFoundError as error:
+            raise ValueError(f"{setting}: there is no list {where}") from error
+        return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
     entries = storage.listing(root, IMAGE_SUFFIXES)
     return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in entries]

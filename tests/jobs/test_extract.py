@@ -1,7 +1,9 @@
 """`extract` as its users run it: the reference system's options, every row of the table accounted for, resume."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -25,8 +27,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return films.film(tmp_path_factory.mktemp("film") / "film.mp4")
 
 
-def run(folder: Path, film: Path, *more: str, category: str = "who", code: int = 0) -> Result:
-    (folder / "table.csv").write_text(TABLE)
+def run(folder: Path, film: Path, *more: str, category: str = "who", code: int = 0, table: str = TABLE) -> Result:
+    (folder / "table.csv").write_text(table)
     options = ["--csv", str(folder / "table.csv"), "--video", str(film), "--category", category]
     result = CliRunner().invoke(app, ["extract", *options, "--output", str(folder / "out"), *more])
     assert result.exit_code == code, result.output
@@ -54,6 +56,48 @@ def test_the_same_command_makes_only_what_is_missing(tmp_path: Path, film: Path)
     assert gone.read_bytes() == was
     assert left.stat().st_mtime_ns == stood
     assert "frames: 0 written, 21 were there" in run(tmp_path, film, "show=false").stdout
+
+
+def test_a_kill_between_two_frames_changes_nothing(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch):
+    class Killed(BaseException):
+        pass
+
+    def frames(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (folder / "out").glob("*/*.jpg")}
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    run(whole, film)
+    move = os.replace
+
+    def dying(source: Any, target: Any) -> None:
+        if str(target).endswith("Mr_Bean_frame_0007.jpg"):
+            # As SIGKILL leaves it: what was being written stays, and nothing is tidied up.
+            raise Killed
+        move(source, target)
+
+    monkeypatch.setattr("os.replace", dying)
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+    with pytest.raises(Killed):
+        run(killed, film)
+    monkeypatch.undo()
+    assert len(frames(killed)) == 7
+    assert "frames: 14 written, 7 were there" in run(killed, film).stdout
+    assert frames(killed) == frames(whole)
+
+
+def test_frames_of_another_table_are_not_taken_for_those_of_this(tmp_path: Path, film: Path):
+    run(tmp_path, film)
+    later = TABLE.replace("00:00:01,00:00:01.5", "00:00:01.2,00:00:01.5")
+    told = run(tmp_path, film, code=2, table=later).output
+    assert "holds frames of Mr_Bean of other intervals or another film: use another output" in told
+    assert "holds frames of Ann, Mr_Bean of" in run(tmp_path, film, "by_index=true", code=2).output
+    header, *rows = TABLE.splitlines()
+    assert "0 written, 21 were there" in run(tmp_path, film, table="\n".join([header, *rows[::-1]])).stdout
+    # Another category may come to the same place.
+    assert "frames: 1 written" in run(tmp_path, film, table=f"{header}\n1,1,Bob\n").stdout
+    assert "0 written, 21 were there" in run(tmp_path, film).stdout
 
 
 def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, film: Path):

@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +20,16 @@ from typer.testing import CliRunner
 from actors import storage
 from jobs.movie_characters import app
 from jobs.run import load
+from pipelines.appearances import TimelineConfig
+from pipelines.extraction import ExtractConfig
+from pipelines.fusion import FuseConfig
+from pipelines.gallery import ClipConfig, FaceConfig
+from pipelines.generate import GenerateConfig
+from pipelines.identify import IdentifyConfig
+from pipelines.metrics import MapConfig, ReportConfig, TopkConfig
 from pipelines.movie_characters import LORA
 from pipelines.personalise import PersonaliseConfig, Personaliser, plan_personalise
+from pipelines.robustness import CompareConfig
 from pipelines.store import Store
 from tests import corpus
 
@@ -156,6 +167,109 @@ def test_a_killed_driver_costs_no_identity_more_than_its_last_steps(
         assert one.keys() == other.keys()
         for key in one:
             assert one[key] == pytest.approx(other[key], abs=1e-5)
+
+
+OPTIONS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
+    "extract": (ExtractConfig, {"csv": "a", "video": "b", "output": "c", "category": "d"}, {"show": False}),
+    "personalise": (
+        PersonaliseConfig,
+        {"input_image": "a", "output_dir": "b"},
+        {
+            "pretrained_model_name_or_path": "CompVis/stable-diffusion-v1-4",
+            "target_text": "a photo of {}",
+            "resolution": 512,
+            "center_crop": False,
+            "train_batch_size": 4,
+            "emb_train_steps": 500,
+            "max_train_steps": 1000,
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": False,
+            "emb_learning_rate": 1e-3,
+            "learning_rate": 1e-6,
+            "scale_lr": False,
+            "use_8bit_adam": False,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.999,
+            "adam_weight_decay": 1e-2,
+            "adam_epsilon": 1e-8,
+            "max_grad_norm": 1,
+            "mixed_precision": "no",
+            "seed": 0,
+            "log_interval": 10,
+            "push_to_hub": False,
+            "hub_model_id": None,
+        },
+    ),
+    "identify-diffusion": (
+        IdentifyConfig,
+        {"imagic_pretrained_path": "a", "csv_folder": "b", "image_list": "c"},
+        {
+            "sd_model_name": "CompVis/stable-diffusion-v1-4",
+            "clip_model_name": None,
+            "category_class": False,
+            "imagic_pipe": False,
+            "alpha": 0,
+            "seed": 0,
+            "height": None,
+            "width": None,
+            "resolution": 512,
+            "num_inference_steps": 50,
+        },
+    ),
+    "generate": (
+        GenerateConfig,
+        {"imagic_pretrained_path": "a", "output_folder": "b"},
+        {
+            "input_files": (),
+            "imagic_pipe": False,
+            "sd_model_name": "CompVis/stable-diffusion-v1-4",
+            "clip_model_name": None,
+            "seed_range": (0,),
+            "alpha_range": (0,),
+            "guidance_scale_range": (7.5,),
+            "height": 512,
+            "width": 512,
+            "num_inference_steps": 50,
+        },
+    ),
+    "identify-clip": (
+        ClipConfig,
+        {"input_dir": "a", "output_dir": "b", "image_list": "c"},
+        {"model_name": "ViT-B-32", "device": "cpu"},
+    ),
+    "score topk": (
+        TopkConfig,
+        {"input_folder": "a", "output_folder": "b"},
+        {"k_range": 5, "clip_csv": False, "avg": False},
+    ),
+    "score map": (MapConfig, {"input_folder": "a", "output_folder": "b"}, {"clip_csv": False}),
+}
+"""Of each verb that the reference system has: its settings, those that are needed, and the defaults of all others."""
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_options_bear_the_names_of_the_reference_and_its_defaults(verb: str) -> None:
+    kind, needed, defaults = OPTIONS[verb]
+    given = [f"{name}={value}" for name, value in needed.items()]
+    config = load(kind, given)
+    assert {name: getattr(config, name) for name in (*needed, *defaults)} == {**needed, **defaults}
+    said = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in defaults.items()]
+    assert load(kind, [*given, *said]) == config
+
+
+def test_what_readme_says_of_a_verb_is_there() -> None:
+    settings: dict[str, Any] = {verb: kind for verb, (kind, _, _) in OPTIONS.items()}
+    settings |= {"identify-faces": FaceConfig, "fuse": FuseConfig, "timeline": TimelineConfig}
+    settings |= {"compare": CompareConfig, "score report": ReportConfig}
+    told = (ROOT / "README.md").read_text().partition("## Movie characters")[2].partition("\n## ")[0]
+    rows = re.findall(r"^(?:\| `|python -m jobs.movie_characters )((?:score )?[a-z-]+) ([^`\n]+)", told, re.MULTILINE)
+    assert {verb for verb, _ in rows} == set(settings)
+    for verb, options in rows:
+        result = CliRunner().invoke(app, [*verb.split(), "--help"])
+        assert result.exit_code == 0, result.output
+        names = {field.name for field in fields(settings[verb])}
+        said = re.findall(r"(?<![\w.])([a-z_0-9]+)[\w.]*=", options) + re.findall(r"--([a-z]+)", options)
+        assert names.issuperset(said), verb
 
 
 @pytest.mark.parametrize(

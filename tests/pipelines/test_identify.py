@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.diffusion import embed_prompt, load_texts
 from pipelines.identification import read_results
 from pipelines.identify import (
     IdentifyConfig,
@@ -19,7 +20,7 @@ from pipelines.identify import (
     plan_identify,
     write_answers,
 )
-from pipelines.movie_characters import LORA, OPTIMIZED, TARGET, find_learnt, write_embedding
+from pipelines.movie_characters import LORA, OPTIMIZED, TARGET, TEXT, find_learnt, write_embedding
 from tests import results
 
 
@@ -80,6 +81,20 @@ def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp
     with_lora, weights = conditions(own, find_learnt(config.imagic_pretrained_path, "x"))
     assert own.mode == "Imagic_pipeline" and len(set(weights)) == 3
     assert with_lora[0].lora == str(tmp_path / "ids" / "Ann_1" / LORA)
+
+
+def test_a_text_encoder_of_its_own_embeds_prompts_without_a_target(
+    config: IdentifyConfig, sd_folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ids" / "Ann_1" / f"{TARGET}.safetensors").unlink()
+    (tmp_path / "ids" / "Ann_1" / TEXT).write_text("ann")
+    learnt = find_learnt(config.imagic_pretrained_path, "x")
+    config = replace(config, alpha=1, sd_model_name=str(tmp_path / "without texts"))
+    with pytest.raises(ValueError, match="its tokenizer cannot be loaded"):
+        conditions(config, learnt)
+    found, _ = conditions(replace(config, clip_model_name=sd_folder), learnt)
+    told = embed_prompt(load_texts(sd_folder, None), "ann")[0].numpy()
+    assert found[0].condition == pytest.approx(told, abs=1e-6)
 
 
 def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None:
@@ -218,3 +233,5 @@ def test_what_cannot_work_is_told(config: IdentifyConfig) -> None:
         plan_identify(replace(config, preselect=PreselectConfig(config.csv_folder)))
     with pytest.raises(ValueError, match="multiples of 8"):
         replace(config, height=12)
+    question = replace(config, height=24).question()
+    assert (question.height, question.width) == (24, 16)
