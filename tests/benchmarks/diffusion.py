@@ -1,14 +1,22 @@
-"""Identifying by diffusion against the reference's loop: `python -m tests.benchmarks.diffusion`.
+"""Identifying by diffusion against the reference's loop: `python -m tests.benchmarks.diffusion [LEARNT [PICTURES]]`.
 
-A UNet of Stable Diffusion's classes with random weights (6 million of them, which cost the same as others), latents of
-16×16, 20 identities, one thread of one process, float32, both ways in every round; CPU-seconds. The loop does what the
-reference does: one identity at a time, one timestep at a time, each mixed with the same noise. Random weights know
-nobody, so that no answer is certain: staged spends its most here, and what it answers means nothing.
+One thread of one process, float32, all ways in every round; CPU-seconds. The loop does what the reference does: one
+identity at a time, one timestep at a time, each mixed with the same noise.
+
+Without an argument a UNet of Stable Diffusion's classes with random weights (6 million of them, which cost the same as
+others), latents of 16×16 and 20 identities. Random weights know nobody, so that no answer is certain: staged spends its
+most here, and what it answers means nothing. LEARNT is the output of `tests.benchmarks.drawn_characters`: its model,
+its identities and so many (20) of its pictures to be recognised, so that it also tells how often the answers are the
+same, and right.
 """
 
+import copy
 import platform
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +24,46 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import functional
 
-from actors.diffusion import StableDiffusion, full_bank, noise_losses, noise_schedule, staged_bank
+from actors.diffusion import (
+    DiffusionConfig,
+    StableDiffusion,
+    crop,
+    encode_pictures,
+    full_bank,
+    load_diffusion,
+    noise_losses,
+    noise_schedule,
+    staged_bank,
+)
 from actors.identity import StagesConfig, ask_all, decide, race
+from actors.images import read_image
+from pipelines.identification import class_of
+from pipelines.movie_characters import find_learnt
+from pipelines.pictures import find_pictures
 from tests.benchmarks.curation import alternate, line, ratio
 
-IDENTITIES, STEPS, PICTURES, ROUNDS = 20, 50, 1, 3
-SHAPE = (4, 16, 16)
-PER_CALL = 32
+STEPS, PER_CALL = 50, 32
+IDENTITIES, SHAPE, ROUNDS = 20, (4, 16, 16), 3
+"""Of random weights, one picture a round."""
+SIDE = 64
+"""Of pictures of what was learnt, all in one round."""
 
 
-def small() -> StableDiffusion:
-    """The model, without a VAE: pictures here are latents."""
+@dataclass(frozen=True)
+class Question:
+    """Who is on pictures."""
+
+    model: StableDiffusion
+    latents: torch.Tensor
+    """float32 (N, C, h, w)."""
+    conditions: torch.Tensor
+    """float32 (K, 77, d)."""
+    truth: list[int]
+    """Of each picture the number of the right identity; none where weights know nobody."""
+
+
+def random() -> Question:
+    """Without a VAE: pictures here are latents."""
     torch.manual_seed(0)
     blocks: dict[str, Any] = {
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -38,12 +75,28 @@ def small() -> StableDiffusion:
         "sample_size": SHAPE[1],
     }
     unet: Any = UNet2DConditionModel(**blocks).eval().requires_grad_(False)
-    return StableDiffusion(unet, None, noise_schedule(), "cpu", torch.float32)
+    model = StableDiffusion(unet, None, noise_schedule(), "cpu", torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn((1, *SHAPE), generator=generator)
+    return Question(model, latents, 3 * torch.randn((IDENTITIES, 77, 128), generator=generator), [])
+
+
+def learnt(root: Path, count: int) -> Question:
+    """What drawn_characters left, of its pictures as many of each person as may be."""
+    model = load_diffusion(str(root / "model"), DiffusionConfig())
+    people = find_learnt(str(root / "identities"), "identities")
+    pictures = find_pictures(str(root / "asked"), "asked")
+    some = pictures[:: max(1, len(pictures) // count)][:count]
+    pixels = np.stack([crop(read_image(one.uri), SIDE, SIDE) for one in some])
+    names = [class_of(one.name) for one in people]
+    truth = [names.index(class_of(one.name)) for one in some]
+    conditions = torch.from_numpy(np.stack([one.optimized for one in people]))
+    return Question(model, encode_pictures(model, pixels), conditions, truth)
 
 
 def by_reference(model: StableDiffusion, latents: torch.Tensor, conditions: torch.Tensor) -> np.ndarray:
     """Mean losses (N, K), one evaluation after the other."""
-    bank = full_bank(model.scheduler, STEPS, SHAPE, 0)
+    bank = full_bank(model.scheduler, STEPS, latents.shape[1:], 0)
     losses = np.empty((len(latents), len(conditions)))
     with torch.inference_mode():
         for i, latent in enumerate(latents):
@@ -59,11 +112,11 @@ def by_reference(model: StableDiffusion, latents: torch.Tensor, conditions: torc
 
 def by_us(model: StableDiffusion, latents: torch.Tensor, conditions: torch.Tensor, staged: bool) -> np.ndarray:
     """Losses (N, K, P)."""
-    stages = StagesConfig()
+    stages, shape = StagesConfig(), latents.shape[1:]
     bank = (
-        staged_bank(model.scheduler, stages.samples[-1], STEPS, SHAPE, 0)
+        staged_bank(model.scheduler, stages.samples[-1], STEPS, shape, 0)
         if staged
-        else full_bank(model.scheduler, STEPS, SHAPE, 0)
+        else full_bank(model.scheduler, STEPS, shape, 0)
     )
 
     def ask(rows: np.ndarray) -> np.ndarray:
@@ -75,16 +128,18 @@ def by_us(model: StableDiffusion, latents: torch.Tensor, conditions: torch.Tenso
     return ask_all(wanted, len(conditions), STEPS, ask)
 
 
-def main() -> None:
+def main(root: Path | None, count: int) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    model = small()
-    weights = sum(parameter.numel() for parameter in model.unet.parameters())
+    asked = learnt(root, count) if root else random()
+    model, about = asked.model, (asked.latents, asked.conditions)
+    compiled = replace(model, unet=copy.deepcopy(model.unet))
+    compiled.unet.compile()
+    by_us(compiled, asked.latents[:1], asked.conditions, staged=False)
+    weights, pictures = sum(parameter.numel() for parameter in model.unet.parameters()), len(asked.latents)
     print(f"{platform.machine()}, one thread, Python {platform.python_version()},")
-    print(", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers")) + f", {weights:,} weights\n")
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn((PICTURES, *SHAPE), generator=generator)
-    conditions = 3 * torch.randn((IDENTITIES, 77, 128), generator=generator)
+    print(", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers")) + f", {weights:,} weights,")
+    print(f"{pictures} pictures, {len(asked.conditions)} identities\n")
     found: dict[str, np.ndarray] = {}
 
     def kept(name: str, work: Callable[[], np.ndarray]) -> Callable[[], None]:
@@ -95,26 +150,31 @@ def main() -> None:
 
     taken = alternate(
         {
-            "reference": kept("reference", lambda: by_reference(model, latents, conditions)),
-            "full": kept("full", lambda: by_us(model, latents, conditions, staged=False)),
-            "staged": kept("staged", lambda: by_us(model, latents, conditions, staged=True)),
+            "reference": kept("reference", lambda: by_reference(model, *about)),
+            "full": kept("full", lambda: by_us(model, *about, staged=False)),
+            "compiled": kept("compiled", lambda: by_us(compiled, *about, staged=False)),
+            "staged": kept("staged", lambda: by_us(model, *about, staged=True)),
         },
-        ROUNDS,
+        1 if root else ROUNDS,
     )
     loop = found["reference"]
-    answers = {name: [decide(losses) for losses in found[name]] for name in ("full", "staged")}
-    same = np.mean([one.best for one in answers["full"]] == loop.argmin(1))
+    answers = {name: [decide(losses) for losses in found[name]] for name in ("full", "compiled", "staged")}
+    best = {name: np.array([one.best for one in some]) for name, some in answers.items()}
+    best["reference"] = loop.argmin(1)
     far = np.abs(np.array([one.losses for one in answers["full"]]) / loop - 1).max()
     spent = np.mean([one.evaluations for one in answers["staged"]])
     print("| figure | measured | target |\n|---|---|---|")
-    for name in ("reference", "full", "staged"):
-        line(f"{name}: CPU-s a picture", f"{np.median(taken[name]) / PICTURES:.1f}")
-    line("reference / full", ratio(taken["reference"], taken["full"]))
-    line("reference / staged", ratio(taken["reference"], taken["staged"]), "at least 8")
-    line("staged: evaluations of the UNet a picture", f"{spent:.0f} of {IDENTITIES * STEPS}")
+    for name in taken:
+        line(f"{name}: CPU-s a picture", f"{np.median(taken[name]) / pictures:.2f}")
+    for name in ("full", "compiled", "staged"):
+        line(f"reference / {name}", ratio(taken["reference"], taken[name]), "at least 8" * (name == "staged"))
+    line("staged: evaluations of the UNet a picture", f"{spent:.0f} of {len(asked.conditions) * STEPS}")
     line("greatest relative distance of full's losses from the reference's", f"{far:.1e}")
-    line("full's answers as the reference's", f"{same:.0%}", "100 %")
+    for name in ("full", "compiled", *(["staged"] if root else [])):
+        line(f"{name}: the reference's answers", f"{np.mean(best[name] == best['reference']):.1%}")
+    for name in taken if root else ():
+        line(f"{name}: right answers", f"{np.mean(best[name] == asked.truth):.1%}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, int(sys.argv[2]) if len(sys.argv) > 2 else 20)
