@@ -2,19 +2,27 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load
 from typer.testing import CliRunner, Result
 
+from actors import storage
 from jobs.directors import app
 from jobs.directors_page import with_answer
 from pipelines.directors import Guess
 from tests import colours, films
+from tests.conftest import ROOT
 from tests.tiny_models import backbone
 
 
@@ -166,3 +174,44 @@ def test_directors_of_films_are_learned_and_a_film_not_seen_is_given_to_its_own(
     other = backbone(tmp_path / "other", seed=1)
     refused = run_here("guess", model, f"backbone.model={other}", "--image", one, code=2).output
     assert "the model was trained on vectors of" in refused
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_killed_on_s3_ends_with_the_model_of_a_folder(s3: str, tmp_path: Path):
+    data = screenshots(tmp_path / "shots", {"Rouge": 4, "Vert": 4, "Bleu": 4})
+    for path in data.rglob("*.png"):
+        storage.upload(path, f"{s3}/shots/{path.relative_to(data)}")
+    network = f"pictures.backbone.model={backbone(tmp_path / 'network')}"
+    # One picture at a time, so that the kill falls between two, and vectors do not depend on their company.
+    settings = [network, "pictures.backbone.batch_size=1", "pictures.write.batch_size=2", "training.epochs=5"]
+
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
+
+        def train(root: str | Path) -> subprocess.Popen[str]:
+            arguments = ["train", f"data={root}/shots", f"output={root}/model", *settings]
+            command = [sys.executable, "-m", "jobs.directors", *arguments]
+            environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+        killed = train(s3)
+        while not (before := storage.listing(f"{s3}/shots/features", (".parquet",))):
+            assert killed.poll() is None, "it ended before it was killed"
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate()
+        for root in (s3, tmp_path):
+            done = train(root)
+            told, _ = done.communicate()
+            assert done.returncode == 0 and "36 rows = 36 done + 0 rejected" in told
+    after = {entry.name for entry in storage.listing(f"{s3}/shots/features", (".parquet",))}
+    assert {entry.name for entry in before} <= after
+    for name in ("report.json", "model.json"):
+        of_s3, of_folder = (json.loads(storage.read_bytes(f"{root}/model/{name}")) for root in (s3, tmp_path))
+        assert of_s3.get("table") == of_folder.get("table") and of_s3.keys() == of_folder.keys()
+    weights = [load(storage.read_bytes(f"{root}/model/model.safetensors")) for root in (s3, tmp_path)]
+    for name, weight in weights[0].items():
+        np.testing.assert_allclose(weight, weights[1][name], atol=1e-5)
+    picture = next((data / "Vert/film 0").glob("*.png"))
+    for root in (s3, tmp_path):
+        assert "Vert" in run_here("guess", f"{root}/model", "--image", picture).stdout
