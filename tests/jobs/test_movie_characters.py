@@ -258,11 +258,11 @@ def test_options_bear_the_names_of_the_reference_and_its_defaults(verb: str) -> 
     assert load(kind, [*given, *said]) == config
 
 
-def test_what_readme_says_of_a_verb_is_there() -> None:
+def test_what_the_documentation_says_of_a_verb_is_there() -> None:
     settings: dict[str, Any] = {verb: kind for verb, (kind, _, _) in OPTIONS.items()}
     settings |= {"identify-faces": FaceConfig, "fuse": FuseConfig, "timeline": TimelineConfig}
     settings |= {"compare": CompareConfig, "score report": ReportConfig}
-    told = (ROOT / "README.md").read_text().partition("## Movie characters")[2].partition("\n## ")[0]
+    told = (ROOT / "docs/movie_characters.md").read_text()
     rows = re.findall(r"^(?:\| `|python -m jobs.movie_characters )((?:score )?[a-z-]+) ([^`\n]+)", told, re.MULTILINE)
     assert {verb for verb, _ in rows} == set(settings)
     for verb, options in rows:
