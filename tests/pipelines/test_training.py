@@ -244,11 +244,6 @@ def no_values(model: nn.Module, batches: Any) -> dict[str, float]:
     return {}
 
 
-@pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "out")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     # Dropout draws in every step: what is drawn goes on, too.
@@ -257,29 +252,28 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @slow
 @timeout
-@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
-def test_a_killed_worker_and_a_killed_driver_change_nothing(place: str, undisturbed: Trained, tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_killed_driver_change_nothing(s3: str, undisturbed: Trained, tmp_path: Path) -> None:
     marker = tmp_path / "epochs"
     program = ("-m", "tests.pipelines.line")
 
     def went_on() -> bool:
         return marker.exists() and len(marker.read_text().splitlines()) >= 9
 
-    with corpus.job(tmp_path / "log.txt", place, marker, program=program) as job:
+    with corpus.job(tmp_path / "log.txt", s3, marker, program=program) as job:
         job.wait_until(went_on)
         job.kill()
-    assert not storage.exists(f"{place}/model.safetensors")
+    assert not storage.exists(f"{s3}/model.safetensors")
     epochs_before = len(marker.read_text().splitlines())
-    with corpus.job(tmp_path / "log.txt", place, marker, program=program) as job:
+    with corpus.job(tmp_path / "log.txt", s3, marker, program=program) as job:
         told = job.wait()
     resumed_from = int(told.rpartition("resumed from")[2])
     # Beyond where the worker was killed; a checkpoint counts a moment later, when Ray Train has registered it.
     assert resumed_from > 2
     assert len(marker.read_text().splitlines()) == epochs_before + 20 - resumed_from
-    read = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{place}/curves.csv").decode())))
+    read = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{s3}/curves.csv").decode())))
     for name in ("epoch", "train_loss", "learning_rate", "valid_loss", "valid_bias"):
         assert [float(row[name]) for row in read] == [row[name] for row in undisturbed.history]
-    weights = load(storage.read_bytes(f"{place}/model.safetensors"))
+    weights = load(storage.read_bytes(f"{s3}/model.safetensors"))
     for name, tensor in undisturbed.model.state_dict().items():
         assert torch.equal(weights[name], tensor)
-    assert list(scalars(place)["valid_loss"]) == list(range(1, 21))
+    assert list(scalars(s3)["valid_loss"]) == list(range(1, 21))
