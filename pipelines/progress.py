@@ -29,8 +29,8 @@ class Ticker:
         return count / (time.monotonic() - self._made)
 
 
-def finish(rows: Dataset, column: str, total: int, done: str) -> int:
-    """Run a dataset whose batches say in a column how much they have done, of so much in all; returns the sum.
+def finish(rows: Dataset, column: str, total: int, done: str) -> None:
+    """Run a dataset whose batches say in a column how much they have done, of so much in all.
 
     Args:
         done: what is done, in words, as "boxes cut".
@@ -40,4 +40,3 @@ def finish(rows: Dataset, column: str, total: int, done: str) -> int:
         count += int(counts[column].sum())
         if ticker.due():
             log.info("%d of %d %s, %.0f a second", count, total, done, ticker.rate(count))
-    return count

@@ -132,7 +132,7 @@ def learns(model: Model) -> bool:
 def teaching(config: CompareConfig) -> CompareConfig:
     """What is asked about the validation images: the models of all fusions that learn, with who preselects for them."""
     names = {name for model in config.models.values() if learns(model) for name in model.settings["models"]}
-    names |= {preselecting(config.models[name]) for name in names if name in config.models}
+    names |= {preselecting(config.models[name]) for name in names}
     return replace(
         config,
         image_list=config.validation,

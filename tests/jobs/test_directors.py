@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
-import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,7 @@ from actors import storage
 from jobs.directors import app
 from jobs.directors_page import with_answer
 from pipelines.directors import Guess
-from tests import colours, films
-from tests.conftest import ROOT
+from tests import colours, corpus, films
 from tests.tiny_models import backbone
 
 
@@ -186,26 +181,19 @@ def test_a_training_killed_on_s3_ends_with_the_model_of_a_folder(s3: str, tmp_pa
     # One picture at a time, so that the kill falls between two, and vectors do not depend on their company.
     settings = [network, "pictures.backbone.batch_size=1", "pictures.write.batch_size=2", "training.epochs=5"]
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
+    def train(root: str | Path) -> AbstractContextManager[corpus.Job]:
+        arguments = ["train", f"data={root}/shots", f"output={root}/model", *settings]
+        return corpus.job(tmp_path / "log.txt", *arguments, program=("-m", "jobs.directors"))
 
-        def train(root: str | Path) -> subprocess.Popen[str]:
-            arguments = ["train", f"data={root}/shots", f"output={root}/model", *settings]
-            command = [sys.executable, "-m", "jobs.directors", *arguments]
-            environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-
-        killed = train(s3)
-        while not (before := storage.listing(f"{s3}/shots/features", (".parquet",))):
-            assert killed.poll() is None, "it ended before it was killed"
-            time.sleep(0.05)
-        killed.kill()
-        killed.communicate()
-        for root in (s3, tmp_path):
-            done = train(root)
-            told, _ = done.communicate()
-            assert done.returncode == 0 and "36 rows = 36 done + 0 rejected" in told
-    after = {entry.name for entry in storage.listing(f"{s3}/shots/features", (".parquet",))}
-    assert {entry.name for entry in before} <= after
+    with train(s3) as job:
+        job.wait_until(lambda: bool(corpus.names(f"{s3}/shots", "features")))
+        job.kill()
+    before = corpus.names(f"{s3}/shots", "features")
+    assert not storage.exists(f"{s3}/model/model.json")
+    for root in (s3, tmp_path):
+        with train(root) as job:
+            assert "36 rows = 36 done + 0 rejected" in job.wait()
+    assert before <= corpus.names(f"{s3}/shots", "features")
     for name in ("report.json", "model.json"):
         of_s3, of_folder = (json.loads(storage.read_bytes(f"{root}/model/{name}")) for root in (s3, tmp_path))
         assert of_s3.get("table") == of_folder.get("table") and of_s3.keys() == of_folder.keys()
