@@ -113,10 +113,6 @@ def write_clips(
         yield _row(scene, error=fault[0], message=fault[1])
 
 
-WRITE_CLIPS = f"{__name__}:{write_clips.__name__}"
-"""Its name for a child process."""
-
-
 def _cut(
     source: str,
     waiting: deque[Row],

@@ -331,11 +331,11 @@ class _Page:
 
     def get(self, until: float) -> Path:
         """One try, until that monotonic time; returns the whole file."""
-        tool = {"yt-dlp": "with_ytdlp", "pytube": "with_pytube"}[self._config.tool]
+        tool = {"yt-dlp": with_ytdlp, "pytube": with_pytube}[self._config.tool]
         left = max(until - time.monotonic(), 0.1)
         arguments = (self._url, str(self._folder), self._config, self._cookies)
         try:
-            answers = list(CHILD.stream(f"actors.fetch:{tool}", *arguments, stall_s=left, timeout_s=left))
+            answers = list(CHILD.stream(tool, *arguments, stall_s=left, timeout_s=left))
         except ChildFault as fault:
             if fault.code == "crashed":
                 raise _Fault("fetch_failed", f"{self._config.tool}: {fault}") from fault
@@ -374,7 +374,7 @@ def _timeout(config: FetchConfig) -> _Fault:
 def _check(path: Path) -> None:
     """Raise the fault of a file of which no frame can be decoded."""
     try:
-        answers = list(CHILD.stream("actors.fetch:first_frame", str(path), stall_s=120, timeout_s=120))
+        answers = list(CHILD.stream(first_frame, str(path), stall_s=120, timeout_s=120))
     except ChildFault as fault:
         raise _Fault(fault.code, f"its first frame: {fault}") from fault
     for code, message in answers:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,21 @@ class Child:
         self._pipe: Connection | None = None
         self._devices: str | None = None
 
-    def stream(self, function: str, *args: Any, stall_s: float, timeout_s: float) -> Generator[Any, None, float]:
-        """Yield what `module:function` yields in the child, called with the arguments; return the CPU seconds it took.
+    def stream(
+        self, function: Callable[..., Iterable[Any]], *args: Any, stall_s: float, timeout_s: float
+    ) -> Generator[Any, None, float]:
+        """Yield what a function of a module yields in the child, called with the arguments; return the CPU seconds.
 
         Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`),
         `timeout` (`timeout_s` in all) or `exception` (the function raised; its traceback is logged); BrokenRunError
         where the function raised that, or is not there.
         """
+        name = _name(function)
         pipe = self._start()
         until = time.monotonic() + timeout_s
         done = False
         try:
-            pipe.send((function, args))
+            pipe.send((name, args))
             while True:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -68,7 +71,7 @@ class Child:
                 if kind == "broken":
                     raise BrokenRunError(value)
                 if kind == "exception":
-                    log.warning("%s%r failed: %s", function, args[:1], value)
+                    log.warning("%s%r failed: %s", name, args[:1], value)
                     raise ChildFault("exception", value.strip().rpartition("\n")[2])
                 if kind == "end":
                     return value
@@ -141,6 +144,15 @@ class Child:
             self._pipe, self._devices = ours, devices
         assert self._pipe is not None
         return self._pipe
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """`module:function`, by which the child finds it."""
+    module = function.__module__
+    # A module that runs as a program has this name here; in the child it is another one.
+    if module == "__main__" and (spec := sys.modules[module].__spec__) is not None:
+        module = spec.name
+    return f"{module}:{function.__qualname__}"
 
 
 CHILD = Child()

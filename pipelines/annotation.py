@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from actors import storage
-from actors.clips import WRITE_CLIPS
+from actors.clips import write_clips
 from actors.process import Child, ChildFault
 from actors.video import FEATURES, Row
 from pipelines.curation import CurationConfig
@@ -159,7 +159,7 @@ class Clips:
             return
         rows = list(wanted.values())
         with storage.local(rows[0]["uri"]) as film:
-            for row in self._child.stream(WRITE_CLIPS, str(film), rows, folder, self._config, None, **self._limits):
+            for row in self._child.stream(write_clips, str(film), rows, folder, self._config, None, **self._limits):
                 clip = left.pop(places[row["scene_id"]])
                 if row["error"]:
                     clip.set_exception(ClipError(f"{row['error']}: {row['message']}"))

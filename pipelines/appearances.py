@@ -20,6 +20,7 @@ import ray
 
 from actors import storage
 from actors.fetch import VIDEO_SUFFIXES
+from actors.intervals import frames_of_shots
 from actors.process import CHILD, ChildFault
 from actors.shots import ShotsConfig
 from actors.stage import Batch
@@ -140,7 +141,7 @@ def _shots(uri: str, config: TimelineConfig) -> Iterator[Row]:
             for attempt in range(1, ATTEMPTS + 1):
                 arguments = (str(path), config.shots, config.every_s, config.max_side, config.video.decoder)
                 try:
-                    for row in CHILD.stream("actors.intervals:frames_of_shots", *arguments, **limits):
+                    for row in CHILD.stream(frames_of_shots, *arguments, **limits):
                         # After a crash the same shots come again.
                         if row["shot"] < 0 or row["shot"] == done:
                             done += row["shot"] == done

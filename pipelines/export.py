@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from actors import storage
-from actors.clips import WRITE_CLIPS, write_shard
+from actors.clips import write_clips, write_shard
 from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
 from actors.video import Row
@@ -182,7 +182,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], config: CurationCon
         with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
             interval = config.frames.interval_ms if config.export.frames else None
             limits = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
-            for clip in CHILD.stream(WRITE_CLIPS, str(film), wanted, folder, config.export, interval, **limits):
+            for clip in CHILD.stream(write_clips, str(film), wanted, folder, config.export, interval, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
                 if not clip["error"]:

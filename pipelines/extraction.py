@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from actors import storage
-from actors.intervals import Interval, seconds
+from actors.intervals import Interval, frames_in, seconds
 from actors.process import CHILD, ChildFault
 from actors.video import Row, VideoConfig
 from pipelines.progress import Ticker
@@ -195,7 +195,7 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
         for _ in range(ATTEMPTS):
             arguments: Sequence[object] = (str(path), plan.intervals, config.by_index, frozenset(there))
             try:
-                for row in CHILD.stream("actors.intervals:frames_in", *arguments, config.decode.decoder, **limits):
+                for row in CHILD.stream(frames_in, *arguments, config.decode.decoder, **limits):
                     if not row["name"]:
                         return row, written
                     storage.write_bytes(store.uri(row["name"]), row["jpeg"])

@@ -24,7 +24,7 @@ from ray.data import Dataset
 
 from actors import storage
 from actors.fetch import VIDEO_SUFFIXES
-from actors.images import IMAGE_SUFFIXES, Shape, natural, read_images
+from actors.images import IMAGE_SUFFIXES, Shape, key_frames, natural, read_images
 from actors.process import CHILD, ChildFault
 from actors.shots import ShotsConfig
 from actors.stage import Batch, Stage
@@ -199,7 +199,7 @@ def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
             for attempt in range(ATTEMPTS):
                 arguments = (str(path), shape, images.video, images.shots)
                 try:
-                    for row in CHILD.stream("actors.images:key_frames", *arguments, **limits):
+                    for row in CHILD.stream(key_frames, *arguments, **limits):
                         # After a crash the same shots come again.
                         if row["number"] < 0 or row["number"] == done:
                             done += row["number"] == done

@@ -26,7 +26,7 @@ from actors.features import FrameScorer
 from actors.fetch import fetch
 from actors.process import CHILD, ChildFault
 from actors.stage import Batch, Stage
-from actors.video import Row, film_row, scene_row
+from actors.video import Row, cut, film_row, scene_row
 from pipelines.curation import SCORES, THUMBNAILS, CurationConfig
 from pipelines.progress import Ticker
 from pipelines.resources import fitted, in_blocks, ray_actors, ray_task, set_context
@@ -181,7 +181,7 @@ def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
                 left = None if spans is None else _without(spans, skip)
                 arguments = (config.video, config.frames, config.shots, config.motion)
                 rows = CHILD.stream(
-                    "actors.video:cut",
+                    cut,
                     *(str(path), task["video_id"], left, frozenset(skip), *arguments),
                     stall_s=config.video.stall_s,
                     timeout_s=config.video.timeout_s,

@@ -27,7 +27,7 @@ from actors import storage
 from actors.fetch import VIDEO_SUFFIXES
 from actors.images import IMAGE_SUFFIXES, natural
 from actors.process import CHILD, ChildFault
-from actors.screenshots import ScreenshotsConfig
+from actors.screenshots import ScreenshotsConfig, screenshots
 from actors.stage import Batch
 from actors.video import Row
 from pipelines.progress import Ticker
@@ -255,7 +255,7 @@ def _screenshots(about: Row, config: ScreenshotsConfig) -> list[Row]:
         try:
             return list(
                 CHILD.stream(
-                    "actors.screenshots:screenshots",
+                    screenshots,
                     *(about["uri"], name, config),
                     stall_s=config.stall_s,
                     timeout_s=config.timeout_s,

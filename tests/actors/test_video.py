@@ -764,14 +764,14 @@ def child(tmp_path: Path) -> Iterator[Child]:
     """A child that has imported what it needs, which on a busy machine takes longer than the tests allow a film."""
     child = Child()
     empty = films.empty_file(tmp_path / "empty.mp4")
-    list(child.stream("actors.video:cut", *arguments(empty, []), stall_s=120, timeout_s=120))
+    list(child.stream(cut, *arguments(empty, []), stall_s=120, timeout_s=120))
     yield child
     child.kill()
 
 
 def test_rows_come_out_of_the_child_as_they_are(child: Child, plain: Path) -> None:
     listed = [span(0.5, 3.0, (0, 19), (19, -1))]
-    *scenes, film = child.stream("actors.video:cut", *arguments(plain, listed), stall_s=30, timeout_s=60)
+    *scenes, film = child.stream(cut, *arguments(plain, listed), stall_s=30, timeout_s=60)
     wanted, film_wanted = cut_film(plain, listed)
     assert [row["scene_id"] for row in scenes] == list(wanted) and film["decoded"] == film_wanted["decoded"]
     for row in scenes:
@@ -799,7 +799,7 @@ def pipe(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_film_that_never_comes_has_stalled(child: Child, pipe: Path) -> None:
     with pytest.raises(ChildFault) as fault:
-        list(child.stream("actors.video:cut", *arguments(pipe, [span(0, 1, (0, -1))]), stall_s=1, timeout_s=60))
+        list(child.stream(cut, *arguments(pipe, [span(0, 1, (0, -1))]), stall_s=1, timeout_s=60))
     assert fault.value.code == "stalled"
 
 
@@ -808,7 +808,7 @@ def test_a_film_without_end_gives_its_first_scenes_and_runs_out_of_time(child: C
     feeder = threading.Thread(target=feed, args=(pipe, cycle([part])), daemon=True)
     feeder.start()
     listed = [span(0, 2.0, (0, 24), (24, -1)), span(10_000_000, None, (0, -1), clip="never")]
-    stream = child.stream("actors.video:cut", *arguments(pipe, listed), stall_s=30, timeout_s=5)
+    stream = child.stream(cut, *arguments(pipe, listed), stall_s=30, timeout_s=5)
     rows = [next(stream), next(stream)]
     with pytest.raises(ChildFault) as fault:
         next(stream)
@@ -830,7 +830,7 @@ def test_a_crash_in_the_middle_keeps_the_scenes_before_it(child: Child, pipe: Pa
 
     threading.Thread(target=feed, args=(pipe, pieces()), daemon=True).start()
     stream = child.stream(
-        "actors.video:cut",
+        cut,
         *arguments(pipe, [span(0, 2.0, (0, 24)), span(9000, None, (0, -1), clip="d")]),
         stall_s=30,
         timeout_s=60,

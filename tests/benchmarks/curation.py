@@ -39,6 +39,7 @@ from pipelines.curation import SCORES
 from pipelines.store import Store
 from tests.benchmarks import reference
 from tests.benchmarks.by_eye import loop
+from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
 from tests.films import bikes_mp4, demo_mp4
 
@@ -284,7 +285,7 @@ def memory(films: Films) -> None:
     for size, minutes in (("360p", 1), ("360p", 5), ("360p", 30), ("720p", 5)):
         path = films.get(size, 60 * minutes)
         child = Child()
-        peaks += child.stream("tests.benchmarks.memory:peak_of_scoring", str(path), stall_s=3600, timeout_s=3600)
+        peaks += child.stream(peak_of_scoring, str(path), stall_s=3600, timeout_s=3600)
         child.kill()
         what = f"peak memory of shots, sampling and exact flow, {minutes * films.share:g} min of {size}"
         line(what, f"{peaks[-1]:.0f} MB", "at most 300 MB")
@@ -325,7 +326,7 @@ class Cost:
 
 def _plain(paths: Sequence[Path]) -> Cost:
     child = Child()
-    [cost] = child.stream("tests.benchmarks.curation:score_plainly", paths, stall_s=3600, timeout_s=3600)
+    [cost] = child.stream(score_plainly, paths, stall_s=3600, timeout_s=3600)
     child.kill()
     return cost
 

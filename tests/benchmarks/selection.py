@@ -98,7 +98,7 @@ def select(output: str, *settings: str) -> tuple[float, float, str]:
     """The same in a fresh process."""
     child = Child()
     try:
-        [measured] = child.stream(f"{__name__}:select_in_process", [output, *settings], stall_s=900, timeout_s=900)
+        [measured] = child.stream(select_in_process, [output, *settings], stall_s=900, timeout_s=900)
     finally:
         child.kill()
     return measured
