@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import colours, tiny_models
-from tests.servers import gemini, host, s3, s3_server  # noqa: F401
+from tests.support import colours, tiny_models
+from tests.support.servers import gemini, host, s3, s3_server  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

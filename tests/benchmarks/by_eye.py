@@ -11,10 +11,10 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from jobs.curation import app
-from pipelines.filters import load_filter, place
-from pipelines.labels import write_labels
-from tests.films import bikes_mp4, demo_mp4
+from jobs.curation.__main__ import app
+from pipelines.curation.filter import load_filter, place
+from pipelines.curation.labels import write_labels
+from tests.support.films import bikes_mp4, demo_mp4
 
 BAD: dict[str, tuple[int, frozenset[int]]] = {
     "demo": (

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from actors.embeddings import Clip, EmbeddingsConfig, embed_images, embed_texts, load_clip
-from pipelines.evaluate import EVERY, clip_score
+from actors.models.clip import Clip, EmbeddingsConfig, embed_images, embed_texts, load_clip
+from pipelines.curation.evaluate import EVERY, clip_score
 from tests.benchmarks.curation import alternate, line, ratio
 
 SCENES, FRAMES = 4, 16

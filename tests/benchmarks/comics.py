@@ -16,11 +16,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.cluster import AgglomerativeClustering
 
-from pipelines.assignment import THRESHOLDS, AssignPlan, Threshold, assign_sequence
-from pipelines.clusters import Bank, curve, in_panels, tree
-from pipelines.comic_characters import CROPS
-from pipelines.comics import AssignConfig
-from pipelines.sequences import Instance, Sequence
+from pipelines.comic_characters.assign import THRESHOLDS, AssignPlan, Threshold, assign_sequence
+from pipelines.comic_characters.clusters import Bank, curve, in_panels, tree
+from pipelines.comic_characters.crop import CROPS
+from pipelines.comic_characters.sequences import Instance, Sequence
+from pipelines.comic_characters.settings import AssignConfig
 from tests.benchmarks.curation import alternate, line
 
 SEQUENCES, PANELS, CAST, DIMENSIONS, NAMED = 10_000, 4, 5, 256, 50

@@ -30,18 +30,18 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from actors.latents import LatentsConfig, encode, latent_distances
-from actors.motion import MotionConfig
-from actors.process import Child
-from actors.shots import ShotsConfig
-from actors.video import FramesConfig, Row, VideoConfig, cut
-from pipelines.curation import SCORES
-from pipelines.store import Store
+from actors.core.child import Child
+from actors.core.store import Store
+from actors.curation.latents import LatentsConfig, encode, latent_distances
+from actors.curation.motion import MotionConfig
+from actors.media.film import FramesConfig, Row, VideoConfig, cut
+from actors.media.shots import ShotsConfig
+from pipelines.curation.settings import SCORES
 from tests.benchmarks import reference
 from tests.benchmarks.by_eye import loop
 from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
-from tests.films import bikes_mp4, demo_mp4
+from tests.support.films import bikes_mp4, demo_mp4
 
 RATE = 25
 SIZES = {"360p": (640, 360), "720p": (1280, 720)}
@@ -333,7 +333,7 @@ def _plain(paths: Sequence[Path]) -> Cost:
 
 def score_plainly(paths: Sequence[Path]) -> Iterator[Cost]:
     """Cut films and encode their scenes as the job's stages do, one after the other."""
-    from actors.features import FrameScorer
+    from actors.curation.frame_scorer import FrameScorer
 
     scorer = FrameScorer(TINY, None, TINY.num_cpus, gpu=False, keep_frames=False)
     start, count = process_time(), 0

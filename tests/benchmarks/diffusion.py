@@ -24,7 +24,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import functional
 
-from actors.diffusion import (
+from actors.media.images import read_image
+from actors.movie_characters.diffusion import (
     DiffusionConfig,
     StableDiffusion,
     crop,
@@ -35,11 +36,10 @@ from actors.diffusion import (
     noise_schedule,
     staged_bank,
 )
-from actors.identity import StagesConfig, ask_all, decide, race
-from actors.images import read_image
-from pipelines.identification import class_of
-from pipelines.movie_characters import find_learnt
-from pipelines.pictures import find_pictures
+from actors.movie_characters.diffusion_classifier import StagesConfig, ask_all, decide, race
+from actors.movie_characters.identities import find_learnt
+from pipelines.movie_characters.metrics import class_of
+from pipelines.movie_characters.pictures import find_pictures
 from tests.benchmarks.curation import alternate, line, ratio
 
 STEPS, PER_CALL = 50, 32

@@ -18,12 +18,12 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from jobs.movie_characters import app
-from jobs.run import ray_session, start_logging
-from pipelines.identification import average_precision, by_class, read_results, topk
+from jobs.core.run import ray_session, start_logging
+from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.metrics import average_precision, by_class, read_results, topk
 from tests.benchmarks.drawn_embedder import train_embedder
 from tests.benchmarks.drawn_model import train_diffusion
-from tests.drawn import Sheets, identities, picture
+from tests.support.drawn import Sheets, identities, picture
 
 T = TypeVar("T")
 

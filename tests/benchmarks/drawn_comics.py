@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import run as job
-from jobs.comic_characters import app
-from tests.comics import split_sequences, write_comic
-from tests.drawn import Cast, Sheets
+from jobs.comic_characters.__main__ import app
+from jobs.core import run as job
+from tests.support.comics import split_sequences, write_comic
+from tests.support.drawn import Cast, Sheets
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pytorch_metric_learning.losses import NTXentLoss
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.training import Tensors, TrainingConfig, fit
+from pipelines.core.training import Tensors, TrainingConfig, fit
 from tests.benchmarks.drawn_model import PICTURES, dataset, pictures
-from tests.drawn import SIZE, Cast, Identity
+from tests.support.drawn import SIZE, Cast, Identity
 
 WIDTH = 128
 SETTINGS = {

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pipelines.training import Tensors, TrainingConfig, fit
-from tests.drawn import SIZE, Cast, Identity, picture
-from tests.tiny_models import letters, save_pipeline, schedule
+from pipelines.core.training import Tensors, TrainingConfig, fit
+from tests.support.drawn import SIZE, Cast, Identity, picture
+from tests.support.tiny_models import letters, save_pipeline, schedule
 
 CHANNELS, SIDE, WIDTH = 12, 8, 64
 """Channels and side of a latent, and the width of a condition."""

@@ -22,13 +22,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from actors.embeddings import Clip, EmbeddingsConfig, ImageEmbedder, input_shape, load_clip
-from actors.images import read_images
-from actors.networks import HeadConfig, make_head
-from actors.stage import Batch
-from actors.video import open_film
+from actors.core.stage import Batch
+from actors.genres.heads import HeadConfig, make_head
+from actors.media.film import open_film
+from actors.media.images import read_images
+from actors.models.clip import Clip, EmbeddingsConfig, ImageEmbedder, input_shape, load_clip
 from jobs.samples import copy_films
-from pipelines.training import Share, train_epoch
+from pipelines.core.training import Share, train_epoch
 from tests.benchmarks.curation import alternate, line, ratio
 
 FRAMES, FILM, GENRES = 64, 16, 21

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.motion import MotionConfig
-from actors.shots import ShotsConfig
-from actors.video import FramesConfig, VideoConfig, cut
+from actors.curation.motion import MotionConfig
+from actors.media.film import FramesConfig, VideoConfig, cut
+from actors.media.shots import ShotsConfig
 
 
 def peak_of_scoring(path: str) -> Iterator[float]:

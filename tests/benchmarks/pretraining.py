@@ -15,14 +15,14 @@ from statistics import median
 import numpy as np
 import torch
 
-from jobs import run as job
-from pipelines.comics import ComicsConfig
-from pipelines.contrastive import evaluate, loss, make_model
-from pipelines.pairs import plan_pretraining, read_pairs
-from pipelines.store import Store
-from pipelines.training import Tensors
+from actors.core.store import Store
+from jobs.core import run as job
+from pipelines.comic_characters.pairs import plan_pretraining, read_pairs
+from pipelines.comic_characters.pretrain import evaluate, loss, make_model
+from pipelines.comic_characters.settings import ComicsConfig
+from pipelines.core.training import Tensors
 from tests.benchmarks.drawn_comics import Comics, draw, learn
-from tests.drawn import Sketches
+from tests.support.drawn import Sketches
 
 COMICS = Comics({"train": 20, "validation": 1, "test": 1}, people=4, panels=12)
 EPOCHS = 5

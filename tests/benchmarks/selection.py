@@ -8,12 +8,12 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from actors.hashes import HASH_BYTES
-from actors.process import Child
-from pipelines.curation import SCORES, VIDEOS, CurationConfig, measured_by
-from pipelines.filters import FitConfig, feature_settings, fit, place, save_filter
-from pipelines.store import Store
-from tests.pipelines.outputs import fast_is_good
+from actors.core.child import Child
+from actors.core.store import Store
+from actors.curation.perceptual_hash import HASH_BYTES
+from pipelines.curation.filter import FitConfig, feature_settings, fit, place, save_filter
+from pipelines.curation.settings import SCORES, VIDEOS, CurationConfig, measured_by
+from tests.pipelines.curation.outputs import fast_is_good
 
 SCENES_A_VIDEO, SCENES_A_SPAN = 40, 2
 CAPTION = (
@@ -84,7 +84,7 @@ def select_in_process(arguments: list[str]) -> Iterator[tuple[float, float, str]
     """Run the verb `select` in this process: seconds, peak resident memory in MB, and what it printed."""
     from typer.testing import CliRunner
 
-    from jobs.curation import app
+    from jobs.curation.__main__ import app
 
     started = perf_counter()
     result = CliRunner().invoke(app, ["select", *arguments])

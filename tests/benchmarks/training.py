@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from jobs.run import ray_session
-from pipelines.training import TrainingConfig, fit
+from jobs.core.run import ray_session
+from pipelines.core.training import TrainingConfig, fit
 
 ROWS, FRAMES, WIDTH, LABELS = 896, 16, 512, 21
 CONFIG = TrainingConfig(epochs=30, batch_size=32, seed=1)

@@ -1,0 +1,253 @@
+"""The ResNet that faces and bodies share, frozen once it is trained, and the head that makes one vector of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from actors.comic_characters.crops import Kind, prepare, with_features
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+}
+"""Kind and number of blocks, as torchvision has them; resnet10 is for CPUs."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The network that faces and bodies share, and the size at which it sees them."""
+
+    name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    """Its architecture."""
+    face_size: int = 96
+    """Pixels of a face's square."""
+    body_size: int = 128
+    """Pixels of the square that a body is fitted into."""
+
+    def __post_init__(self) -> None:
+        if min(self.face_size, self.body_size) < 16:
+            raise ValueError(f"face_size and body_size start at 16: {self}")
+
+    def sizes(self) -> dict[Kind, int]:
+        """Pixels of a side, by kind."""
+        return {"face": self.face_size, "body": self.body_size}
+
+
+def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
+    """A ResNet with its first weights, without its last layer: (N, 3, S, S) to features (N, `feature_size`)."""
+    block, layers = RESNETS[name]
+    backbone = ResNet(block, layers, norm_layer=norm)
+    backbone.add_module("fc", nn.Identity())
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def feature_size(name: str) -> int:
+    """Features that a ResNet gives."""
+    return 512 * RESNETS[name][0].expansion
+
+
+Fusion = Literal["sum", "cat", "mean", "weighted", "self_attention", "face_to_body"]
+"""How the features of face and body become one; see `Head`."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What makes one vector of the features of a face and a body."""
+
+    fusion: Fusion = "sum"
+    """sum; cat: one behind the other; mean; weighted: a learned share of each; self_attention: both look at both;
+    face_to_body: the face looks at both."""
+    padding: Literal["zero", "learned"] = "zero"
+    """What stands for a face or body that is not there."""
+    dimensions: int = 256
+    """Of the vector."""
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 2:
+            raise ValueError(f"dimensions start at 2, not {self.dimensions}")
+
+
+class Head(nn.Module):
+    """Features of faces and bodies (N, F), and bool (N, 2) whether they are there, to vectors (N, D) of length 1.
+
+    Where a part is not there its features never matter. An instance has one part at least. With padding by zero a
+    part that is missing is no part of a mean, and attention does not look at it.
+    """
+
+    def __init__(self, config: HeadConfig, features: int) -> None:
+        super().__init__()
+        self.features, self.fusion = features, config.fusion
+        self.padding = nn.Parameter(torch.randn(2, features) * 0.02) if config.padding == "learned" else None
+        if config.fusion == "weighted":
+            self.weights = nn.Parameter(torch.zeros(2))
+        if config.fusion in ("self_attention", "face_to_body"):
+            self.attention = nn.MultiheadAttention(features, 4, batch_first=True)
+        self.linear = nn.Linear(features * (2 if config.fusion == "cat" else 1), config.dimensions)
+
+    def forward(self, faces: Tensor, bodies: Tensor, there: Tensor) -> Tensor:
+        parts = torch.stack([faces, bodies], 1)
+        missing = torch.zeros_like(parts) if self.padding is None else self.padding.expand_as(parts)
+        parts = torch.where(there[..., None], parts, missing)
+        return normalize(self.linear(self._fused(parts, there if self.padding is None else torch.ones_like(there))))
+
+    def _fused(self, parts: Tensor, seen: Tensor) -> Tensor:
+        match self.fusion:
+            case "sum":
+                return parts.sum(1)
+            case "cat":
+                return parts.flatten(1)
+            case "mean":
+                return parts.sum(1) / seen.sum(1, keepdim=True)
+            case "weighted":
+                return torch.einsum("npf,p->nf", parts, self.weights.softmax(0))
+            case "self_attention":
+                found, _ = self.attention(parts, parts, parts, key_padding_mask=~seen, need_weights=False)
+                return ((parts + found) * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+            case _:
+                found, _ = self.attention(parts[:, :1], parts, parts, key_padding_mask=~seen, need_weights=False)
+                return parts[:, 0] + found[:, 0]
+
+
+Parts = tuple[np.ndarray | None, np.ndarray | None]
+"""Features of a face and of a body, float32 (F,), None where there is none."""
+
+
+def stacked(features: Sequence[Parts], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Faces and bodies float32 (N, F), zeros where there is none, and bool (N, 2) whether there is one."""
+    parts = np.zeros((2, len(features), width), np.float32)
+    there = np.zeros((len(features), 2), bool)
+    for row, pair in enumerate(features):
+        for part, vector in enumerate(pair):
+            if vector is not None:
+                parts[part, row], there[row, part] = vector, True
+    return parts[0], parts[1], there
+
+
+def load_head(config: HeadConfig, features: int, weights: bytes) -> Head:
+    """A head with weights, in evaluation mode. Raises ValueError where they are those of another one."""
+    head = Head(config, features)
+    try:
+        head.load_state_dict(load(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"these weights are not those of a head of {config}: {error}") from error
+    return head.eval().requires_grad_(False)
+
+
+def embed(head: Head, features: Sequence[Parts]) -> np.ndarray:
+    """Vectors float32 (N, D) of length 1, of the features of N instances."""
+    with torch.inference_mode():
+        return head(*map(torch.from_numpy, stacked(features, head.features))).numpy()
+
+
+@dataclass(frozen=True)
+class EmbedConfig(Stage):
+    """How the head is applied to features."""
+
+    batch_size: int = 512
+    """Instances of one part, and of one call."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1 or self.num_gpus:
+            raise ValueError(f"workers starts at 1, and num_gpus is 0, since a head needs none: {self}")
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(Stage):
+    """How the backbone is applied to crops."""
+
+    weights: str | None = None
+    """A .safetensors file, of `pretrain` or of a ResNet with torchvision's names; none: those of `pretrain.folder`."""
+    batch_size: int = 64
+    """Instances that one call gets."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network; features are float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1:
+            raise ValueError(f"workers starts at 1: {self}")
+
+
+def load_backbone(name: str, weights: bytes) -> ResNet:
+    """A ResNet with weights, in evaluation mode: none of its numbers ever changes, those of batch norm included.
+
+    Raises ValueError where they are those of another network.
+    """
+    backbone = make_backbone(name)
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"these weights are no safetensors: {error}") from error
+    if own := {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}:
+        tensors = own
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
+    try:
+        backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"these weights are not those of a {name}: {error}") from error
+    return backbone.eval().requires_grad_(False)
+
+
+class FeatureExtractor:
+    """Features of the face and the body of instances, by a frozen backbone.
+
+    Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
+    Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
+            error, message  str (N,): missing_crop, broken_crop
+    """
+
+    def __init__(self, config: FeaturesConfig, backbone: BackboneConfig, weights: str, crops: str) -> None:
+        if config.num_gpus == 0:
+            torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._device = "cuda" if config.num_gpus > 0 else "cpu"
+        self._dtype = getattr(torch, config.dtype)
+        self._sizes, self._crops = backbone.sizes(), crops
+        network = load_backbone(backbone.name, storage.read_bytes(weights))
+        self.network = network.to(self._device, self._dtype)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return with_features(
+            batch, self._crops, lambda crop, kind: prepare(crop, kind, self._sizes[kind]), self._features
+        )
+
+    def _features(self, pictures: np.ndarray) -> np.ndarray:
+        """Of pictures uint8 (N, S, S, 3): float32 (N, F)."""
+        pixels = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        with torch.inference_mode():
+            return self.network(pixels.to(self._dtype, memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+class InstanceEmbedder:
+    """One vector for each instance, by the head.
+
+    Reads:  face_features, body_features  object (N,), float32 (F,), None where there is no such part
+            error  str (N,); rows with an error are left out
+    Adds:   vector  object (N,), float32 (D,) of length 1, None where there is an error
+    Drops:  face_features, body_features
+    """
+
+    def __init__(self, config: EmbedConfig, head: HeadConfig, features: int, weights: bytes) -> None:
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._head = load_head(head, features, weights)
+
+    def __call__(self, batch: Batch) -> Batch:
+        sound = np.flatnonzero(batch["error"] == "").tolist()
+        features = [(batch["face_features"][row], batch["body_features"][row]) for row in sound]
+        vectors = np.full(len(batch["error"]), None, object)
+        for row, vector in zip(sound, embed(self._head, features), strict=True):
+            vectors[row] = vector
+        return {**{name: batch[name] for name in batch if not name.endswith("_features")}, "vector": vectors}

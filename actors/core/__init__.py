@@ -1,0 +1,1 @@
+"""What every stage needs, with no knowledge of films: storage, child processes, stages."""

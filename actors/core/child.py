@@ -1,0 +1,194 @@
+"""Run a generator function in a child process that can crash, hang or be killed at the cost of one call.
+
+Decoders are C code fed with whatever a corpus holds. A worker keeps one child alive and hands it one video after the
+other; the child sends back what the function yields. A value of None is a sign of life and is not passed on.
+"""
+
+import atexit
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class BrokenRunError(RuntimeError):
+    """What would fail for every file, as a library that is not there: it ends the run, whichever file met it first."""
+
+
+class ChildFault(Exception):
+    """The child crashed, hung, failed or took too long; `code` is the error code of the row that it worked on."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Child:
+    """One child process, started at the first call and again after a fault."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._devices: str | None = None
+
+    def stream(
+        self, function: Callable[..., Iterable[Any]], *args: Any, stall_s: float, timeout_s: float
+    ) -> Generator[Any, None, float]:
+        """Yield what a function of a module yields in the child, called with the arguments; return the CPU seconds.
+
+        Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`),
+        `timeout` (`timeout_s` in all) or `exception` (the function raised; its traceback is logged); BrokenRunError
+        where the function raised that, or is not there.
+        """
+        name = _name(function)
+        pipe = self._start()
+        until = time.monotonic() + timeout_s
+        done = False
+        try:
+            pipe.send((name, args))
+            while True:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise ChildFault("timeout", f"not done after {timeout_s:.0f} s")
+                if not pipe.poll(min(stall_s, left)):
+                    if stall_s < left:
+                        raise ChildFault("stalled", f"no progress for {stall_s:.0f} s")
+                    continue
+                kind, value = self._receive(pipe, stall_s)
+                done = kind != "item"
+                if kind == "broken":
+                    raise BrokenRunError(value)
+                if kind == "exception":
+                    log.warning("%s%r failed: %s", name, args[:1], value)
+                    raise ChildFault("exception", value.strip().rpartition("\n")[2])
+                if kind == "end":
+                    return value
+                if value is not None:
+                    yield value
+        except (EOFError, OSError) as error:
+            # An OSError also where it ended in the middle of a row.
+            raise ChildFault("crashed", f"the decoding process ended {self._exit()}") from error
+        finally:
+            if not done:
+                self.kill()
+
+    def _receive(self, pipe: Connection, stall_s: float) -> tuple[str, Any]:
+        """One message whose first bytes are there; raises ChildFault where the child stops in the middle of it."""
+        assert self._process is not None
+        stalled = threading.Event()
+
+        def end(process: subprocess.Popen[bytes]) -> None:
+            stalled.set()
+            process.kill()
+
+        timer = threading.Timer(stall_s, end, [self._process])
+        timer.start()
+        try:
+            return pipe.recv()
+        except (EOFError, OSError):
+            if stalled.is_set():
+                raise ChildFault("stalled", f"no progress for {stall_s:.0f} s in the middle of a row") from None
+            raise
+        finally:
+            timer.cancel()
+
+    def interrupt(self) -> None:
+        """End the call that another thread waits in: it raises ChildFault with the code `crashed`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def kill(self) -> None:
+        """End the child at once; the next call starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _exit(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+    def _start(self) -> Connection:
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        # A worker process may serve another GPU in its next task; the child has its own from the start.
+        if self._process is not None and (self._process.poll() is not None or devices != self._devices):
+            self.kill()
+        if self._process is None:
+            ours, theirs = Pipe()
+            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            # One thread a child: parallelism is over files.
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "actors.core.child", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **threads, "PYTHONPATH": path},
+            )
+            theirs.close()
+            self._pipe, self._devices = ours, devices
+        assert self._pipe is not None
+        return self._pipe
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """`module:function`, by which the child finds it."""
+    module = function.__module__
+    # A module that runs as a program has this name here; in the child it is another one.
+    if module == "__main__" and (spec := sys.modules[module].__spec__) is not None:
+        module = spec.name
+    return f"{module}:{function.__qualname__}"
+
+
+CHILD = Child()
+"""The child of this worker process."""
+atexit.register(CHILD.kill)
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def serve(pipe: Connection) -> None:
+    """What the child does: call after call until the pipe is closed."""
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            return
+        module, name = function.split(":")
+        started = time.process_time()
+        try:
+            for value in getattr(importlib.import_module(module), name)(*args):
+                pipe.send(("item", value))
+        except BrokenPipeError:
+            return
+        except (BrokenRunError, ImportError) as error:
+            pipe.send(("broken", str(error)))
+        except Exception:
+            pipe.send(("exception", traceback.format_exc()))
+        else:
+            pipe.send(("end", time.process_time() - started))
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    # By the module's own name, so that its exceptions are those that functions import and raise.
+    importlib.import_module("actors.core.child").serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,582 @@
+"""Better captions from a vision-language model: what is asked, whether a reply is a caption, and who answers.
+
+A captioner gets the first, middle and last frame of a scene and its caption. Its reply counts where it keeps the rules;
+else the scene is asked again, three times in all. `google-genai` is the library that Google maintains;
+`google-generativeai`, which the reference names, has been given up by its makers and caps protobuf below 6.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import threading
+import time
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+
+from actors.core.stage import Batch, Stage
+from actors.curation.fetch import retry_after_s
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""Replies of a scene that may fail before it does."""
+UNFINISHED = "unfinished"
+"""Code of a scene that was not asked for to the end, since the run's budget was."""
+MAX_WORDS = 100
+GEMINI = "gemini-3.5-flash-lite"
+"""Google's model for many short answers as of November 2026; it thinks as little as it can unless told otherwise."""
+PROMPT = f"""\
+These pictures are frames of one scene of a film, in order of time. Improve the caption of the scene.
+Rules: add visual detail; write everything in lowercase letters; at most {MAX_WORDS} words; say only what can be seen \
+in the pictures; English only. Answer with the improved caption and nothing else.
+
+Caption to improve: """
+PROMPT_ID = hashlib.sha256(PROMPT.encode()).hexdigest()[:12]
+"""Names the prompt in stored answers."""
+MAX_OUTPUT_TOKENS = 4096
+"""Bounds what one reply costs; a model that thinks spends of it, too."""
+LOCAL_TOKENS = 256
+"""A model that runs here and says more than this has no caption of MAX_WORDS to say."""
+LONGEST_PAUSE_S = 60.0
+"""Pauses that the service does not ask for grow up to this."""
+
+_ENGLISH = (
+    "a an and are as at away be behind by for from has have he her his i in into is it its near of off on one or out "
+    "over she some that the their them there they this through to two under up wearing while who with"
+)
+_FOREIGN = (
+    "der das und ein eine einem einen einer eines ist auf mit dem im nicht "  # German
+    "le les une des du dans sur avec est aux qui sont "  # French
+    "el los las una unos unas en y del por "  # Spanish
+    "il lo gli di che nel nella sulla sono "  # Italian
+    "os um uma em na da dos ao "  # Portuguese
+    "het een op zijn naar voor "  # Dutch
+)
+ENGLISH = frozenset(_ENGLISH.split())
+"""Words that most English captions have; some are words of other languages, too."""
+FOREIGN = frozenset(_FOREIGN.split())
+"""Function words of other languages with Latin letters, less those that are English words."""
+
+
+@dataclass(frozen=True)
+class CaptionsConfig(Stage):
+    """Who improves captions, how fast and at what cost; workers and resources are those of a model that runs here."""
+
+    by: Literal["google-genai", "google-generativeai", "transformers"] = "google-genai"
+    """google-genai, or the library before it (extra `google-generativeai`): both need GEMINI_API_KEY in the environment
+    of the driver; transformers (extra of that name) runs an image-text-to-text model in workers, without a key."""
+    model: str = GEMINI
+    """The service's name of the model; for transformers a hub name or a folder."""
+    endpoint: str | None = None
+    """Another address of the service, without its version, as of a proxy; null: Google's."""
+    requests_at_once: int = 8
+    """Requests under way at one time; the driver makes them all, since they wait for the network."""
+    requests_per_minute: float | None = None
+    """At most so many are sent, over all that are under way; null: as fast as replies come."""
+    max_requests: int | None = None
+    """A run ends when it has made this many, failed ones included; the next one goes on. null: no bound."""
+    timeout_s: float = 120
+    """Time for one reply."""
+    pause_s: float = 1.0
+    """Pause after the service failed; it doubles with every further try."""
+    patience_s: float = 600
+    """A run ends when the service says "too many requests" for longer than this, or asks for a longer pause."""
+    again: bool = False
+    """Ask also for scenes whose answer came from another model, prompt or caption; else any answer stays."""
+    tokens_per_frame: int = 1120
+    """For the estimate: what Gemini 3 takes for a picture at most (ai.google.dev/gemini-api/docs/media-resolution)."""
+    usd_in: float = 0.30
+    """For the estimate: price of a million tokens sent, of gemini-3.5-flash-lite as listed in July 2026."""
+    usd_out: float = 2.50
+    """For the estimate: price of a million tokens received, of the same."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.requests_at_once < 1 or not self.model:
+            raise ValueError("requests_at_once starts at 1, and model has a name")
+        if self.requests_per_minute is not None and self.requests_per_minute <= 0:
+            raise ValueError(f"requests_per_minute={self.requests_per_minute}: give a number above 0, or null")
+        if self.max_requests is not None and self.max_requests < 0:
+            raise ValueError(f"max_requests={self.max_requests}: it starts at 0")
+        if self.by == "transformers":
+            if self.model == GEMINI:
+                raise ValueError("by=transformers needs model=…: a hub name or folder of an image-text-to-text model")
+            if self.max_requests is not None or self.requests_per_minute is not None:
+                raise ValueError("max_requests and requests_per_minute are for a service, not for by=transformers")
+            if self.workers < 1:
+                raise ValueError("workers=0: what loads a model has at least one worker")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request brought."""
+
+    text: str = ""
+    problem: str = ""
+    """Why there is no text: refused, cut off, or a fault of the service."""
+    fault: bool = False
+    """The problem is the service's, so that a pause may help."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What asking for one scene brought in the end."""
+
+    recaption: str = ""
+    """"" where it failed."""
+    code: str = ""
+    """"", caption_failed, or UNFINISHED."""
+    message: str = ""
+    """What was wrong with the last try."""
+    attempts: int = 0
+    """Tries that count: up to TRIES."""
+    requests: int = 0
+    """Requests made, those answered with "too many requests" included."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    fault: bool = False
+    """The last try failed by the service's fault."""
+
+
+class Captioner(Protocol):
+    """Improves one caption."""
+
+    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+        """Ask once, for frames uint8 (T, H, W, 3) RGB; attempt counts from 0.
+
+        Raises Throttled where the service asks to wait, and Refusal where it takes no such request at all.
+        """
+        ...
+
+
+class Throttled(Exception):
+    """The service has had too many requests; wait_s is the pause that it asks for, None where it says nothing."""
+
+    def __init__(self, wait_s: float | None) -> None:
+        super().__init__("429: too many requests")
+        self.wait_s = wait_s
+
+
+class Refusal(ValueError):
+    """A request that the service refuses for what the user can mend: the key, the model, the address."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class CaptionServiceError(RuntimeError):
+    """The service does not answer for long: the run ends, and the same command goes on later."""
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+def key_frames(frames_THWC: np.ndarray) -> np.ndarray:
+    """The first, middle and last of frames (T, H, W, 3); of fewer than three each one once."""
+    count = len(frames_THWC)
+    return frames_THWC[sorted({0, count // 2, count - 1})] if count else frames_THWC
+
+
+def prompt(caption: str) -> str:
+    """What is asked beside the pictures."""
+    return PROMPT + (caption.strip() or "(there is none yet)")
+
+
+def check_caption(text: str) -> str:
+    """What is wrong with a reply, "" for nothing: it is not empty, all lowercase, at most 100 words, English.
+
+    Of English it can tell this only: letters are Latin; words like `the` and `with` are not outnumbered by those of
+    German, French, Spanish, Italian, Portuguese or Dutch; and where there are eight words or more, one of them is such
+    an English word. Another language in few words passes, a wrongly refused reply is rare: it would cost a request.
+    """
+    if not text.strip():
+        return "the reply is empty"
+    if text != text.lower():
+        return "the reply is not all lowercase"
+    words = text.split()
+    if len(words) > MAX_WORDS:
+        return f"the reply has {len(words)} words, more than {MAX_WORDS}"
+    strange = [letter for letter in text if letter.isalpha() and "LATIN" not in unicodedata.name(letter, "")]
+    if strange:
+        return f"the reply is not English: it has the letter {strange[0]!r}"
+    plain = [word.strip(".,;:!?\"'()[]-–—") for word in words]
+    english, foreign = (sum(word in known for word in plain) for known in (ENGLISH, FOREIGN))
+    if foreign > english or (len(words) >= 8 and not english):
+        return "the reply is not English, by its small words"
+    return ""
+
+
+class Pace:
+    """What all that ask at once share: a rate, a budget, and pauses that the service asks for.
+
+    per_minute, at_most: None for no bound; patience_s: how long the service may ask for pauses in a row.
+    """
+
+    def __init__(self, per_minute: float | None = None, at_most: int | None = None, patience_s: float = 0) -> None:
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._left = at_most
+        self._patience_s = patience_s
+        self._next = 0.0
+        self._throttled: float | None = None
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self.requests = 0
+        """Requests made."""
+        self.answered = False
+        """The service has answered at least one of them."""
+
+    def take(self) -> bool:
+        """Wait for the turn to make one request; False where no more are to be made."""
+        while not self._stopped.is_set():
+            with self._lock:
+                if self._left == self.requests:
+                    return False
+                now = time.monotonic()
+                if (wait := self._next - now) <= 0:
+                    self._next = now + self._gap
+                    self.requests += 1
+                    return True
+            self._stopped.wait(wait)
+        return False
+
+    def hold(self, wait_s: float | None) -> None:
+        """Let no request be made for so long; without a number, for as long as it has lasted already.
+
+        Raises CaptionServiceError where patience ends.
+        """
+        with self._lock:
+            now = time.monotonic()
+            self._throttled = now if self._throttled is None else self._throttled
+            lasted = now - self._throttled
+            wait = min(max(lasted, 1.0), LONGEST_PAUSE_S) if wait_s is None else wait_s
+            if lasted + wait > self._patience_s:
+                raise CaptionServiceError(
+                    f"the service says 429, too many requests, and asks to wait {wait:.0f} s after {lasted:.0f} s, "
+                    f"beyond captions.patience_s={self._patience_s:g}: the quota may be used up; run the same command "
+                    "later, or set captions.requests_per_minute"
+                )
+            self._next = max(self._next, now + wait)
+        log.info("the caption service asks to wait %.0f s", wait)
+
+    def heard(self) -> None:
+        """The service has answered: it is not throttling now."""
+        self._throttled = None
+        self.answered = True
+
+    def pause(self, seconds: float) -> None:
+        """Pause one of those that ask, unless all are stopped."""
+        self._stopped.wait(seconds)
+
+    def stop(self) -> None:
+        """Let no further request be made."""
+        self._stopped.set()
+
+
+def ask(captioner: Captioner, frames_THWC: np.ndarray, caption: str, pace: Pace, pause_s: float = 0) -> Answer:
+    """Ask for one scene until a reply keeps the rules, TRIES times at most; UNFINISHED where the pace ended it before.
+
+    A request that the service refuses with 400 is this scene's failure where others were answered before. Raises
+    Refusal and CaptionServiceError for what ends the run.
+    """
+    answer, requests = Answer(), 0
+    while answer.attempts < TRIES:
+        if not pace.take():
+            return replace(answer, code=UNFINISHED, requests=requests)
+        requests += 1
+        try:
+            reply = captioner.caption(frames_THWC, caption, answer.attempts)
+        except Throttled as error:
+            pace.hold(error.wait_s)
+            continue
+        except Refusal as error:
+            if error.status != 400 or not pace.answered:
+                raise
+            reply = Reply(problem=str(error), fault=True)
+        if not reply.fault:
+            pace.heard()
+        text = reply.text.strip()
+        problem = reply.problem or check_caption(text)
+        answer = Answer(
+            recaption="" if problem else text,
+            code="caption_failed" if problem else "",
+            message=problem,
+            attempts=answer.attempts + 1,
+            requests=requests,
+            tokens_in=answer.tokens_in + reply.tokens_in,
+            tokens_out=answer.tokens_out + reply.tokens_out,
+            fault=reply.fault,
+        )
+        if not problem:
+            break
+        if reply.fault and answer.attempts < TRIES:
+            pace.pause(pause_s * 2 ** (answer.attempts - 1) * random.uniform(0.5, 1))
+    return answer
+
+
+# ------------------------------------------------------------------------------------------------------- who answers
+
+
+def check_captioner(config: CaptionsConfig) -> None:
+    """Raise ValueError where a key, a library or a model of one's own is missing; asks nothing of a service."""
+    if config.by == "transformers":
+        check_local_model(config.model)
+    else:
+        load_captioner(config)
+
+
+def load_captioner(config: CaptionsConfig) -> Captioner:
+    """A captioner of a service, for the driver; raises ValueError where its key or its library is missing."""
+    key = os.environ.get("GEMINI_API_KEY", "").strip()
+    if not key:
+        raise ValueError(
+            f"captions.by={config.by} needs a key: set GEMINI_API_KEY in the environment (https://aistudio.google.com "
+            "makes them), or use captions.by=transformers captions.model=…"
+        )
+    return GoogleGenai(config, key) if config.by == "google-genai" else GoogleGenerativeAI(config, key)
+
+
+class GoogleGenai:
+    """Gemini through google-genai; may be shared by threads."""
+
+    def __init__(self, config: CaptionsConfig, key: str) -> None:
+        from google import genai
+        from google.genai import types
+
+        options = types.HttpOptions(base_url=config.endpoint, timeout=int(config.timeout_s * 1000))
+        # Not Vertex AI, whatever the environment says: the key is Gemini's.
+        self._client = genai.Client(api_key=key, vertexai=False, http_options=options)
+        self._limit = types.GenerateContentConfig(max_output_tokens=MAX_OUTPUT_TOKENS)
+        self._service = _Service(config, key)
+
+    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+        import httpx2
+        from google.genai import errors, types
+
+        contents: list[Any] = [types.Part.from_bytes(data=jpeg, mime_type="image/jpeg") for jpeg in _jpegs(frames_THWC)]
+        contents.append(prompt(caption))
+        try:
+            response = self._client.models.generate_content(
+                model=self._service.model, contents=contents, config=self._limit
+            )
+        except errors.APIError as error:
+            return self._service.failed(error.code, getattr(error.response, "headers", {}), error.details)
+        except httpx2.HTTPError as error:
+            return self._service.fault(f"the connection failed: {error or type(error).__name__}")
+        except (ValueError, TypeError, AttributeError) as error:
+            # What is no JSON, or JSON but not a reply, fails in the library's conversions.
+            return self._service.fault(f"the reply is malformed: {error}")
+        usage = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
+        tokens = usage.prompt_token_count or 0, (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)
+        blocked = response.prompt_feedback and response.prompt_feedback.block_reason
+        candidate = response.candidates[0] if response.candidates else types.Candidate()
+        parts = (candidate.content and candidate.content.parts) or []
+        text = "".join(part.text for part in parts if part.text and not part.thought)
+        return _reply(text, blocked, candidate.finish_reason, tokens)
+
+
+class GoogleGenerativeAI:
+    """Gemini through google-generativeai, over HTTP like its successor; may be shared by threads."""
+
+    def __init__(self, config: CaptionsConfig, key: str) -> None:
+        try:
+            from google.generativeai.client import configure
+            from google.generativeai.generative_models import GenerativeModel
+        except ImportError as error:
+            raise ValueError(
+                "captions.by=google-generativeai needs the extra `google-generativeai`: "
+                "pip install 'filmray[google-generativeai]'; captions.by=google-genai is its successor"
+            ) from error
+        options = {"api_endpoint": config.endpoint} if config.endpoint else None
+        configure(api_key=key, transport="rest", client_options=options)
+        self._model = GenerativeModel(config.model, generation_config={"max_output_tokens": MAX_OUTPUT_TOKENS})
+        # Its own tries would be paid for without being counted.
+        self._once: Any = {"retry": None, "timeout": config.timeout_s}
+        self._service = _Service(config, key)
+
+    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+        import requests
+        from google.api_core.exceptions import GoogleAPICallError
+        from google.protobuf.json_format import ParseError
+
+        contents: list[Any] = [{"mime_type": "image/jpeg", "data": jpeg} for jpeg in _jpegs(frames_THWC)]
+        contents.append(prompt(caption))
+        try:
+            response = self._model.generate_content(contents, request_options=self._once)
+        except GoogleAPICallError as error:
+            if error.response is None:
+                return self._service.failed(int(error.code or 0), {}, error.message)
+            return self._service.failed(error.response.status_code, error.response.headers, _json(error.response.text))
+        except requests.RequestException as error:
+            return self._service.fault(f"the connection failed: {error or type(error).__name__}")
+        except (ParseError, ValueError) as error:
+            return self._service.fault(f"the reply is malformed: {error}")
+        tokens = response.usage_metadata.prompt_token_count, response.usage_metadata.candidates_token_count
+        if not response.candidates:
+            return _reply("", response.prompt_feedback.block_reason, None, tokens)
+        candidate = response.candidates[0]
+        return _reply("".join(part.text for part in candidate.content.parts), None, candidate.finish_reason, tokens)
+
+
+class _Service:
+    """What faults of the Gemini service mean, whatever library met them; its messages never hold the key."""
+
+    def __init__(self, config: CaptionsConfig, key: str) -> None:
+        self.model = config.model
+        self._key = key
+
+    def failed(self, status: int, headers: Mapping[str, str], body: Any) -> Reply:
+        """An answer that is not 200: a fault, or Throttled or Refusal raised."""
+        error = body.get("error", body) if isinstance(body, dict) else body
+        said = self._plain(f"{status} {error.get('message') if isinstance(error, dict) else error or ''}")
+        if status == 429:
+            raise Throttled(retry_after_s(headers.get("Retry-After")) or _retry_delay_s(error))
+        if status == 404:
+            raise Refusal(
+                status,
+                f"captions.model={self.model} is not there ({said}): choose one of "
+                "https://ai.google.dev/gemini-api/docs/models, and check captions.endpoint",
+            )
+        if status in (400, 401, 403):
+            raise Refusal(
+                status,
+                f"the caption service refuses the request ({said}): check GEMINI_API_KEY, whether it may use "
+                f"captions.model={self.model}, and captions.endpoint",
+            )
+        return self.fault(said)
+
+    def fault(self, message: str) -> Reply:
+        """A fault that may pass."""
+        return Reply(problem=self._plain(message), fault=True)
+
+    def _plain(self, text: str) -> str:
+        return " ".join(text.replace(self._key, "(key)").split())[:300]
+
+
+def _reply(text: str, blocked: Any, finish: Any, tokens: tuple[int, int]) -> Reply:
+    """A reply of Gemini by what it says of its end: block reason of the request, finish reason of the candidate.
+
+    Both are members of an enum; where a library does not know a reason it may be a number; None where there is none.
+    """
+    reasons = [str(getattr(reason, "name", reason)) for reason in (blocked, finish) if reason]
+    bad = [name for name in reasons if name != "STOP" and not name.endswith("_UNSPECIFIED")]
+    problem = "" if not bad else "cut off: MAX_TOKENS" if bad == ["MAX_TOKENS"] else f"refused: {bad[0]}"
+    return Reply("" if problem else text, problem, tokens_in=tokens[0], tokens_out=tokens[1])
+
+
+def _retry_delay_s(error: Any) -> float | None:
+    """The pause that Gemini asks for in the body of a 429: a google.rpc.RetryInfo among the error's details."""
+    details = error.get("details") if isinstance(error, dict) else None
+    for detail in details if isinstance(details, list) else []:
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        if isinstance(delay, str) and delay.endswith("s") and delay[:-1].replace(".", "", 1).isdigit():
+            return float(delay[:-1])
+    return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _jpegs(frames_THWC: np.ndarray) -> list[bytes]:
+    return [
+        cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for frame in frames_THWC
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ a model of one's own
+
+
+def check_local_model(model: str) -> None:
+    """Raise ValueError where transformers cannot have the model, or it takes no pictures; reads its settings alone."""
+    try:
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    except ImportError as error:
+        raise ValueError(
+            "captions.by=transformers needs the extra `transformers`: pip install 'filmray[transformers]'"
+        ) from error
+    try:
+        kind = AutoConfig.from_pretrained(model).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"captions.model={model} cannot be had ({str(error).partition(chr(10))[0]}): give a folder that "
+            "transformers has saved, or check the name, HF_TOKEN and the network"
+        ) from error
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
+
+
+class LocalCaptioner:
+    """An image-text-to-text model of transformers; the first try is its likeliest text, further ones are sampled."""
+
+    def __init__(self, model: str, gpu: bool) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        # Other weights are pickles, which may run code.
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto", use_safetensors=True)
+        self._model: Any = loaded.to("cuda" if gpu else "cpu").eval()
+        self._processor = AutoProcessor.from_pretrained(model)
+        if self._processor.chat_template is None:
+            raise ValueError(f"captions.model={model} has no chat template: take one that is tuned on instructions")
+
+    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+        import torch
+        from PIL import Image
+
+        content: list[Any] = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames_THWC]
+        content.append({"type": "text", "text": prompt(caption)})
+        inputs = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self._model.device, self._model.dtype)
+        torch.manual_seed(attempt)
+        with torch.inference_mode():
+            made = self._model.generate(**inputs, do_sample=attempt > 0, max_new_tokens=LOCAL_TOKENS)
+        sent = inputs["input_ids"].shape[1]
+        tokens = {"tokens_in": sent, "tokens_out": len(made[0]) - sent}
+        if tokens["tokens_out"] == LOCAL_TOKENS:
+            return Reply(problem=f"cut off after {LOCAL_TOKENS} tokens", **tokens)
+        return Reply(self._processor.decode(made[0, sent:], skip_special_tokens=True), **tokens)
+
+
+class Recaptioner:
+    """Improve captions with a model that lives in the worker.
+
+    Reads:  frames   object array (N,), each uint8 (T, H, W, 3) RGB: what the model is to see; T = 0 where there is none
+            caption  str (N,)
+    Adds:   the fields of Answer, each (N,)
+    Drops:  frames
+    Rows without frames have no attempts.
+    """
+
+    def __init__(self, config: CaptionsConfig) -> None:
+        import torch
+
+        gpu = config.num_gpus > 0
+        if not gpu:
+            torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._captioner = LocalCaptioner(config.model, gpu)
+
+    def __call__(self, batch: Batch) -> Batch:
+        answers = [
+            ask(self._captioner, frames, str(caption), Pace()) if len(frames) else Answer()
+            for frames, caption in zip(batch["frames"], batch["caption"], strict=True)
+        ]
+        kept = {name: column for name, column in batch.items() if name != "frames"}
+        return kept | {name: np.array([getattr(answer, name) for answer in answers]) for name in Answer.__annotations__}

@@ -1,0 +1,111 @@
+"""How far neighbouring frames lie apart in the latent space of a VAE."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from actors.core.stage import Stage
+
+if TYPE_CHECKING:
+    # Only workers that hold a model pay for importing torch.
+    import torch
+
+TINY = Path(__file__).parent / "tiny_vae_weights"
+"""The encoder that ships with the project; its card says what it was trained on."""
+
+
+@dataclass(frozen=True)
+class LatentsConfig(Stage):
+    """Which VAE encodes the frames, and how."""
+
+    model: str = "stabilityai/sdxl-vae"
+    """Any diffusers VAE by hub name or path, or `tiny`: the small encoder that ships with the project."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the encoder; distances are always float32."""
+    batch_size: int = 4
+    """Scenes that one call of a worker gets."""
+    frames_per_call: int = 16
+    """Frames that the encoder gets at once on a GPU; a CPU gains nothing from more than one."""
+
+
+def check_model(model: str) -> None:
+    """Raise ValueError where the VAE cannot be had; reads its config.json alone, so that a run can ask first."""
+    if model == "tiny" or _folder(Path(model)) is not None:
+        return
+    if Path(model).exists() or model.startswith(("/", ".", "~")):
+        raise ValueError(f"latents.model={model}: no config.json there; give a folder that diffusers has saved")
+    problems = []
+    for name in ("config.json", "vae/config.json"):
+        try:
+            hf_hub_download(model, name)
+            return
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            problems.append(str(error).partition("\n")[0])
+    raise ValueError(
+        f"latents.model={model} cannot be had from the hub ({problems[0]}); give a folder that diffusers has saved, "
+        "latents.model=tiny for the encoder that ships with the project, or check the name, HF_TOKEN and the network"
+    )
+
+
+def _folder(path: Path) -> Path | None:
+    return next((folder for folder in (path, path / "vae") if (folder / "config.json").is_file()), None)
+
+
+def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
+    """A diffusers VAE in evaluation mode, channels last; raises ValueError where it cannot be loaded."""
+    import torch
+    from diffusers.models.auto_model import AutoModel
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from safetensors.torch import load_file
+
+    if model == "tiny":
+        config: Any = AutoencoderTiny.load_config(str(TINY))
+        # diffusers saves a key that it then complains of.
+        config.pop("block_out_channels", None)
+        vae: Any = AutoencoderTiny.from_config(config)
+        vae.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
+        vae.encoder.to(dtype)
+    else:
+        folder = _folder(Path(model))
+        # Other weights are pickles, which may run code.
+        how = {"torch_dtype": dtype, "use_safetensors": True}
+        try:
+            if folder is not None:
+                vae = AutoModel.from_pretrained(str(folder), **how)
+            else:
+                try:
+                    vae = AutoModel.from_pretrained(model, **how)
+                except (OSError, ValueError):
+                    vae = AutoModel.from_pretrained(model, subfolder="vae", **how)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"latents.model={model} cannot be loaded by diffusers: {error}") from error
+    if not hasattr(vae, "encode"):
+        raise ValueError(f"latents.model={model} is a {type(vae).__name__}, not a VAE")
+    return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def encode(vae: Any, frames: "torch.Tensor", frames_per_call: int = 1) -> "torch.Tensor":
+    """Latents of frames uint8 (T, H, W, 3): float32 (T, D), the posterior mean where the VAE has one.
+
+    Frames are scaled to [-1, 1], as diffusers' VAEs expect them.
+    """
+    import torch
+
+    latents = []
+    for chunk in frames.split(frames_per_call):
+        pixels = chunk.permute(0, 3, 1, 2).to(vae.dtype).div_(127.5).sub_(1)
+        out = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
+        mean = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents
+        latents.append(mean.float().flatten(1))
+    return torch.cat(latents)
+
+
+def latent_distances(latents: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Mean squared difference and cosine similarity of each neighbouring pair of latents (T, D): two of (T - 1,)."""
+    from torch.nn.functional import cosine_similarity
+
+    before, after = latents[:-1], latents[1:]
+    return (after - before).square().mean(1), cosine_similarity(before, after)

@@ -1,0 +1,1 @@
+"""Genres: several for each film, from its key frames."""

@@ -1,0 +1,219 @@
+"""Images of films, from files or as key frames of a film's shots, as the squares that a model takes.
+
+JPEG files are decoded at the smallest of their sizes (1, 1/2, 1/4, 1/8) that is not below what the model takes.
+"""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av.logging
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from actors.core import storage
+from actors.core.stage import Batch
+from actors.media.film import Beat, FilmError, Row, VideoConfig, in_shots, open_film
+from actors.media.shots import ShotsConfig
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""How names of images end, in either case."""
+INTERVAL_S = 0.25
+"""The middle of a shot is looked for among pictures that are this far apart, or an eighth of the shot."""
+READERS = 8
+"""Files that one worker reads at once: a store answers late."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read.
+
+    `code` is its error code: not_found, forbidden, empty_file, not_an_image, broken_image or too_large.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How an image becomes the square that a model takes."""
+
+    size: int = 224
+    """Side of the square in pixels."""
+    resize: int = 0
+    """Short side of the image before its middle is cut out; 0: the square's side."""
+    mode: Literal["shortest", "longest", "squash"] = "shortest"
+    """Cut out the middle, show all with bars, or show all out of proportion."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels are resampled."""
+    fill: int = 0
+    """Brightness of the bars, 0 to 255."""
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which an image of this width and height is scaled."""
+        if self.mode == "squash":
+            return self.size, self.size
+        if self.mode == "longest":
+            scale = self.size / max(width, height)
+            return max(1, round(width * scale)), max(1, round(height * scale))
+        short = self.resize or self.size
+        return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people count: shot_2 comes before shot_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)], name
+
+
+def decode(data: bytes, shape: Shape) -> np.ndarray:
+    """The square of an image file, uint8 (size, size, 3) RGB, upright; raises ImageError.
+
+    Up to the rounding of a JPEG's smaller decode it is what torchvision's Resize and CenterCrop make of a PIL image.
+    """
+    return squared(open_image(data, lambda *sides: min(shape.scaled(*sides))), shape)
+
+
+def read_image(uri: str, short: Callable[[int, int], int] = min) -> Image.Image:
+    """An image file, a path or s3://, as `open_image` opens it; raises ImageError."""
+    return open_image(_bytes(uri), short)
+
+
+def _bytes(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise ImageError("not_found", str(error)) from error
+    except PermissionError as error:
+        raise ImageError("forbidden", str(error)) from error
+
+
+def open_image(data: bytes, short: Callable[[int, int], int] = min) -> Image.Image:
+    """An image file of any kind as RGB, upright; raises ImageError.
+
+    short: what the short side must have at least, in pixels, of an image of this width and height; by default all.
+    """
+    if not data:
+        raise ImageError("empty_file", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+        side = short(*image.size)
+        image.draft("RGB", (side, side))
+        if image.mode.startswith("I"):
+            # PIL would cut 16 bits off at 255.
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("not_an_image", "no kind of image that is known") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)) from error
+    except _BROKEN as error:
+        raise ImageError("broken_image", f"{type(error).__name__}: {error}") from error
+
+
+def squared(image: Image.Image, shape: Shape) -> np.ndarray:
+    """The square of an image, uint8 (size, size, 3) RGB."""
+    how = Image.Resampling[shape.interpolation.upper()]
+    return square(np.asarray(image.resize(shape.scaled(*image.size), how)), shape)
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+"""What PIL raises where a file is cut off or damaged, each of its formats in its own way."""
+
+
+def square(image: np.ndarray, shape: Shape) -> np.ndarray:
+    """The middle of a scaled image uint8 (H, W, 3), or all of it between bars: uint8 (size, size, 3)."""
+    size, (height, width) = shape.size, image.shape[:2]
+    if height < size or width < size:
+        bars = np.full((max(size, height), max(size, width), 3), shape.fill, np.uint8)
+        top, left = (bars.shape[0] - height) // 2, (bars.shape[1] - width) // 2
+        bars[top : top + height, left : left + width] = image
+        image, (height, width) = bars, bars.shape[:2]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def read_images(batch: Batch, shape: Shape) -> Batch:
+    """Read and decode image files.
+
+    Reads:  uri  str (N,); "" where there is none
+            error, message  str (N,): rows with an error are left as they are
+    Adds:   image  uint8 (N, size, size, 3) RGB; black where there is none
+            error  a code of ImageError
+    """
+    images = np.zeros((len(batch["uri"]), shape.size, shape.size, 3), np.uint8)
+    errors, messages = batch["error"].astype(object), batch["message"].astype(object)
+
+    def read(row: int) -> None:
+        try:
+            images[row] = decode(_bytes(batch["uri"][row]), shape)
+        except ImageError as error:
+            errors[row], messages[row] = error.code, str(error)
+
+    wanted = [row for row, uri in enumerate(batch["uri"]) if uri and not errors[row]]
+    with ThreadPoolExecutor(READERS) as threads:
+        for _ in threads.map(read, wanted):
+            pass
+    return {**batch, "image": images, "error": errors.astype(str), "message": messages.astype(str)}
+
+
+def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) -> Iterator[Row | None]:
+    """Decode a film once; yield the middle picture of each shot, in order, then the film's own row; None: alive.
+
+    A shot's row: number from 0, name (shot_0000_img_0), start_s, end_s, image uint8 (size, size, 3) RGB. The film's
+    has number -1, how many images there were, error and message.
+    """
+    cv2.setNumThreads(1)
+    av.logging.set_level(None)
+    try:
+        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu")
+    except FilmError as error:
+        yield {"number": -1, "images": 0, "error": error.code, "message": str(error)}
+        return
+    size = shape.scaled(film.width, film.height)
+    shot, start, end = 0, 0.0, 0.0
+    middle = _Middle()
+    beat = Beat()
+
+    def row() -> Row:
+        name = f"shot_{shot:04d}_img_0"
+        image = square(middle.of(start, end), shape)
+        return {"number": shot, "name": name, "start_s": start, "end_s": end, "image": image}
+
+    for number, picture in in_shots(film, shots):
+        if number != shot:
+            yield row()
+            shot, start, middle = number, picture.time, _Middle()
+        middle.add(picture.time, lambda picture=picture: picture.scaled(*size))
+        end = picture.time + (picture.duration or film.step_s)
+        yield from beat
+    yield row()
+    error, message = "", ""
+    if film.truncated:
+        error, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
+    yield {"number": -1, "images": shot + 1, "error": error, "message": message}
+
+
+class _Middle:
+    """The picture nearest the middle of a shot whose end is not known yet, from at most 16 that are kept."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[float, np.ndarray]] = []
+        self._interval_s = INTERVAL_S
+
+    def add(self, time_s: float, picture: Any) -> None:
+        if self._kept and time_s < self._kept[-1][0] + self._interval_s:
+            return
+        self._kept.append((time_s, picture()))
+        if len(self._kept) == 16:
+            self._kept = self._kept[::2]
+            self._interval_s *= 2
+
+    def of(self, start_s: float, end_s: float) -> np.ndarray:
+        return min(self._kept, key=lambda kept: abs(kept[0] - (start_s + end_s) / 2))[1]

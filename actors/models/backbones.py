@@ -1,0 +1,271 @@
+"""Vectors of pictures by a frozen network: torchvision's ResNets, trained on ImageNet, or any of timm.
+
+The network sees all of a picture between bars, or its middle; never a picture that was squashed.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+from actors.directors.style import FEATURES, style
+from actors.media.images import ImageError, Shape, read_image, squared
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+"""Names that are torchvision's; others are timm's."""
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of the pixels that torchvision's networks were trained on."""
+LOOKED_AT = 240
+"""Style is told from pictures of about this short side at least."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Stage):
+    """Which network looks at pictures, and what it sees of them."""
+
+    model: str = "resnet50"
+    """resnet18 to resnet152 are torchvision's; another name is timm's; or a folder with its config.json and weights."""
+    weights: str | None = None
+    """A file of weights (.safetensors, or a .pth of tensors alone) for a model that is known by name; none: the
+    model's own, which are downloaded."""
+    fit: Literal["letterbox", "crop"] = "letterbox"
+    """All of the picture between grey bars, or its middle."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the network; vectors are float16."""
+    batch_size: int = 32
+    """Pictures that the network gets at once."""
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Pictures that are turned, moved and mirrored at random, for training; each has its vector in the store."""
+
+    count: int = 0
+    """Views of each picture beside itself; 0: no augmentation."""
+    rotation: float = 20.0
+    """Degrees at most, either way."""
+    zoom: float = 0.15
+    """Share of the size by which a picture grows or shrinks at most."""
+    shift: float = 0.2
+    """Share of the sides by which it moves at most."""
+    shear: float = 0.15
+    """Share of its height by which its top moves against its bottom at most."""
+    flip: bool = True
+    """Every second one is mirrored."""
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.rotation, self.zoom, self.shift, self.shear) < 0 or self.zoom >= 1:
+            raise ValueError(f"views start at 0, and zoom is below 1: {self}")
+
+
+def check_backbone(config: BackboneConfig) -> None:
+    """Raise ValueError where there is no such model or file; loads and downloads nothing."""
+    import timm
+
+    name = config.model
+    if config.weights and not storage.exists(config.weights):
+        raise ValueError(f"backbone.weights={config.weights}: there is no such file")
+    if folder := _folder(name):
+        if config.weights:
+            raise ValueError(f"backbone.model={name} is a folder with weights of its own: leave backbone.weights out")
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"backbone.model={name} has no weights: put model.safetensors beside its config.json")
+        return
+    if name.startswith(("/", ".", "~")) or Path(name).is_dir():
+        raise ValueError(f"backbone.model={name}: no config.json there; give a folder as timm saves it")
+    if name not in RESNETS and not timm.is_model(name):
+        near = ", ".join(get_close_matches(name, [*RESNETS, *timm.list_models()], 3, 0.3))
+        raise ValueError(
+            f"backbone.model={name} is no folder, no ResNet of torchvision, no name of timm; near it: {near}"
+        )
+
+
+def _folder(model: str) -> Path | None:
+    folder = Path(model)
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _timm(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
+    """The name that timm takes, and what the model expects of its input."""
+    import timm
+    from timm.data.config import resolve_data_config
+
+    if folder := _folder(config.model):
+        about = json.loads((folder / "config.json").read_bytes())
+        return f"local-dir:{folder}", resolve_data_config(pretrained_cfg=about.get("pretrained_cfg", about))
+    known = timm.get_pretrained_cfg(config.model)
+    return config.model, resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
+
+
+def input_shape(config: BackboneConfig) -> Shape:
+    """What the network takes, told without loading it."""
+    mode = "longest" if config.fit == "letterbox" else "shortest"
+    if config.model in RESNETS:
+        return Shape(224, mode=mode, interpolation="bilinear", fill=116)
+    expects = _timm(config)[1]
+    size = expects["input_size"][-1]
+    how = expects["interpolation"] if expects["interpolation"] in ("bicubic", "bilinear") else "bicubic"
+    return Shape(size, mode=mode, interpolation=how, fill=round(255 * sum(expects["mean"]) / 3))
+
+
+@lru_cache(maxsize=4)
+def _digest(path: str) -> str:
+    return hashlib.sha256(storage.read_bytes(path)).hexdigest()[:12]
+
+
+def name(config: BackboneConfig) -> str:
+    """The network, its weights and what it sees, in one word: vectors of another one lie in another space."""
+    known, file = [config.model], config.weights
+    if folder := _folder(config.model):
+        # Wherever it lies, and whatever it is called.
+        known, file = [], str(min(folder.glob("*.safetensors")))
+    return ":".join([*known, *([_digest(file)] if file else []), config.fit, config.dtype])
+
+
+def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
+    """The network without its last layer, in evaluation mode, and the mean and deviation of the pixels it takes.
+
+    It gives float (N, D) of pictures (N, 3, S, S). Raises ValueError where it cannot be loaded, or has no weights.
+    """
+    import timm
+    import torch
+    from torchvision import models
+
+    device = "cuda" if config.num_gpus > 0 else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+    try:
+        if config.model in RESNETS:
+            model: Any = models.get_model(config.model, weights=None)
+            classifier, pixels = "fc.", IMAGENET
+            own: Any = models.get_model_weights(config.model)
+            if config.weights:
+                state = _weights(config.weights)
+            else:
+                state = own.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            _fill(model, state, classifier)
+            model.fc = torch.nn.Identity()
+        else:
+            known, expects = _timm(config)
+            pixels = expects["mean"], expects["std"]
+            model = timm.create_model(known, pretrained=config.weights is None)
+            if config.weights:
+                _fill(model, _weights(config.weights), *_classifiers(model))
+            model.reset_classifier(0)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"backbone.model={config.model} cannot be loaded ({str(error).partition(chr(10))[0]}); give a folder as "
+            "timm saves it, backbone.weights=FILE, or check the name and the network"
+        ) from error
+    model = model.to(device, getattr(torch, config.dtype), memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False), pixels
+
+
+def _classifiers(model: Any) -> tuple[str, ...]:
+    names = model.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def _weights(path: str) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
+    with storage.local(path) as file:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def _fill(model: Any, state: dict[str, Any], *classifiers: str) -> None:
+    """Load weights; those of the last layer may have another size or be missing, since it is left out."""
+    kept = {key: value for key, value in state.items() if not key.startswith(classifiers)}
+    problems = model.load_state_dict(kept, strict=False)
+    missing = [key for key in problems.missing_keys if not key.startswith(classifiers)]
+    if missing or problems.unexpected_keys:
+        wrong = ", ".join([*missing, *problems.unexpected_keys][:3])
+        raise ValueError(f"these are the weights of another model: {wrong}")
+
+
+def read_pictures(batch: Batch, shape: Shape, views: ViewsConfig) -> Batch:
+    """Read image files as what the network takes, and tell their style.
+
+    Reads:  uri  str (N,)
+            view  int (N,), 0 the picture itself, else the number of a random view, the same whenever it is made
+    Adds:   image  uint8 (N, S, S, 3) RGB; black where there is an error
+            style  float32 (N, 13), FEATURES of `actors.directors.style`; NaN where there is an error
+            error, message  str (N,): a code of ImageError
+    """
+    count = len(batch["uri"])
+    images = np.zeros((count, shape.size, shape.size, 3), np.uint8)
+    styles = np.full((count, len(FEATURES)), np.nan, np.float32)
+    errors, messages = np.full(count, "", object), np.full(count, "", object)
+    for row, (uri, view) in enumerate(zip(batch["uri"].tolist(), batch["view"].tolist(), strict=True)):
+        try:
+            picture = read_image(uri, lambda *sides: max(LOOKED_AT, min(shape.scaled(*sides))))
+        except ImageError as error:
+            errors[row], messages[row] = error.code, str(error)
+        else:
+            images[row] = squared(picture, shape)
+            if view:
+                images[row] = random_view(images[row], views, f"{uri}:{view}")
+            styles[row] = style(np.asarray(picture))
+    return {**batch, "image": images, "style": styles, "error": errors.astype(str), "message": messages.astype(str)}
+
+
+def random_view(image: np.ndarray, views: ViewsConfig, seed: str) -> np.ndarray:
+    """A picture uint8 (S, S, 3) turned, zoomed, sheared, moved and mirrored at random; its edges are drawn out."""
+    random = np.random.default_rng(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest()))
+    size = image.shape[0]
+    turn, shear = np.deg2rad(random.uniform(-1, 1) * views.rotation), random.uniform(-1, 1) * views.shear
+    zoom = 1 + random.uniform(-1, 1) * views.zoom
+    mirror = -1.0 if views.flip and random.random() < 0.5 else 1.0
+    linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[mirror, shear], [0, 1]]
+    centre = np.full(2, (size - 1) / 2)
+    moved = centre + random.uniform(-1, 1, 2) * views.shift * size
+    matrix = np.column_stack([linear, moved - linear @ centre])
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+class Backbone:
+    """Give the vector of each picture.
+
+    Reads:  image  uint8 (N, S, S, 3) RGB, as `input_shape` says
+            error  str (N,); rows with an error are left out
+    Adds:   vector  float16 (N, D); NaN where there is an error
+    Drops:  image
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        import torch
+
+        self._model, pixels = load_backbone(config)
+        self._device = "cuda" if config.num_gpus > 0 else "cpu"
+        self._dtype = getattr(torch, config.dtype)
+        self._mean, self._scale = (torch.tensor(x, device=self._device).view(1, 3, 1, 1) for x in pixels)
+        with torch.inference_mode():
+            size = input_shape(config).size
+            self._width = self._forward(np.zeros((1, size, size, 3), np.uint8)).shape[1]
+
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float().div_(255)
+            x = ((x - self._mean) / self._scale).to(self._dtype)
+            return self._model(x).float().cpu().numpy().astype(np.float16)
+
+    def __call__(self, batch: Batch) -> Batch:
+        sound = batch["error"] == ""
+        vectors = np.full((len(sound), self._width), np.nan, np.float16)
+        if sound.any():
+            vectors[sound] = self._forward(np.ascontiguousarray(batch["image"][sound]))
+        return {**{name: column for name, column in batch.items() if name != "image"}, "vector": vectors}

@@ -1,0 +1,292 @@
+"""Images and texts as vectors of one space, by a CLIP model of open_clip: what belongs together has a high cosine."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+
+from actors.core.stage import Batch, Stage
+from actors.media.images import Shape
+
+if TYPE_CHECKING:
+    # Only workers that hold a model pay for importing torch.
+    import torch
+
+CONFIG = "open_clip_config.json"
+"""What open_clip reads first in a folder or repository of its own."""
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weights that open_clip looks for in a repository which names no file."""
+
+
+@dataclass(frozen=True)
+class EmbeddingsConfig(Stage):
+    """Which CLIP model embeds images and texts, and how."""
+
+    model: str = "ViT-g-14"
+    """A name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with its open_clip_config.json and weights."""
+    pretrained: str | None = "laion2b_s12b_b42k"
+    """Weights of a model that is known by name: their tag, or a file; hf-hub: and folders have their own."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the model; embeddings are always float32."""
+    batch_size: int = 4
+    """Rows of images that one call of a worker gets."""
+    images_per_call: int = 32
+    """Images, or texts, that the model gets at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1 or self.images_per_call < 1:
+            raise ValueError(f"workers and images_per_call start at 1: {self}")
+
+    def name(self) -> str:
+        """The model, its weights and its precision in one word: embeddings of another one lie in another space."""
+        own = _folder(self.model) or self.model.startswith("hf-hub:")
+        return ":".join([self.model, *([] if own or not self.pretrained else [self.pretrained]), self.dtype])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A model that was loaded, with the preprocessing and the tokenizer that are its own."""
+
+    model: Any
+    transform: Any
+    tokenizer: Any
+    device: str
+    dtype: "torch.dtype"
+
+
+def check_clip(config: EmbeddingsConfig) -> None:
+    """Raise ValueError where the model cannot be had, before a run begins; loads and downloads no weights."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    name, tag = config.model, config.pretrained
+    if folder := _folder(name):
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"embeddings.model={name} has no weights: put a .safetensors file beside its {CONFIG}")
+        return
+    if name.startswith(("/", ".", "~", "local-dir:")) or Path(name).is_dir():
+        raise ValueError(f"embeddings.model={name}: no {CONFIG} there; give a folder that open_clip has saved")
+    if name.startswith("hf-hub:"):
+        _reachable(config, name.removeprefix("hf-hub:"), WEIGHTS)
+        return
+    # open_clip takes ViT-B/32 for ViT-B-32.
+    known = name.replace("/", "-")
+    if known not in open_clip.list_models():
+        near = ", ".join(get_close_matches(known, open_clip.list_models(), 3, 0.3))
+        raise ValueError(
+            f"embeddings.model={name} is no folder, no hf-hub:... and no name of open_clip; near it: {near}"
+        )
+    if tag and Path(tag).is_file():
+        return
+    source = get_pretrained_cfg(known, tag or "")
+    if not source:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(known)) or "none: give a file"
+        raise ValueError(f"embeddings.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
+    if source.get("hf_hub"):
+        repository, _, file = source["hf_hub"].rpartition("/")
+        files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
+        _reachable(config, repository, files)
+
+
+def _folder(model: str) -> Path | None:
+    """The folder that a model is, where it is one."""
+    folder = Path(model.removeprefix("local-dir:"))
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def _reachable(config: EmbeddingsConfig, repository: str, files: Sequence[str]) -> None:
+    try:
+        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+            hf_hub_download(repository, CONFIG)
+    except (HFValidationError, OSError) as error:
+        if isinstance(error, RemoteEntryNotFoundError) and not config.model.startswith("hf-hub:"):
+            # What open_clip knows by name needs no more than the weights.
+            return
+        problem = str(error).partition("\n")[0]
+        raise ValueError(
+            f"embeddings.model={config.model} cannot be had from the hub ({problem}); give a folder with its {CONFIG} "
+            "and weights, or check the name, HF_TOKEN and the network"
+        ) from error
+
+
+def input_shape(config: EmbeddingsConfig) -> Shape:
+    """What the model takes, told by its configuration: for decoding, without the model."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    own: dict[str, Any] = {}
+    if folder := _folder(config.model):
+        own = json.loads((folder / CONFIG).read_bytes())
+        vision = own["model_cfg"]["vision_cfg"]
+    elif config.model.startswith("hf-hub:"):
+        own = json.loads(Path(hf_hub_download(config.model.removeprefix("hf-hub:"), CONFIG)).read_bytes())
+        vision = own["model_cfg"]["vision_cfg"]
+    else:
+        known = config.model.replace("/", "-")
+        vision = (open_clip.get_model_config(known) or {}).get("vision_cfg", {})
+        own = {"preprocess_cfg": get_pretrained_cfg(known, config.pretrained or "")}
+    steps = own.get("preprocess_cfg") or {}
+    size = vision.get("image_size", 224)
+    if not isinstance(size, int):
+        raise ValueError(f"embeddings.model={config.model} takes images of {size}; give one that takes squares")
+    return Shape(
+        size,
+        mode=steps.get("resize_mode") or "shortest",
+        interpolation=steps.get("interpolation") or "bicubic",
+        fill=steps.get("fill_color") or 0,
+    )
+
+
+def load_clip(config: EmbeddingsConfig) -> Clip:
+    """Load the model, in evaluation mode and channels last, on a GPU where the stage holds one.
+
+    Weights are safetensors where there are any; of others torch reads tensors only, so that they run no code. Raises
+    ValueError where the model cannot be loaded, and where it has no weights.
+    """
+    import open_clip
+    import torch
+    from open_clip.model import get_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    device = "cuda" if config.num_gpus > 0 else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+    dtype = getattr(torch, config.dtype)
+    folder = _folder(config.model)
+    name = f"local-dir:{folder}" if folder else config.model
+    own = name.startswith(("local-dir:", "hf-hub:"))
+    try:
+        model: Any = open_clip.create_model(
+            name,
+            None if own else config.pretrained,
+            # Layer norms in bfloat16, too: not every model that open_clip has runs otherwise.
+            precision="pure_bf16" if dtype == torch.bfloat16 else "fp32",
+            device=device,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
+    # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
+    model.to(memory_format=torch.channels_last).eval()
+    transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
+    return Clip(model, transform, tokenizer, device, dtype)
+
+
+def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
+    """Images uint8 (N, H, W, 3) RGB as the model takes them: (N, 3, S, S).
+
+    The steps are those of open_clip's transform for single PIL images, done on all of them at once, and on the device.
+    """
+    import torch
+    from open_clip.transform import ResizeKeepRatio
+    from torchvision.transforms import Resize
+    from torchvision.transforms.v2.functional import resize
+
+    pixels = torch.from_numpy(images).to(clip.device).permute(0, 3, 1, 2)
+    *shape, _to_rgb, _to_tensor, normalise = clip.transform.transforms
+    for step in shape:
+        if isinstance(step, ResizeKeepRatio):
+            # It asks a PIL image for its width and height.
+            image: Any = SimpleNamespace(size=(pixels.shape[3], pixels.shape[2]))
+            pixels = resize(pixels, step.get_params(image, step.size, step.longest), step.interpolation)
+        elif isinstance(step, Resize):
+            # Torchvision's older one, which open_clip uses, is no match for PIL on tensors.
+            pixels = resize(pixels, [step.size] if isinstance(step.size, int) else list(step.size), step.interpolation)
+        else:
+            pixels = step(pixels)
+    return normalise(pixels.float().div_(255)).to(clip.dtype)
+
+
+def embed_images(clip: Clip, images: np.ndarray, per_call: int) -> np.ndarray:
+    """Vectors of length 1, float32 (N, D), of images uint8 (N, H, W, 3) RGB."""
+    return _embed(clip.model.encode_image, preprocess(clip, images), per_call)
+
+
+def embed_texts(clip: Clip, texts: Sequence[str], per_call: int) -> np.ndarray:
+    """Vectors of length 1, float32 (N, D); of a text that is longer than the model reads, its beginning counts."""
+    return _embed(clip.model.encode_text, clip.tokenizer(list(texts)).to(clip.device), per_call)
+
+
+def _embed(encode: Any, inputs: "torch.Tensor", per_call: int) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        parts = [torch.nn.functional.normalize(encode(part).float(), dim=1).cpu() for part in inputs.split(per_call)]
+    return torch.cat(parts).numpy()
+
+
+class TextEmbedder:
+    """Embed texts.
+
+    Reads:  text  str (N,)
+    Adds:   embedding  float32 (N, D), each of length 1
+    """
+
+    def __init__(self, config: EmbeddingsConfig) -> None:
+        self._config, self._clip = config, load_clip(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {**batch, "embedding": embed_texts(self._clip, batch["text"].tolist(), self._config.images_per_call)}
+
+
+class FrameEmbedder:
+    """Embed frames of scenes, those of all rows of a batch together.
+
+    Reads:  frames  object array (N,), each uint8 (T, H, W, 3) RGB; T = 0 where there are none
+    Adds:   embeddings  object array (N,), each float32 (ceil(T / every), D) of frames 0, every, 2 every, ...
+    Drops:  frames
+    """
+
+    def __init__(self, config: EmbeddingsConfig, every: int = 1) -> None:
+        self._config, self._every, self._clip = config, every, load_clip(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        import torch
+
+        scenes = [np.ascontiguousarray(frames[:: self._every]) for frames in batch["frames"]]
+        # Scenes may differ in size, what the model takes does not.
+        inputs = [preprocess(self._clip, scene) for scene in scenes if len(scene)]
+        found = np.zeros((0, 0), np.float32)
+        if inputs:
+            found = _embed(self._clip.model.encode_image, torch.cat(inputs), self._config.images_per_call)
+        embeddings = np.empty(len(scenes), object)
+        ends = np.cumsum([len(scene) for scene in scenes])
+        for i, end in enumerate(ends):
+            embeddings[i] = found[end - len(scenes[i]) : end]
+        return {**{name: column for name, column in batch.items() if name != "frames"}, "embeddings": embeddings}
+
+
+class ImageEmbedder:
+    """Embed squares of images.
+
+    Reads:  image  uint8 (N, S, S, 3) RGB, as `input_shape` says
+            error  str (N,); rows with an error are left out
+    Adds:   vector  float16 (N, D), each of length 1; NaN where there is an error
+    Drops:  image
+    """
+
+    def __init__(self, config: EmbeddingsConfig) -> None:
+        self._config, self._clip = config, load_clip(config)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return with_vectors(batch, lambda images: embed_images(self._clip, images, self._config.images_per_call))
+
+
+def with_vectors(batch: Batch, embed: Callable[[np.ndarray], np.ndarray]) -> Batch:
+    """A batch with the vectors (M, D) that a function gives for the images of its sound rows, in place of images."""
+    sound = batch["error"] == ""
+    # One black image says how long vectors are where there is no other.
+    found = embed(batch["image"][sound] if sound.any() else batch["image"][:1])
+    vectors = np.full((len(sound), found.shape[1]), np.nan, np.float16)
+    vectors[sound] = found[: sound.sum()]
+    return {**{name: column for name, column in batch.items() if name != "image"}, "vector": vectors}

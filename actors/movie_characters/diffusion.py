@@ -1,0 +1,468 @@
+"""Stable Diffusion as a judge: how well does it predict the noise in a picture when it is told who is in it?
+
+A latent z of the picture is mixed with known noise, z_t = sqrt(a_t) z + sqrt(1 - a_t) noise, and the UNet is to find
+the noise, given the timestep t and a condition c, the embedding of an identity. The condition with the least error
+names the character (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", 2023). What is compared sees
+the same latent, timesteps and noise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+
+from actors.core import storage
+from actors.core.stage import Stage
+
+if TYPE_CHECKING:
+    # Only workers that hold a model pay for importing torch.
+    import torch
+
+TRAIN_TIMESTEPS = 1000
+"""Timesteps of the noise schedule."""
+INDEX = "model_index.json"
+"""What diffusers writes into the folder of a pipeline."""
+
+Loss = Literal["l2", "l1", "huber"]
+Weighting = Literal["uniform", "exp", "snr"]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Stage):
+    """Where Stable Diffusion runs, and how."""
+
+    batch_size: int = 8
+    """Rows that one call of a worker gets."""
+    evaluations_per_call: int = 32
+    """Pairs of a noisy latent and a condition that the UNet gets at once."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of UNet and VAE; auto: bfloat16 on a GPU, float32 on a CPU. Losses are always float32."""
+    compile: bool = False
+    """Let torch compile the UNet, minutes at the start of each worker; not those that identities have of their own. It
+    depends on the UNet whether that saves time: on a CPU one took a sixth less, another a quarter more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1 or self.evaluations_per_call < 1:
+            raise ValueError(f"workers and evaluations_per_call start at 1: {self}")
+
+    @property
+    def device(self) -> str:
+        """Where tensors go."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+    def torch_dtype(self) -> "torch.dtype":
+        """Precision on that device."""
+        import torch
+
+        chosen = ("bfloat16" if self.num_gpus > 0 else "float32") if self.dtype == "auto" else self.dtype
+        return getattr(torch, chosen)
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """What of a model the loss needs, in evaluation mode, its weights without gradients."""
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    """A DDIMScheduler with the schedule of `noise_schedule`."""
+    device: str
+    dtype: "torch.dtype"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A tokenizer and the text encoder that belongs to it."""
+
+    tokenizer: Any
+    encoder: Any
+
+
+def check_diffusion(model: str, setting: str) -> None:
+    """Raise ValueError where the model cannot be had; loads no weights, so that a run can ask first.
+
+    setting: the name by which the user gave it.
+    """
+    _check_extra()
+    folder = Path(model)
+    if (folder / INDEX).is_file() or all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
+        return
+    if folder.exists() or model.startswith(("/", ".", "~")):
+        raise ValueError(
+            f"{setting}={model}: no {INDEX} there; give a folder that a Stable Diffusion pipeline of diffusers saved"
+        )
+    try:
+        hf_hub_download(model, INDEX)
+    except (HFValidationError, OSError) as error:
+        problem = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{setting}={model} cannot be had from the hub ({problem}); give a folder that a Stable Diffusion pipeline "
+            "of diffusers saved, or check the name, HF_TOKEN and the network"
+        ) from error
+
+
+def _check_extra() -> None:
+    try:
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            'movie characters need the extra movie-characters: pip install -c constraints.txt -e ".[movie-characters]"'
+        ) from error
+
+
+def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" = None) -> Any:
+    """One component of a Stable Diffusion model: unet, vae, text_encoder or tokenizer.
+
+    model: a hub name, or a folder that diffusers saved; a text encoder may also lie in a repository of its own.
+    Raises ValueError where it cannot be loaded.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    classes: dict[str, Any] = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+    }
+    # Other weights are pickles, which may run code.
+    how = {} if part == "tokenizer" else {"torch_dtype": dtype, "use_safetensors": True}
+    alone = part in ("text_encoder", "tokenizer") and not (Path(model) / part).is_dir()
+    last: Exception | None = None
+    for where in ({"subfolder": part}, {}) if alone else ({"subfolder": part},):
+        try:
+            return classes[part].from_pretrained(model, **where, **how)
+        except (OSError, ValueError, TypeError) as error:
+            last = last or error
+    raise ValueError(f"{setting}={model}: its {part} cannot be loaded by diffusers: {last}") from last
+
+
+def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model_name") -> StableDiffusion:
+    """Load UNet, VAE and schedule to the device of the stage; raises ValueError where they cannot be loaded."""
+    import torch
+
+    dtype, device = config.torch_dtype(), config.device
+    if device == "cpu":
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+    unet, vae = (load_part(model, part, setting, dtype) for part in ("unet", "vae"))
+    for module in (unet, vae):
+        module.to(device).eval().requires_grad_(False)
+    if config.compile:
+        _check_compiler(device)
+        unet.compile()
+    return StableDiffusion(unet, vae, noise_schedule(prediction_type(model)), device, dtype)
+
+
+def _check_compiler(device: str) -> None:
+    """Raise ValueError where torch has nothing to compile with; on a GPU it says so itself, and well."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if device == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ValueError(
+                "diffusion.compile=true needs a C++ compiler on every machine that runs workers, and here is none: "
+                "install g++, name another in CXX, or leave diffusion.compile=false"
+            ) from error
+
+
+def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
+    """The same model with the UNet that diffusers saved in a folder or below s3://."""
+    with storage.local_folder(folder) as path:
+        unet = load_part(str(path.parent), path.name, "imagic_pretrained_path", model.dtype)
+    return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
+
+
+class Loras:
+    """LoRAs of one UNet, of which at most one is in it: each is read once, and from then on only copied into its place.
+
+    Side by side in the UNet each would make all that come after it, and every switch, slower.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet, self._now = unet, ""
+        self._places: dict[tuple[Any, ...], tuple[str, list[Any]]] = {}
+        """Name and parameters of the adapter for LoRAs of the same layers and ranks."""
+        self._read: dict[str, tuple[tuple[Any, ...], list[torch.Tensor]]] = {}
+
+    def use(self, uri: str) -> None:
+        """Put in the LoRA of a file, as `personalise` saves it; raises ValueError where it is none."""
+        import torch
+
+        if uri == self._now:
+            return
+        # What fails on the way leaves none in place.
+        self._now = ""
+        if uri not in self._read:
+            self._read[uri] = self._load(uri)
+        shape, weights = self._read[uri]
+        name, parameters = self._places[shape]
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)
+        self._unet.set_adapter(name)
+        self._unet.enable_adapters()
+        self._now = uri
+
+    def leave(self) -> None:
+        """Take it out again."""
+        if self._now:
+            self._unet.disable_adapters()
+        self._now = ""
+
+    def _load(self, uri: str) -> "tuple[tuple[Any, ...], list[torch.Tensor]]":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            weights = load(storage.read_bytes(uri))
+        except SafetensorError as error:
+            raise ValueError(f"{uri} is no safetensors file: personalise that character again") from error
+        shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
+        if not shape:
+            raise ValueError(f"{uri} holds no LoRA of a UNet")
+        there = shape in self._places
+        name = self._places[shape][0] if there else f"place{len(self._places)}_"
+        self._unet.load_lora_adapter(weights, prefix="unet", adapter_name=name, hotswap=there)
+        if not there:
+            own = [parameter for path, parameter in self._unet.named_parameters() if f".{name}." in path]
+            for parameter in own:
+                parameter.data = parameter.data.to(self._unet.dtype)
+            self._places[shape] = name, own
+        return shape, [parameter.detach().clone() for parameter in self._places[shape][1]]
+
+
+def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts:
+    """The tokenizer and text encoder of a Stable Diffusion model, or those of a CLIP model by hub name or folder."""
+    where, named = (clip_model, "clip_model_name") if clip_model else (model, setting)
+    tokenizer, encoder = (load_part(where, part, named) for part in ("tokenizer", "text_encoder"))
+    return Texts(tokenizer, encoder.eval().requires_grad_(False))
+
+
+def prediction_type(model: str) -> str:
+    """What the UNet of a model predicts: epsilon, or v_prediction."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    try:
+        config: Any = DDIMScheduler.load_config(model, subfolder="scheduler")
+    except OSError:
+        return "epsilon"
+    return config.get("prediction_type", "epsilon")
+
+
+def noise_schedule(predicts: str = "epsilon") -> Any:
+    """DDIM's scheduler with Stable Diffusion's betas: .00085 to .012, scaled linear."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    if predicts not in ("epsilon", "v_prediction"):
+        raise ValueError(f"a model that predicts {predicts}: only epsilon and v_prediction are known")
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_TIMESTEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type=predicts,
+    )
+
+
+def embed_prompt(texts: Texts, prompt: str) -> "torch.Tensor":
+    """The text encoder's output for a prompt: float32 (1, 77, d); what is longer than it reads is cut off."""
+    import torch
+
+    with torch.inference_mode():
+        return texts.encoder(tokens(texts, prompt).to(texts.encoder.device))[0].float().clone()
+
+
+def tokens(texts: Texts, prompt: str) -> "torch.Tensor":
+    """Numbers of the tokens of a prompt, padded to what the encoder reads: int64 (1, 77)."""
+    length = min(texts.tokenizer.model_max_length, texts.encoder.config.max_position_embeddings)
+    return texts.tokenizer(
+        prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """A picture scaled (bilinear) until it just covers height × width, and cut there: uint8 (height, width, 3) RGB.
+
+    at: where the cut lies from top to bottom and from left to right, in 0..1; the middle, unless it is said.
+    """
+    scale = max(height / picture.height, width / picture.width)
+    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    y, x = (round((there - wanted) * share) for there, wanted, share in zip(pixels.shape, (height, width), at))  # noqa: B905
+    return pixels[y : y + height, x : x + width].copy()
+
+
+def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor":
+    """Latents of pictures uint8 (N, H, W, 3): float32 (N, C, H / f, W / f), scaling × mean of the VAE's posterior."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for picture in torch.from_numpy(pixels).split(1):
+            scaled = picture.to(model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
+            found.append(model.vae.encode(scaled).latent_dist.mean.float())
+    return torch.cat(found) * model.vae.config.scaling_factor
+
+
+def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of the latent of a picture of that size."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, height // factor, width // factor
+
+
+def check_size(**sizes: int) -> None:
+    """Raise ValueError where a height or width is no multiple of 8."""
+    for name, size in sizes.items():
+        if size < 8 or size % 8:
+            raise ValueError(f"{name}={size}: pictures for Stable Diffusion have sides that are multiples of 8")
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Pairs of a timestep and noise, in the order in which they are drawn."""
+
+    timesteps: "torch.Tensor"
+    """int64 (P,)."""
+    noise: "torch.Tensor"
+    """float32 (P, C, h, w), or (1, C, h, w) where all pairs share it."""
+    weights: "torch.Tensor"
+    """float32 (P,): what the loss of each pair is multiplied by."""
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def to(self, device: str) -> "Bank":
+        """The same on a device."""
+        return Bank(self.timesteps.to(device), self.noise.to(device), self.weights.to(device))
+
+
+def full_bank(scheduler: Any, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform") -> Bank:
+    """Evenly spaced timesteps, from noisy to clear, that share one noise tensor of the shape (C, h, w)."""
+    import torch
+
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+    times = evenly_spaced(scheduler, steps)
+    return Bank(times, noise, _weights(scheduler, times, times, weighting))
+
+
+def staged_bank(
+    scheduler: Any, pairs: int, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform"
+) -> Bank:
+    """Pairs of one of the evenly spaced timesteps and noise of its own; every beginning is spread over the timesteps.
+
+    To that end their order is van der Corput's: each next one lies in the widest gap that those before have left. After
+    all `steps` it begins anew.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((pairs, *shape), generator=generator)
+    spaced = evenly_spaced(scheduler, steps)
+    order = torch.tensor(_spread(steps))
+    times = spaced[order[torch.arange(pairs) % steps]]
+    return Bank(times, noise, _weights(scheduler, times, spaced, weighting))
+
+
+def _spread(count: int) -> list[int]:
+    """Numbers below `count` in van der Corput's order, shifted by half a gap: the first is in the middle."""
+    bits = max(1, math.ceil(math.log2(count)))
+    backwards = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)]
+    middle = [(place + 2 ** (bits - 1)) % 2**bits for place in backwards]
+    return [place for place in middle if place < count]
+
+
+def evenly_spaced(scheduler: Any, steps: int) -> "torch.Tensor":
+    """Timesteps as DDIM takes them, from noisy to clear: int64 (steps,)."""
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise ValueError(f"num_inference_steps={steps}: it lies in 1..{TRAIN_TIMESTEPS}")
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps
+
+
+def _weights(scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weighting: Weighting) -> "torch.Tensor":
+    """Weights of timesteps, with a mean of 1 over the evenly spaced ones.
+
+    exp is exp(-7 t) with t in 0..1 (Clark and Jaini, "Text-to-Image Diffusion Models are Zero Shot Classifiers", 2023),
+    snr the ratio of signal to noise, a_t / (1 - a_t).
+    """
+    import torch
+
+    def raw(t: "torch.Tensor") -> "torch.Tensor":
+        match weighting:
+            case "uniform":
+                return torch.ones(len(t))
+            case "exp":
+                return torch.exp(-7 * t / TRAIN_TIMESTEPS)
+            case "snr":
+                signal = scheduler.alphas_cumprod[t]
+                return signal / (1 - signal)
+
+    return raw(times) / raw(spaced).mean()
+
+
+def predict_noise(
+    model: StableDiffusion, noisy: "torch.Tensor", timesteps: "torch.Tensor", conditions: "torch.Tensor"
+) -> "torch.Tensor":
+    """The noise that the UNet finds in noisy latents float32 (B, C, h, w): the same shape, float32.
+
+    timesteps int64 (B,); conditions (B, 77, d). What predicts v = sqrt(a) noise - sqrt(1 - a) z gives it, too.
+    """
+    found = model.unet(noisy.to(model.dtype), timesteps, conditions.to(model.dtype), return_dict=False)[0].float()
+    if model.scheduler.config.prediction_type == "epsilon":
+        return found
+    signal = model.scheduler.alphas_cumprod.to(noisy.device)[timesteps][:, None, None, None]
+    return signal.sqrt() * found + (1 - signal).sqrt() * noisy
+
+
+def noise_losses(
+    model: StableDiffusion,
+    latents: "torch.Tensor",
+    conditions: "torch.Tensor",
+    bank: Bank,
+    asked: np.ndarray,
+    loss: Loss,
+    per_call: int,
+) -> np.ndarray:
+    """Losses of single evaluations of the UNet, float32 (B,): the mean over a latent, times the weight of the pair.
+
+    latents: float32 (N, C, h, w); conditions: (K, 77, d); asked: int (B, 3), for each evaluation the number of its
+    latent, of its condition and of its pair in the bank. All tensors are on the model's device.
+    """
+    import torch
+    from torch.nn import functional
+
+    how = {"l2": functional.mse_loss, "l1": functional.l1_loss, "huber": functional.huber_loss}[loss]
+    shared = len(bank.noise) == 1
+    found = []
+    with torch.inference_mode():
+        for part in torch.from_numpy(asked).to(model.device).split(per_call):
+            latent, condition, pair = part.unbind(1)
+            noise = bank.noise.expand(len(part), -1, -1, -1) if shared else bank.noise[pair]
+            times = bank.timesteps[pair]
+            noisy = model.scheduler.add_noise(latents[latent], noise, times)
+            predicted = predict_noise(model, noisy, times, conditions[condition])
+            found.append(how(predicted, noise, reduction="none").mean((1, 2, 3)) * bank.weights[pair])
+    return torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)

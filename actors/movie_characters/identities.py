@@ -1,0 +1,137 @@
+"""Names and files of movie characters, as other tools rely on them.
+
+Ann_3/             what was learnt of a character, an identity, of the class Ann
+  target_embeddings.safetensors, optimized_embeddings.safetensors   float32 (1, 77, d), or .pt as the reference has
+  target_text.txt                     the prompt
+  pytorch_lora_weights.safetensors    a LoRA of the UNet, where one was learnt
+  unet/ and a diffusers pipeline      a UNet of its own, where one was learnt
+"""
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.core import storage
+from pipelines.movie_characters.metrics import class_of
+
+TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
+TEXT = "target_text.txt"
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def by_class(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names of pictures or identities by their class."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[class_of(name)].append(name)
+    return dict(groups)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An identity as it lies in its folder."""
+
+    name: str
+    target: np.ndarray | None
+    """float32 (77, d): the embedding of the prompt, where it is stored."""
+    optimized: np.ndarray
+    """float32 (77, d): the one that was learnt."""
+    text: str
+    """The prompt, "" where it is not stored."""
+    lora: str
+    """The file of its LoRA, "" where it has none."""
+    unet: str
+    """The folder of its UNet, "" where it has none of its own."""
+    weights: str
+    """What changes with the files of LoRA and UNet: their names and sizes, and the bytes of the LoRA."""
+
+    def blend(self, alpha: float, embed: Callable[[str], np.ndarray]) -> np.ndarray:
+        """alpha · target + (1 - alpha) · optimised, float32 (77, d); `embed` embeds the prompt where that is missing.
+
+        Raises ValueError where a target is needed and can be had in neither way.
+        """
+        if alpha == 0:
+            return self.optimized
+        if self.target is None and not self.text:
+            raise ValueError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
+        target = embed(self.text) if self.target is None else self.target
+        return (alpha * target + (1 - alpha) * self.optimized).astype(np.float32)
+
+
+def find_learnt(root: str, setting: str) -> list[Learnt]:
+    """The identities below a folder, by name; raises ValueError where there are none or one cannot be read."""
+    folders: dict[str, dict[str, storage.Entry]] = defaultdict(dict)
+    root = storage.absolute(root)
+    for entry in storage.listing(root):
+        name, slash, rest = entry.name.partition("/")
+        if slash:
+            folders[name][rest] = entry
+    found = []
+    for name, files in sorted(folders.items()):
+        optimized = _embedding(name, files, OPTIMIZED)
+        if optimized is None:
+            continue
+        class_of(name)
+        unet = [rest for rest in files if rest.startswith("unet/")]
+        sizes = ":".join(f"{rest} {files[rest].size}" for rest in sorted(unet))
+        lora = files[LORA].uri if LORA in files else ""
+        weights = hashlib.sha256(sizes.encode() + (storage.read_bytes(lora) if lora else b"")).hexdigest()
+        text = storage.read_bytes(files[TEXT].uri).decode().strip() if TEXT in files else ""
+        own = storage.join(root, name, "unet") if unet else ""
+        found.append(Learnt(name, _embedding(name, files, TARGET), optimized, text, lora, own, weights))
+    if not found:
+        raise ValueError(f"{setting}={root} holds no identities: folders <class>_<number> with {OPTIMIZED}.safetensors")
+    widths = {one.optimized.shape for one in found}
+    if len(widths) > 1:
+        raise ValueError(f"{setting}={root}: embeddings of several shapes, {widths}: they are of different models")
+    return found
+
+
+def _embedding(name: str, files: dict[str, storage.Entry], which: str) -> np.ndarray | None:
+    """An embedding float32 (77, d), None where there is none."""
+    entry = next((files[file] for end in (".safetensors", ".pt") if (file := which + end) in files), None)
+    if entry is None:
+        return None
+    found = read_embedding(storage.read_bytes(entry.uri), entry.uri)
+    if found.ndim != 3 or len(found) != 1:
+        raise ValueError(f"{entry.uri} has the shape {found.shape}, and an embedding has (1, 77, d)")
+    return found[0]
+
+
+def read_embedding(data: bytes, uri: str) -> np.ndarray:
+    """The tensor of a file, float32: safetensors, or .pt, of which tensors only are read, so that it runs no code.
+
+    Raises ValueError for other files.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        if uri.endswith(".pt"):
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        else:
+            found = next(iter(load(data).values()))
+    # Of damage torch's reader says whatever Python says.
+    except (
+        *(SafetensorError, pickle.UnpicklingError, StopIteration),
+        *(RuntimeError, EOFError, ValueError, LookupError, TypeError),
+    ) as error:
+        raise ValueError(f"{uri} holds no tensor that may be read: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"{uri} holds a {type(found).__name__}, not one tensor")
+    return found.detach().float().numpy()
+
+
+def write_embedding(embedding: np.ndarray, *where: str) -> None:
+    """Write an embedding float32 (1, 77, d) as <root>/<name>/<which>.safetensors; where: root, name, which."""
+    from safetensors.numpy import save
+
+    root, name, which = where
+    storage.write_bytes(storage.join(root, name, f"{which}.safetensors"), save({which: embedding}))

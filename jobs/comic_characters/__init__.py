@@ -1,0 +1,1 @@
+"""Comic characters: which drawn people are the same person."""

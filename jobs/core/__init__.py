@@ -1,0 +1,1 @@
+"""What every verb needs: settings, records, pages."""

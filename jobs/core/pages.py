@@ -1,0 +1,145 @@
+"""Pages and figures that jobs leave behind: one style, one file each, nothing that is fetched from elsewhere."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from actors.core import storage
+from actors.core.store import Store
+
+COLOURS = ("#1f6feb", "#c4472b", "#2f9e6e", "#9c5fd0", "#d29a1f", "#4a5560", "#3fa7b8", "#b3bcc6")
+"""Of the series of a figure, in this order."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure or photograph on a page."""
+
+    png: bytes
+    """Or JPEG."""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on a page: numbers stand on the right, floats with three digits, None and NaN as –."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading."""
+
+    title: str
+    text: str = ""
+    content: Sequence[Picture | Table] = ()
+
+
+def figure(width: float, height: float) -> Figure:
+    """A figure in inches; it needs no display."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(drawing: Figure) -> bytes:
+    """A figure as it is stored."""
+    image = io.BytesIO()
+    drawing.savefig(image, format="png", dpi=110)
+    return image.getvalue()
+
+
+def draw(store: Store, name: str, drawing: Figure, caption: str = "") -> Picture:
+    """Write a figure as NAME.png below the store's root; returns it for a page."""
+    image = png(drawing)
+    storage.write_bytes(store.uri(f"{name}.png"), image)
+    return Picture(image, caption)
+
+
+def write_page(uri: str, title: str, totals: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+    """Write one self-contained HTML page; returns its URI.
+
+    totals: the result in a line; facts: what it was made from, by name.
+    """
+    page = render("page.html.j2", title=title, totals=totals, facts=facts, sections=sections)
+    storage.write_bytes(uri, page.encode())
+    return uri
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder, with the words that pages have for numbers and times as filters."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "percent": percent,
+        "number": number,
+        "clock": clock,
+        "duration": duration,
+        "cut": shortened,
+        "cell": cell,
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "kind": lambda data: "jpeg" if data.startswith(b"\xff\xd8") else "png",
+    }
+    return environment.get_template(template).render(**values)
+
+
+def cell(value: Any) -> str:
+    """What stands in a table for a value."""
+    if value is None or isinstance(value, float):
+        return number(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in words; what is little is not called nothing, and what is almost all is not called all."""
+    if not whole:
+        return "–"
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "< 0.1 %"
+    return "> 99.9 %" if 99.9 < share < 100 else f"{share:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """A measurement with about three digits; – where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """A time in a film, as 1:02:03.45."""
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    hundredths = round(seconds * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 100:05.2f}" if hours else f"{minutes}:{rest / 100:05.2f}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, as 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def shortened(text: str, length: int) -> str:
+    """A text of at most about that many characters; what was left out is told."""
+    return text if len(text) <= length else f"{text[:length]} … ({len(text) - length:,} more characters)"

@@ -1,0 +1,580 @@
+"""report.html: what became of the input, drawn from the tables and the run record that a run leaves.
+
+scenes/ is read twice, part by part: to count, and to draw. What is held of a scene is its place in an index of 9 bytes;
+axes come from a seeded sample, bars count every scene. The page needs no other file and asks nobody for anything; the
+one script that may run in it is known to it by its hash.
+"""
+
+import base64
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from actors.core import storage
+from actors.core.store import Store
+from actors.media.film import FEATURES
+from jobs.core.pages import number, percent, render
+from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
+from jobs.curation.whatif import COLUMNS, WhatIf
+from pipelines.curation.select import PLACES, REJECTED, SCENES
+from pipelines.curation.settings import RETRYABLE
+
+SAMPLE = 20_000
+"""Scenes from which the axes of the histograms are chosen."""
+TAIL = 0.005
+"""Share at either end that the axis of a large corpus leaves out; it is counted in a bar of its own."""
+NARROWEST = 0.01
+"""Shortest axis: in decades, or in the feature's own unit."""
+THUMBNAILS = 48
+"""Thumbnails of kept scenes, and of dropped ones, at most."""
+THUMBNAIL_PARTS = 256
+"""Parts of thumbnails/ that are read at most."""
+GROUPS, LARGEST, MEMBERS = 12, 4, 6
+"""Groups of near-duplicates that are shown at most, how many of them are the largest, and scenes of each."""
+REJECTED_ROWS = 200
+"""Rows of rejected/ that are shown in full."""
+
+Row = dict[str, Any]
+Key = tuple[str, str]
+"""A scene: its video_id and scene_id."""
+
+KEPT, NEAR_DUPLICATE = "kept", "near_duplicate"
+UNITS = {
+    "max_rgb_diff": "squared, of 0–255",
+    "mean_rgb_diff": "squared, of 0–255",
+    "max_velocity": "pixels per step",
+    "mean_velocity": "pixels per step",
+    "mse": "of latents",
+    "cos_sim": "of latents",
+    "no_frames": "sampled",
+    "probability": "of good, says the filter",
+}
+LINEAR = {"cos_sim", "no_frames", "probability"}
+"""Features drawn on a linear axis; the others have long tails."""
+
+
+def write_report(store: Store, record: dict[str, Any]) -> str:
+    """Write report.html from scenes/, rejected/, thumbnails/ and a run record; returns its URI."""
+    settings = record["settings"]
+    census = _count(store)
+    pictures = _thumbnails(store, census)
+    histograms = [_histogram(name, census, settings) for name in FEATURES]
+    if settings["select"]["by"] == "classifier":
+        histograms.append(Histogram("probability", 0, 1, 40, log=False, marks=[_Mark("probability", 0, 0, -1)]))
+    pairs = caption_pairs(store)
+    groups = _chosen_groups(census)
+    shown, others = _draw(store, histograms, pictures, set(pairs), groups)
+    pictures |= _fetched(store, [row for row in others if _key(row) not in pictures])
+    script = (Path(__file__).parent / "whatif.js").read_text()
+    failures = _failures(store)
+    rules = _rules(settings)
+    dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
+    page = render(
+        "report.html.j2",
+        record=record,
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        started=datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
+        scenes=census.scenes,
+        kept=census.groups[KEPT],
+        dropped=dropped,
+        failed=dict(census.failed.most_common()),
+        funnel=_funnel(record["rows"]["in"], census, dropped, rules),
+        failures=failures,
+        retryable=RETRYABLE,
+        histograms=histograms,
+        units=UNITS,
+        rules=rules,
+        cards={group: [_card(row, pictures, settings) for row in shown[group]] for group in shown},
+        whatif=Markup(census.whatif.page(settings)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        groups=_groups(groups, others, census, pictures, settings),
+        n_groups=len(census.duplicates),
+        n_duplicates=census.duplicates.total(),
+        filter=filter_findings(store, settings),
+        evaluation=evaluation_findings(store),
+        pairs=_pairs(pairs, others, pictures),
+    )
+    uri = store.uri("report.html")
+    storage.write_bytes(uri, page.encode())
+    return uri
+
+
+# ------------------------------------------------------------------------------------------------------- the first pass
+
+
+@dataclass
+class _Census:
+    """How many scenes there are of each kind, and where each of them belongs."""
+
+    groups: Counter[str] = field(default_factory=Counter)
+    """Measured scenes by "kept" or the reason why they were dropped."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Scenes by error code."""
+    duplicates: Counter[int] = field(default_factory=Counter)
+    """Scenes by group of near-duplicates."""
+    whatif: WhatIf = field(default_factory=WhatIf)
+    sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
+    """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
+    names: list[str] = field(default_factory=list)
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Hashes of the ids of the measured scenes, sorted."""
+    places: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    """Of each key, the index in `names` of its scene's group."""
+
+    @property
+    def measured(self) -> int:
+        return self.groups.total()
+
+    @property
+    def scenes(self) -> int:
+        return self.measured + self.failed.total()
+
+
+def _count(store: Store) -> _Census:
+    census = _Census()
+    keys, places, draws = [census.keys], [census.places], np.empty(0)
+    rng = np.random.default_rng(0)
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason"]):
+        rows = part.to_pandas()
+        census.whatif.add(rows[list(COLUMNS)])
+        census.duplicates.update(rows.duplicate_group.dropna().astype(int))
+        census.failed.update(rows.error[rows.error != ""])
+        rows = rows[rows.error == ""]
+        groups = rows.reason.where(~rows.kept, KEPT)
+        census.groups.update(groups)
+        census.names.extend(name for name in groups.unique() if name not in census.names)
+        keys.append(_keys(rows))
+        places.append(groups.map({name: i for i, name in enumerate(census.names)}).to_numpy(np.uint8))
+        draws = np.concatenate([draws, rng.random(len(rows))])
+        sample = np.concatenate([census.sample, rows[list(FEATURES)].to_numpy(np.float64)])
+        drawn = np.argsort(draws)[:SAMPLE]
+        draws, census.sample = draws[drawn], sample[drawn]
+    census.keys, census.places = np.concatenate(keys), np.concatenate(places)
+    order = np.argsort(census.keys)
+    census.keys, census.places = census.keys[order], census.places[order]
+    return census
+
+
+def _keys(rows: pd.DataFrame) -> np.ndarray:
+    return np.array([hash(key) for key in zip(rows.video_id.tolist(), rows.scene_id.tolist(), strict=True)], np.int64)
+
+
+def _thumbnails(store: Store, census: _Census) -> dict[Key, bytes]:
+    """JPEGs of a seeded sample of scenes, by (video_id, scene_id), from as few parts as give a choice."""
+    wanted = {KEPT: min(THUMBNAILS, census.groups[KEPT])}
+    reasons = sorted((n, reason) for reason, n in census.groups.items() if reason != KEPT)
+    left = THUMBNAILS
+    for i, (n, reason) in enumerate(reasons):
+        wanted[reason] = min(n, left // (len(reasons) - i))
+        left -= wanted[reason]
+    found: dict[str, dict[Key, bytes]] = {group: {} for group in wanted}
+    names = store.parts("thumbnails")
+    random.Random(0).shuffle(names)
+    for name in names[:THUMBNAIL_PARTS]:
+        # More than are needed, so that they do not all come from the same few films.
+        if all(len(found[group]) >= min(census.groups[group], 4 * n) for group, n in wanted.items()):
+            break
+        part = store.read_part("thumbnails", name)
+        if part is None:
+            continue
+        rows = part.to_pandas()
+        keys = _keys(rows)
+        at = np.searchsorted(census.keys, keys).clip(max=len(census.keys) - 1)
+        for i in np.flatnonzero(census.keys[at] == keys):
+            row, group = rows.iloc[i], census.names[census.places[at[i]]]
+            if len(found[group]) < 4 * wanted[group]:
+                found[group][row.video_id, row.scene_id] = row.thumbnail
+    chosen = {}
+    for group, n in wanted.items():
+        for key in random.Random(0).sample(sorted(found[group]), min(n, len(found[group]))):
+            chosen[key] = found[group][key]
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------------ the second pass
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A threshold in a histogram."""
+
+    setting: str
+    value: float
+    edge: float
+    """Where it is drawn."""
+    side: int
+    """-1: what lies below is dropped; 1: what lies above."""
+
+
+class Histogram:
+    """Counts of one feature in bins of equal width on a linear or logarithmic axis, and its picture.
+
+    counts is (2, bins + 2): all measured scenes and the kept ones; the outer bins hold what lies beyond the axis.
+    """
+
+    WIDTH, HEIGHT = 252, 152
+    LEFT, RIGHT, TOP, BOTTOM = 12, 240, 30, 132
+    BEYOND = 8
+    """Width of the bars for what lies beyond the axis."""
+
+    def __init__(self, feature: str, low: float, high: float, bins: int, log: bool, marks: Sequence[_Mark]) -> None:
+        self.feature, self.log, self.bins = feature, log, bins
+        self.low, self.high = low, high
+        self._marks = marks
+        self.counts = np.zeros((2, bins + 2), np.int64)
+        self.missing = 0
+
+    def add(self, values: np.ndarray, kept: np.ndarray) -> None:
+        """Count values (N,), NaN where not measured; kept (N,) bool."""
+        there = np.isfinite(values)
+        self.missing += int((~there).sum())
+        at = self._position(values[there].astype(np.float64))
+        bins = np.floor(at * self.bins).clip(-1, self.bins).astype(int) + 1
+        bins[at == 1] = self.bins
+        self.counts[0] += np.bincount(bins, minlength=self.bins + 2)
+        self.counts[1] += np.bincount(bins[kept[there]], minlength=self.bins + 2)
+
+    def _position(self, values: np.ndarray) -> np.ndarray:
+        """Where values lie between the ends of the axis, 0 to 1."""
+        return (_scaled(values, self.log) - self.low) / (self.high - self.low)
+
+    def _value(self, at: float) -> float:
+        value = self.low + at * (self.high - self.low)
+        return 10**value if self.log else value
+
+    def _x(self, at: float) -> float:
+        return round(self.LEFT + at * (self.RIGHT - self.LEFT), 1)
+
+    @property
+    def total(self) -> int:
+        """Scenes that have a value."""
+        return int(self.counts[0].sum())
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Each row of counts as shares of its own sum."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    @property
+    def top(self) -> float:
+        """Share at the upper end of the picture."""
+        return float(self.shares.max())
+
+    @property
+    def beyond(self) -> list[str]:
+        """What is said of the outer bins."""
+        below, above = self.counts[0][[0, -1]]
+        return [f"{n:,} {words}" for n, words in ((below, self._words()[0]), (above, self._words()[-1])) if n]
+
+    def _words(self) -> list[str]:
+        """The range of every bin."""
+        edges = [self._value(i / self.bins) for i in range(self.bins + 1)]
+        if self.feature == "no_frames":
+            # Bins of whole numbers lie between halves.
+            ranges = [(math.ceil(a), math.floor(b)) for a, b in pairwise(edges)]
+            inner = [f"{a}" if a == b else f"{a} to {b}" for a, b in ranges]
+            return [f"below {ranges[0][0]}", *inner, f"above {ranges[-1][1]}"]
+        inner = [f"{number(a)} to {number(b)}" for a, b in pairwise(edges)]
+        return [f"below {number(edges[0])}", *inner, f"above {number(edges[-1])}"]
+
+    def bars(self) -> list[tuple[float, float, str]]:
+        """x, width and words of every bin."""
+        edges = [self._x(i / self.bins) for i in range(self.bins + 1)]
+        xs = [(self.LEFT - self.BEYOND - 2, self.LEFT - 2), *pairwise(edges)]
+        xs.append((self.RIGHT + 2, self.RIGHT + 2 + self.BEYOND))
+        return [
+            (a, round(b - a, 1), f"{text}: {n:,} scenes ({percent(n, self.total)}), {kept:,} of them kept")
+            for (a, b), text, n, kept in zip(xs, self._words(), *self.counts.tolist(), strict=True)
+        ]
+
+    def outline(self, row: int) -> str:
+        """SVG path of one row of counts: closed steps on the base line, the outer bins apart."""
+        scale = (self.BOTTOM - self.TOP) / (self.top or 1)
+        tops = [round(self.BOTTOM - share * scale, 1) for share in self.shares[row]]
+        steps = [(x, x + width, top) for (x, width, _), top in zip(self.bars(), tops, strict=True)]
+        first, *inner, last = steps
+        path = [f"M{self.LEFT} {self.BOTTOM}", *(f"V{top:g}H{end:g}" for _, end, top in inner), f"V{self.BOTTOM}Z"]
+        for x, end, top in (first, last):
+            if top < self.BOTTOM:
+                path.append(f"M{x:g} {self.BOTTOM}V{top:g}H{end:g}V{self.BOTTOM}Z")
+        return "".join(path)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """x and words of the ticks."""
+        low, high, span = self._value(0), self._value(1), self.high - self.low
+        if self.log and span > 0.7:
+            digits = (1, 2, 5) if span < 2.2 else (1, 3) if span < 4 else (1,)
+            decades = range(math.floor(self.low), math.ceil(self.high) + 1, math.ceil(span / 8))
+            values = [digit * 10.0**decade for decade in decades for digit in digits]
+        else:
+            decade = 10.0 ** math.floor(math.log10((high - low) / 6))
+            step = next(digit * decade for digit in (1, 2, 5, 10) if (high - low) / (digit * decade) <= 6)
+            step = max(step, 1.0) if self.feature == "no_frames" else step
+            values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        places = self._position(np.array(values))
+        return [(self._x(at), short(v)) for v, at in zip(values, places, strict=True) if -1e-9 <= at <= 1 + 1e-9]
+
+    def thresholds(self) -> list[dict[str, Any]]:
+        """Lines, words and shaded ranges of the rules; a threshold beyond the axis is an arrow at its end."""
+        drawn = []
+        for mark in self._marks:
+            at = float(self._position(np.array([mark.edge], np.float64))[0])
+            x = self._x(min(max(at, 0), 1))
+            words = f"{mark.setting} {short(mark.value)}"
+            edges = (self.LEFT - self.BEYOND - 2, x) if mark.side < 0 else (x, self.RIGHT + self.BEYOND + 2)
+            drawn.append(
+                {
+                    "rule": mark.setting,
+                    "side": mark.side,
+                    "shift": mark.edge - mark.value,
+                    "x": x,
+                    "line": 0 <= at <= 1,
+                    "words": f"← {words}" if at < 0 else f"{words} →" if at > 1 else words,
+                    "anchor": "start" if at < 0.5 else "end",
+                    "from": edges[0],
+                    "width": round(edges[1] - edges[0], 1),
+                }
+            )
+        return drawn
+
+
+def _scaled(values: np.ndarray, log: bool) -> np.ndarray:
+    """Values as an axis sees them; on a logarithmic one, what is not above 0 lies infinitely low."""
+    if not log:
+        return values
+    with np.errstate(divide="ignore"):
+        return np.log10(np.maximum(values, 0))
+
+
+def _histogram(feature: str, census: _Census, settings: dict[str, Any]) -> Histogram:
+    """An empty histogram whose axis suits the sample and, where they are near, the thresholds."""
+    frames, select = settings["frames"], settings["select"]
+    # A number of frames that is still kept lies inside.
+    marks = {
+        "max_rgb_diff": [_Mark("select.max_rgb_diff", select["max_rgb_diff"], select["max_rgb_diff"], 1)],
+        "mean_velocity": [_Mark("select.min_velocity", select["min_velocity"], select["min_velocity"], -1)],
+        "no_frames": [
+            _Mark("frames.min", frames["min"], frames["min"] - 0.5, -1),
+            _Mark("frames.max", frames["max"], frames["max"] + 0.5, 1),
+        ],
+    }.get(feature, [])
+    log = feature not in LINEAR
+    values = _scaled(census.sample[:, FEATURES.index(feature)], log)
+    edges = _scaled(np.array([mark.edge for mark in marks], np.float64), log)
+    bins = int(np.clip(2 * math.sqrt(census.measured), 10, 48))
+    axis = _axis(values[np.isfinite(values)], edges[np.isfinite(edges)], bins, whole=feature == "no_frames")
+    return Histogram(feature, *axis, log, marks)
+
+
+def _axis(values: np.ndarray, edges: np.ndarray, bins: int, whole: bool) -> tuple[float, float, int]:
+    """Ends of an axis and its number of bins, in what the axis is linear in; whole: bins end between whole numbers."""
+    if not len(values):
+        values = edges if len(edges) else np.zeros(1)
+    tail = TAIL if len(values) >= 1000 else 0.0
+    low = float(np.quantile(values, tail, method="lower"))
+    high = float(np.quantile(values, 1 - tail, method="higher"))
+    if high - low < NARROWEST:
+        low, high = (low + high - NARROWEST) / 2, (low + high + NARROWEST) / 2
+    span = high - low
+    for edge in edges:
+        if max(high, edge) - min(low, edge) <= 4 * span:
+            low, high = min(low, edge - 0.04 * span), max(high, edge + 0.04 * span)
+    if whole:
+        low, high = 0.5, max(math.ceil(min(high, 2 * edges.max())), 4) + 0.5
+        width = math.ceil((high - low) / 80)
+    else:
+        width = (high - low) / bins
+    # A bin ends at the threshold, so that what is kept and what is dropped do not share one.
+    inside = edges[(low < edges) & (edges < high)]
+    if len(inside):
+        low = float(inside[0]) - math.ceil((inside[0] - low) / width) * width
+    bins = math.ceil((high - low) / width - 1e-9)
+    return low, low + bins * width, bins
+
+
+def _draw(
+    store: Store,
+    histograms: list[Histogram],
+    pictures: dict[Key, bytes],
+    captioned: set[Key],
+    groups: Sequence[int],
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """Fill the histograms; returns the rows of the scenes that have pictures, by kept or reason, and of others to show:
+    those in `captioned`, and some of each of the given groups of near-duplicates.
+    """
+    shown: dict[str, list[Row]] = {}
+    others: list[Row] = []
+    held: Counter[Any] = Counter()
+    wanted = [scene_id for _, scene_id in {*pictures, *captioned}]
+    for part in store.read_parts("scenes", SCENES.names):
+        sound = part.filter((part["error"].to_pandas() == "").to_numpy())
+        kept = sound["kept"].to_numpy()
+        for histogram in histograms:
+            histogram.add(sound[histogram.feature].to_numpy(), kept)
+        grouped = sound["duplicate_group"].to_pandas().isin(groups)
+        some = grouped | sound["scene_id"].to_pandas().isin(wanted)
+        for row, member in zip(sound.filter(some.to_numpy()).to_pylist(), grouped[some], strict=True):
+            if _key(row) in pictures:
+                shown.setdefault(KEPT if row["kept"] else row["reason"], []).append(row)
+            place = row["duplicate_group"], row["reason"] == NEAR_DUPLICATE
+            held[place] += member
+            if (member and held[place] <= MEMBERS) or _key(row) in captioned:
+                others.append(row)
+    return shown, others
+
+
+def _fetched(store: Store, rows: list[Row]) -> dict[Key, bytes]:
+    """The thumbnails of these scenes, as far as they are there."""
+    wanted = {_key(row) for row in rows}
+    parts: set[str] = set()
+    for places in store.read_parts("places", PLACES.names) if wanted else ():
+        near = places.filter(places["scene_id"].to_pandas().isin([scene_id for _, scene_id in wanted]).to_numpy())
+        parts |= {place["part"] for place in near.to_pylist() if _key(place) in wanted}
+    found = {}
+    for name in sorted(parts & set(store.parts("thumbnails"))):
+        part = store.read_part("thumbnails", name)
+        found |= {_key(row): row["thumbnail"] for row in (part.to_pylist() if part else []) if _key(row) in wanted}
+    return found
+
+
+def _key(row: Row) -> Key:
+    return row["video_id"], row["scene_id"]
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+def _rules(settings: dict[str, Any]) -> dict[str, str]:
+    """What each reason means under these settings, in the order in which the reasons are looked for."""
+    frames, select = settings["frames"], settings["select"]
+    best = f"the best {select['count']:,}" if select["count"] is not None else "the best"
+    if select["fraction"] is not None:
+        best = f"the best {select['fraction']:.4g} of those that pass"
+    return {
+        "too_short": f"no_frames < {frames['min']}",
+        "too_long": f"no_frames > {frames['max']}",
+        "unmeasured": "a feature is missing: `score` measures it",
+        "static": f"mean_velocity < {select['min_velocity']:g}",
+        "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
+        "near_duplicate": f"another that differs in at most {select['dedupe']} bits of its hash ranks higher",
+        "same_span": "another of its span ranks higher",
+        "not_selected": f"not among {best}",
+    }
+
+
+def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
+    others = sorted(set(groups) - set(rules) - {KEPT})
+    return [reason for reason in [*rules, *others] if groups[reason]]
+
+
+def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
+    """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
+    steps = [("in", "rows in", "", rows_in)]
+    steps += [("failed", code, "", n) for code, n in census.failed.most_common()]
+    steps += [("dropped", reason, rules.get(reason, ""), n) for reason, n in dropped.items()]
+    steps += [(KEPT, "kept", "", census.groups[KEPT])]
+    left = rows_in
+    funnel = []
+    for kind, name, note, n in steps:
+        left -= n if kind in ("failed", "dropped") else 0
+        start = left if kind in ("failed", "dropped") else 0
+        places = [100 * value / max(rows_in, 1) for value in (start, n)]
+        # What is not nothing can be seen.
+        width = max(places[1], 0.25) if n else 0.0
+        about = {"kind": kind, "name": name, "note": note, "rows": n}
+        funnel.append({**about, "x": round(min(places[0], 100 - width), 3), "width": round(width, 3)})
+    return funnel
+
+
+def _failures(store: Store) -> dict[str, Any]:
+    """Rows of rejected/ by step and code, each with its first example, and the first rows in full."""
+    kinds: dict[tuple[str, str], dict[str, Any]] = {}
+    lost: Counter[str] = Counter()
+    first: list[dict[str, Any]] = []
+    for part in store.read_parts("rejected", REJECTED.names):
+        rows = part.to_pandas()
+        lost.update(rows.code[rows.scene_id == ""])
+        first += rows.head(REJECTED_ROWS - len(first)).to_dict("records")
+        for (step, code), group in rows.groupby(["step", "code"], sort=False):
+            kind = kinds.setdefault((step, code), {"step": step, "code": code, "rows": 0, **_example(group)})
+            kind["rows"] += len(group)
+    ordered = sorted(kinds.values(), key=lambda kind: (-kind["rows"], kind["step"], kind["code"]))
+    return {"kinds": ordered, "rows": sum(k["rows"] for k in ordered), "lost": dict(lost.most_common()), "first": first}
+
+
+def _example(rows: pd.DataFrame) -> dict[str, str]:
+    row = rows.iloc[0]
+    return {"example": row.scene_id or row.video_id, "message": row.message}
+
+
+def _card(row: dict[str, Any], pictures: dict[Key, bytes], settings: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a scene: its picture, and what decided it."""
+    frames, select = settings["frames"], settings["select"]
+    if select["by"] == "classifier":
+        rank = f"probability {number(row['probability'])}"
+    else:
+        rank = f"steadiness {number(row['mean_velocity'] / row['max_velocity'] if row['max_velocity'] else 0)}"
+    decided = {
+        "too_short": f"{row['no_frames']} frames < {frames['min']}",
+        "too_long": f"{row['no_frames']} frames > {frames['max']}",
+        "unmeasured": "not measured: " + ", ".join(name for name in FEATURES if row[name] is None),
+        "static": f"velocity {number(row['mean_velocity'])} < {select['min_velocity']:g}",
+        "cut_inside": f"diff {number(row['max_rgb_diff'])} > {select['max_rgb_diff']:g}",
+    }.get(row["reason"], rank)
+    numbers = [("v", row["mean_velocity"]), ("d", row["max_rgb_diff"]), ("f", row["no_frames"])]
+    measured = " · ".join(f"{letter} {number(value)}" for letter, value in numbers if value is not None)
+    return {**row, "jpeg": pictures.get(_key(row), b""), "decided": decided, "measured": measured}
+
+
+def _chosen_groups(census: _Census) -> list[int]:
+    """The largest groups of near-duplicates, then some of the others, drawn with a fixed seed."""
+    ordered = [group for group, _ in sorted(census.duplicates.items(), key=lambda item: (-item[1], item[0]))]
+    largest, others = ordered[:LARGEST], ordered[LARGEST:]
+    return largest + random.Random(0).sample(others, min(GROUPS - len(largest), len(others)))
+
+
+def _groups(
+    chosen: Sequence[int],
+    rows: list[Row],
+    census: _Census,
+    pictures: dict[Key, bytes],
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """What is shown of groups: how many scenes each has, and the first of them, that which stayed before the others."""
+    members = {group: [row for row in rows if row["duplicate_group"] == group] for group in chosen}
+    groups = []
+    for group, scenes in members.items():
+        first = sorted(scenes, key=lambda row: (row["reason"] == NEAR_DUPLICATE, not row["kept"], _key(row)))[:MEMBERS]
+        cards = [_card(row, pictures, settings) | {"reason": row["reason"] or KEPT} for row in first]
+        groups.append({"scenes": census.duplicates[group], "cards": cards})
+    return groups
+
+
+def _pairs(pairs: dict[Key, tuple[str, str]], rows: list[Row], pictures: dict[Key, bytes]) -> list[dict[str, Any]]:
+    """Captions beside recaptions, with pictures where there are some."""
+    return [
+        {**row, "caption": pairs[_key(row)][0], "recaption": pairs[_key(row)][1], "jpeg": pictures.get(_key(row), b"")}
+        for row in {_key(row): row for row in rows}.values()
+        if _key(row) in pairs
+    ]
+
+
+def short(value: float) -> str:
+    """A number beside an axis."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(unit, 10_000):
+            return f"{value / unit:g}{letter}"
+    return f"{value:.6g}"

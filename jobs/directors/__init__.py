@@ -1,0 +1,1 @@
+"""Directors: whose film a screenshot is from."""

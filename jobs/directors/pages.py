@@ -1,0 +1,405 @@
+"""What directors show: bars, a contact sheet, the figures of a training, answers drawn on pictures."""
+
+import io
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from actors.core import storage
+from actors.core.storage import Entry
+from actors.core.store import Store
+from actors.directors.style import palette
+from actors.media.images import IMAGE_SUFFIXES, ImageError, natural, open_image
+from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from pipelines.comic_characters.panels import letters
+from pipelines.directors.metrics import reliability
+from pipelines.directors.sample import Screenshot
+from pipelines.directors.train import DirectorsConfig, Frames, Guess
+from pipelines.directors.vectors import PicturesConfig
+
+REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])
+CELL = (192, 108)
+"""Width and height of a picture on the contact sheet."""
+BARS = 60
+"""Directors that a figure shows; tables have all."""
+SMALLEST = 320
+"""A picture on which an answer is drawn has this width at least, and text of at least 14 pixels."""
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """Settings of `explore`."""
+
+    data: str = ""
+    """A folder of screenshots, as `sample` makes it, or <director>/<film>/<image>; a path or s3://."""
+    output: str = ""
+    """Where the page goes; else `explore` in data."""
+    per_director: int = 6
+    """Screenshots of each on the contact sheet."""
+    directors: int = 40
+    """Directors on the contact sheet, those with most screenshots."""
+    seed: int = 0
+    """Of which screenshots are shown."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is needed: data=SCREENSHOTS")
+        if self.per_director < 1 or self.directors < 1:
+            raise ValueError(f"per_director and directors start at 1: {self}")
+
+
+@dataclass(frozen=True)
+class GuessConfig:
+    """What `guess` was asked."""
+
+    model: str
+    image: str
+    top: int
+    save: str | None
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+
+
+# ------------------------------------------------------------------------------------------------------------- explore
+
+
+def write_exploration(store: Store, shots: Sequence[Screenshot], config: ExploreConfig) -> dict[str, Any]:
+    """Write the page of a folder of screenshots; returns the rows of the record."""
+    there = [shot for shot in shots if shot.size >= 0]
+    count = Counter(shot.director for shot in there)
+    films: dict[str, set[str]] = defaultdict(set)
+    for shot in there:
+        films[shot.director].add(shot.film)
+    names = [name for name, _ in count.most_common()]
+    counts = [
+        draw(store, name, _bars(names, {n: values[n] for n in names}, name), caption)
+        for name, values, caption in (
+            ("screenshots", count, "Screenshots of each director."),
+            ("films", {n: len(films[n]) for n in names}, "Films of each director."),
+        )
+    ]
+    sheet, palettes = _contact_sheet(there, names[: config.directors], config)
+    storage.write_bytes(store.uri("contact.png"), sheet)
+    lost = len(shots) - len(there)
+    rows = [[name, len(films[name]), count[name], count[name] / len(films[name])] for name in names]
+    write_page(
+        store.uri("report.html"),
+        "Screenshots by director",
+        f"{len(there):,} screenshots of {sum(map(len, films.values())):,} films by {len(names):,} directors",
+        {"Screenshots": config.data, "Not there": f"{lost:,}"},
+        [
+            Section("How many", "", [*counts, Table(["director", "films", "screenshots", "a film"], rows)]),
+            Section(
+                "Contact sheet",
+                f"{config.per_director} of each, drawn at random in their own shape, and beside them the colours that "
+                "stand for them best, the commonest on top.",
+                [Picture(sheet, "" if palettes else "None of them can be read.")],
+            ),
+        ],
+    )
+    return {"in": len(shots), "out": len(there), "rejected": {"not_found": lost} if lost else {}}
+
+
+def _bars(names: Sequence[str], values: Mapping[str, float], label: str) -> Any:
+    shown = list(names[:BARS])
+    drawing = figure(8, 1 + 0.24 * len(shown))
+    axis = drawing.subplots()
+    axis.barh(shown, [values[name] for name in shown], color=COLOURS[0])
+    axis.invert_yaxis()
+    axis.set(xlabel=label if len(shown) == len(names) else f"{label}; the first {BARS} of {len(names)} directors")
+    axis.margins(y=0.01)
+    return drawing
+
+
+def _contact_sheet(shots: Sequence[Screenshot], names: Sequence[str], config: ExploreConfig) -> tuple[bytes, int]:
+    """A PNG with a line for each director, and of how many a picture could be read."""
+    width, height = CELL
+    name_font, label = letters(15), 260
+    sheet = Image.new("RGB", (label + (width + 4) * config.per_director + 28, (height + 8) * len(names) or 1), "white")
+    pen = ImageDraw.Draw(sheet)
+    random = np.random.default_rng(config.seed)
+    readable = 0
+    for line, name in enumerate(names):
+        top = line * (height + 8) + 4
+        pen.multiline_text((6, top + 6), "\n".join(textwrap.wrap(name, 28)), fill="black", font=name_font)
+        own = [shot for shot in shots if shot.director == name]
+        images = []
+        for number in random.choice(len(own), min(config.per_director, len(own)), replace=False):
+            left = label + len(images) * (width + 4)
+            try:
+                picture = open_image(storage.read_bytes(own[number].uri), lambda *_: height)
+            except (ImageError, FileNotFoundError):
+                continue
+            picture.thumbnail(CELL)
+            sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+            images.append(np.asarray(picture))
+        if images:
+            readable += 1
+            colours = palette(images)
+            for i, colour in enumerate(colours):
+                edges = [top + height * k // len(colours) for k in (i, i + 1)]
+                pen.rectangle((sheet.width - 26, edges[0], sheet.width - 4, edges[1]), fill=tuple(colour.tolist()))
+    return _png(sheet), readable
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+def write_report(
+    store: Store,
+    config: DirectorsConfig,
+    frames: Frames,
+    report: Mapping[str, Any],
+    plot: bool,
+    facts: Mapping[str, str],
+) -> None:
+    """Write report.html and its pictures."""
+    names, labels = report["directors"], report["labels"]
+    chosen = report["answers"].argmax(1)
+    table, sure, stranger = report["table"], report["calibration"], report["unknown"]
+    views = config.pictures.views.count
+    how = (
+        "off: a frozen network sees each picture once" if not views else f"views of each picture in the store: {views}"
+    )
+    measured = (
+        f"{report['folds']} folds" if report["folds"] else f"a test of {config.test:.0%} of each director's films"
+    )
+    sections = [
+        Section(
+            "How often it is right",
+            f"By {measured}. Pictures of a film that was trained on are easy: what the split by picture has more than "
+            "that by film is the film recognised, not the director. A film's answer is the mean log-probability of its "
+            "pictures.",
+            [_figures(table)],
+        ),
+        Section("Each director", "", [_classes(names, labels, chosen), _confusion(store, names, labels, chosen)]),
+        Section(
+            "How sure it is",
+            f"Logits are divided by a temperature of {sure['temperature']:.2f}, learnt on the validation. Expected "
+            f"calibration error: {sure['ece']:.3f}, without it {sure['ece_before']:.3f}.",
+            [_reliability(store, report)],
+        ),
+        Section(
+            "Unknown directors",
+            f'Below a confidence the answer is "unknown". Strangers: {stranger["strangers"]}.',
+            [
+                Table(
+                    ["of", "answers count from", "AUROC"],
+                    [[what, value, stranger["auroc"].get(what)] for what, value in stranger["threshold"].items()],
+                )
+            ],
+        ),
+    ]
+    if report["importance"]:
+        sections.append(
+            Section(
+                "Style",
+                "What a forest that knows nothing else makes of palette, light, shape, sharpness and length of shots: "
+                "by how much fewer answers are right when one of them is shuffled. Below: medians of each director.",
+                [_importance(store, report["importance"]), _table(report["style"])],
+            )
+        )
+    sections.append(Section("What it learned from", "", [_table(report["counts"])]))
+    if plot:
+        curves = storage.read_bytes(store.uri("curves.png"))
+        sections.append(Section("Training", "", [Picture(curves, f"Best epoch: {report['epochs']['best']}.")]))
+    best = table[0]
+    by = "film" if config.split == "film" else "picture"
+    write_page(
+        store.uri("report.html"),
+        "Directors",
+        f"{best[f'{by}_top1']:.1%} of {by}s that it has not seen are given to their director among {len(names)}"
+        if config.split == "film"
+        else f"{best['picture_top1']:.1%} of pictures, of films that it has seen",
+        {
+            **facts,
+            "Learned": f"{(frames.director >= 0).sum():,} films of its directors, beside "
+            f"{(frames.director < 0).sum():,} of strangers; {len(labels):,} pictures were asked about",
+            "Augmentation": how,
+            "Epochs": f"{report['epochs']['trained']}, the best {report['epochs']['best']}",
+        },
+        sections,
+    )
+
+
+def tell_figures(report: Mapping[str, Any]) -> None:
+    """The table of figures on standard output."""
+    print(f"{'':20}{'split':8}{'picture':>9}{'top 3':>8}{'film':>8}{'top 3':>8}")
+    for row in report["table"]:
+        cells = "".join(
+            f"{'-' if row[key] is None else format(row[key], '.1%'):>{width}}"
+            for key, width in (("picture_top1", 9), ("picture_top3", 8), ("film_top1", 8), ("film_top3", 8))
+        )
+        print(f"{row['method']:20}{row['split']:8}{cells}")
+    auroc = ", ".join(f"{what} {value:.3f}" for what, value in report["unknown"]["auroc"].items())
+    print(f"calibration error {report['calibration']['ece']:.3f}; unknown directors, AUROC: {auroc or 'no strangers'}")
+
+
+def _figures(table: Sequence[Mapping[str, Any]]) -> Table:
+    def percent(row: Mapping[str, Any], key: str, interval: str = "") -> str:
+        if row[key] is None:
+            return "–"
+        inside = f" ({row[f'{interval}_low']:.0%}–{row[f'{interval}_high']:.0%})" if interval else ""
+        return f"{row[key]:.1%}{inside}"
+
+    rows = [
+        [
+            row["method"],
+            {"film": "by film", "frame": "by picture: leaks"}[row["split"]],
+            percent(row, "picture_top1", "picture"),
+            percent(row, "picture_top3"),
+            row["picture_f1"],
+            percent(row, "film_top1", "film"),
+            percent(row, "film_top3"),
+            row["film_f1"],
+        ]
+        for row in table
+    ]
+    columns = ["", "split", "picture, top 1", "top 3", "macro F1", "film, top 1", "top 3", "macro F1"]
+    return Table(columns, rows, "In brackets 95 % of a bootstrap over films.")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _classes(names: Sequence[str], labels: np.ndarray, chosen: np.ndarray) -> Table:
+    nothing: Any = {"zero_division": 0}
+    found: Any = precision_recall_fscore_support(labels, chosen, labels=range(len(names)), **nothing)
+    rows = [[name, *map(float, values[:3]), int(values[3])] for name, *values in zip(names, *found, strict=True)]
+    return Table(["director", "precision", "recall", "F1", "pictures"], rows, "By picture.")
+
+
+def _confusion(store: Store, names: Sequence[str], labels: np.ndarray, chosen: np.ndarray) -> Picture:
+    counts = confusion_matrix(labels, chosen, labels=range(len(names)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.36 * min(len(names), BARS)
+    drawing = figure(side + 1, side)
+    axis = drawing.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axis.set_xticks(ticks, names, rotation=90)
+    axis.set_yticks(ticks, names)
+    axis.set(xlabel="answer", ylabel="director")
+    if len(names) <= 30:
+        for row in ticks:
+            for column in np.flatnonzero(counts[row]).tolist():
+                shade = "white" if shares[row, column] > 0.6 else "black"
+                axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=shade)
+    return draw(store, "confusion", drawing, "Pictures of each director by answer; the darker, the larger the share.")
+
+
+def _reliability(store: Store, report: Mapping[str, Any]) -> Picture:
+    drawing = figure(5, 4)
+    axis = drawing.subplots()
+    axis.plot([0, 1], [0, 1], color=COLOURS[7], linestyle=":")
+    for name, key, colour in (("with temperature", "answers", COLOURS[0]), ("without", "raw", COLOURS[1])):
+        bins = reliability(report[key], report["labels"])
+        axis.plot(bins.probability, bins.true, marker="o", label=name, color=colour)
+    axis.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axis.legend()
+    return draw(store, "calibration", drawing, "On the dotted line answers are as sure as they should be.")
+
+
+def _importance(store: Store, rows: Sequence[Mapping[str, Any]]) -> Picture:
+    drawing = figure(7, 1 + 0.26 * len(rows))
+    axis = drawing.subplots()
+    losses, deviations = ([row[key] for row in rows] for key in ("loss", "deviation"))
+    axis.barh([row["name"] for row in rows], losses, xerr=deviations, color=COLOURS[0], ecolor=COLOURS[5])
+    axis.invert_yaxis()
+    axis.set(xlabel="share of right answers lost")
+    return draw(store, "importance", drawing)
+
+
+def reject(store: Store, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what could not be read to rejected/."""
+    store.replace_table("rejected", [pa.Table.from_pylist([dict(row) for row in rows], REJECTED)])
+
+
+# --------------------------------------------------------------------------------------------------------------- guess
+
+
+def find_images(uri: str) -> list[Entry]:
+    """The picture, or those of a folder or prefix in the order of names; raises ValueError where there is none."""
+    if not uri:
+        raise ValueError("--image is needed: a picture, or a folder or prefix of pictures")
+    root = storage.absolute(uri)
+    if storage.exists(root):
+        return [Entry(root.rpartition("/")[2], root, storage.size(root))]
+    found = sorted(storage.listing(root, IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
+    if not found:
+        raise ValueError(f"{uri}: no picture there; their names end in {', '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def tell_guess(paths: Sequence[str], each: Sequence[Guess], whole: Guess) -> None:
+    """Answers on standard output, a line each."""
+    for path, answer in zip(paths, each, strict=True):
+        print(f"{path.rpartition('/')[2]}: {in_words(answer)}")
+    if len(each) > 1:
+        print(f"all {len(each)} as one film: {in_words(whole)}")
+
+
+def in_words(answer: Guess) -> str:
+    """As "Agnès Varda (Agnès Varda 63 %, …)"."""
+    return f"{answer.name} ({', '.join(f'{name} {chance:.0%}' for name, chance in answer.top)})"
+
+
+def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]) -> None:
+    """Write pictures with their answers: into a folder as NAME.png, or, where it is a name of a picture, one there."""
+    single = save.lower().endswith((".png", ".jpg", ".jpeg"))
+    if single and len(found) > 1:
+        raise ValueError(f"--save {save} is one file, and there are {len(found)} pictures: give a folder")
+    for entry in found:
+        if answer := answers.get(entry.uri):
+            image = open_image(storage.read_bytes(entry.uri), lambda *sides: min(sides))
+            name = save if single else storage.join(save, f"{entry.name}.png")
+            data = io.BytesIO()
+            with_answer(image, answer).save(data, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)
+            storage.write_bytes(name, data.getvalue())
+    print(f"saved: {save}")
+
+
+def with_answer(image: Image.Image, answer: Guess) -> Image.Image:
+    """A picture with the answer on a band below it, in letters that suit its size; a tiny one is enlarged first."""
+    if image.width < SMALLEST:
+        image = image.resize((SMALLEST, max(1, round(image.height * SMALLEST / image.width))), Image.Resampling.NEAREST)
+    size = max(14, round(0.04 * max(image.width, image.height)))
+    large, small = letters(round(1.3 * size)), letters(size)
+    room = image.width - size
+    lines = [(line, large) for line in _wrapped(answer.name, large, room)]
+    for name, chance in answer.top:
+        lines += [(line, small) for line in _wrapped(f"{chance:.0%}  {name}", small, room)]
+    heights = [round(1.25 * font.size) for _, font in lines]
+    canvas = Image.new("RGB", (image.width, image.height + sum(heights) + size), "black")
+    canvas.paste(image)
+    pen, at = ImageDraw.Draw(canvas), image.height + size // 2
+    for (line, font), height in zip(lines, heights, strict=True):
+        pen.text((size // 2, at), line, fill="white", font=font)
+        at += height
+    return canvas
+
+
+def _wrapped(text: str, font: Any, room: float) -> list[str]:
+    """Lines of at most so many pixels; a word that is longer is broken."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") > room:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+        while font.getlength(lines[-1]) > room and len(lines[-1]) > 1:
+            cut = max(1, sum(font.getlength(lines[-1][: i + 1]) <= room for i in range(len(lines[-1]))))
+            lines[-1:] = [lines[-1][:cut], lines[-1][cut:]]
+    return lines

@@ -1,0 +1,1 @@
+"""Movie characters: who is on screen."""

@@ -1,0 +1,248 @@
+"""Pages about who was recognised: top-k, average precision, and who is taken for whom."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from actors.core import storage
+from actors.core.store import Store
+from jobs.core.pages import COLOURS, Picture, Section, Table, clock, draw, duration, figure, write_page
+from pipelines.movie_characters.compare import CompareConfig, Comparison
+from pipelines.movie_characters.extract import ExtractConfig, Extracted
+from pipelines.movie_characters.metrics import UNKNOWN, Results
+from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig
+from pipelines.movie_characters.timeline import Appearances, TimelineConfig
+
+NAMED = 40
+"""Of more classes a figure bears no names."""
+
+
+SHOWN = 6
+"""Frames of a category that a page shows."""
+
+
+def extract_page(config: ExtractConfig, done: Extracted) -> str:
+    """Write extract.html: rows of the table and some frames of each category; returns its URI."""
+    columns = ["category", "start_time", "end_time", "frames", "code"]
+    rows = done.rows[columns].to_numpy().tolist()
+    sections = [Section("Rows", content=[Table(columns, rows)])]
+    store = Store(config.output)
+    for category in done.files:
+        entries = list(storage.listing(store.uri(category), (".jpg",)))
+        steps = np.linspace(0, len(entries) - 1, min(SHOWN, len(entries))).round().astype(int)
+        shown = [Picture(storage.read_bytes(entries[i].uri), entries[i].name) for i in steps]
+        sections.append(Section(category, f"{len(entries):,} frames", shown))
+    totals = f"{sum(done.files.values()):,} frames of {len(done.files):,} categories"
+    return write_page(
+        store.uri("extract.html"), "Frames", totals, {"film": config.video, "table": config.csv}, sections
+    )
+
+
+def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:
+    """Write topk.html and its picture; returns the page's URI."""
+    means = {k: table.iloc[-1] for k, table in tables.items()}
+    picture = draw(Store(config.output_folder), "topk", curves({config.model: means}), "Mean over true classes")
+    first, *_ = tables.values()
+    rows = [[cls, *(float(table[cls]) for table in tables.values())] for cls in first.index]
+    totals = ", ".join(f"top-{k} {mean:.1f} %" for k, mean in means.items())
+    content = [picture, Table(["class", *(f"top-{k}" for k in tables)], rows, "Percent of a class's images")]
+    return _page(config, "topk", "Top-k accuracy", totals, results, [Section("Accuracy", content=content)])
+
+
+def map_page(config: MapConfig, results: Results, values: pd.Series) -> str:
+    """Write map.html and its picture; returns the page's URI."""
+    drawing = figure(9, 3)
+    axes = drawing.subplots()
+    axes.bar(range(len(values) - 1), values.iloc[:-1], color=COLOURS[0])
+    axes.axhline(values.iloc[-1], color=COLOURS[1], label=f"mean {values.iloc[-1]:.3f}")
+    axes.set(ylim=(0, 1), ylabel="average precision")
+    _name(axes.xaxis, list(values.index[:-1]), turned=True)
+    axes.legend()
+    picture = draw(Store(config.output_folder), "average_precision", drawing)
+    table = Table(["class", "average precision"], [[name, float(value)] for name, value in values.items()])
+    totals = f"mAP {values.iloc[-1]:.3f}" + (", as the reference computes it" if config.formula == "reference" else "")
+    return _page(config, "map", "Average precision", totals, results, [Section("Classes", content=[picture, table])])
+
+
+def report_page(config: ReportConfig, results: Results, report: Report) -> str:
+    """Write report.html and its picture; returns the page's URI."""
+    picture = draw(Store(config.output_folder), "confusion", matrix(report.confusion), "True class by answer")
+    rows = [[name, *map(float, row[:3]), int(row[3])] for name, *row in report.classes.itertuples()]
+    sections = [
+        Section("Who is taken for whom", content=[picture]),
+        Section("Classes", content=[Table(["class", *report.classes.columns], rows)]),
+    ]
+    if (found := report.unknown) is not None:
+        about = [["AUROC", found.auroc], ["equal error rate", found.eer], ["confidence there", found.at]]
+        about += [["images of known classes", found.known], [f"images that are {UNKNOWN}", found.unknown]]
+        about += [[f"threshold for {UNKNOWN}", report.threshold]]
+        sections.append(Section("Known and unknown", content=[Table(["", "value"], about)]))
+    totals = f"{100 * report.accuracy:.1f} % answered right, mean reciprocal rank {report.reciprocal_rank:.3f}"
+    return _page(config, "report", "Answers", totals, results, sections)
+
+
+def compare_page(config: CompareConfig, compared: Comparison) -> str:
+    """Write compare.html and its pictures; returns the page's URI."""
+    store = Store(config.output)
+    table = compared.accuracy
+    bars = draw(store, "robustness", robustness(table), "Share that is right, with 95 % intervals")
+    sections = [
+        Section("Under filters", content=[bars, _table(table)]),
+        Section(
+            "Model against model",
+            "McNemar's exact test on the same images: how many only one of the two has right, and p.",
+            [_table(compared.mcnemar)],
+        ),
+    ]
+    means: dict[str, dict[int, float]] = compared.topk.T.to_dict()  # pyright: ignore[reportAssignmentType]
+    shown = draw(store, "topk", curves(means), "Mean over true classes")
+    sections.append(Section("Top-k", content=[shown, _table(compared.topk.reset_index())]))
+    if len(compared.alpha):
+        swept = draw(store, "alpha", alpha_curve(compared.alpha), f"Alpha of {config.alpha_model}, undisturbed")
+        sections.append(Section("Alpha", content=[swept, _table(compared.alpha)]))
+    best = table.loc[table.groupby("filter", sort=False).accuracy.idxmax()]
+    leaders = zip(best["filter"], best["model"], 100 * best["accuracy"].to_numpy(), strict=True)
+    totals = ", ".join(f"{name}: {model} {share:.1f} %" for name, model, share in leaders)
+    facts = {"images": f"{int(table.images.max()):,}", "models": ", ".join(config.models)}
+    return write_page(store.uri("compare.html"), "Models compared", totals, facts, sections)
+
+
+def robustness(table: pd.DataFrame) -> Figure:
+    """Bars of accuracy in percent with intervals, in groups of one filter, a colour a model."""
+    filters, models = list(dict.fromkeys(table["filter"])), list(dict.fromkeys(table["model"]))
+    drawing = figure(max(6, 1.2 * len(filters) * max(1, len(models) / 3)), 3.5)
+    axes = drawing.subplots()
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        rows = table[table.model == model].set_index("filter").loc[filters]
+        height = 100 * rows.accuracy
+        spread = np.clip([height - 100 * rows.low, 100 * rows.high - height], 0, None)
+        at = np.arange(len(filters)) - 0.4 + (number + 0.5) * width
+        axes.bar(at, height, width, yerr=spread, capsize=2, color=COLOURS[number % len(COLOURS)], label=model)
+    strengths = table.drop_duplicates("filter").strength
+    names = [f"{name} {strength:g}" if strength else name for name, strength in zip(filters, strengths, strict=True)]
+    axes.set_xticks(range(len(filters)), names)
+    axes.set(ylabel="right, %", ylim=(0, 105))
+    # Bars may reach to where it would lie inside.
+    drawing.legend(loc="outside upper center", ncols=min(len(models), 6), frameon=False)
+    return drawing
+
+
+def alpha_curve(table: pd.DataFrame) -> Figure:
+    """Accuracy in percent over alpha, with its interval."""
+    drawing = figure(6, 3.5)
+    axes = drawing.subplots()
+    axes.plot(table.alpha, 100 * table.accuracy, "o-", color=COLOURS[0])
+    axes.fill_between(table.alpha, 100 * table.low, 100 * table.high, color=COLOURS[0], alpha=0.2)
+    axes.set(xlabel="alpha", ylabel="right, %", ylim=(0, 105))
+    return drawing
+
+
+MANY = 20
+"""Characters that a timeline shows, those that are on screen longest."""
+HUNDREDS = 500
+"""Shots that a page lists."""
+STEPS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
+"""Between two times that a timeline names."""
+
+
+def timeline_page(config: TimelineConfig, found: Appearances) -> str:
+    """Write timeline.html and a picture of each film; returns the page's URI."""
+    store = Store(config.output)
+    sections = []
+    for film, about in found.films.items():
+        shots = found.shots[found.shots.film == film]
+        if about["error"]:
+            sections.append(Section(film, f"{about['error']}: {about['message']}"))
+        if len(shots):
+            picture = draw(store, f"timelines/{film}", bands(shots), f"{film}: the answer of each shot")
+            shown = shots.drop(columns="film").head(HUNDREDS)
+            told = f"{len(shots):,} shots" + (f", of which the first {HUNDREDS} are listed" * (len(shots) > HUNDREDS))
+            sections.append(Section(film, told, [picture, _table(_clocked(shown))]))
+    lengths = _lengths(found.shots)
+    totals = ", ".join(f"{name} {duration(length)}" for name, length in lengths.head(MANY).items())
+    facts = {"films": f"{len(found.films):,}", "shots": f"{len(found.shots):,}", "model": config.model.by}
+    return write_page(store.uri("timeline.html"), "Who is on screen", totals, facts, sections)
+
+
+def bands(shots: pd.DataFrame) -> Figure:
+    """A band a character, filled where a shot's answer names it, the fainter the smaller its share of the votes."""
+    names = list(_lengths(shots).head(MANY).index)
+    drawing = figure(11, 1 + 0.3 * len(names))
+    axes = drawing.subplots()
+    for number, name in enumerate(names):
+        own = shots[shots.answer == name]
+        colour = COLOURS[-1] if name == UNKNOWN else COLOURS[number % (len(COLOURS) - 1)]
+        for row in own.itertuples():
+            axes.barh(number, row.end_s - row.start_s, 0.8, row.start_s, color=colour, alpha=0.3 + 0.7 * row.share)
+    axes.set_yticks(range(len(names)), names)
+    end = float(shots.end_s.max())
+    step = next((step for step in STEPS_S if end / step <= 10), STEPS_S[-1])
+    times = np.arange(0, end, step)
+    axes.set_xticks(times, [clock(time).removesuffix(".00") for time in times])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, end))
+    return drawing
+
+
+def _lengths(shots: pd.DataFrame) -> pd.Series:
+    """For how many seconds each character is the answer, longest first."""
+    lengths = (shots.end_s - shots.start_s).groupby(shots.answer).sum()
+    return lengths.sort_values(ascending=False, kind="stable")
+
+
+def _clocked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(**{name: rows[name].map(clock) for name in ("start_s", "end_s")})
+
+
+def _table(rows: pd.DataFrame) -> Table:
+    return Table([str(name) for name in rows.columns], rows.astype(object).to_numpy().tolist())
+
+
+def _page(config: ScoreConfig, name: str, title: str, totals: str, results: Results, sections: list[Section]) -> str:
+    classes, identities = results.images.nunique(), results.rows.identity.nunique()
+    facts = {
+        "results": config.input_folder,
+        "images": f"{len(results.images):,} of {classes:,} classes",
+        "identities": f"{identities:,} of {results.rows.cls.nunique():,} classes",
+    }
+    return write_page(Store(config.output_folder).uri(f"{name}.html"), title, totals, facts, sections)
+
+
+def curves(models: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Top-k accuracy in percent over k, a line a model."""
+    drawing = figure(6, 3.5)
+    axes = drawing.subplots()
+    for number, (model, means) in enumerate(models.items()):
+        axes.plot(list(means), list(means.values()), "o-", color=COLOURS[number % len(COLOURS)], label=model)
+    axes.set(xlabel="k", ylabel="top-k accuracy, %", ylim=(0, 102))
+    axes.set_xticks(sorted({k for means in models.values() for k in means})[:50])
+    axes.legend()
+    return drawing
+
+
+def matrix(counts: pd.DataFrame) -> Figure:
+    """A confusion matrix: shares of each row as shades, counts in the cells where there is room."""
+    size = min(12, 2.5 + 0.32 * len(counts))
+    drawing = figure(size, size)
+    axes = drawing.subplots()
+    values = counts.to_numpy()
+    shares = values / np.maximum(values.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(counts) <= NAMED:
+        for (row, column), value in np.ndenumerate(values):
+            if value:
+                colour = "white" if shares[row, column] > 0.6 else "black"
+                axes.text(column, row, str(value), ha="center", va="center", fontsize=7, color=colour)
+    axes.set(xlabel="answer", ylabel="true class")
+    _name(axes.xaxis, list(counts.columns), turned=True)
+    _name(axes.yaxis, list(counts.index))
+    return drawing
+
+
+def _name(axis, names: list[str], turned: bool = False) -> None:
+    if len(names) > NAMED:
+        axis.set_ticks([])
+    else:
+        axis.set_ticks(range(len(names)), names, fontsize=7, rotation=90 if turned else 0)

@@ -1,0 +1,1 @@
+"""The small VAE encoder that ships, and its training."""

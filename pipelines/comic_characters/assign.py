@@ -1,0 +1,405 @@
+"""Who is the same in each sequence of panels: clusters, names where they are known, and pictures of it.
+
+plan      the sequences of a label file, or of so many consecutive panels; their vectors; the bank; the threshold
+assign    a tree for each sequence, cut at the threshold: clusters.json, rejected/assign/
+pictures  of some sequences; those of the same clusters that are there are not drawn again
+"""
+
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.spatial.distance import cdist
+
+from actors.comic_characters.crops import Kind, decode, instance_name
+from actors.core import storage
+from actors.core.store import Store
+from actors.media.images import natural
+from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
+from pipelines.comic_characters.crop import BOX, CROPS, read_csv
+from pipelines.comic_characters.embed import Embeddings, check_head, crop_instances, read_embeddings
+from pipelines.comic_characters.features import KEY, REJECTED_INSTANCES, as_instance
+from pipelines.comic_characters.panels import Panel, Person, draw_panels
+from pipelines.comic_characters.sequences import Instance, Sequence, read_sequences
+from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
+from pipelines.core.progress import Ticker
+
+log = logging.getLogger(__name__)
+
+THRESHOLDS = np.round(np.arange(0.02, 1.61, 0.02), 2)
+"""Of the curve. Vectors of length 1 are at most 2 apart, and about 1.41 where they have nothing in common."""
+DEFAULT = 0.82
+"""The threshold where nothing has taught a better one."""
+DRAWN = 24
+"""Panels of one picture at most."""
+THREADS = 8
+"""Pictures that are read and drawn at once."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Up to which distance two are the same."""
+
+    value: float
+    why: str
+    """Where it is from."""
+    taught: dict[str, Any] | None = None
+    """What threshold.json holds: what the validation split teaches."""
+
+
+@dataclass(frozen=True)
+class AssignPlan:
+    """What is to be assigned, and by what."""
+
+    sequences: list[Sequence]
+    labelled: bool
+    """Whether a label file says who is who in them."""
+    vectors: dict[Instance, np.ndarray]
+    """float32 (D,) of length 1."""
+    errors: dict[Instance, tuple[str, str]]
+    """Code and message of those that have no vector."""
+    crops: pd.DataFrame
+    """Rows of CROPS."""
+    people: dict[Instance, int]
+    """char_index of those of which it is known."""
+    bank: Bank | None
+    examples: dict[Instance, int]
+    """Of which character of the bank an instance is an example."""
+    threshold: Threshold
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A sequence, and who is the same in it."""
+
+    sequence: Sequence
+    clusters: np.ndarray
+    """int (N,), from 0; -1 where an instance has no vector."""
+    names: dict[int, str]
+    """Of the clusters that are known."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All sequences, and what they come to."""
+
+    sequences: list[Assigned]
+    agreement: Agreement | None
+    """B-cubed over all instances of which it is known who they are."""
+    pictures: dict[int, str]
+    """Files below the folder, by number of the sequence."""
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def plan_assignment(config: ComicsConfig) -> AssignPlan:
+    """Read what is needed. Raises ValueError where something is missing, or vectors are those of another head."""
+    store, settings = Store(config.output), config.assign
+    embeddings = read_embeddings(store)
+    check_head(config)
+    rejected = store.read_table("rejected/embed", REJECTED_INSTANCES).to_pylist()
+    errors = {as_instance(row): (row["error"], row["message"]) for row in rejected}
+    vectors = dict(zip(embeddings.instances, embeddings.vectors, strict=True))
+    crops = store.read_table("crops", CROPS).to_pandas()
+    people = find_people(crops, vectors)
+    labelled = bool(config.labels and settings.split)
+    where = Store(config.labels).uri(f"{settings.split}_sequences.json") if labelled else store.uri("crops")
+    sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
+    if not sequences:
+        raise ValueError(f"{where} holds no sequence")
+    _check_known(sequences, vectors, errors, where)
+    bank, examples = read_bank(settings.bank, embeddings) if settings.bank else (None, {})
+    threshold = find_threshold(config, vectors, errors, people)
+    return AssignPlan(sequences, labelled, vectors, errors, crops, people, bank, examples, threshold)
+
+
+def _check_known(
+    sequences: Iterable[Sequence], vectors: dict[Instance, Any], errors: dict[Instance, Any], where: str
+) -> None:
+    unknown = [i for one in sequences for i in one.instances if i not in vectors and i not in errors]
+    if unknown:
+        series, page, face, body = unknown[0]
+        raise ValueError(
+            f"{where} has {len(unknown)} instances that embeddings/ has not, as face {face} and body {body} of "
+            f"{series}_{page}: `embed` with the same labels makes their vectors"
+        )
+
+
+def consecutive(instances: Iterable[Instance], panels: int) -> list[Sequence]:
+    """Sequences of so many panels of a series, one behind another; 0: a series each. Nobody is known in them."""
+    found = []
+    by_series: defaultdict[str, defaultdict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
+    for one in instances:
+        by_series[one[0]][one[1]].append(one)
+    for series in sorted(by_series, key=natural):
+        pages = sorted(by_series[series], key=natural)
+        for first in range(0, len(pages), panels or len(pages)):
+            chosen = pages[first : first + (panels or len(pages))]
+            members = [one for page in chosen for one in by_series[series][page]]
+            name = "+".join(f"{series}_{page}" for page in chosen) if panels else series
+            found.append(Sequence(name, series, members, [""] * len(members), [True] * len(members)))
+    return found
+
+
+def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Instance, int]:
+    """The char_index of instances, by their face, else by their body, where it is known."""
+    named = crops[crops.char_index.notna()]
+    columns = (named[name] for name in ("series_id", "page_id", "type", "index", "char_index"))
+    known = {tuple(row): int(number) for *row, number in zip(*columns, strict=True)}
+    found = {}
+    for one in instances:
+        series, page, face, body = one
+        number = known.get((series, page, "face", face), known.get((series, page, "body", body)))
+        if number is not None:
+            found[one] = number
+    return found
+
+
+def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
+    """Characters and their examples. Raises ValueError where a row names nothing that has a vector."""
+    table = read_csv(uri, "assign.bank")
+    if not {"name", "instance"} <= set(table.columns) or table.empty:
+        raise ValueError(f"assign.bank={uri} needs the columns name and instance, and a row")
+    rows: dict[str, int] = {}
+    for number, one in enumerate(embeddings.instances):
+        rows.update(dict.fromkeys(names_of(one).values(), number))
+    members: dict[str, list[int]] = {}
+    for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
+        if not name.strip() or instance.strip() not in rows:
+            raise ValueError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
+        members.setdefault(name.strip(), []).append(rows[instance.strip()])
+    numbers = [row for of_one in members.values() for row in of_one]
+    starts = np.cumsum([0, *map(len, members.values())])[:-1]
+    examples = {embeddings.instances[row]: number for number, of in enumerate(members.values()) for row in of}
+    return Bank(list(members), embeddings.vectors[numbers], starts), examples
+
+
+def names_of(instance: Instance) -> dict[Kind, str]:
+    """What label files call the face and the body of an instance."""
+    series, page, *parts = instance
+    kinds: tuple[Kind, Kind] = ("face", "body")
+    return {k: instance_name(series, page, k, n) for k, n in zip(kinds, parts, strict=True) if n is not None}
+
+
+# ------------------------------------------------------------------------------------------------------- the threshold
+
+
+def find_threshold(
+    config: ComicsConfig,
+    vectors: dict[Instance, np.ndarray],
+    errors: dict[Instance, Any],
+    people: dict[Instance, int],
+) -> Threshold:
+    """What the settings say; else what the validation split teaches, or has taught of the same vectors."""
+    store, settings = Store(config.output), config.assign
+    about = {"method": settings.method, "constraints": settings.constraints, "by": store.read_json("embeddings.json")}
+    uri = Store(config.labels).uri("validation_sequences.json")
+    if config.labels and storage.exists(uri):
+        sequences = read_sequences(uri)
+        _check_known(sequences, vectors, errors, uri)
+        taught = {**about, **teach(settings, sequences, vectors, people)}
+        why = f"the best of {taught['sequences']} sequences of the validation split"
+    else:
+        taught = store.read_json("threshold.json")
+        if taught and any(taught[name] != value for name, value in about.items()):
+            taught = None
+        why = "what the validation split has taught before"
+    if settings.threshold is not None:
+        return Threshold(settings.threshold, "assign.threshold", taught)
+    return Threshold(taught["threshold"], why, taught) if taught else Threshold(DEFAULT, "the default")
+
+
+def teach(
+    settings: AssignConfig,
+    sequences: list[Sequence],
+    vectors: dict[Instance, np.ndarray],
+    people: dict[Instance, int],
+) -> dict[str, Any]:
+    """B-cubed at each of THRESHOLDS, and where it is best. Raises ValueError where nobody is known."""
+    trees, labels, known = [], [], []
+    for number, one in enumerate(sequences):
+        kept = [i for i in range(len(one.instances)) if one.instances[i] in vectors]
+        if not kept:
+            continue
+        instances = [one.instances[i] for i in kept]
+        rows = np.stack([vectors[i] for i in instances])
+        trees.append(tree(cdist(rows, rows), *relations(instances, people, settings.constraints), settings.method))
+        labels.append(np.array([f"{number} {one.characters[i]}" for i in kept]))
+        known.append(np.array([not one.uncertain[i] for i in kept]))
+    if not any(some.any() for some in known):
+        raise ValueError("the validation split has nobody of whom it is known who he is: set assign.threshold")
+    found = curve(trees, labels, known, THRESHOLDS)
+    threshold = best(THRESHOLDS, np.array([one.f1 for one in found]))
+    at_best = found[int(np.flatnonzero(threshold == THRESHOLDS)[0])]
+    return {
+        "threshold": threshold,
+        **at_best._asdict(),
+        "sequences": len(trees),
+        "instances": int(sum(some.sum() for some in known)),
+        "curve": [{"threshold": float(t), **one._asdict()} for t, one in zip(THRESHOLDS, found, strict=True)],
+    }
+
+
+def relations(
+    instances: list[Instance], people: dict[Instance, int], constraints: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and pairs that cannot be, for `tree`."""
+    if not constraints:
+        return np.arange(len(instances)), np.zeros((len(instances),) * 2, bool)
+    return in_panels(np.array([one[1] for one in instances]), np.array([people.get(one, -1) for one in instances]))
+
+
+# --------------------------------------------------------------------------------------------------------- the clusters
+
+
+def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assignment]:
+    """Write clusters and pictures; returns what the record tells, too."""
+    store, folder = Store(config.output), config.assign.folder
+    if taught := plan.threshold.taught:
+        store.write_json(taught, "threshold.json")
+    found: list[Assigned] = []
+    started, ticker = time.monotonic(), Ticker()
+    for one in plan.sequences:
+        found.append(assign_sequence(one, plan, config.assign))
+        if ticker.due():
+            log.info("%d of %d sequences, %.0f a second", len(found), len(plan.sequences), ticker.rate(len(found)))
+    seconds = time.monotonic() - started
+    somebody = [number for number, one in enumerate(found) if one.clusters.max(initial=-1) >= 0]
+    chosen = np.linspace(0, len(somebody) - 1, min(config.assign.pictures, len(somebody))).round().astype(int)
+    pictures = {somebody[i]: f"pictures/{somebody[i]:06d}.jpg" for i in chosen.tolist()}
+    tree_of_all = [as_json(one, plan.errors, pictures.get(number)) for number, one in enumerate(found)]
+    if store.read_json(folder, "clusters.json") != tree_of_all:
+        # Pictures show what was before.
+        for entry in list(storage.listing(store.uri(folder, "pictures"), (".jpg",))):
+            storage.delete(entry.uri)
+        store.write_json(tree_of_all, folder, "clusters.json")
+    bad = [i for one in plan.sequences for i in one.instances if i in plan.errors]
+    rejected = [dict(zip([*KEY, "error", "message"], (*i, *plan.errors[i]), strict=True)) for i in bad]
+    store.replace_table("rejected/assign", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])
+    draw_pictures(config, plan, found, pictures)
+    count = sum(len(one.instances) for one in plan.sequences)
+    agreement = agreed(found) if plan.labelled else None
+    record = {
+        "rows": {
+            "in": count,
+            "out": count - len(bad),
+            "rejected": dict(Counter(plan.errors[i][0] for i in bad)),
+        },
+        "stages": {"assign": {"rows": len(found), "seconds": round(seconds, 3)}},
+        "threshold": {"value": plan.threshold.value, "why": plan.threshold.why},
+        "sequences": len(found),
+        "clusters": sum(int(one.clusters.max(initial=-1)) + 1 for one in found),
+        "named": sum(len(one.names) for one in found),
+        "bcubed": agreement and agreement._asdict(),
+    }
+    return record, Assignment(found, agreement, pictures)
+
+
+def assign_sequence(sequence: Sequence, plan: AssignPlan, settings: AssignConfig) -> Assigned:
+    """Who is the same in one sequence."""
+    kept = [i for i, one in enumerate(sequence.instances) if one in plan.vectors]
+    clusters = np.full(len(sequence.instances), -1)
+    names: dict[int, str] = {}
+    if kept:
+        instances = [sequence.instances[i] for i in kept]
+        clusters[kept], names = cluster(
+            np.stack([plan.vectors[one] for one in instances]),
+            *relations(instances, plan.people, settings.constraints),
+            settings.method,
+            plan.threshold.value,
+            plan.bank,
+            np.array([plan.examples.get(one, -1) for one in instances]),
+        )
+    return Assigned(sequence, clusters, names)
+
+
+def agreed(found: list[Assigned]) -> Agreement:
+    """B-cubed over the instances of all sequences of which it is known who they are."""
+    labels: list[str] = []
+    clusters: list[str] = []
+    for number, one in enumerate(found):
+        for character, uncertain, place in zip(
+            one.sequence.characters, one.sequence.uncertain, one.clusters.tolist(), strict=True
+        ):
+            if not uncertain and place >= 0:
+                labels.append(f"{number} {character}")
+                clusters.append(f"{number} {place}")
+    return bcubed(np.array(labels), np.array(clusters))
+
+
+def as_json(one: Assigned, errors: dict[Instance, tuple[str, str]], picture: str | None) -> dict[str, Any]:
+    """A sequence as label files have it: one annotation a cluster."""
+    annotations = [
+        {
+            "charId": one.names.get(number, f"{one.sequence.name}/{number}"),
+            "name": one.names.get(number),
+            "charInstances": [names_of(one.sequence.instances[i]) for i in np.flatnonzero(one.clusters == number)],
+        }
+        for number in range(int(one.clusters.max(initial=-1)) + 1)
+    ]
+    bad = [one.sequence.instances[i] for i in np.flatnonzero(one.clusters < 0)]
+    rejected = [{**names_of(instance), "error": errors[instance][0]} for instance in bad]
+    return {"seq_id": one.sequence.name, "annotations": annotations, "rejected": rejected, "picture": picture}
+
+
+# --------------------------------------------------------------------------------------------------------- the pictures
+
+
+def draw_pictures(config: ComicsConfig, plan: AssignPlan, found: list[Assigned], pictures: dict[int, str]) -> None:
+    """Draw those that are not there."""
+    folder = Store(config.output).uri(config.assign.folder)
+    there = {entry.name for entry in storage.listing(storage.join(folder, "pictures"), (".jpg",))}
+    todo = {number: name for number, name in pictures.items() if name.rpartition("/")[2] not in there}
+    pages = {one[:2] for number in todo for one in found[number].sequence.instances}
+    wanted = pd.MultiIndex.from_frame(plan.crops[["series_id", "page_id"]]).isin(pages)
+    boxes = {
+        (row["series_id"], row["page_id"], row["type"], row["index"]): row
+        for row in plan.crops[wanted & (plan.crops.error == "")].to_dict("records")
+    }
+
+    def draw(number: int) -> None:
+        storage.write_bytes(storage.join(folder, todo[number]), draw_panels(panels_of(found[number], boxes)))
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(draw, todo))
+
+
+def panels_of(one: Assigned, boxes: dict[tuple[Any, ...], dict[Any, Any]]) -> list[Panel]:
+    """The first DRAWN pictures of a sequence that show somebody; a page that was cut by boxes of several panels once.
+
+    boxes: rows of CROPS by series, page, type and index.
+    """
+    people: list[tuple[str, str, Person]] = []
+    for instance, number in zip(one.sequence.instances, one.clusters.tolist(), strict=True):
+        series, page, face, body = instance
+        parts = (boxes.get((series, page, kind, index)) for kind, index in (("body", body), ("face", face)))
+        rows = [row for row in parts if row is not None]
+        if number >= 0 and rows:
+            frames = [(row[BOX[0]], row[BOX[1]], row[BOX[2]], row[BOX[3]]) for row in rows]
+            person = Person(frames, one.names.get(number, str(number + 1)), number)
+            people.append((rows[0]["picture"], page, person))
+    ordered = sorted(people, key=lambda row: natural(row[1]))
+    found = []
+    shown: dict[str, list[tuple[str, Person]]] = {}
+    for picture, page, person in ordered:
+        shown.setdefault(picture, []).append((page, person))
+    for picture, rows in list(shown.items())[:DRAWN]:
+        title = " ".join([one.sequence.series, *dict.fromkeys(page for page, _ in rows)])
+        found.append(Panel(title, _picture(picture), [who for _, who in rows]))
+    return found
+
+
+def _picture(uri: str) -> Any:
+    try:
+        return decode(storage.read_bytes(uri))
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        log.warning("%s cannot be shown: %s", uri, error)
+        return None

@@ -1,0 +1,255 @@
+"""Cut faces and bodies out of the pictures of comics.
+
+plan   driver   the boxes, less those that cannot be and those that are cut already; a block for every few pictures
+cut    task     N -> 1: each picture is decoded once; the files, then a whole part of crops/ that tells of them
+collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lists of files
+"""
+
+import io
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+from PIL.Image import Image
+
+from actors.comic_characters.crops import CropConfig, crop_name, decode, encode, window
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from pipelines.core.progress import finish
+from pipelines.core.ray_data import fitted, ray_task, set_context
+
+if TYPE_CHECKING:
+    # Workers that cut pay for no import of torch.
+    from pipelines.comic_characters.settings import ComicsConfig
+
+BOX = ["x_0", "y_0", "x_1", "y_1"]
+NAME = ["series_id", "page_id", "type", "index"]
+CROPS = pa.schema(
+    [
+        *((name, pa.string()) for name in NAME[:3]),
+        ("index", pa.int64()),
+        ("char_index", pa.int64()),
+        *((name, pa.float64()) for name in BOX),
+        ("picture", pa.string()),
+        *((name, pa.int32()) for name in ("left", "top", "right", "bottom")),
+        ("img_path", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row a box. x_0 to y_1: as it was given; left to bottom: what was cut, in pixels, right and bottom exclusive;
+img_path: the file below the output. Where there is no crop these are null, and img_path is "".
+error: "" where there is one."""
+CUT = ["left", "top", "right", "bottom", "img_path", "error", "message"]
+"""What cutting adds to a row."""
+REJECTED = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in (*NAME, *BOX, "error", "message"))])
+"""One row for every box without a crop, with what the CSV says of it. line: in the CSV, whose first row is line 2."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+LISTS = {"face": "filtered_all_face.csv", "body": "filtered_all_body.csv"}
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """The boxes, and which of them are to be cut."""
+
+    given: pd.DataFrame
+    """The CSV as text, with the columns of REJECTED before error."""
+    boxes: pd.DataFrame
+    """The same rows with the columns of CROPS; error says what is wrong with a box or its picture."""
+    todo: np.ndarray
+    """bool: those that are sound and not yet cut."""
+
+
+def plan_crops(config: "ComicsConfig") -> CropPlan:
+    """Read the boxes, find their pictures and what is cut already.
+
+    Raises ValueError where the CSV cannot be read, or where the output holds crops that were cut in another way.
+    """
+    for name in ("pictures", "boxes"):
+        if not getattr(config, name):
+            raise ValueError(f"{name}: this setting is needed")
+    store = Store(config.output)
+    made = store.read_json("crops.json")
+    if made not in (None, _way(config.crop)):
+        raise ValueError(f"{config.output} holds crops cut with {made}: use another output, or these settings")
+    given = read_boxes(config.boxes)
+    boxes = located(checked(given), config.pictures)
+    cut = _with_cuts(boxes, store).img_path != ""
+    return CropPlan(given, boxes, ((boxes.error == "") & ~cut).to_numpy())
+
+
+def read_csv(uri: str, setting: str) -> pd.DataFrame:
+    """A CSV as text. Raises ValueError, which names the setting that gave it."""
+    try:
+        return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{setting}={uri}: there is no such file") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}={uri} is no CSV: {error}") from error
+
+
+def read_boxes(uri: str) -> pd.DataFrame:
+    """The rows of a CSV of boxes as text, with the columns line, NAME, char_index and BOX. Raises ValueError."""
+    rows = read_csv(uri, "boxes")
+    # The reference writes x1 where it means x_1.
+    rows = rows.rename(columns={"x1": "x_1"})
+    if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:
+        raise ValueError(f"boxes={uri} has no {', '.join(missing)}; it has {', '.join(rows.columns) or 'nothing'}")
+    rows.insert(0, "line", np.arange(2, len(rows) + 2))
+    return rows[["line", *NAME, "char_index", *BOX]].apply(lambda one: one.str.strip() if one.name != "line" else one)
+
+
+def checked(given: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `read_boxes` with the columns of CROPS, and an error where a box cannot be.
+
+    bad_name: no series, page or index, or one that cannot be part of a path; bad_type: neither face nor body; bad_box:
+    no numbers; empty_box: no width or height; duplicate: the name of a box further up.
+    """
+    boxes = given[NAME[:3]].copy()
+    numbers = given[["index", "char_index", *BOX]].apply(pd.to_numeric, errors="coerce")
+    index = numbers["index"].where((numbers["index"] >= 0) & (numbers["index"] % 1 == 0))
+    boxes["index"] = index.astype("Int64")
+    whole = numbers.char_index.where((numbers.char_index >= 0) & (numbers.char_index % 1 == 0))
+    boxes["char_index"] = whole.astype("Int64")
+    boxes[BOX] = numbers[BOX].astype(float)
+    boxes[["left", "top", "right", "bottom"]] = math.nan
+    boxes[["picture", "img_path"]] = ""
+    named = index.notna() & given.series_id.map(_part_of_path) & given.page_id.map(_part_of_path)
+    finite = np.isfinite(boxes[BOX].to_numpy()).all(1)
+    sized = (boxes.x_0 < boxes.x_1) & (boxes.y_0 < boxes.y_1)
+    problems = {
+        "bad_name": ~named,
+        "bad_type": ~given.type.isin(["face", "body"]),
+        "bad_box": ~finite,
+        "empty_box": ~sized,
+        "duplicate": boxes.duplicated(NAME),
+    }
+    boxes["error"] = np.select(list(problems.values()), list(problems), "")
+    boxes["message"] = ""
+    return boxes
+
+
+def _part_of_path(name: str) -> bool:
+    return bool(re.fullmatch(r"[^/\\\0]+", name)) and name not in (".", "..")
+
+
+def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
+    """Boxes with the picture of each: that of its panel, else that of its page; else the error missing_page."""
+    found: dict[str, str] = {}
+    for entry in storage.listing(pictures, ENDINGS):
+        found.setdefault(entry.name.rpartition(".")[0], entry.uri)
+    panel = boxes.series_id + "/" + boxes.page_id
+    page = panel.str.replace(r"_[^_]*$", "", regex=True)
+    uris = panel.map(found).fillna(page.map(found)).fillna("")
+    lost = (uris == "") & (boxes.error == "")
+    message = "there is no " + storage.join(pictures) + "/" + panel + ".jpg or " + page + ".jpg"
+    return boxes.assign(
+        picture=uris,
+        error=boxes.error.where(~lost, "missing_page"),
+        message=boxes.message.where(~lost, message),
+    )
+
+
+def _way(config: CropConfig) -> dict[str, Any]:
+    """What a crop looks like."""
+    return {"face_scale": config.face_scale, "quality": config.quality}
+
+
+def _with_cuts(boxes: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """Sound boxes with what crops/ has of the same box; where it has nothing, img_path and error are empty."""
+    key = [*NAME, *BOX]
+    # Of a box that was tried again the row without an error counts.
+    found = store.read_table("crops", CROPS).to_pandas().sort_values("error", kind="stable").drop_duplicates(key)
+    sound = boxes[boxes.error == ""].drop(columns=CUT).reset_index(names="row")
+    known = sound.merge(found[[*key, *CUT]], "inner", on=key).set_index("row")
+    boxes = boxes.copy()
+    boxes.loc[known.index, CUT] = known[CUT]
+    return boxes
+
+
+def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
+    """Cut what is missing; returns rows and stages for the record of the run."""
+    Store(config.output).write_json(_way(config.crop), "crops.json")
+    started = time.monotonic()
+    if plan.todo.any():
+        _cut(config, plan)
+    stage = {"rows": int(plan.todo.sum()), "seconds": round(time.monotonic() - started, 1)}
+    return {"rows": collect(config, plan), "stages": {"crop": stage}}
+
+
+def collect(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
+    """Write crops/, rejected/crop/ and the lists of files anew from all that was cut; returns how many they are."""
+    store = Store(config.output)
+    rows = _with_cuts(plan.boxes, store)
+    bad = (rows.error != "").to_numpy()
+    rejected = plan.given[bad].assign(error=rows.error[bad], message=rows.message[bad])[REJECTED.names]
+    store.replace_table("crops", [pa.Table.from_pandas(rows, CROPS, preserve_index=False)])
+    store.replace_table("rejected/crop", [pa.Table.from_pandas(rejected, REJECTED, preserve_index=False)])
+    for kind, name in LISTS.items():
+        paths = rows[~bad & (rows.type == kind)][["img_path"]]
+        storage.write_bytes(store.uri(name), paths.to_csv(index=False).encode())
+    return {"in": len(rows), "out": int((~bad).sum()), "rejected": dict(Counter(rows.error[bad]))}
+
+
+def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
+    stage = fitted({}, tasks_of(config), config.autoscaling)["crop"]
+    set_context()
+    cut: Any = partial(cut_pictures, store=Store(config.output), config=config.crop)
+    tables = list(blocks(plan, config.crop.batch_size))
+    rows = ray.data.from_arrow(tables).map_batches(cut, batch_size=None, batch_format="pyarrow", **ray_task(stage))
+    finish(rows, "boxes", int(plan.todo.sum()), "boxes cut")
+
+
+def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
+    """The stages of `crop`, by name."""
+    return {"crop": config.crop}
+
+
+def blocks(plan: CropPlan, pictures: int) -> Iterator[pa.Table]:
+    """What is to be cut, as tables of the boxes of so many pictures, those of one picture together."""
+    ordered = plan.boxes[plan.todo].sort_values("picture", kind="stable")
+    number = (ordered.picture != ordered.picture.shift()).cumsum().to_numpy() - 1
+    table = pa.Table.from_pandas(ordered, CROPS, preserve_index=False)
+    ends = np.flatnonzero(np.diff(number // pictures, append=-1)) + 1
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        yield table.slice(first, end - first)
+
+
+def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
+    """Cut the boxes of some pictures, write the files and then a part of crops/; returns how many boxes they were."""
+    rows = table.to_pylist()
+    for picture, group in groupby(rows, itemgetter("picture")):
+        try:
+            page = decode(storage.read_bytes(picture))
+        except (FileNotFoundError, PermissionError, ValueError) as error:
+            code = "broken_page" if isinstance(error, ValueError) else "missing_page"
+            for row in group:
+                row |= {"error": code, "message": str(error)}
+            continue
+        for row in group:
+            row |= _cut_box(row, page, store, config)
+    names = ["/".join(str(row[name]) for name in [*NAME, *BOX]) for row in rows]
+    store.write_part("crops", pa.Table.from_pylist(rows, CROPS), names)
+    return {"boxes": np.array([len(rows)])}
+
+
+def _cut_box(row: dict[str, Any], page: Image, store: Store, config: CropConfig) -> dict[str, Any]:
+    x_0, y_0, x_1, y_1 = (row[name] for name in BOX)
+    cut = window((x_0, y_0, x_1, y_1), row["type"], *page.size, config.face_scale)
+    if cut is None:
+        return {"error": "outside", "message": f"the picture is {page.width} x {page.height} pixels"}
+    path = crop_name(row["series_id"], row["page_id"], row["type"], row["index"])
+    storage.write_bytes(store.uri(path), encode(page.crop(cut), config.quality))
+    return {**dict(zip(CUT[:4], cut, strict=True)), "img_path": path}

@@ -1,0 +1,263 @@
+"""Vectors of instances: each of those that were cropped, and of those that label files name, by the head of stage 2.
+
+plan   driver  the instances in parts that are the same for the same instances, and which of the parts are missing
+       actors  features that are missing, see `features`
+read   task    the features of one part's instances
+embed  actors  1 -> 1: the head
+write  task    a whole part of embeddings/, which holds the vectors of one head and one backbone only
+"""
+
+import hashlib
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+from pyarrow import compute
+
+from actors.comic_characters.network import InstanceEmbedder, feature_size, load_head
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from pipelines.comic_characters.crop import CROPS
+from pipelines.comic_characters.features import (
+    FEATURES,
+    KEY,
+    REJECTED_INSTANCES,
+    WRITES,
+    Backbone,
+    as_instance,
+    beside,
+    extract,
+    find_backbone,
+    located,
+    ordered,
+    without_features,
+)
+from pipelines.comic_characters.pairs import find_pairs
+from pipelines.comic_characters.sequences import SPLITS, Instance, read_sequences
+from pipelines.comic_characters.settings import ComicsConfig
+from pipelines.core.progress import finish
+from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+
+EMBEDDINGS = pa.schema(
+    [
+        *(FEATURES.field(name) for name in KEY),
+        ("vector", pa.list_(pa.float32())),
+        *(FEATURES.field(name) for name in ("error", "message")),
+    ]
+)
+"""One row an instance. vector: (D,) of length 1, null where there is an error."""
+READS = 0.25
+"""CPUs of a task that reads features."""
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """The instances, and what is missing of them."""
+
+    backbone: Backbone
+    weights: bytes
+    """Of the head."""
+    parts: list[list[Instance]]
+    """All instances in the order of `ordered`."""
+    todo: list[list[Instance]]
+    """The parts that have no vectors of this head."""
+    features: list[Instance]
+    """Those of their instances that have no features."""
+
+
+class Embeddings(NamedTuple):
+    """The sound ones of what `embed` has made."""
+
+    instances: list[Instance]
+    vectors: np.ndarray
+    """float32 (N, D), each of length 1."""
+
+
+def crop_instances(crops: pd.DataFrame) -> list[Instance]:
+    """A face and body of one char_index are one instance; what has no partner is one by itself. Rows of CROPS."""
+    pairs, _ = find_pairs(crops)
+    found = [as_instance(row) for row in pairs.to_dict("records")]
+    paired = {(series, page, "face", face) for series, page, face, _ in found}
+    paired |= {(series, page, "body", body) for series, page, _, body in found}
+    for row in crops[crops.error == ""].to_dict("records"):
+        name = row["series_id"], row["page_id"], row["type"], row["index"]
+        if name not in paired:
+            alone = {"face": None, "body": None} | {row["type"]: row["index"]}
+            found.append((row["series_id"], row["page_id"], alone["face"], alone["body"]))
+    return ordered(found)
+
+
+def plan_embedding(config: ComicsConfig) -> EmbedPlan:
+    """Find the instances and what is missing. Raises ValueError where there are none, no backbone or no head."""
+    store = Store(config.output)
+    backbone = find_backbone(config)
+    weights = head_weights(config)
+    load_head(config.fine_tune.head, feature_size(config.backbone.name), weights)
+    wanted = set(crop_instances(store.read_table("crops", CROPS).to_pandas()))
+    for split in SPLITS:
+        uri = Store(config.labels).uri(f"{split}_sequences.json")
+        if config.labels and storage.exists(uri):
+            wanted.update(instance for one in read_sequences(uri) for instance in one.instances)
+    if not wanted:
+        raise ValueError(f"{config.output} has no faces or bodies in crops/: `crop` makes them")
+    instances, size = ordered(wanted), config.embed.batch_size
+    parts = [instances[first : first + size] for first in range(0, len(instances), size)]
+    done = _sound_parts(store) if store.read_json("embeddings.json") == _made_by(config, backbone, weights) else set()
+    todo = [part for part in parts if _part_name(part) not in done]
+    missing = without_features(store, backbone.folder, [one for part in todo for one in part])
+    return EmbedPlan(backbone, weights, parts, todo, missing)
+
+
+def _head_uri(config: ComicsConfig) -> str:
+    return Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
+
+
+def head_weights(config: ComicsConfig) -> bytes:
+    """The head that `fine-tune` has left. Raises ValueError where there is none."""
+    uri = _head_uri(config)
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no head {uri}: `fine-tune` makes it") from error
+
+
+def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:
+    """What vectors depend on."""
+    return {"features": backbone.folder, "head": _about_head(config, weights)}
+
+
+def _about_head(config: ComicsConfig, weights: bytes) -> dict[str, Any]:
+    return {"weights": hashlib.sha256(weights).hexdigest()[:16], **asdict(config.fine_tune.head)}
+
+
+def check_head(config: ComicsConfig) -> None:
+    """Raise ValueError where embeddings/ is of another head than the one that `fine-tune` has left since."""
+    store, uri = Store(config.output), _head_uri(config)
+    made = store.read_json("embeddings.json")
+    if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
+        raise ValueError(f"{store.uri('embeddings')} is of another head than {uri}: `embed` makes it anew")
+
+
+def _sound_parts(store: Store) -> set[str]:
+    """Names of the parts that can be read and have no error."""
+    found = set()
+    for name in store.parts("embeddings"):
+        part = store.read_part("embeddings", name, ["error"])
+        if part is not None and set(part["error"].to_pylist()) <= {""}:
+            found.add(name)
+    return found
+
+
+def _part_name(part: list[Instance]) -> str:
+    return f"part-{hashlib.sha256(repr(part).encode()).hexdigest()[:20]}.parquet"
+
+
+def begin(config: ComicsConfig, plan: EmbedPlan) -> None:
+    """See to it that embeddings/ holds vectors of this head only."""
+    store, made = Store(config.output), _made_by(config, plan.backbone, plan.weights)
+    if store.read_json("embeddings.json") != made:
+        # Before the first part of this head is there, none of another one is left.
+        store.replace_table("embeddings", [])
+        store.write_json(made, "embeddings.json")
+
+
+def embed(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
+    """Embed what is missing; returns rows and stages for the record of the run."""
+    begin(config, plan)
+    stages = {"features": extract(config, plan.backbone, plan.features)}
+    started = time.monotonic()
+    if plan.todo:
+        _embed(config, plan)
+    number = sum(map(len, plan.todo))
+    stages["embed"] = {"rows": number, "seconds": round(time.monotonic() - started, 1)}
+    return {"rows": collect(config, plan), "stages": stages}
+
+
+def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
+    stages = fitted(*stages_of(config), config.autoscaling)
+    set_context()
+    stage: Any = stages["embed"]
+    store = Store(config.output)
+    where = located(store, plan.backbone.folder)
+    tables = [
+        pa.Table.from_pylist([{**dict(zip(KEY, one, strict=True)), "part": where[one][0]} for one in part], _READ)
+        for part in plan.todo
+    ]
+    read: Any = partial(read_rows, store=store, folder=plan.backbone.folder)
+    write: Any = partial(write_vectors, store=store)
+    arguments = [stage, config.fine_tune.head, feature_size(config.backbone.name), plan.weights]
+    rows = ray.data.from_arrow(tables).map_batches(
+        read, batch_size=None, batch_format="pyarrow", **ray_task(stages["read"])
+    )
+    rows = rows.map_batches(InstanceEmbedder, fn_constructor_args=arguments, batch_size=None, **ray_actors(stage))
+    rows = rows.map_batches(write, batch_size=None, **ray_task(stages["write"]))
+    finish(rows, "instances", sum(map(len, plan.todo)), "instances embedded")
+
+
+_READ = pa.schema([*(FEATURES.field(name) for name in KEY), ("part", pa.string())])
+
+
+def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pools and the tasks, by name."""
+    return {"embed": config.embed}, {"read": beside(config.embed, READS), "write": beside(config.embed, WRITES)}
+
+
+def read_rows(table: pa.Table, store: Store, folder: str) -> pa.Table:
+    """Instances, and the part of features/ in which each lies, as rows of FEATURES."""
+    rows = table.to_pylist()
+    wanted = {as_instance(row): row["part"] for row in rows}
+    found: dict[Instance, dict[str, Any]] = {}
+    for name in sorted(set(wanted.values())):
+        part = store.read_part(folder, name, FEATURES.names)
+        if part is None:
+            raise RuntimeError(f"{store.uri(folder, name)} is torn: the same command makes it again")
+        found |= {one: row for row in part.to_pylist() if wanted.get(one := as_instance(row)) == name}
+    return pa.Table.from_pylist([found[one] for one in wanted], FEATURES)
+
+
+def write_vectors(batch: Batch, store: Store) -> Batch:
+    """Write what InstanceEmbedder gives as a part of embeddings/; returns how many instances they are."""
+    rows = [{name: batch[name][row] for name in EMBEDDINGS.names} for row in range(len(batch["error"]))]
+    for row in rows:
+        for kind in ("face", "body"):
+            row[kind] = None if np.isnan(row[kind]) else int(row[kind])
+    name = _part_name([as_instance(row) for row in rows])
+    store.write_table(pa.Table.from_pylist(rows, EMBEDDINGS), "embeddings", name)
+    return {"instances": np.array([len(rows)])}
+
+
+def collect(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
+    """Remove parts that are of other instances, and write rejected/embed/; returns how many rows there are."""
+    store = Store(config.output)
+    for name in set(store.parts("embeddings")) - {_part_name(part) for part in plan.parts}:
+        storage.delete(store.uri("embeddings", name))
+    rows = 0
+    bad: list[dict[str, Any]] = []
+    for part in store.read_parts("embeddings", REJECTED_INSTANCES.names):
+        rows += len(part)
+        bad += [row for row in part.to_pylist() if row["error"]]
+    if rows != (wanted := sum(map(len, plan.parts))):
+        raise RuntimeError(f"embeddings/ holds {rows} of {wanted} instances: the same command makes the others")
+    store.replace_table("rejected/embed", [pa.Table.from_pylist(bad, REJECTED_INSTANCES)])
+    return {"in": rows, "out": rows - len(bad), "rejected": dict(Counter(row["error"] for row in bad))}
+
+
+def read_embeddings(store: Store) -> Embeddings:
+    """What `embed` has made, in the order of `ordered`. Raises ValueError where there is nothing."""
+    found: dict[Instance, np.ndarray] = {}
+    for part in store.read_parts("embeddings", EMBEDDINGS.names):
+        sound = part.filter(compute.field("error") == "").combine_chunks()
+        vectors = sound["vector"].combine_chunks()
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(sound), -1)
+        found.update(zip(map(as_instance, sound.select(KEY).to_pylist()), flat, strict=True))
+    if not found:
+        raise ValueError(f"{store.uri('embeddings')} holds no vectors: `embed` makes them")
+    instances = ordered(found)
+    return Embeddings(instances, np.stack([found[one] for one in instances]))

@@ -1,0 +1,254 @@
+"""Stage 2: learn from sequences in which people have said who is who, what makes two drawn persons the same.
+
+The backbone stays as it is; its features are computed once. What learns is the head that makes one vector of a face
+and a body. Pairs that are not known to be different are no negatives, unless asked for.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from pytorch_metric_learning import losses, miners
+from ray.data import Dataset
+from torch import Tensor, nn
+
+from actors.comic_characters.network import Head, feature_size, stacked
+from actors.core.store import Store
+from pipelines.comic_characters.features import (
+    REJECTED_INSTANCES,
+    Backbone,
+    Features,
+    extract,
+    find_backbone,
+    read_features,
+    without_features,
+)
+from pipelines.comic_characters.sequences import Instance, Sequence, known_to_differ, read_sequences
+from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
+from pipelines.core.training import Tensors, Trained, fit
+
+LOSSES: dict[str, Callable[[], Any]] = {
+    "contrastive": losses.ContrastiveLoss,
+    "triplet": losses.TripletMarginLoss,
+    "multi_similarity": losses.MultiSimilarityLoss,
+    "circle": losses.CircleLoss,
+    "tuplet": losses.TupletMarginLoss,
+    "n_pairs": losses.NPairsLoss,
+}
+"""With the margins and scales of pytorch-metric-learning; contrastive and triplet go by L2 distance."""
+MINERS: dict[str, Callable[[], Any]] = {
+    "multi_similarity": miners.MultiSimilarityMiner,
+    "pair_margin": miners.PairMarginMiner,
+    "triplet_margin": miners.TripletMarginMiner,
+}
+
+
+@dataclass(frozen=True)
+class FineTunePlan:
+    """The sequences of training and validation, and the features that are missing."""
+
+    train: list[Sequence]
+    valid: list[Sequence]
+    backbone: Backbone
+    todo: list[Instance]
+
+    @property
+    def instances(self) -> list[Instance]:
+        """Those of all sequences, each as often as it stands there."""
+        return [instance for one in (*self.train, *self.valid) for instance in one.instances]
+
+
+def plan_fine_tuning(config: ComicsConfig) -> FineTunePlan:
+    """Read the sequences and find what is missing. Raises ValueError where there are none, or no backbone."""
+    if not config.labels:
+        raise ValueError("labels: this setting is needed")
+    train, valid = (
+        read_sequences(Store(config.labels).uri(f"{name}_sequences.json")) for name in ("train", "validation")
+    )
+    for name, sequences in (("train", train), ("validation", valid)):
+        if not any(one.instances for one in sequences):
+            raise ValueError(f"{config.labels}/{name}_sequences.json has no instance")
+    backbone = find_backbone(config)
+    plan = FineTunePlan(train, valid, backbone, [])
+    todo = without_features(Store(config.output), backbone.folder, plan.instances)
+    return FineTunePlan(train, valid, backbone, todo)
+
+
+def sequence_rows(
+    sequences: list[Sequence], features: dict[Instance, Features], width: int, longest: int
+) -> list[dict[str, np.ndarray]]:
+    """One row a sequence, its instances padded to `longest`; those without features are left out.
+
+    faces, bodies float32 (M, F); there uint8 (M, 2); character, sequence, series int64 (M,), numbers that stand for
+    names in all rows of one call, and -1 where a place is empty; uncertain uint8 (M,).
+    """
+    numbers: dict[tuple[str, str], int] = {}
+
+    def number(kind: str, name: str) -> int:
+        return numbers.setdefault((kind, name), len(numbers))
+
+    rows = []
+    for place, one in enumerate(sequences):
+        kept = [i for i in range(len(one.instances)) if not features[one.instances[i]].error]
+        faces, bodies, there = stacked([features[one.instances[i]][:2] for i in kept], width)
+        empty = longest - len(kept)
+        names = {
+            "character": [number("character", one.characters[i]) for i in kept],
+            "sequence": [place] * len(kept),
+            "series": [number("series", one.series)] * len(kept),
+        }
+        rows.append(
+            {
+                "faces": np.pad(faces, ((0, empty), (0, 0))),
+                "bodies": np.pad(bodies, ((0, empty), (0, 0))),
+                "there": np.pad(there.astype(np.uint8), ((0, empty), (0, 0))),
+                "uncertain": np.pad(np.array([one.uncertain[i] for i in kept], np.uint8), (0, empty)),
+                **{name: np.pad(np.array(v, np.int64), (0, empty), constant_values=-1) for name, v in names.items()},
+            }
+        )
+    return rows
+
+
+def flat(batch: Tensors) -> Tensors:
+    """The instances of all sequences of a batch, one a row."""
+    used = batch["character"] >= 0
+    rows = {name: column[used] for name, column in batch.items()}
+    return {**rows, "there": rows["there"].bool(), "uncertain": rows["uncertain"].bool()}
+
+
+def relations(rows: Tensors) -> tuple[Tensor, Tensor]:
+    """Which pairs are the same character, and which are known to differ: bool (N, N) each."""
+    columns = [rows[name].cpu().numpy() for name in ("character", "sequence", "series", "uncertain")]
+    differ = torch.from_numpy(known_to_differ(*columns)).to(rows["character"].device)
+    same = rows["character"][:, None] == rows["character"]
+    return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), differ
+
+
+def masked(there: Tensor, share: float) -> Tensor:
+    """Hide the face or the body of so large a share of those that have both."""
+    both = there.all(1)
+    hidden = (torch.rand(len(there), device=there.device) < share) & both
+    part = torch.rand(len(there), device=there.device) < 0.5
+    return there & ~(hidden[:, None] & torch.stack([part, ~part], 1))
+
+
+def loss(config: FineTuneConfig, model: nn.Module, batch: Tensors) -> Tensor:
+    """The metric loss over all instances of a batch of sequences."""
+    rows = flat(batch)
+    there = masked(rows["there"], config.mask) if config.mask and model.training else rows["there"]
+    return metric_loss(config, model(rows["faces"], rows["bodies"], there), rows)
+
+
+def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
+    """The loss of vectors (N, D) of the rows of `flat`."""
+    labels, criterion = rows["character"], LOSSES[config.loss]()
+    if config.loss == "n_pairs" or config.miner != "none":
+        # What takes all others for different gets groups in which all are.
+        groups = [torch.arange(len(labels), device=labels.device)] if config.uncertain else _sure_groups(rows)
+        if config.loss == "n_pairs":
+            return torch.stack([criterion(found[group], labels[group]) for group in groups]).mean()
+        miner = MINERS[config.miner]()
+        mined = [[group[some] for some in miner(found[group].detach(), labels[group])] for group in groups]
+        return criterion(found, labels, tuple(torch.cat(some) for some in zip(*mined, strict=True)))
+    same, differ = relations(rows)
+    if config.uncertain:
+        differ = labels[:, None] != labels
+    return criterion(found, labels, (*torch.where(same), *torch.where(differ)))
+
+
+def _sure_groups(rows: Tensors) -> list[Tensor]:
+    """Numbers of rows that are known to be the same or different: a sequence of each series, as often as needed."""
+    groups: dict[int, list[Tensor]] = {}
+    for series in rows["series"].unique():
+        for number, sequence in enumerate(rows["sequence"][rows["series"] == series].unique()):
+            chosen = torch.where((rows["sequence"] == sequence) & ~rows["uncertain"])[0]
+            groups.setdefault(number, []).append(chosen)
+    return [torch.cat(chosen) for chosen in groups.values()]
+
+
+def query_mrr(found: np.ndarray, same: np.ndarray, differ: np.ndarray) -> float:
+    """Mean over queries of 1 / rank of the first of the same character, among all that are known to differ.
+
+    A query counts that has both; what is as far as the first one stands before it. NaN where no query counts.
+
+    Args:
+        found: vectors float (N, D) of length 1.
+        same, differ: bool (N, N).
+    """
+    alike = found @ found.T
+    counts = same.any(1) & differ.any(1)
+    best = np.where(same, alike, -np.inf).max(1, initial=-np.inf)
+    before = (differ & (alike >= best[:, None])).sum(1)
+    return float((1 / (1 + before[counts])).mean()) if counts.any() else float("nan")
+
+
+def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
+    """query_mrr, where every instance is searched for in its own series, and valid_loss, a mean over batches."""
+    rows: list[Tensors] = []
+    vectors: list[Tensor] = []
+    values: list[float] = []
+    for batch in batches:
+        rows.append(flat(batch))
+        vectors.append(model(rows[-1]["faces"], rows[-1]["bodies"], rows[-1]["there"]))
+        values.append(metric_loss(config, vectors[-1], rows[-1]).item())
+    whole = {name: torch.cat([one[name] for one in rows]) for name in ("character", "sequence", "series", "uncertain")}
+    same, differ = (pairs.cpu().numpy() for pairs in relations(whole))
+    series = whole["series"].cpu().numpy()
+    mrr = query_mrr(torch.cat(vectors).float().cpu().numpy(), same, differ & (series[:, None] == series))
+    return {"query_mrr": mrr, "valid_loss": float(np.mean(values))}
+
+
+def make_model(config: FineTuneConfig, backbone: str) -> nn.Module:
+    """The head with its first weights."""
+    return Head(config.head, feature_size(backbone))
+
+
+def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any], Trained]:
+    """Compute the features that are missing, then train; the same call after a kill goes on."""
+    store, settings = Store(config.output), config.fine_tune
+    stages = {"features": extract(config, plan.backbone, plan.todo)}
+    features = read_features(store, plan.backbone.folder, plan.instances)
+    bad = [one for one in plan.instances if features[one].error]
+    names = ("series_id", "page_id", "face", "body", "error", "message")
+    rejected = [dict(zip(names, (*one, *features[one][2:]), strict=True)) for one in bad]
+    store.replace_table("rejected/fine-tune", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])
+    width = feature_size(config.backbone.name)
+    longest = max(len(one.instances) for one in (*plan.train, *plan.valid))
+    rows = {
+        name: sequence_rows(sequences, features, width, longest)
+        for name, sequences in (("train", plan.train), ("valid", plan.valid))
+    }
+    datasets: dict[str, Dataset] = {name: ray.data.from_items(part).materialize() for name, part in rows.items()}
+    about = {
+        "fine_tune": {name: value for name, value in asdict(settings).items() if name != "training"},
+        "features": plan.backbone.folder,
+        "sequences": hashlib.sha256(
+            json.dumps([asdict(one) for one in (*plan.train, *plan.valid)]).encode()
+        ).hexdigest(),
+        "left_out": len(bad),
+    }
+    trained = fit(
+        partial(make_model, settings, config.backbone.name),
+        partial(loss, settings),
+        partial(evaluate, settings),
+        datasets,
+        settings.training,
+        output=store.uri(settings.folder),
+        settings=about,
+    )
+    count = len(plan.instances)
+    record = {
+        "rows": {"in": count, "out": count - len(bad), "rejected": dict(Counter(features[one].error for one in bad))},
+        "stages": stages,
+        "sequences": {"train": len(plan.train), "valid": len(plan.valid)},
+        "best": trained.history[trained.best_epoch - 1],
+    }
+    return record, trained

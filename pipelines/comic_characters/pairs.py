@@ -1,0 +1,216 @@
+"""Faces and bodies of one character in one panel, as pairs: found, decoded once, and kept small for training.
+
+plan   driver  the pairs of crops/, which part each series belongs to, and what is decoded already
+decode task    N -> 1: each crop is decoded once; a whole part of pairs/
+read   task    1 -> N: the pairs of some series, from pairs/
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from actors.comic_characters.crops import Kind, crop_name, decode, prepare
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from pipelines.comic_characters.crop import CROPS
+from pipelines.comic_characters.sequences import read_sequences
+from pipelines.core.progress import finish
+from pipelines.core.ray_data import fitted, ray_task, set_context
+
+if TYPE_CHECKING:
+    # Workers that decode pay for no import of torch.
+    from pipelines.comic_characters.settings import ComicsConfig
+
+Sizes = dict[Kind, int]
+"""Pixels of a side of what is kept, by kind."""
+KEY = ["series_id", "page_id", "face", "body"]
+PAIRS = pa.schema(
+    [
+        ("series_id", pa.string()),
+        ("page_id", pa.string()),
+        ("face", pa.int64()),
+        ("body", pa.int64()),
+        ("face_pixels", pa.binary()),
+        ("body_pixels", pa.binary()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row a pair. face, body: their index; pixels: uint8 (S, S, 3) RGB as they lie in memory, null where there is an
+error."""
+REJECTED_PAIRS = pa.schema([PAIRS.field(name) for name in (*KEY, "error", "message")])
+PARTS = ("train", "valid", "test")
+PAIRS_A_PART = 256
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """The pairs, in which part each series is, and what is to be decoded."""
+
+    pairs: pd.DataFrame
+    """Columns of KEY."""
+    alone: int
+    """Faces and bodies without a partner."""
+    parts: dict[str, str]
+    """Series to one of PARTS."""
+    todo: pd.DataFrame
+    """Pairs that pairs/ does not hold."""
+
+
+def plan_pretraining(config: "ComicsConfig") -> PretrainPlan:
+    """Find the pairs of crops/ and what is decoded already.
+
+    Raises ValueError where there are no crops, too few series or pairs, or pairs decoded at another size.
+    """
+    store = Store(config.output)
+    made = store.read_json("pairs.json")
+    if made not in (None, config.backbone.sizes()):
+        raise ValueError(f"{config.output} holds pairs of {made} pixels: use another output, or these sizes")
+    pairs, alone = find_pairs(store.read_table("crops", CROPS).to_pandas())
+    if pairs.empty:
+        raise ValueError(f"{config.output} has no face and body of one character in crops/: `crop` makes them")
+    parts = split_series(
+        pairs.series_id, config.pretrain.shares, config.pretrain.training.seed, held_out(config.labels)
+    )
+    count, least = int((pairs.series_id.map(parts) == "train").sum()), config.pretrain.training.batch_size
+    if count < least:
+        raise ValueError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}: lower it")
+    done = prepared(store)
+    known = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(done[done.error == ""][KEY]))
+    return PretrainPlan(pairs, alone, parts, pairs[~known])
+
+
+def find_pairs(crops: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Faces and bodies with one char_index in one panel: columns of KEY; and how many have no partner.
+
+    Where a character has several of a kind, the first one counts.
+    """
+    place = ["series_id", "page_id", "char_index"]
+    sound = crops[crops.error == ""]
+    named = sound[sound.char_index.notna()].drop_duplicates([*place, "type"])
+    face, body = (
+        named[named.type == kind][[*place, "index"]].rename(columns={"index": kind}) for kind in ("face", "body")
+    )
+    pairs = face.merge(body, on=place)[KEY].astype({"face": int, "body": int})
+    return pairs.sort_values(KEY, ignore_index=True), len(sound) - 2 * len(pairs)
+
+
+def held_out(labels: str) -> dict[str, str]:
+    """Series that the label files validate and test by, with their part: what has been seen proves nothing."""
+    found = {}
+    for split, part in (("validation", "valid"), ("test", "test")):
+        uri = Store(labels).uri(f"{split}_sequences.json")
+        if labels and storage.exists(uri):
+            found |= {one.series: part for one in read_sequences(uri) if one.series}
+    return found
+
+
+def split_series(
+    series: Iterable[str], shares: tuple[float, float, float], seed: int, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Deal series out to PARTS, each of which gets one at least; a series that comes later moves few others.
+
+    `known` names series whose part is told; others are then not dealt to a part that has some of these.
+
+    Raises ValueError where there are fewer than three.
+    """
+
+    def place(name: str) -> bytes:
+        return hashlib.blake2b(name.encode(), key=str(seed).encode()).digest()
+
+    names = sorted(set(series), key=place)
+    if len(names) < len(PARTS):
+        raise ValueError(f"{len(names)} series cannot be split into {', '.join(PARTS)}: three are needed")
+    told = {name: part for name, part in (known or {}).items() if name in names}
+    kinds = []
+    for part, share in zip(PARTS[1:], shares[1:], strict=True):
+        if part not in told.values():
+            kinds += [part] * max(1, round(len(names) * share / sum(shares)))
+    rest = [name for name in names if name not in told]
+    if len(rest) <= len(kinds):
+        raise ValueError(
+            f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on"
+        )
+    return told | dict(zip(rest, kinds + ["train"] * (len(rest) - len(kinds)), strict=True))
+
+
+def prepared(store: Store) -> pd.DataFrame:
+    """What pairs/ holds, with the columns of REJECTED_PAIRS."""
+    parts = [part.to_pandas() for part in store.read_parts("pairs", REJECTED_PAIRS.names)]
+    rows = pd.concat([REJECTED_PAIRS.empty_table().to_pandas(), *parts])
+    # Of a pair that was tried again the row without an error counts.
+    return rows.sort_values("error", kind="stable").drop_duplicates(KEY)
+
+
+def prepare_pairs(table: pa.Table, store: Store, sizes: Sizes) -> Batch:
+    """Decode the crops of some pairs and write a part of pairs/; returns how many they were."""
+    rows = table.to_pylist()
+    for row in rows:
+        try:
+            for kind, size in sizes.items():
+                row[f"{kind}_pixels"] = _pixels(store, row, kind, size)
+        except (FileNotFoundError, PermissionError, ValueError) as error:
+            code = "broken_crop" if isinstance(error, ValueError) else "missing_crop"
+            row |= {"face_pixels": None, "body_pixels": None, "error": code, "message": str(error)}
+    names = ["/".join(str(row[name]) for name in KEY) for row in rows]
+    store.write_part("pairs", pa.Table.from_pylist(rows, PAIRS), names)
+    return {"pairs": np.array([len(rows)])}
+
+
+def _pixels(store: Store, row: dict[str, Any], kind: Kind, size: int) -> bytes:
+    uri = store.uri(crop_name(row["series_id"], row["page_id"], kind, row[kind]))
+    return prepare(decode(storage.read_bytes(uri)), kind, size).tobytes()
+
+
+def pair_tables(todo: pd.DataFrame, rows: int) -> list[pa.Table]:
+    """Pairs as tables of so many rows."""
+    table = pa.Table.from_pandas(todo.assign(error="", message=""), preserve_index=False)
+    return [table.slice(first, rows) for first in range(0, len(table), rows)]
+
+
+def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
+    """Decode pairs in parallel."""
+    store = Store(config.output)
+    stage = fitted({}, tasks_of(config), config.autoscaling)["decode"]
+    set_context()
+    tables = pair_tables(todo, PAIRS_A_PART)
+    work: Any = partial(prepare_pairs, store=store, sizes=config.backbone.sizes())
+    rows = ray.data.from_arrow(tables).map_batches(work, batch_size=None, batch_format="pyarrow", **ray_task(stage))
+    finish(rows, "pairs", len(todo), "pairs decoded")
+
+
+def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
+    """The stages of `pretrain` before its training, by name."""
+    return {"decode": config.pretrain.decode}
+
+
+def dataset(store: Store, series: set[str], sizes: Sizes) -> Dataset:
+    """The pairs of these series: face and body, uint8 (S, S, 3)."""
+    read: Any = partial(read_pairs, store=store, series=series, sizes=sizes)
+    names = [{"part": name} for name in store.parts("pairs")]
+    return ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
+        read, batch_size=1, **ray_task(Stage(workers=0, num_cpus=0.5))
+    )
+
+
+def read_pairs(batch: Batch, store: Store, series: set[str], sizes: Sizes) -> Iterator[Batch]:
+    """Sound pairs of these series in parts of pairs/, which are to be decoded again where they are torn."""
+    for name in batch["part"]:
+        table = store.read_part("pairs", str(name), ["series_id", "error", "face_pixels", "body_pixels"])
+        if table is None:
+            continue
+        rows = [row for row in table.to_pylist() if row["series_id"] in series and row["error"] == ""]
+        if rows:
+            yield {
+                kind: np.stack([np.frombuffer(row[f"{kind}_pixels"], np.uint8).reshape(size, size, 3) for row in rows])
+                for kind, size in sizes.items()
+            }

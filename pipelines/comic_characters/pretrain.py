@@ -1,0 +1,171 @@
+"""Stage 1: learn from faces and their bodies, without labels, what a drawn person looks like.
+
+Every pair is seen in two views. Loss = NT-Xent(face, face') + NT-Xent(body, body') + NT-Xent(face, body), of which the
+last, the identity term, makes a face and its own body alike. NT-Xent is that of Chen et al., "A Simple Framework for
+Contrastive Learning of Visual Representations", 2020; negatives come from all workers.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from actors.comic_characters.network import feature_size, make_backbone
+from actors.core.store import Store
+from pipelines.comic_characters.augment import views
+from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
+from pipelines.comic_characters.pairs import KEY, PARTS, REJECTED_PAIRS, PretrainPlan, dataset, decode_pairs, prepared
+from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
+from pipelines.core.ray_data import set_context
+from pipelines.core.training import Tensors, Trained, fit
+
+# ----------------------------------------------------------------------------------------------------------------- loss
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, everyones: bool = True) -> tuple[Tensor, Tensor]:
+    """The loss of two views (n, D), rows of length 1 of which those of one number belong together.
+
+    Each vector is to be found by its partner among all others of both views; with `everyones`, among those of all
+    workers. Returns the mean over this worker's 2n vectors, and the position of each one's partner, from 1, (2n,).
+    """
+    left, begin = gathered(first) if everyones else (first, 0)
+    right, _ = gathered(second) if everyones else (second, 0)
+    count, rows = len(left), torch.arange(len(first), device=first.device) + begin
+    mine, partner = torch.cat([rows, rows + count]), torch.cat([rows + count, rows])
+    logits = torch.cat([first, second]).float() @ torch.cat([left, right]).float().T / temperature
+    logits = logits.scatter(1, mine[:, None], -torch.inf)
+    positive = logits.detach().gather(1, partner[:, None])
+    return cross_entropy(logits, partner), 1 + (logits.detach() > positive).sum(1)
+
+
+class Contrastive(nn.Module):
+    """The ResNet that faces and bodies share, and a head that is for training only."""
+
+    def __init__(self, backbone: str, dimensions: int) -> None:
+        super().__init__()
+        self.backbone = make_backbone(backbone, SharedBatchNorm)
+        width = feature_size(backbone)
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.Linear(width, width, bias=False), SharedBatchNorm(width), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(
+            *layers, nn.Linear(width, dimensions, bias=False), SharedBatchNorm(dimensions, affine=False)
+        )
+
+    def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
+        """Groups of pictures (N, 3, S, S), each of a size of its own, as vectors (N, D) of length 1."""
+        return tuple(normalize(self.head(self.backbone(pictures)).float(), dim=1) for pictures in groups)
+
+
+def terms(
+    model: nn.Module,
+    batch: Tensors,
+    config: PretrainConfig,
+    generator: torch.Generator | None = None,
+    everyones: bool = True,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Loss and positions of `nt_xent` for face, body and, where it is on, identity.
+
+    batch: face and body, uint8 (N, S, S, 3), pairs by row.
+    """
+    seen = [
+        torch.cat([views(batch[kind], config.views, generator) for _ in range(2)]).contiguous(
+            memory_format=torch.channels_last
+        )
+        for kind in ("face", "body")
+    ]
+    faces, bodies = (vectors.chunk(2) for vectors in model(*seen))
+    pairs = {"face": faces, "body": bodies} | ({"identity": (faces[0], bodies[0])} if config.identity else {})
+    return {name: nt_xent(left, right, config.temperature, everyones) for name, (left, right) in pairs.items()}
+
+
+def loss(config: PretrainConfig, model: nn.Module, batch: Tensors) -> Tensor:
+    """The sum of the terms over a batch."""
+    return torch.stack([value for value, _ in terms(model, batch, config).values()]).sum()
+
+
+def evaluate(config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
+    """valid_loss, and of each term the loss, how often the partner comes first and among the first five, and where.
+
+    The views are the same in every epoch. All depend on how many rows a batch has.
+    """
+    sums: defaultdict[str, float] = defaultdict(float)
+    count = 0
+    generator: torch.Generator | None = None
+    for batch in batches:
+        device = batch["face"].device
+        generator = generator or torch.Generator(device).manual_seed(config.training.seed)
+        rows = len(batch["face"])
+        count += rows
+        for name, (value, positions) in terms(model, batch, config, generator, everyones=False).items():
+            found = positions.float()
+            sums[f"{name}_loss"] += value.item() * rows
+            sums[f"{name}_acc_top1"] += (found <= 1).float().mean().item() * rows
+            sums[f"{name}_acc_top5"] += (found <= 5).float().mean().item() * rows
+            sums[f"{name}_mean_position"] += found.mean().item() * rows
+    means = {name: total / count for name, total in sums.items()}
+    return {"valid_loss": sum(value for name, value in means.items() if name.endswith("_loss")), **means}
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def make_model(backbone: str, dimensions: int) -> nn.Module:
+    """The network with its first weights."""
+    return Contrastive(backbone, dimensions)
+
+
+def pretrain(config: ComicsConfig, plan: PretrainPlan) -> tuple[dict[str, Any], Trained]:
+    """Decode what is missing, then train; the same call after a kill goes on. Returns what the record tells, too."""
+    store, settings = Store(config.output), config.pretrain
+    store.write_json(config.backbone.sizes(), "pairs.json")
+    started = time.monotonic()
+    if len(plan.todo):
+        decode_pairs(config, plan.todo)
+    decoded = time.monotonic() - started
+    rows = plan.pairs.merge(prepared(store), "left", on=KEY)
+    bad = rows[rows.error != ""]
+    store.replace_table("rejected/pairs", [pa.Table.from_pandas(bad, REJECTED_PAIRS, preserve_index=False)])
+    set_context()
+    groups = {part: {name for name, where in plan.parts.items() if where == part} for part in PARTS}
+    datasets = {part: dataset(store, groups[part], config.backbone.sizes()) for part in ("train", "valid")}
+    about = {
+        "backbone": asdict(config.backbone),
+        "pretrain": {name: value for name, value in asdict(settings).items() if name not in ("training", "decode")},
+        "pairs": hashlib.sha256(json.dumps(rows[rows.error == ""][KEY].to_numpy().tolist()).encode()).hexdigest(),
+    }
+    started = time.monotonic()
+    trained = fit(
+        partial(make_model, config.backbone.name, settings.dimensions),
+        partial(loss, settings),
+        partial(evaluate, settings),
+        datasets,
+        settings.training,
+        output=store.uri(settings.folder),
+        settings=about,
+    )
+    trained_s = time.monotonic() - started
+    counts = rows[rows.error == ""].series_id.map(plan.parts).value_counts()
+    batch = settings.training.batch_size
+    seen = (len(trained.history) - trained.resumed_from) * (int(counts.get("train", 0)) // batch) * batch
+    record = {
+        "rows": {"in": len(rows), "out": len(rows) - len(bad), "rejected": dict(Counter(bad.error.tolist()))},
+        "stages": {
+            "decode": {"rows": len(plan.todo), "seconds": round(decoded, 1)},
+            "train": {"rows": seen, "seconds": round(trained_s, 1)},
+        },
+        "alone": plan.alone,
+        "series": {part: sorted(names) for part, names in groups.items()},
+        "pairs": {part: int(counts.get(part, 0)) for part in PARTS},
+        "best": trained.history[trained.best_epoch - 1],
+    }
+    return record, trained

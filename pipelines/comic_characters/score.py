@@ -1,0 +1,429 @@
+"""What the vectors of comic characters are worth: in search and in clusters, beside what costs less or was left out.
+
+plan    driver  the labelled instances, who is searched for where, and the features that are missing
+extract actors  features by the backbone, of colours, and by a network that knows photographs
+ablate  task    each training that differs in some settings, as many at once as fit; its vectors are kept
+score   driver  ranks and clusters of every method, with intervals of the bootstrap over series
+"""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
+from actors.comic_characters.network import Parts, embed, feature_size, load_head
+from actors.core import storage
+from actors.core.stage import Stage
+from actors.core.store import Store
+from actors.models import backbones
+from pipelines.comic_characters.embed import head_weights, read_embeddings
+from pipelines.comic_characters.features import (
+    FEATURES,
+    KEY,
+    REJECTED_INSTANCES,
+    Features,
+    Source,
+    as_instance,
+    extract_by,
+    find_backbone,
+    read_features,
+    source_of,
+    without_features,
+)
+from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
+from pipelines.comic_characters.pairs import plan_pretraining
+from pipelines.comic_characters.pretrain import pretrain
+from pipelines.comic_characters.retrieval import (
+    CLUSTERS,
+    RANKS,
+    Across,
+    Between,
+    Labelled,
+    Rerank,
+    Tally,
+    Within,
+    between,
+    labelled,
+    score_between,
+    score_within,
+    within,
+)
+from pipelines.comic_characters.sequences import Instance, read_sequences
+from pipelines.comic_characters.settings import ComicsConfig
+from pipelines.core.metrics import bootstrap
+from pipelines.core.ray_data import actor_retries
+
+log = logging.getLogger(__name__)
+
+OURS = "stage 2"
+"""The method that others are compared with: what `embed` has left."""
+VECTORS = pa.schema([*(FEATURES.field(name) for name in KEY), ("vector", pa.list_(pa.float32()))])
+"""What is kept of an ablation: one row an instance."""
+SCORES = (*RANKS, *CLUSTERS)
+PLACES = ("between", "within")
+"""Across all series at once, and in each series alone."""
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What is scored, and what is missing for it."""
+
+    instances: list[Instance]
+    """Those of the labels."""
+    vectors: dict[Instance, np.ndarray]
+    """What `embed` has made of them."""
+    sources: dict[str, Source]
+    """What makes features, by name."""
+    todo: dict[str, list[Instance]]
+    """Instances that have no features, by source."""
+    notes: dict[str, str]
+    """Methods that cannot be had, and why."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make vectors."""
+
+    vectors: np.ndarray
+    """float32 (N, D) of length 1."""
+    guessed: int = 0
+    """How many of them are random, since the instance has no such part."""
+    rerank: Rerank | None = None
+
+
+def plan_scores(config: ComicsConfig) -> ScorePlan:
+    """Find what is to be scored. Raises ValueError where there are no labels, or no vectors of what they name."""
+    if not config.labels:
+        raise ValueError("labels: this setting is needed")
+    uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
+    instances = list(dict.fromkeys(one for sequence in read_sequences(uri) for one in sequence.instances))
+    if config.score.parts == "both":
+        instances = [one for one in instances if None not in one]
+    if not instances:
+        raise ValueError(f"{uri} names no instance to score")
+    store = Store(config.output)
+    found = read_embeddings(store)
+    sources, notes = find_sources(config)
+    todo = {name: without_features(store, source.folder, instances) for name, source in sources.items()}
+    return ScorePlan(instances, dict(zip(found.instances, found.vectors, strict=True)), sources, todo, notes)
+
+
+def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str]]:
+    """What makes the features that are compared, and what of it cannot be had."""
+    root, photographs = Store(config.output).root, config.score.photographs
+    sources = {"stage 1": source_of(config, find_backbone(config))}
+    pool = Stage(config.features.workers, batch_size=config.features.batch_size)
+    sources["colours"] = Source("features/colours", ColourExtractor, pool, lambda stage: [root])
+    name = f"ImageNet {photographs.model}"
+    try:
+        backbones.check_backbone(photographs)
+        backbones.load_backbone(photographs)
+    except ValueError as error:
+        return sources, {name: str(error).replace("backbone.", "score.photographs.")}
+    folder = f"features/{backbones.name(photographs).replace(':', '-').replace('/', '-')}"
+    sources[name] = Source(folder, PhotographExtractor, photographs, lambda stage: [stage, root])
+    return sources, {}
+
+
+# -------------------------------------------------------------------------------------------------------------- vectors
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (N, D) divided by their length; of zeros, zeros."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def fused(features: Sequence[Features], kinds: Sequence[str], seed: int) -> Method:
+    """The sum of the directions of face and body, or one of them; what has no such part is guessed."""
+    width = next((len(part) for one in features for part in one[:2] if part is not None), 1)
+    total = np.zeros((len(features), width), np.float32)
+    for row, one in enumerate(features):
+        for kind in kinds:
+            if (part := getattr(one, kind)) is not None:
+                total[row] += part / max(float(np.linalg.norm(part)), 1e-12)
+    there = np.array([any(getattr(one, kind) is not None for kind in kinds) for one in features])
+    return _guessed(unit(total), there, seed)
+
+
+def _guessed(vectors: np.ndarray, there: np.ndarray, seed: int) -> Method:
+    random = np.random.default_rng(seed)
+    guesses = unit(random.normal(size=vectors.shape).astype(np.float32))
+    return Method(np.where(there[:, None], vectors, guesses), int((~there).sum()))
+
+
+def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Method:
+    """What the head of stage 2 makes of faces or bodies alone."""
+    head = load_head(config.fine_tune.head, feature_size(config.backbone.name), head_weights(config))
+    there = np.array([getattr(one, kind) is not None for one in features])
+    parts: list[Parts] = [
+        (one.face, None) if kind == "face" else (None, one.body)
+        for one, known in zip(features, there, strict=True)
+        if known
+    ]
+    vectors = np.zeros((len(features), config.fine_tune.head.dimensions), np.float32)
+    if parts:
+        vectors[there] = embed(head, parts)
+    return _guessed(vectors, there, config.score.seed)
+
+
+def methods_of(
+    config: ComicsConfig, plan: ScorePlan, features: Mapping[str, Mapping[Instance, Features]], sound: list[Instance]
+) -> dict[str, Method]:
+    """Every method but ablations, by name: what costs nothing first, what is to be proved last."""
+    seed = config.score.seed
+    known = {name: [found[one] for one in sound] for name, found in features.items()}
+    both = ("face", "body")
+    random = np.random.default_rng(seed).normal(size=(len(sound), config.fine_tune.head.dimensions))
+    found = {"random": Method(unit(random.astype(np.float32)), len(sound))}
+    found |= {name: fused(known[name], both, seed) for name in plan.sources if name != "stage 1"}
+    found["stage 1"] = fused(known["stage 1"], both, seed)
+    found |= {f"stage 1, only {kind}": fused(known["stage 1"], [kind], seed) for kind in both}
+    found |= {f"{OURS}, only {kind}": only(config, known["stage 1"], kind) for kind in both}
+    found[OURS] = Method(np.stack([plan.vectors[one] for one in sound]))
+    if config.score.rerank:
+        found[f"{OURS}, re-ranked"] = replace(found[OURS], rerank=config.score.rerank)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ ablations
+
+
+def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfig:
+    """Settings of an ablation, whose trainings have folders of their own; a stage that is the same is not trained anew.
+
+    Raises ValueError where it differs in what is no training.
+    """
+    folder = f"{config.score.folder}/ablations/{name}"
+    groups = {group: getattr(config, group) for group in ("pretrain", "fine_tune", "features", "score")}
+    if replace(other, **groups, backbone=replace(other.backbone, name=config.backbone.name)) != config:
+        raise ValueError(f"score.ablations.{name}: only pretrain, fine_tune, features and backbone.name can differ")
+    if other.pretrain != config.pretrain or other.backbone != config.backbone:
+        if other.features.weights and other.features.weights == config.features.weights:
+            raise ValueError(
+                f"score.ablations.{name}: with features.weights={other.features.weights} another pretraining changes "
+                "nothing: add features.weights=null, or name its weights"
+            )
+        other = replace(other, pretrain=replace(other.pretrain, folder=f"{folder}/pretrain"))
+    return replace(other, fine_tune=replace(other.fine_tune, folder=f"{folder}/fine-tune"))
+
+
+def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
+    """Whether an ablation has a stage 1 of its own."""
+    return other.pretrain.folder != config.pretrain.folder and not other.features.weights
+
+
+def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
+    """Train an ablation and keep its vectors of these instances; returns where. What is there is not made again."""
+    store = Store(config.output)
+    if trained_anew(config, other):
+        pretrain(other, plan_pretraining(other))
+    plan = plan_fine_tuning(other)
+    labels = [asdict(one) for one in (*plan.train, *plan.valid)]
+    about = json.dumps([plan.backbone.folder, asdict(other.fine_tune), labels, instances], default=str)
+    name = f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.parquet"
+    folder = other.fine_tune.folder.rpartition("/")[0]
+    if name in store.parts(folder):
+        return store.uri(folder, name)
+    fine_tune(other, plan)
+    extract_by(other, source_of(other, plan.backbone), without_features(store, plan.backbone.folder, instances))
+    features = read_features(store, plan.backbone.folder, instances)
+    sound = [one for one in instances if not features[one].error]
+    head = load_head(other.fine_tune.head, feature_size(other.backbone.name), head_weights(other))
+    vectors = embed(head, [(features[one].face, features[one].body) for one in sound])
+    rows = [{**dict(zip(KEY, one, strict=True)), "vector": vector} for one, vector in zip(sound, vectors, strict=True)]
+    store.write_table(pa.Table.from_pylist(rows, VECTORS), folder, name)
+    return store.uri(folder, name)
+
+
+def cpus_of(other: ComicsConfig) -> float:
+    """CPUs that an ablation holds at once: those of its training, and one that reads."""
+    return 1 + max(one.workers * one.num_cpus for one in (other.pretrain.training, other.fine_tune.training))
+
+
+def run_ablations(
+    config: ComicsConfig, variants: Mapping[str, ComicsConfig], instances: list[Instance]
+) -> dict[str, str]:
+    """Train all ablations, as many at once as the cluster has CPUs for; returns where the vectors of each are."""
+    there = ray.cluster_resources().get("CPU", 0)
+    growing = config.autoscaling or not there
+    work: Any = ray.remote(num_cpus=0, max_retries=actor_retries()["max_task_retries"])(ablate)
+    running: dict[Any, str] = {}
+    found: dict[str, str] = {}
+    waiting = list(variants)
+    while waiting or running:
+        while waiting:
+            asked = sum(cpus_of(variants[name]) for name in (*running.values(), waiting[0]))
+            if running and not growing and asked > there:
+                break
+            name = waiting.pop(0)
+            log.info("ablation %s begins", name)
+            running[work.remote(config, variants[name], instances)] = name
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done)
+        found[name] = ray.get(done)
+        log.info("ablation %s is done", name)
+    return {name: found[name] for name in variants}
+
+
+def read_vectors(uri: str) -> dict[Instance, np.ndarray]:
+    """What `ablate` has kept."""
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    return {as_instance(row): np.array(row["vector"], np.float32) for row in rows}
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+Value = dict[str, float]
+"""value, low and high, and by how much stage 2 is ahead: ahead, ahead_low, ahead_high; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What becomes scores.json."""
+
+    facts: dict[str, int]
+    """How many there were, by name."""
+    methods: dict[str, dict[str, dict[str, Value]]]
+    """By method, by place, by score; all in 0..1."""
+    guessed: dict[str, int]
+    """Instances of each method whose vector is random."""
+    notes: dict[str, str]
+    """Methods that could not be had, and why."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values; what is no number is None."""
+        tree = asdict(self)
+        for scores in (scores for places in tree["methods"].values() for scores in places.values()):
+            for score, value in scores.items():
+                scores[score] = {name: None if np.isnan(x) else x for name, x in value.items()}
+        return tree
+
+    def as_csv(self) -> bytes:
+        """One row for each method, place and score; methods that could not be had with nothing but the reason."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        names = ("value", "low", "high", "ahead", "ahead_low", "ahead_high")
+        writer.writerow(["method", "place", "score", *names, "guessed", "note"])
+        for method, places in self.methods.items():
+            for place, scores in places.items():
+                for score, value in scores.items():
+                    numbers = ["" if np.isnan(value[name]) else value[name] for name in names]
+                    writer.writerow([method, place, score, *numbers, self.guessed[method], ""])
+        for method, note in self.notes.items():
+            writer.writerow([method, *[""] * 9, note])
+        return text.getvalue().encode()
+
+
+def score(config: ComicsConfig, plan: ScorePlan, variants: Mapping[str, ComicsConfig]) -> tuple[dict[str, Any], Found]:
+    """Compute what is missing, train ablations, and score everything; returns what the record tells, too."""
+    store = Store(config.output)
+    stages = {name: extract_by(config, source, plan.todo[name]) for name, source in plan.sources.items()}
+    features = {name: read_features(store, source.folder, plan.instances) for name, source in plan.sources.items()}
+    errors = {one: next((f[one] for f in features.values() if f[one].error), None) for one in plan.instances}
+    bad = {one: why for one, why in errors.items() if why}
+    sound = [one for one in plan.instances if one not in bad]
+    if missing := [one for one in sound if one not in plan.vectors]:
+        raise ValueError(f"embeddings/ has no vectors of {len(missing)} instances of the labels: `embed` makes them")
+    written = run_ablations(config, variants, plan.instances)
+    methods = methods_of(config, plan, features, sound)
+    for name, uri in written.items():
+        vectors = read_vectors(uri)
+        methods[f"ablation {name}"] = Method(np.stack([vectors[one] for one in sound]))
+    uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
+    rows = labelled(read_sequences(uri), set(sound))
+    found = scores_of(config, rows, {one: row for row, one in enumerate(sound)}, methods, plan.notes)
+    rejected = [{**dict(zip(KEY, one, strict=True)), "error": why[2], "message": why[3]} for one, why in bad.items()]
+    store.replace_table("rejected/score", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])
+    store.write_json(found.as_json(), config.score.folder, "scores.json")
+    storage.write_bytes(store.uri(config.score.folder, "scores.csv"), found.as_csv())
+    codes = dict(Counter(why.error for why in bad.values()))
+    record = {"rows": {"in": len(plan.instances), "out": len(sound), "rejected": codes}, "stages": stages}
+    return record | {"facts": found.facts}, found
+
+
+def scores_of(
+    config: ComicsConfig,
+    rows: Labelled,
+    place: Mapping[Instance, int],
+    methods: Mapping[str, Method],
+    notes: dict[str, str],
+) -> Found:
+    """Score methods on labelled rows. Raises ValueError where nobody can be searched for between series.
+
+    place: of each instance, its row in the methods' vectors.
+    """
+    settings = config.score
+    groups, search = within(rows, settings.least), between(rows, settings.seed)
+    if len(search.queries) < 2:
+        raise ValueError("the labels have no two characters who are known to differ and have two instances each")
+    order = np.array([place[one] for one in rows.instances])
+    values: dict[str, dict[str, dict[str, Value]]] = {}
+    told: dict[str, tuple[Across, Tally]] = {}
+    # The one that others are compared with comes first.
+    for name in sorted(methods, key=lambda name: name != OURS):
+        told[name] = _told(rows, groups, search, methods[name], order, settings.seed)
+        log.info("%s is scored", name)
+    for name in methods:
+        across, inside = told[name]
+        ours, ours_inside = told[OURS]
+        ranks = _values(RANKS, across.ranks, ours.ranks, settings.draws, settings.seed)
+        # Without some of the series the others are confused less: no interval of a bootstrap holds for these.
+        nothing = [np.nan] * 5
+        clusters = {score: _value(x, *nothing) for score, x in zip(CLUSTERS, across.clusters, strict=True)}
+        values[name] = {
+            "between": ranks | clusters,
+            "within": _values(SCORES, inside, ours_inside, settings.draws, settings.seed),
+        }
+    facts = {
+        "instances": len(order),
+        "series": len(set(rows.series.tolist())),
+        "characters between series": len(search.queries),
+        "references between series": len(search.references),
+        "series within": len(groups.series),
+        "sequences within": len(groups.sequences),
+        "series and sequences too small": groups.skipped,
+    }
+    return Found(facts, values, {name: method.guessed for name, method in methods.items()}, notes)
+
+
+def _told(
+    rows: Labelled, groups: Within, search: Between, method: Method, order: np.ndarray, seed: int
+) -> tuple[Across, Tally]:
+    vectors = method.vectors[order]
+    across = score_between(rows, search, vectors, seed, method.rerank)
+    return across, score_within(rows, groups, vectors, seed, method.rerank)
+
+
+def _values(names: Sequence[str], tally: Tally, ours: Tally, draws: int, seed: int) -> dict[str, Value]:
+    count = len(tally.sums)
+    if not count:
+        return {name: _value(*[np.nan] * 6) for name in names}
+
+    def both(weights: np.ndarray) -> np.ndarray:
+        own = tally.means(weights)
+        return np.hstack([own, ours.means(weights) - own])
+
+    values = both(np.ones((1, count)))[0]
+    low, high = bootstrap(both, count, draws, seed)
+    first, second = range(len(names)), range(len(names), 2 * len(names))
+    return {
+        name: _value(values[own], low[own], high[own], values[ahead], low[ahead], high[ahead])
+        for name, own, ahead in zip(names, first, second, strict=True)
+    }
+
+
+def _value(*numbers: float) -> Value:
+    names = ("value", "low", "high", "ahead", "ahead_low", "ahead_high")
+    return {name: round(float(x), 6) for name, x in zip(names, numbers, strict=True)}

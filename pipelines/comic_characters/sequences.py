@@ -1,0 +1,89 @@
+"""Who is the same in sequences of panels, as people have said it, and which pairs that tells to be different.
+
+`<split>_sequences.json`: [{seq_id: "1014_14_0+1014_14_1+...", annotations: [{charId, charInstances: [{face?, body?}],
+uncertain?}]}], with names <series>_<page>_<panel>_<face|body>_<number>. One charId is one character, wherever it
+stands. Others are known to be someone else where they stand in one sequence, or in another series; in other sequences
+of the same series they may be the same, and so may one whose annotation says `uncertain: true`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.comic_characters.crops import parse_instance
+from actors.core import storage
+
+SPLITS = ("train", "validation", "test")
+Instance = tuple[str, str, int | None, int | None]
+"""series, page, index of the face and of the body."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A few panels in a row, and who is in them."""
+
+    name: str
+    """seq_id."""
+    series: str
+    instances: list[Instance]
+    """A character in a panel each."""
+    characters: list[str]
+    """charId of each instance."""
+    uncertain: list[bool]
+    """Whether it may be the same as another character."""
+
+
+def read_sequences(uri: str) -> list[Sequence]:
+    """The sequences of a file. Raises ValueError where it has another layout, and tells where."""
+    try:
+        tree = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {uri}") from error
+    except ValueError as error:
+        raise ValueError(f"{uri} is no JSON: {error}") from error
+    if not isinstance(tree, list):
+        raise ValueError(f"{uri} holds no list of sequences")
+    found = []
+    for number, one in enumerate(tree):
+        try:
+            found.append(_sequence(one))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{uri}: sequence {number}: {type(error).__name__} {error}") from error
+    return found
+
+
+def _sequence(one: dict[str, Any]) -> Sequence:
+    instances: list[Instance] = []
+    characters: list[str] = []
+    uncertain: list[bool] = []
+    for annotation in one["annotations"]:
+        for instance in annotation["charInstances"]:
+            instances.append(_instance(instance))
+            characters.append(str(annotation["charId"]))
+            uncertain.append(bool(annotation.get("uncertain", False)))
+    if len(series := {instance[0] for instance in instances}) > 1:
+        raise ValueError(f"its instances are of several series: {', '.join(sorted(series))}")
+    return Sequence(one["seq_id"], series.pop() if series else "", instances, characters, uncertain)
+
+
+def _instance(parts: dict[str, Any]) -> Instance:
+    names = {kind: parts[kind] for kind in ("face", "body") if parts.get(kind)}
+    found = {kind: parse_instance(name) for kind, name in names.items()}
+    if not found or any(kind != parsed[2] for kind, parsed in found.items()):
+        raise ValueError(f"an instance is a face, a body or both, not {parts}")
+    if len(places := {parsed[:2] for parsed in found.values()}) > 1:
+        raise ValueError(f"a face and its body stand in one panel, not {parts}")
+    series, page = places.pop()
+    face, body = (found[kind][3] if kind in found else None for kind in ("face", "body"))
+    return series, page, face, body
+
+
+def known_to_differ(
+    characters: np.ndarray, sequences: np.ndarray, series: np.ndarray, uncertain: np.ndarray
+) -> np.ndarray:
+    """Which pairs of instances are known to be different characters: bool (N, N), of four columns (N,)."""
+    sure = ~uncertain
+    together = (sequences[:, None] == sequences) & sure[:, None] & sure
+    return (characters[:, None] != characters) & (together | (series[:, None] != series))

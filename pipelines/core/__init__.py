@@ -1,0 +1,1 @@
+"""What pipelines of several capabilities need: training, metrics, Ray Data."""

@@ -1,0 +1,136 @@
+"""How stages run on Ray: what of them fits the cluster, and how often a worker that died is started again."""
+
+import logging
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
+
+from actors.core.stage import Stage
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 32 << 20
+"""Rows go on to the next stage in blocks of about this size: a few scenes with their frames."""
+
+
+def set_context() -> None:
+    """Ray Data's settings for our datasets."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    # It tells of the memory that a Python process takes before it does anything.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray 2.60 has no other way to bound how often a task is repeated.
+    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated", RayDeprecationWarning)
+
+
+def fit(
+    pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
+) -> tuple[dict[str, Stage], list[str]]:
+    """Scale stages down until one task of each kind runs beside all actors; tells in lines what was asked and is not.
+
+    Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
+    are too few for one worker of each stage, or there is no CPU.
+    """
+    asked = {**pools, **tasks}
+    fitting = dict(asked)
+    if cpus <= 0:
+        raise ValueError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
+
+    def wanted(resource: str) -> float:
+        workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
+        return sum(workers[name] * getattr(stage, resource) for name, stage in fitting.items())
+
+    for resource, there in (("num_gpus", gpus), ("num_cpus", cpus)):
+        while wanted(resource) > there + 1e-9:
+            users = [name for name in pools if fitting[name].workers > 1 and getattr(fitting[name], resource) > 0]
+            if not users:
+                break
+            most = max(users, key=lambda name: fitting[name].workers)
+            fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
+    if wanted("num_gpus") > gpus + 1e-9:
+        needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
+        raise ValueError(
+            f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
+            "let them share with num_gpus below 1, set it to 0, or, where the cluster grows, set autoscaling=true"
+        )
+    if (share := cpus / wanted("num_cpus")) < 1:
+        fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
+    lines = [
+        f"{name}: {stage.workers} x {stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs a worker instead of "
+        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, "
+        f"to fit {cpus:g} CPUs, {gpus:g} GPUs"
+        for name, stage in fitting.items()
+        if stage != asked[name] and (name in pools or asked[name].num_cpus >= 0.5)
+    ]
+    return fitting, lines
+
+
+def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
+    """Raise ValueError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
+
+    nodes: what each has, by Ray's names CPU and GPU.
+    """
+    for name, stage in stages.items():
+        if not any(stage.num_cpus <= node.get("CPU", 0) and stage.num_gpus <= node.get("GPU", 0) for node in nodes):
+            have = ", ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
+            raise ValueError(
+                f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
+                f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
+            )
+
+
+def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
+    """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
+    there = ray.cluster_resources()
+    if autoscaling or not there.get("CPU"):
+        log.warning("the cluster is to grow by what is asked for: whether the pools will fit is not checked")
+        return {**pools, **tasks}
+    stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
+    check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    for line in lines:
+        log.info(line)
+    return stages
+
+
+def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:
+    """The same rows in blocks of so many, so that the next stage can divide them among its workers."""
+    divided = dataset.repartition(target_num_rows_per_block=rows)
+    # Ray 2.60 asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
+    step: Any = divided._logical_plan.dag
+    step.ray_remote_args.update(stage.resources())
+    return divided
+
+
+def ray_task(stage: Stage) -> dict[str, Any]:
+    """Arguments of a stage of tasks."""
+    return {
+        "compute": TaskPoolStrategy(stage.workers or None),
+        **stage.resources(),
+        "ray_remote_args_fn": _task_retries,
+    }
+
+
+def ray_actors(stage: Stage) -> dict[str, Any]:
+    """Arguments of a stage of actors."""
+    # One worker is enough to start with; the pool grows with what waits for it.
+    return {
+        "compute": ActorPoolStrategy(min_size=1, max_size=stage.workers),
+        **stage.resources(),
+        "ray_remote_args_fn": actor_retries,
+    }
+
+
+def _task_retries() -> dict[str, int]:
+    # By Ray's own default a task that kills its worker is repeated without end.
+    return {"max_retries": 3}
+
+
+def actor_retries() -> dict[str, int]:
+    """How often Ray starts an actor again, and repeats what it was at."""
+    return {"max_restarts": 3, "max_task_retries": 3}

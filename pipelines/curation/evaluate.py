@@ -1,0 +1,291 @@
+"""Prove by CLIPScore that captions became better, and that what is kept is better than what chance would keep.
+
+A scene's score for a text is the mean of 100 * max(cos, 0) over every second of its sampled frames, the first among
+them. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale of torchmetrics and of the reference.)
+
+kept    the scenes that `select` chose
+random  as many scenes, drawn from all that are sound and neither too short nor too long. Kept ones may be among them:
+        it is what a corpus of that size would be without the filter. The draw goes by a hash of seed and names, so that
+        a smaller one is part of a larger one, and it hardly changes when films are added.
+
+plan    driver   groups, captions and recaptions; less what evaluation/ has scored with the same model and texts
+texts   actors   1 -> 1: every text once
+frames  task     1 -> N: the films of these scenes, each decoded once
+embed   actors   1 -> 1: every second frame
+write   task     N -> 1: scores, whole parts of evaluation/
+compare driver   evaluation.json, and the totals of kept.json
+"""
+
+import hashlib
+import heapq
+import math
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from actors.media.film import Row
+from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
+from pipelines.core.progress import finish
+from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
+from pipelines.curation.frames import frames_of
+from pipelines.curation.rows import captions, strings
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.significance import Comparison, compare
+
+EVERY = 2
+"""Every second frame is scored."""
+EVALUATION = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("kept", pa.bool_()),
+        ("random", pa.bool_()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("caption_code", pa.string()),
+        ("frames", pa.int32()),
+        ("score_caption", pa.float32()),
+        ("score_recaption", pa.float32()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("model", pa.string()),
+    ]
+)
+"""One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
+caption_code: why there is no recaption; error: why there are no frames."""
+KEYS = ["video_id", "scene_id"]
+TEXTS = ["caption", "recaption"]
+SCORED = ["frames", "score_caption", "score_recaption", "error", "message", "model"]
+"""What scoring adds to a row."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation compares, and what it has to score before."""
+
+    rows: pd.DataFrame
+    """The scenes of both groups, with the columns of EVALUATION."""
+    scenes: list[Row]
+    """The same, as `frames_of` takes them."""
+    todo: list[Row]
+    """Those of them that are to be scored."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be embedded, each text once."""
+        rows = self.rows[self.rows.error != ""]
+        return sorted(set(rows[TEXTS].to_numpy().ravel()) - {""})
+
+
+def plan_evaluation(config: CurationConfig) -> Plan:
+    """Draw the groups and find what is missing; raises ValueError where nothing is kept."""
+    store = Store(config.output)
+    chosen, candidates = _population(store)
+    if not chosen:
+        raise ValueError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
+    kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
+    scenes = located(store, sorted(kept | random))
+    answers = captions(store)
+    said = dict(zip(_keys(answers), zip(answers.recaption, answers.code, strict=True), strict=True))
+    rows = pd.DataFrame(
+        [
+            [*key, key in kept, key in random, row["caption"] or "", *said.get(key, ("", "not_asked"))]
+            for key, row in zip(map(_key, scenes), scenes, strict=True)
+        ],
+        columns=EVALUATION.names[:7],
+    )
+    rows = _with_scores(rows, store, config)
+    return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""])
+
+
+def _population(store: Store) -> tuple[list[Key], set[Key]]:
+    """The scenes that were chosen, and all that are sound and of a length that may be kept.
+
+    A scene whose recaption failed was chosen and is kept no more: it stays in both, and is counted where it is left
+    out.
+    """
+    chosen: list[Key] = []
+    candidates: set[Key] = set()
+    for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"]):
+        rows = part.to_pandas(types_mapper=strings)
+        uncaptioned = rows.error == "caption_failed"
+        chosen += _keys(rows[rows.kept | uncaptioned])
+        sound = (rows.error == "") | uncaptioned
+        candidates.update(_keys(rows[sound & ~rows.reason.isin(["too_short", "too_long", "unmeasured"])]))
+    return chosen, candidates
+
+
+def draw(candidates: set[Key], count: int, seed: int) -> list[Key]:
+    """So many of the scenes, or all where there are fewer; a draw of fewer is the beginning of one of more."""
+
+    def place(key: Key) -> bytes:
+        return hashlib.blake2b("\0".join(key).encode(), digest_size=16, key=str(seed).encode()).digest()
+
+    return heapq.nsmallest(count, candidates, place)
+
+
+def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
+    """Score what is missing and compare; returns what is written as evaluation.json."""
+    started = time.monotonic()
+    store, rows = Store(config.output), plan.rows
+    if plan.todo:
+        _score(plan, config)
+        rows = _with_scores(rows.drop(columns=SCORED), store, config)
+    store.replace_table("evaluation", [pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)])
+    compared = comparisons(rows, config.evaluate.resamples, config.evaluate.seed)
+    left = rows[rows.kept & (rows.caption_code != "caption_failed")]
+    result = {
+        "kept": int(rows.kept.sum()),
+        "random": int(rows.random.sum()),
+        "both": int((rows.kept & rows.random).sum()),
+        "scored": len(plan.todo),
+        "comparisons": compared,
+        "totals": totals(compared),
+        "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),
+        "settings": {"evaluate": asdict(config.evaluate), "embeddings": asdict(config.embeddings)},
+        "open_clip": metadata.version("open_clip_torch"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    store.write_json(result, "evaluation.json")
+    renew_kept_json(store)
+    return result
+
+
+def _key(row: Row) -> Key:
+    return row["video_id"], row["scene_id"]
+
+
+def _keys(rows: pd.DataFrame) -> list[Key]:
+    return list(rows[KEYS].itertuples(index=False, name=None))
+
+
+def _with_scores(rows: pd.DataFrame, store: Store, config: CurationConfig) -> pd.DataFrame:
+    """Rows with what evaluation/ has of the same scenes, texts and model; NaN where it has nothing."""
+    found = store.read_table("evaluation", EVALUATION).to_pandas()
+    # Of a scene that was tried again the row without an error counts.
+    found = found[found.model == config.embeddings.name()].sort_values("error", kind="stable")
+    found = found.drop_duplicates([*KEYS, *TEXTS])
+    return rows.merge(found[[*KEYS, *TEXTS, *SCORED]], "left", on=[*KEYS, *TEXTS])
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+def stages_of(config: CurationConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pools and the tasks of an evaluation, by name."""
+    return {"embeddings": config.embeddings}, {"video": config.video, "write": config.write}
+
+
+def _score(plan: Plan, config: CurationConfig) -> None:
+    set_context()
+    stages = fitted(*stages_of(config), config.autoscaling)
+    model: Any = stages["embeddings"]
+    about: Any = ray.put(plan.rows.set_index(KEYS))
+    texts: Any = ray.put(_text_embeddings(plan.texts, model))
+    rows = frames_of(plan.todo, config, stages["video"])
+    rows = rows.map_batches(
+        FrameEmbedder, fn_constructor_args=[model, EVERY], batch_size=model.batch_size, **ray_actors(model)
+    )
+    write: Any = partial(write_scores, about=about, texts=texts, config=config)
+    rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
+    finish(rows, "scenes", len(plan.todo), "scenes scored")
+
+
+def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[str, int], np.ndarray]:
+    """Each text's row in a matrix float32 (N, D)."""
+    if not texts:
+        return {}, np.zeros((0, 0), np.float32)
+    rows = ray.data.from_items([{"text": text} for text in texts])
+    rows = rows.map_batches(
+        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
+    )
+    found = list(rows.iter_rows())
+    return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
+
+
+def write_scores(batch: Batch, about: Any, texts: Any, config: CurationConfig) -> Batch:
+    """Score scenes and write them as a part of evaluation/; returns how many they were.
+
+    batch: video_id, scene_id, embeddings of the frames, error, message; about: a reference to the rows of the plan;
+    texts: one to each text's row in a matrix, and the matrix.
+    """
+    found: Any = ray.get(about)
+    places, vectors = ray.get(texts)
+    keys = list(zip(map(str, batch["video_id"]), map(str, batch["scene_id"]), strict=True))
+    rows = found.loc[keys].drop(columns=SCORED).reset_index()
+    for text in TEXTS:
+        rows[f"score_{text}"] = [
+            clip_score(frames, vectors[places[words]]) if words and len(frames) else math.nan
+            for words, frames in zip(rows[text], batch["embeddings"], strict=True)
+        ]
+    rows["frames"] = [len(frames) for frames in batch["embeddings"]]
+    rows["error"] = np.where((batch["error"] == "") & (rows.frames == 0), "no_frames", batch["error"])
+    rows["message"], rows["model"] = batch["message"], config.embeddings.name()
+    table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
+    names = rows[[*KEYS, *TEXTS, "error", "model"]].to_numpy().tolist()
+    Store(config.output).write_part("evaluation", table, ["\0".join(row) for row in names])
+    return {"scenes": np.array([len(rows)])}
+
+
+def clip_score(frames: np.ndarray, text: np.ndarray) -> float:
+    """Mean of 100 * max(cos, 0) over frames: vectors (T, D) and one (D,), all of length 1."""
+    return float(100 * np.maximum(frames @ text, 0).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+def comparisons(rows: pd.DataFrame, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Recaptions against captions of kept scenes, and kept scenes against random ones by recaption and by caption.
+
+    Each has its name, paired, the fields of `Comparison` (null where there is nothing to compare), and in left_out how
+    many scenes of its groups have no score, by reason: they are in neither mean.
+    """
+    kept, random = rows[rows.kept], rows[rows.random]
+    made = {
+        "recaption - caption, kept scenes": ((kept, "recaption"), (kept, "caption")),
+        "kept - random, recaptions": ((kept, "recaption"), (random, "recaption")),
+        "kept - random, captions": ((kept, "caption"), (random, "caption")),
+    }
+    return [{"name": name} | _comparison(*sides, resamples, seed) for name, sides in made.items()]
+
+
+def _comparison(
+    first: tuple[pd.DataFrame, str], second: tuple[pd.DataFrame, str], resamples: int, seed: int
+) -> dict[str, Any]:
+    texts = {first[1], second[1]}
+    needed = [f"score_{text}" for text in texts]
+    a, b = (rows[rows[needed].notna().all(axis=1)].set_index(KEYS)[f"score_{text}"] for rows, text in (first, second))
+    everything = pd.concat([first[0], second[0]]).drop_duplicates(KEYS)
+    lost = everything[everything[needed].isna().any(axis=1)]
+    left_out = Counter(_why(row, texts) for row in pa.Table.from_pandas(lost).to_pylist())
+    paired = len(texts) == 2
+    found = dict.fromkeys(field.name for field in fields(Comparison))
+    if len(a) and len(b):
+        found = asdict(compare(a, b, paired, resamples, seed))
+        # JSON has no NaN.
+        found |= {name: None for name in ("interval", "effect") if np.isnan(found[name]).any()}
+    return {"paired": paired, **found, "left_out": dict(left_out)}
+
+
+def _why(row: Row, texts: set[str]) -> str:
+    if row["error"] or ("caption" in texts and not row["caption"]):
+        return row["error"] or "no_caption"
+    return row["caption_code"] or "no_recaption"
+
+
+def totals(compared: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The reference's four figures, which are means."""
+    (recaption, caption), (kept, random) = (one["means"] or (None, None) for one in compared[:2])
+    return dict(zip(TOTALS, (caption, recaption, random, kept), strict=True))

@@ -1,0 +1,231 @@
+"""Say of one scene where it comes from, what was measured, and why it is kept or not, in lines of text."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from actors.core import storage
+from actors.core.store import Store
+from actors.media.film import FEATURES, Row
+from pipelines.curation.filter import load_filter, place
+from pipelines.curation.rows import strings
+from pipelines.curation.select import COMPARED, SCENES, steadiness
+from pipelines.curation.settings import CurationConfig
+
+NEAR = 1000
+"""Ids among which those that resemble an unknown one are looked for."""
+
+
+def explain(config: CurationConfig, name: str) -> list[str]:
+    """Lines about a scene: source, features among those of the corpus, filter, rules, rank and captions.
+
+    config: the settings of the last decision; name: a scene_id, or video_id/scene_id where two videos have the same.
+    Parts are read one by one. Raises ValueError where the output has no such scene, naming some that it has.
+    """
+    store = Store(config.output)
+    scene = _find(store, name)
+    lines = [f"{scene['scene_id']} of video {scene['video_id']}", *_source(store, scene)]
+    if scene["error"]:
+        return [*lines, *_failure(store, scene), *_captions(scene)]
+    among = _among(store, scene, config)
+    made = (store.read_json("plan", "settings.json") or {}).get("measured_by", {})
+    lines.append("features, and the share of measured scenes that have less")
+    for feature, below, count in zip(FEATURES, among.below, among.measured, strict=True):
+        share = "" if _missing(scene[feature]) else f"{100 * below / count:5.1f} %"
+        lines.append(f"  {feature:14} {_number(scene[feature]):>10} {share}".rstrip())
+    lines.append("  measured with " + ", ".join(f"{key}={value}" for key, value in made.items()))
+    lines += _filter(scene, config, made)
+    lines += _rules(scene, config)
+    lines += _rank(scene, config, among)
+    return lines + _captions(scene)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _parts(store: Store, folder: str, columns: list[str]) -> Iterator[pd.DataFrame]:
+    return (part.to_pandas(types_mapper=strings) for part in store.read_parts(folder, columns))
+
+
+def _is(rows: pd.DataFrame, scene: Row) -> pd.Series:
+    return (rows.scene_id == scene["scene_id"]) & (rows.video_id == scene["video_id"])
+
+
+def _find(store: Store, name: str) -> Row:
+    found: list[Row] = []
+    for part in store.parts("scenes"):
+        ids = store.read_part("scenes", part, ["video_id", "scene_id"])
+        if ids is None:
+            continue
+        keys = ids.to_pandas(types_mapper=strings)
+        hit = (keys.scene_id == name) | (keys.video_id + "/" + keys.scene_id == name)
+        if hit.any():
+            whole = store.read_part("scenes", part, SCENES.names)
+            found += [] if whole is None else whole.filter(hit.to_numpy()).to_pylist()
+    # A duplicate of a scene has its id, and an error.
+    sound = [row for row in found if not row["error"]] or found
+    if not sound:
+        near = _near(store, name)
+        raise ValueError(f"{store.root} has no scene {name}: it has {', '.join(near) or 'none'}")
+    if len({row["video_id"] for row in sound}) > 1:
+        which = ", ".join(f"{row['video_id']}/{row['scene_id']}" for row in sound)
+        raise ValueError(f"{len(sound)} scenes are named {name}: ask for one of {which}")
+    return sound[0]
+
+
+def _near(store: Store, name: str) -> list[str]:
+    """Some ids that resemble one: among those that begin as it does, as far as any does."""
+    longest, near = 0, []
+    for part in _parts(store, "scenes", ["scene_id"]):
+        ids = part.scene_id.str
+        while longest < len(name) and ids.startswith(name[: longest + 1]).any():
+            longest, near = longest + 1, []
+        near += part.scene_id[ids.startswith(name[:longest])].tolist()[: NEAR - len(near)]
+    return difflib.get_close_matches(name, near, 3, 0)
+
+
+@dataclass
+class _Among:
+    """A scene among those of its corpus."""
+
+    below: np.ndarray = field(default_factory=lambda: np.zeros(len(FEATURES), int))
+    """Measured scenes that have less of each feature."""
+    measured: np.ndarray = field(default_factory=lambda: np.zeros(len(FEATURES), int))
+    passed: int = 0
+    """Scenes that pass the rules."""
+    better: int = 0
+    """Of these, those that rank higher."""
+    bar: tuple[float, str] | None = None
+    """Rank and id of the last scene that is kept."""
+    chosen: tuple[float, str] | None = None
+    """Rank and id of the scene that stands for the same span, or for the same group of near-duplicates."""
+
+
+def _ranks(rows: pd.DataFrame, config: CurationConfig) -> np.ndarray:
+    rank = rows.probability if config.select.by == "classifier" else steadiness(rows)
+    return rank.to_numpy(np.float32)
+
+
+def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
+    among = _Among()
+    mine = pd.DataFrame([scene])[list(FEATURES)].to_numpy(np.float32)[0]
+    rank = _ranks(pd.DataFrame([scene]), config)[0]
+    columns = ["video_id", "clip_id", "scene_id", *FEATURES, "probability", "reason", "error", "duplicate_group"]
+    for part in _parts(store, "scenes", columns):
+        rows = part[part.error == ""]
+        values = rows[list(FEATURES)].to_numpy(np.float32)
+        among.below += (values < mine).sum(axis=0)
+        among.measured += np.isfinite(values).sum(axis=0)
+        rows = rows[rows.reason.isin(COMPARED)]
+        ranks = _ranks(rows, config)
+        among.passed += len(rows)
+        among.better += int(((ranks > rank) | ((ranks == rank) & (rows.scene_id < scene["scene_id"]))).sum())
+        for value, scene_id in zip(ranks[rows.reason == ""], rows.scene_id[rows.reason == ""], strict=True):
+            among.bar = min(among.bar or (math.inf, ""), (float(value), scene_id))
+        if scene["reason"] == "near_duplicate":
+            stands = (rows.duplicate_group == scene["duplicate_group"]) & (rows.reason != "near_duplicate")
+        else:
+            span = (rows.video_id == scene["video_id"]) & (rows.clip_id == scene["clip_id"])
+            stands = span & ~rows.reason.isin(["near_duplicate", "same_span"])
+        for value, scene_id in zip(ranks[stands], rows.scene_id[stands], strict=True):
+            among.chosen = (float(value), scene_id)
+    return among
+
+
+# -------------------------------------------------------------------------------------------------------------- telling
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _number(value: float | None) -> str:
+    return "missing" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _source(store: Store, scene: Row) -> list[str]:
+    lines = [] if _missing(scene["start_s"]) else [f"  {scene['start_s']:.3f} s to {scene['end_s']:.3f} s"]
+    about: Any = {}
+    for rows in _parts(store, "scores", ["video_id", "scene_id", "uri", "first", "end", "written"]):
+        for row in rows[_is(rows, scene)].to_dict("records"):
+            about = max(about, row, key=lambda one: one.get("written", 0)) if about else row
+    if about:
+        cut = f"frames {about['first']} to {about['end']} of its span"
+        lines.insert(0, f"  {about['uri']}" + ("" if (about["first"], about["end"]) == (0, -1) else f", {cut}"))
+    if scene["width"]:
+        lines.append(f"  {scene['width']} x {scene['height']} pixels, {scene['no_frames']} frames were looked at")
+    return lines
+
+
+def _failure(store: Store, scene: Row) -> list[str]:
+    columns = ["video_id", "scene_id", "step", "code", "message", "attempts"]
+    bad = [row for rows in _parts(store, "rejected", columns) for row in rows[_is(rows, scene)].to_dict("records")]
+    return [f"failed: {row['code']} at {row['step']}, tried {row['attempts']} times: {row['message']}" for row in bad]
+
+
+def _filter(scene: Row, config: CurationConfig, made: dict[str, Any]) -> list[str]:
+    uri = place(config.output, config.filter)
+    if config.select.by != "classifier" and not storage.exists(uri):
+        return []
+    model = load_filter(uri, made)
+    rows = pd.DataFrame([scene])
+    probability, *_ = model.probability(rows)
+    parts = model.contributions(rows)[0]
+    report = model.about["report"]
+    of = f"{report['scenes']} labels of {report['videos']} videos, xgboost {model.about['versions']['xgboost']}"
+    lines = [
+        f"filter {uri}, from {of}",
+        f"  good with probability {probability:.3f}, log-odds {parts.sum():+.2f}, which are the sum of",
+        f"  {parts[-1]:+.2f} of any scene",
+        *(f"  {parts[i]:+.2f} of {FEATURES[i]}" for i in np.argsort(-np.abs(parts[:-1]), kind="stable")),
+    ]
+    if not _missing(scene["probability"]) and abs(scene["probability"] - probability) > 1e-4:
+        lines.append(f"  the filter has changed: scenes/ was decided with probability {scene['probability']:.3f}")
+    return lines
+
+
+def _rules(scene: Row, config: CurationConfig) -> list[str]:
+    rules = [
+        ("too_short", "no_frames", "frames.min", config.frames.min, 1),
+        ("too_long", "no_frames", "frames.max", config.frames.max, -1),
+        ("static", "mean_velocity", "select.min_velocity", config.select.min_velocity, 1),
+        ("cut_inside", "max_rgb_diff", "select.max_rgb_diff", config.select.max_rgb_diff, -1),
+    ]
+    lines = ["rules"]
+    for reason, feature, setting, threshold, side in rules:
+        if _missing(scene[feature]):
+            lines.append(f"  {reason:10} not known: {feature} is missing")
+            continue
+        margin = side * (scene[feature] - threshold)
+        broken = "broken by" if margin < 0 else "kept by"
+        lines.append(
+            f"  {reason:10} {broken} {abs(margin):.4g}: {feature} {scene[feature]:.4g}, {setting} {threshold:g}"
+        )
+    return lines
+
+
+def _rank(scene: Row, config: CurationConfig, among: _Among) -> list[str]:
+    word = "probability" if config.select.by == "classifier" else "steadiness"
+    own = float(_ranks(pd.DataFrame([scene]), config)[0])
+    lines = ["kept" if scene["kept"] else f"dropped: {scene['reason']}"]
+    if scene["reason"] not in COMPARED:
+        return lines
+    lines.append(f"  {word} {own:.4g}: rank {among.better + 1} of {among.passed} that pass the rules")
+    shared = {"same_span": "span", "near_duplicate": "group of near-duplicates"}.get(scene["reason"])
+    if shared and among.chosen:
+        lines.append(f"  {among.chosen[1]} of the same {shared} has {among.chosen[0]:.4g}")
+    if among.bar and not scene["kept"]:
+        lines.append(f"  the last that is kept, {among.bar[1]}, has {among.bar[0]:.4g}, {among.bar[0] - own:.4g} more")
+    elif among.bar:
+        lines.append(f"  the last that is kept, {among.bar[1]}, has {among.bar[0]:.4g}, {own - among.bar[0]:.4g} less")
+    return lines
+
+
+def _captions(scene: Row) -> list[str]:
+    told = [(name, scene.get(name)) for name in ("caption", "recaption")]
+    return [f"{name}: {text}" for name, text in told if text] or ["no caption"]

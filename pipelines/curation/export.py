@@ -1,0 +1,232 @@
+"""Write what is kept: clips, frames and tar shards when asked for, and kept.json in the reference's form."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from actors.core import storage
+from actors.core.child import CHILD, ChildFault
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from actors.curation.clips import write_clips, write_shard
+from actors.media.film import Row
+from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.curation.rows import captions
+from pipelines.curation.settings import CurationConfig
+
+KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
+"""What export needs to know of a scene."""
+Key = tuple[str, str]
+"""A scene: its video_id and scene_id."""
+TOTALS = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
+"""The reference's names for four means of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What one export has done."""
+
+    written: int
+    """Clips written now."""
+    there: int
+    """Clips that were there already."""
+    failed: list[Row]
+    """video_id, scene_id, error, message of kept scenes that could not be written."""
+    seconds: float
+
+
+def export(config: CurationConfig) -> Exported:
+    """Bring clips/, frames/, shards/ and kept.json in line with the scenes that are kept.
+
+    Clips that are there are not written again, unless the settings of export have changed; those of scenes that are no
+    longer kept are removed.
+    """
+    started = time.monotonic()
+    store = Store(config.output)
+    kept = kept_scenes(store)
+    settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
+    settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
+    same = store.read_json("clips", "settings.json") == settings
+    wanted = {_clip(row) for row in kept}
+    there = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    for name in there - (wanted if same else set()):
+        storage.delete(store.uri("clips", name))
+    there = there & wanted if same else set()
+    store.write_json(settings, "clips", "settings.json")
+    missing = [row for row in kept if _clip(row) not in there]
+    failed = _write_missing(missing, config) if missing else []
+    keys = set(map(_key, failed))
+    written = [row for row in kept if _key(row) not in keys]
+    store.write_json(kept_json(store, written, config.export.frames), "kept.json")
+    if config.export.webdataset and written:
+        _write_shards(written, config)
+    return Exported(len(missing) - len(failed), len(there), failed, time.monotonic() - started)
+
+
+def kept_scenes(store: Store) -> list[Row]:
+    """The scenes that scenes/ says are kept, in its order, as `located` gives them."""
+    keys: list[Key] = []
+    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"]):
+        chosen = part.filter(part["kept"])
+        keys += zip(chosen["video_id"].to_pylist(), chosen["scene_id"].to_pylist(), strict=True)
+    return located(store, keys)
+
+
+def located(store: Store, keys: Sequence[Key]) -> list[Row]:
+    """Sound scenes of scores/ in the order of their names: KEPT, and the recaption that captions/ has, "" for none."""
+    found: dict[Key, Row] = {}
+    wanted = set(keys)
+    for part in store.read_parts("scores", [*KEPT, "error"]):
+        ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
+        chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
+        rows = part.select(KEPT).filter(pa.array(chosen, pa.bool_())).to_pylist()
+        found.update({(row["video_id"], row["scene_id"]): row for row in rows})
+    answers = captions(store)
+    said = dict(zip(zip(answers.video_id, answers.scene_id, strict=True), answers.recaption, strict=True))
+    return [{**found[key], "recaption": said.get(key, "")} for key in keys]
+
+
+def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
+    """The reference's file: paths are relative to the output; what was not measured is null."""
+    scenes = [
+        {
+            "scene_id": row["scene_id"],
+            "video_id": row["video_id"],
+            "clip_id": row["clip_id"],
+            "caption": row["caption"],
+            "scene_cut": [row["first"], row["end"]],
+            "video_path": f"clips/{_clip(row)}",
+            "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
+            "recaption": row["recaption"] or None,
+        }
+        for row in kept
+    ]
+    return {"length": len(scenes), "scenes": scenes, **proven(store, kept)}
+
+
+def proven(store: Store, kept: Iterable[Row]) -> dict[str, float | None]:
+    """The four totals of kept.json as `evaluate` found them; null where it has not, or for other scenes or recaptions.
+
+    kept: video_id, scene_id, recaption.
+    """
+    evaluation = store.read_json("evaluation.json")
+    if evaluation is None or evaluation["of"] != digest(kept):
+        return dict.fromkeys(TOTALS)
+    return evaluation["totals"]
+
+
+def digest(scenes: Iterable[Row]) -> str:
+    """A name for a set of scenes with their recaptions."""
+    lines = sorted(json.dumps([row["video_id"], row["scene_id"], row["recaption"] or ""]) for row in scenes)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _key(row: Row) -> Key:
+    return row["video_id"], row["scene_id"]
+
+
+def renew_kept_json(store: Store) -> None:
+    """Write kept.json anew for what was exported before, since captions or their scores have changed."""
+    made = store.read_json("clips", "settings.json")
+    if made is not None:
+        store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
+
+
+def _stage(config: CurationConfig) -> Stage:
+    return fitted({}, {"export": config.export}, config.autoscaling)["export"]
+
+
+def _clip(row: Row) -> str:
+    return f"{row['video_id']}/{row['scene_id']}.mp4"
+
+
+def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
+    set_context()
+
+    def film(row: Row) -> tuple[str, str]:
+        return row["video_id"], row["uri"]
+
+    films = [
+        {"video_id": video_id, "uri": uri, "wanted": json.dumps(list(rows))}
+        for (video_id, uri), rows in groupby(sorted(missing, key=film), film)
+    ]
+    rows = ray.data.from_items(films, override_num_blocks=len(films))
+    write: Any = partial(export_films, config=config)
+    rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
+    return [row for row in rows.iter_rows() if row["error"]]
+
+
+def export_films(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
+    """Write the wanted scenes of films: yields batches of one row of video_id, scene_id, error, message."""
+    for video_id, uri, wanted in zip(batch["video_id"], batch["uri"], batch["wanted"], strict=True):
+        for row in _export_film(str(video_id), str(uri), json.loads(wanted), config):
+            yield {name: np.array([value], object) for name, value in row.items()}
+
+
+def _export_film(video_id: str, uri: str, wanted: list[Row], config: CurationConfig) -> Iterator[Row]:
+    store = Store(config.output)
+    left = {scene["scene_id"] for scene in wanted}
+    code, message = "export_failed", "it was not written"
+    try:
+        with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+            interval = config.frames.interval_ms if config.export.frames else None
+            limits = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
+            for clip in CHILD.stream(write_clips, str(film), wanted, folder, config.export, interval, **limits):
+                scene_id = clip["scene_id"]
+                left.discard(scene_id)
+                if not clip["error"]:
+                    # The clip comes last: where it lies, its frames do too.
+                    for path in map(Path, clip["frame_paths"]):
+                        storage.upload(path, store.uri("frames", video_id, scene_id, path.name))
+                        path.unlink()
+                    storage.upload(clip["path"], store.uri("clips", video_id, f"{scene_id}.mp4"))
+                    Path(clip["path"]).unlink()
+                yield {"video_id": video_id, "scene_id": scene_id, "error": clip["error"], "message": clip["message"]}
+    except ChildFault as fault:
+        code, message = fault.code, str(fault)
+    except FileNotFoundError:
+        code, message = "not_found", f"there is no {uri}"
+    for scene_id in left:
+        yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
+
+
+def _write_shards(kept: list[Row], config: CurationConfig) -> None:
+    set_context()
+    store, size = Store(config.output), config.export.shard_clips
+    shards = [
+        {"name": f"shard-{start // size:06d}.tar", "scenes": json.dumps(kept[start : start + size])}
+        for start in range(0, len(kept), size)
+    ]
+    rows = ray.data.from_items(shards, override_num_blocks=len(shards))
+    written = rows.map(partial(write_one_shard, config=config), **ray_task(_stage(config)))
+    names = {row["name"] for row in written.iter_rows()}
+    for entry in storage.listing(store.uri("shards"), (".tar",)):
+        if entry.name not in names:
+            storage.delete(entry.uri)
+
+
+def write_one_shard(shard: Row, config: CurationConfig) -> Row:
+    """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
+    store = Store(config.output)
+    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        samples = []
+        for number, row in enumerate(json.loads(shard["scenes"])):
+            clip = Path(folder) / f"{number}.mp4"
+            storage.download(store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4"), clip)
+            about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
+            samples.append({**about, "clip": str(clip), "row": row})
+        tar = Path(folder) / "shard.tar"
+        write_shard(str(tar), samples)
+        storage.upload(tar, store.uri("shards", shard["name"]))
+    return {"name": shard["name"]}

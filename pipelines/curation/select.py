@@ -1,0 +1,346 @@
+"""Decide which scenes are kept, from what was measured: a cheap step that can be repeated with other thresholds.
+
+A scene passes the rules where, in this order, none of these holds:
+    too_short   no_frames < frames.min
+    too_long    no_frames > frames.max
+    unmeasured  a feature is missing: the scene was too long when it was scored; `score` measures it
+    static      mean_velocity < select.min_velocity
+    cut_inside  max_rgb_diff > select.max_rgb_diff
+Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
+same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. With
+select.dedupe the best of each group of near-duplicates stays (`near_duplicate`); then the best of each span
+(`same_span`), and of these the best select.count, or as many as select.fraction of those that pass the rules, rounded
+down (`not_selected`). Groups are of all scenes, whether they pass or not, so that no rule changes them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from actors.core import storage
+from actors.core.store import Store
+from actors.curation.perceptual_hash import HASH_BYTES
+from actors.media.film import FEATURES, Row
+from pipelines.curation.duplicates import near_duplicates
+from pipelines.curation.filter import Filter, load_filter, place
+from pipelines.curation.rows import (
+    IncompleteError,
+    captions,
+    expected_scenes,
+    in_tasks,
+    measurements,
+    rows_now,
+    strings,
+)
+from pipelines.curation.settings import SCORES, CurationConfig
+
+PART_ROWS = 100_000
+"""Scenes in one part of scenes/."""
+MANY_ROWS = 10 * PART_ROWS
+"""More rows than that are written by Ray's tasks, where it runs."""
+REASONS = (
+    *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
+    *("near_duplicate", "same_span", "not_selected"),
+)
+"""Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
+COMPARED = ("", "near_duplicate", "same_span", "not_selected")
+"""Reasons of scenes that pass every rule of their own and are compared with others."""
+HASH = ("hash_0", "hash_1", "hash_2")
+SCENES = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        *((name, pa.float32()) for name in FEATURES[:-1]),
+        ("no_frames", pa.int32()),
+        ("probability", pa.float32()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("error", pa.string()),
+        ("duplicate_group", pa.int64()),
+    ]
+)
+"""One row for every scene of the input: kept, dropped with a reason, or failed with an error.
+
+duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
+"""
+PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
+"""Which part of scores/ and of thumbnails/ holds a scene; by itself, since it depends on the way a run went."""
+REJECTED = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("step", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+"""What failed, at which step; scene_id "" where it is a video whose scenes could not be known."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the rows of the input add up: rows = kept + dropped + failed."""
+
+    rows: int
+    kept: int
+    dropped: dict[str, int]
+    """Scenes by reason."""
+    failed: dict[str, int]
+    """Scenes by error code."""
+    lost_videos: dict[str, int]
+    """Videos whose scenes could not be known, or not all of them, by error code."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What one decision was made from."""
+
+    expected: int
+    """How many scenes the input has."""
+    costs: dict[str, Any]
+    """The `measurements` of its rows."""
+    drift: dict[str, float]
+    """Population stability index of the features that have left the distribution of the filter's labels."""
+
+
+def select(config: CurationConfig) -> Selected:
+    """Write scenes/ and rejected/ anew. Raises IncompleteError where a scene of the input has no row.
+
+    Parts of scores/ are judged, and those of scenes/ written, in Ray's tasks where they are many and Ray runs; only
+    what is compared over the corpus meets here.
+    """
+    store = Store(config.output)
+    model = _filter(config) if config.select.by == "classifier" else None
+    columns = FEATURES if config.select.dedupe is None else [*FEATURES, "phash"]
+    scenes, films, videos = rows_now(store, columns, partial(judge, config=config, model=model))
+    expected = expected_scenes(scenes, films, videos)
+    costs = measurements(scenes, films)
+    scenes["duplicate_group"] = alike(scenes, config)
+    code = choose(scenes, config)
+    columns = ["video_index", "ordinal", "part", "row", "error"]
+    decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=code, scene=True)
+    del scenes
+    nothing = {"reason": np.int8(0), "probability": np.nan, "duplicate_group": -1, "scene": False}
+    bad = films.loc[films.error != "", columns].assign(**nothing)
+    decided = pd.concat([decided, bad.astype({"part": decided.part.dtype})])
+    decided = decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
+    starts = range(0, max(len(decided), 1), PART_ROWS)
+    chunks = [(store, i, decided.iloc[start : start + PART_ROWS], model) for i, start in enumerate(starts)]
+    counts = in_tasks(_write, chunks, len(decided) > MANY_ROWS)
+    names = {store.numbered(number) for number in range(len(chunks))}
+    for folder in ("scenes", "places", "rejected"):
+        for name in set(store.parts(folder)) - names:
+            storage.delete(store.uri(folder, name))
+    tell_captions(store)
+    return Selected(expected, costs, model.drift(np.sum(counts, axis=0)) if model else {})
+
+
+def _filter(config: CurationConfig) -> Filter:
+    made = Store(config.output).read_json("plan", "settings.json") or {}
+    return load_filter(place(config.output, config.filter), made.get("measured_by"))
+
+
+def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
+    """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
+
+    rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
+    is the rank. With select.dedupe also the words of phash, uint64, 0 where there is none: hash_0, hash_1, hash_2.
+    """
+    rules = {
+        "too_short": rows.no_frames < config.frames.min,
+        "too_long": rows.no_frames > config.frames.max,
+        "unmeasured": rows[list(FEATURES)].isna().any(axis=1),
+        "static": rows.mean_velocity < config.select.min_velocity,
+        "cut_inside": rows.max_rgb_diff > config.select.max_rgb_diff,
+    }
+    sound = (rows.error == "").to_numpy()
+    codes = [REASONS.index(name) for name in rules]
+    broken = np.where(sound, np.select(list(rules.values()), codes, 0), 0)
+    chance = np.full(len(rows), np.nan, np.float32)
+    if model is None:
+        rank = steadiness(rows).to_numpy(np.float32)
+    else:
+        if sound.any():
+            chance[sound] = model.probability(rows[sound])
+        rank = chance
+    reason = pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS)))
+    judged = pd.DataFrame({"reason": reason, "rank": rank, "probability": chance})
+    if config.select.dedupe is not None:
+        hashes = b"".join(value or bytes(HASH_BYTES) for value in rows.phash)
+        judged[list(HASH)] = np.frombuffer(hashes, np.uint64).reshape(-1, len(HASH))
+    return judged
+
+
+def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
+    """The group of near-duplicates of each scene that was judged, int64 (N,); -1 where it is alone."""
+    groups = np.full(len(scenes), -1)
+    if config.select.dedupe is not None:
+        hashed = np.flatnonzero((scenes[list(HASH)] != 0).any(axis=1))
+        hashes = scenes[list(HASH)].iloc[hashed].to_numpy(np.uint64)
+        groups[hashed] = near_duplicates(hashes, config.select.dedupe)
+    return groups
+
+
+def steadiness(rows: pd.DataFrame) -> pd.Series:
+    """By rule, the rank of scenes: 0 to 1."""
+    return (rows.mean_velocity / rows.max_velocity).fillna(0)
+
+
+def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
+    """What is kept of scenes that were judged: the index in REASONS of each, int8 (N,); kept and failed ones have 0.
+
+    scenes: video_id, clip_id, scene_id, error, and what `judge` and `alike` add.
+    """
+    reason = scenes.reason.cat.codes.to_numpy().copy()
+    passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
+    keys = ["video_id", "clip_id", "scene_id", "rank"]
+    ranked = pa.Table.from_pandas(scenes[keys].iloc[passed], preserve_index=False)
+    by = [("rank", "descending"), ("scene_id", "ascending"), ("video_id", "ascending")]
+    best_first = ranked.append_column("at", pa.array(passed)).sort_by(by)["at"].to_numpy()
+    groups = scenes.duplicate_group.iloc[best_first]
+    unlike = best_first[((groups < 0) | ~groups.duplicated()).to_numpy()]
+    left = unlike[~scenes[["video_id", "clip_id"]].iloc[unlike].duplicated().to_numpy()]
+    limit = config.select.count
+    if config.select.fraction is not None:
+        # 0.29 of 100 is 29, whatever a binary fraction makes of it.
+        limit = int(config.select.fraction * len(passed) + 1e-9)
+    reason[passed] = REASONS.index("near_duplicate")
+    reason[unlike] = REASONS.index("same_span")
+    reason[left] = REASONS.index("not_selected")
+    reason[left[:limit]] = 0
+    return reason
+
+
+def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
+    """Write one part of scenes/, of places/ and of rejected/; with a model, returns the `spread_counts` of its scenes.
+
+    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
+    duplicate_group, and whether it is a scene, or a film that failed.
+    """
+    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
+    names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
+    names = [name for name in names if name not in added]
+    places = decided.reset_index(drop=True)
+    read, order = [pa.schema([SCORES.field(name) for name in names]).empty_table()], []
+    for part, rows in places.groupby("part", observed=True).row:
+        folder, _, name = str(part).rpartition("/")
+        table = store.read_part(folder, name, names)
+        if table is None:
+            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
+        read.append(table.take(pa.array(rows)).cast(read[0].schema))
+        order.append(rows.index)
+    about = pa.concat_tables(read).to_pandas(types_mapper=strings)
+    about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
+    kept = places.scene & (places.reason == 0) & (about.error == "")
+    reason = np.array(REASONS, object)[places.reason]
+    groups = places.duplicate_group.where(places.duplicate_group >= 0)
+    parts = places.part.astype(str).str.rpartition("/")[2]
+    decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
+    rows = about.assign(**decision, duplicate_group=groups)
+    _write_part(store, "places", number, about.assign(part=parts)[places.scene], PLACES)
+    _write_part(store, "scenes", number, rows[places.scene], SCENES)
+    _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
+    return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
+
+
+def _write_part(store: Store, folder: str, number: int, rows: pd.DataFrame, schema: pa.Schema) -> None:
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    store.write_table(table, folder, store.numbered(number))
+
+
+def tell_captions(store: Store) -> None:
+    """Bring scenes/ and rejected/ in line with captions/: what was recaptioned, and what of the kept scenes failed."""
+    answers = captions(store)
+    if answers.empty:
+        return
+    keys = ["video_id", "scene_id"]
+    sound = answers[answers.code == ""].set_index(keys).recaption
+    for name in store.parts("scenes"):
+        table = store.read_part("scenes", name, SCENES.names)
+        if table is None:
+            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
+        about = table.select([*keys, "error", "recaption"]).to_pandas()
+        found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
+        told = np.where(about.error == "", found, "")
+        if (told != about.recaption).any():
+            column = SCENES.get_field_index("recaption")
+            table = table.set_column(column, SCENES.field(column), pa.array(told, pa.string()))
+            store.write_table(table, "scenes", name)
+    failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
+    fail_scenes(store, failed, "caption")
+
+
+def fail_scenes(store: Store, rows: Sequence[Row], step: str = "export") -> None:
+    """Mark kept scenes that failed at a step after the choice, in scenes/ and rejected/.
+
+    rows: video_id, scene_id, error, message of each, and attempts where it was not one.
+    """
+    columns = ["video_id", "scene_id", "error", "message", "attempts"]
+    failed = pd.DataFrame([{"attempts": 1, **row} for row in rows], columns=columns)
+    keys = ["video_id", "scene_id"]
+    more = []
+    for name in store.parts("scenes") if rows else ():
+        table = store.read_part("scenes", name)
+        if table is None:
+            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
+        scenes = table.to_pandas(types_mapper=strings)
+        codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
+        # A duplicate of a kept scene has its own error already.
+        hit = scenes.kept.to_numpy() & ~pd.isna(codes)
+        if hit.any():
+            more.append(failed.merge(scenes.loc[hit, [*keys, "clip_id"]], on=keys))
+            scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
+            store.write_table(pa.Table.from_pandas(scenes, SCENES, preserve_index=False), "scenes", name)
+    if more:
+        rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step=step)
+        _write_part(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
+
+
+def tally(store: Store, expected: int | None = None) -> Tally:
+    """Count what scenes/ and rejected/ say; raises IncompleteError where it is not what the input has."""
+    rows = kept = 0
+    clear = True
+    reasons, errors, lost = Counter[str](), Counter[str](), Counter[str]()
+    for part in store.read_parts("scenes", ["kept", "reason", "error"]):
+        scenes = part.to_pandas()
+        rows += len(scenes)
+        kept += int(scenes.kept.sum())
+        reasons.update(scenes.reason[scenes.reason != ""])
+        errors.update(scenes.error[scenes.error != ""])
+        states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
+        clear = clear and bool((states == 1).all())
+    for part in store.read_parts("rejected", ["scene_id", "code"]):
+        bad = part.to_pandas()
+        lost.update(bad.code[bad.scene_id == ""])
+    counted = Tally(rows, kept, *(dict(sorted(codes.items())) for codes in (reasons, errors, lost)))
+    if not clear or counted.rows != (counted.rows if expected is None else expected):
+        raise IncompleteError(f"rows do not add up: the input has {expected}, the output {counted}")
+    return counted
+
+
+def alarms(counted: Tally, drift: dict[str, float]) -> list[str]:
+    """What a person should look at before they trust a decision."""
+    told = []
+    measured = counted.kept + sum(counted.dropped.values())
+    if measured and not counted.kept:
+        which = ", ".join(f"{reason} {n}" for reason, n in counted.dropped.items())
+        told.append(f"nothing is kept: all {measured} measured scenes are dropped ({which})")
+    if drift:
+        which = ", ".join(f"{name} {index:g}" for name, index in drift.items())
+        told.append(f"features have left the filter's labels, by population stability index ({which}): label more")
+    return told

@@ -1,0 +1,111 @@
+"""One answer of several classes, for pictures and for films of many pictures: how good, how sure, and when to say none.
+
+Everywhere: log-probabilities float (N, C) and labels int (N,), the number of the class, a row a picture or a film.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.metrics import f1_score, roc_auc_score, roc_curve
+
+from pipelines.core.metrics import bootstrap, calibration
+
+BINS = 15
+"""Of the calibration error."""
+_NOTHING: Any = {"zero_division": 0}
+"""F1 of a director to whom no answer goes."""
+
+
+def by_film(log_probabilities: np.ndarray, films: np.ndarray) -> np.ndarray:
+    """Of each film 0 to F - 1 the mean log-probability of its pictures, made to sum to 1 again: float64 (F, C).
+
+    films: int (N,), the film of each picture.
+    """
+    sums = np.zeros((films.max() + 1, log_probabilities.shape[1]))
+    np.add.at(sums, films, log_probabilities)
+    return log_softmax(sums / np.bincount(films)[:, None], 1)
+
+
+def in_top(log_probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Whether the right class is among the k likeliest, float (N,); of classes that tie it counts its fair share."""
+    own = log_probabilities[np.arange(len(labels)), labels][:, None]
+    better, alike = (log_probabilities > own).sum(1), (log_probabilities == own).sum(1)
+    return np.clip((k - better) / alike, 0, 1)
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """What logits are best divided by: the likelihood of these labels is highest there (Guo et al., 2017).
+
+    Its logarithm has a normal prior about 0 with a deviation of a half, which few labels that are all answered right do
+    not outweigh: they would make answers as sure as can be.
+    """
+
+    def cost(log_t: float) -> float:
+        return 2 * log_t**2 - log_softmax(logits / np.exp(log_t), 1)[np.arange(len(labels)), labels].sum()
+
+    found: Any = minimize_scalar(cost, bounds=(-4, 4), method="bounded")
+    return float(np.exp(found.x))
+
+
+def calibration_error(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error of the likeliest class, 0..1."""
+    sure, right = _answers(log_probabilities, labels)
+    return calibration(sure, right, BINS)[1]
+
+
+def reliability(log_probabilities: np.ndarray, labels: np.ndarray) -> Any:
+    """Mean probability of the answer, share that is right and count of each bin, as `ranking.calibration` gives it."""
+    return calibration(*_answers(log_probabilities, labels), BINS)[0]
+
+
+def _answers(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Rounding may lift a probability above 1.
+    sure = np.minimum(np.exp(log_probabilities.max(1)), 1)
+    return sure[:, None], (log_probabilities.argmax(1) == labels)[:, None]
+
+
+def threshold(known: np.ndarray, strangers: np.ndarray) -> float:
+    """The confidence from which an answer counts: there the shares of both that are told apart sum highest."""
+    truth = np.repeat([1, 0], [len(known), len(strangers)])
+    wrong, right, at = roc_curve(truth, np.concatenate([known, strangers]), drop_intermediate=False)
+    best = int(np.argmax(right - wrong))
+    # Halfway to the next lower confidence, so that it depends less on one answer.
+    following = at[best + 1] if best + 1 < len(at) else 0.0
+    return float((min(at[best], 1.0) + following) / 2)
+
+
+def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
+    """How likely a known one's confidence is above a stranger's."""
+    truth = np.repeat([1, 0], [len(known), len(strangers)])
+    return float(roc_auc_score(truth, np.concatenate([known, strangers])))
+
+
+def figures(
+    log_probabilities: np.ndarray, labels: np.ndarray, films: np.ndarray, ks: Sequence[int] = (1, 3), seed: int = 0
+) -> dict[str, float]:
+    """Shares of pictures and films whose director is among the k likeliest, with intervals of top 1; macro F1 of both.
+
+    All in 0..1. Intervals are of the bootstrap over films. films: int (N,), the film of each picture, 0 to F - 1.
+    """
+    whole = by_film(log_probabilities, films)
+    labels_of = np.zeros(len(whole), int)
+    labels_of[films] = labels
+    count = np.bincount(films).astype(float)
+    hits = np.bincount(films, in_top(log_probabilities, labels, 1))
+    right = in_top(whole, labels_of, 1)
+
+    def shares(weights: np.ndarray) -> np.ndarray:
+        return np.column_stack([weights @ hits / (weights @ count), weights @ right / weights.sum(1)])
+
+    low, high = bootstrap(shares, len(whole), seed=seed)
+    found: dict[str, float] = {}
+    sides = {"picture": (log_probabilities, labels), "film": (whole, labels_of)}
+    for side, (name, (rows, truth)) in enumerate(sides.items()):
+        for k in ks:
+            found[f"{name}_top{k}"] = float(in_top(rows, truth, k).mean())
+        found |= {f"{name}_low": float(low[side]), f"{name}_high": float(high[side])}
+        found[f"{name}_f1"] = float(f1_score(truth, rows.argmax(1), average="macro", **_NOTHING))
+    return found

@@ -1,0 +1,314 @@
+"""Films as folders of images, or as video files, embedded image by image: which vector is whose is never lost.
+
+list   task     1 -> N: a film's images, in the order of their names as people count
+read   task     1 -> 1: files become squares (of a video file: the middle of each shot, decoded in a killable child)
+embed  actors   1 -> 1: squares become vectors, in batches that go across films
+gather driver   N -> 1: a film's array, once all of its images are there
+"""
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from actors.core import storage
+from actors.core.child import CHILD, ChildFault
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from actors.curation.fetch import VIDEO_SUFFIXES
+from actors.media.film import Row, VideoConfig
+from actors.media.images import IMAGE_SUFFIXES, Shape, key_frames, natural, read_images
+from actors.media.shots import ShotsConfig
+from pipelines.core.progress import Ticker
+from pipelines.core.ray_data import in_blocks, ray_actors, ray_task, set_context
+
+log = logging.getLogger(__name__)
+
+LIST = Stage(num_cpus=0.1)
+"""Listing a film's images."""
+REJECTED = pa.schema([(name, pa.string()) for name in ("film", "name", "uri", "code", "message")])
+"""One row for each image that could not be read, and one with no name for each film that could not to its end."""
+SHOTS_AT_ONCE = 16
+"""Key frames that leave the decode together."""
+ATTEMPTS = 2
+"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
+REQUESTS = 16
+"""Small files that the driver reads at once."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A film of the input."""
+
+    film: str
+    """Its id: the name of its folder or, without the suffix, of its file."""
+    uri: str
+    """Where it lies."""
+    video: bool
+    """A video file; else a folder of images."""
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """How images are read, and found in video files."""
+
+    read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
+    """Reading and decoding image files."""
+    video: VideoConfig = field(default_factory=VideoConfig)
+    """How video files are decoded."""
+    shots: ShotsConfig = field(default_factory=ShotsConfig)
+    """How they are cut into shots, of each of which the middle picture is taken."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The vectors of a film."""
+
+    film: str
+    vectors: np.ndarray
+    """float16 (N, D), one for each sound image, in order; D is 0 where there is none."""
+    names: list[str]
+    """N names: of the image in its folder, or of the shot."""
+    start_s: list[float]
+    """N times in seconds at which the shots of a video file begin; none for a folder."""
+    rejected: list[dict[str, str]]
+    """Rows of REJECTED."""
+
+
+def find_films(input: str) -> list[Source]:
+    """The films below a path or s3://: folders of images and video files, sorted by id; looks into no folder.
+
+    Raises ValueError where there is none, and where two films have one id.
+    """
+    root = storage.absolute(input)
+    below, files = storage.children(root)
+    found = [Source(name, storage.join(root, name), False) for name in below]
+    found += [
+        Source(PurePosixPath(entry.name).stem, entry.uri, True)
+        for entry in files
+        if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
+    ]
+    if not found:
+        raise ValueError(f"{input} holds neither folders of images nor video files: one of either for each film")
+    counts = Counter(source.film for source in found)
+    if twice := sorted(film for film, count in counts.items() if count > 1):
+        raise ValueError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
+    return sorted(found, key=lambda source: natural(source.film))
+
+
+def embed_films(
+    sources: Sequence[Source],
+    embedder: Callable[[Any], Callable[[Batch], Batch]],
+    shape: Shape,
+    images: ImagesConfig,
+    stages: dict[str, Stage],
+) -> Iterator[Embedded]:
+    """Embed films; each comes as soon as all of its images are done, in no order.
+
+    Args:
+        embedder: an actor class made of its stage, as `actors.models.clip.ImageEmbedder`: reads image and error, adds
+            vector float16 (N, D), drops image.
+        stages: `list`, `read`, `video` and `embed` as they fit the cluster; `embed` is what the embedder is made of.
+    """
+    set_context()
+    model: Any = stages["embed"]
+    rows = _rows(sources, shape, images, stages).map_batches(
+        embedder, fn_constructor_args=[model], batch_size=model.batch_size, **ray_actors(model)
+    )
+    batches: Any = rows.iter_batches(batch_size=None, prefetch_batches=0)
+    yield from gathered(batches)
+
+
+def stages_of(sources: Sequence[Source], images: ImagesConfig) -> dict[str, Stage]:
+    """The tasks that these films need, by name."""
+    kinds = {source.video for source in sources}
+    folders = {"list": LIST, "read": images.read} if False in kinds else {}
+    return folders | ({"video": images.video} if True in kinds else {})
+
+
+def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages: dict[str, Stage]) -> Dataset:
+    """One row an image: film, number, images, name, uri, start_s, image, error, message.
+
+    images: how many the film has, -1 where that is not known yet. A film may end with a row of its own, number -1.
+    """
+    kinds: list[Dataset] = []
+    if folders := [source for source in sources if not source.video]:
+        size = stages["read"].batch_size
+        named = _films(folders, 8).flat_map(list_images, **ray_task(stages["list"]))
+        read: Any = partial(read_images, shape=shape)
+        kinds.append(
+            in_blocks(named, size, stages["list"]).map_batches(read, batch_size=size, **ray_task(stages["read"]))
+        )
+    if files := [source for source in sources if source.video]:
+        cut: Any = partial(cut_films, shape=shape, images=images)
+        kinds.append(_films(files, 1).map_batches(cut, batch_size=1, **ray_task(stages["video"])))
+    return kinds[0].union(*kinds[1:]) if len(kinds) > 1 else kinds[0]
+
+
+def _films(sources: Sequence[Source], in_a_block: int) -> Dataset:
+    rows: Any = [{"film": source.film, "uri": source.uri} for source in sources]
+    return ray.data.from_items(rows, override_num_blocks=min(-(-len(rows) // in_a_block), 1000))
+
+
+def list_images(film: Row) -> list[Row]:
+    """The images below a film's folder as rows; of a folder without any, one row that says so."""
+    found = sorted(storage.listing(film["uri"], IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
+    about = {"film": film["film"], "images": len(found), "start_s": 0.0, "error": "", "message": ""}
+    if not found:
+        message = f"{film['uri']} holds no image; their names end in {', '.join(IMAGE_SUFFIXES)}"
+        return [about | {"number": -1, "name": "", "uri": film["uri"], "error": "no_images", "message": message}]
+    return [about | {"number": i, "name": entry.name, "uri": entry.uri} for i, entry in enumerate(found)]
+
+
+def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batch]:
+    """The key frames of video files as batches of rows, each film with a row of its own at its end."""
+    for film, uri in zip(map(str, films["film"]), map(str, films["uri"]), strict=True):
+        blank = {"film": film, "images": -1, "name": "", "uri": uri, "start_s": 0.0, "error": "", "message": ""}
+        rows: list[Row] = []
+        for row in _key_frames(uri, shape, images):
+            rows.append({**blank, "image": np.zeros((shape.size, shape.size, 3), np.uint8), **row})
+            if len(rows) == SHOTS_AT_ONCE:
+                yield _columns(rows)
+                rows = []
+        if rows:
+            yield _columns(rows)
+
+
+def _columns(rows: list[Row]) -> Batch:
+    names = ("film", "number", "images", "name", "uri", "start_s", "image", "error", "message")
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
+def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
+    """Rows of `actors.media.images.key_frames`, whatever happens to the decoding process."""
+    done = 0
+    limits = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
+    try:
+        with storage.local(uri) as path:
+            for attempt in range(ATTEMPTS):
+                arguments = (str(path), shape, images.video, images.shots)
+                try:
+                    for row in CHILD.stream(key_frames, *arguments, **limits):
+                        # After a crash the same shots come again.
+                        if row["number"] < 0 or row["number"] == done:
+                            done += row["number"] == done
+                            yield {name: value for name, value in row.items() if name != "end_s"}
+                    return
+                except ChildFault as fault:
+                    if attempt == ATTEMPTS - 1 or fault.code == "timeout":
+                        yield {"number": -1, "images": done, "error": fault.code, "message": str(fault)}
+                        return
+    except FileNotFoundError as error:
+        yield {"number": -1, "images": done, "error": "not_found", "message": str(error)}
+    except PermissionError as error:
+        yield {"number": -1, "images": done, "error": "forbidden", "message": str(error)}
+
+
+class _Film:
+    """A film whose rows are still coming."""
+
+    def __init__(self) -> None:
+        self.images = -1
+        self.rows: list[Row] = []
+        self.own: list[Row] = []
+
+    @property
+    def complete(self) -> bool:
+        return len(self.rows) == self.images
+
+
+def gathered(batches: Iterable[Batch]) -> Iterator[Embedded]:
+    """Films from batches of their rows in any order, each as soon as it is complete."""
+    open_films: dict[str, _Film] = {}
+    for batch in batches:
+        for values in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            film = open_films.setdefault(str(row["film"]), _Film())
+            film.images = max(film.images, int(row["images"]))
+            (film.rows if row["number"] >= 0 else film.own).append(row)
+        for name in [name for name, film in open_films.items() if film.complete]:
+            yield _embedded(name, open_films.pop(name))
+    if open_films:
+        raise RuntimeError(f"rows of {', '.join(list(open_films)[:5])} are missing: run the same command again")
+
+
+def _embedded(name: str, film: _Film) -> Embedded:
+    rows = sorted(film.rows, key=lambda row: row["number"])
+    sound = [row for row in rows if not row["error"]]
+    vectors = np.stack([row["vector"] for row in sound]) if sound else np.zeros((0, 0), np.float16)
+    rejected = [
+        {"film": name, **{column: str(row[key]) for column, key in _REJECTED_FROM.items()}}
+        for row in (*rows, *film.own)
+        if row["error"]
+    ]
+    times = [float(row["start_s"]) for row in sound] if film.own else []
+    return Embedded(name, vectors.astype(np.float16), [str(row["name"]) for row in sound], times, rejected)
+
+
+_REJECTED_FROM = {"name": "name", "uri": "uri", "code": "error", "message": "message"}
+
+
+# --------------------------------------------------------------------------------------------------------------- stored
+
+
+def stored_films(store: Store) -> set[str]:
+    """Ids of the films whose vectors are in features/."""
+    names = (entry.name for entry in storage.listing(store.uri("features"), (".json",)))
+    return {name.removesuffix(".json") for name in names}
+
+
+def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
+    """Write each film as features/FILM.npy, rows of rejected/, and last features/FILM.json, by which it counts as done.
+
+    FILM.json holds `images` (names of the rows), `start_s` of shots, and how often each code was `rejected`.
+    """
+    ticker = Ticker()
+    done = rows = 0
+    for film in films:
+        if len(film.names):
+            array = io.BytesIO()
+            np.save(array, film.vectors)
+            storage.write_bytes(store.uri("features", f"{film.film}.npy"), array.getvalue())
+        if film.rejected:
+            store.write_part("rejected", pa.Table.from_pylist(film.rejected, REJECTED), [film.film])
+        codes = Counter(row["code"] for row in film.rejected)
+        about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes)}
+        store.write_json(about, "features", f"{film.film}.json")
+        done, rows = done + 1, rows + len(film.names)
+        if ticker.due():
+            log.info("%d of %d films, %d images, %.0f a second", done, total, rows, ticker.rate(rows))
+
+
+def read_about(store: Store, films: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What FILM.json holds, of each film."""
+
+    def read(film: str) -> dict[str, Any]:
+        return json.loads(storage.read_bytes(store.uri("features", f"{film}.json")))
+
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        yield from threads.map(read, films)
+
+
+def read_stored(store: Store, films: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Of each film its vectors float16 (N, D), (0, 0) where there are none, and what FILM.json holds."""
+
+    def read(film: str, about: dict[str, Any]) -> np.ndarray:
+        if not about["images"]:
+            return np.zeros((0, 0), np.float16)
+        data = storage.read_bytes(store.uri("features", f"{film}.npy"))
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    known = list(read_about(store, films))
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        yield from zip(threads.map(read, films, known), known, strict=True)

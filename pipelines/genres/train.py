@@ -1,0 +1,357 @@
+"""Heads that tell the genres of films: how they learn, what they answer, and what they are worth on films not seen."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from actors.core import storage
+from actors.core.store import Store
+from actors.genres.heads import HeadConfig, MeanProbe, make_head, mean_directions
+from pipelines.core.film_vectors import Films, split
+from pipelines.core.metrics import average_precision, averages, thresholds
+from pipelines.core.training import TrainingConfig, fit
+from pipelines.genres import losses
+from pipelines.genres.closed_form import SolveConfig, solve
+from pipelines.genres.process import fused, read_any
+
+PREDICTIONS = pa.schema(
+    [("id", pa.string()), ("genre", pa.string()), ("probability", pa.float32()), ("chosen", pa.bool_())]
+)
+"""One row for each film and genre; chosen: the probability reaches the genre's threshold."""
+MOST = 2.0
+"""A genre is chosen at most so many times as often as it is there, on the films that thresholds are taken from."""
+BATCH = 256
+"""Films that a head gets at once when it answers."""
+
+
+@dataclass(frozen=True)
+class LearnConfig(HeadConfig):
+    """How a head learns; the names, and the defaults of the LSTM, are the reference's."""
+
+    solve: bool = True
+    """The mean's weights in closed form instead of by descent."""
+    ridge: float = 4.0
+    """Of the closed form: weight of the squares of the weights."""
+    coupling: float = 1.0
+    """Of the closed form: how far genres lend each other what they know."""
+    train_split_proportion: float = 0.8
+    """Share of films that is learnt from; the rest are validation and test films, as many of each. At 1 all are learnt
+    from and nothing is tested, which only the closed form can."""
+    n_epochs: int = 60
+    """Passes over the films at most."""
+    sequence_length: int = 256
+    """Frames of a film that a head sees at most; of a longer one they are taken at equal steps."""
+    batch_size: int = 32
+    """Films of one step."""
+    loss: Literal["cross_entropy", "asymmetric"] = "cross_entropy"
+    """Binary cross-entropy, or the asymmetric loss, which cares less for what is easy."""
+    class_weights_crossentropy: bool = True
+    """Weigh the cross-entropy so that rare genres count as much as frequent ones."""
+    learning_rate: float = 1e-3
+    """At the start."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate goes on; step: times learning_decay_ratio every learning_decay epochs."""
+    learning_decay: int = 150
+    """Epochs of one step."""
+    learning_decay_ratio: float = 0.6
+    """What a step multiplies the learning rate by."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    patience: int = 160
+    """Epochs without a better validation loss after which training ends."""
+    seed: int = 0
+    """Of the split, the first weights and the order of films."""
+    workers: int = 1
+    """Processes that train side by side."""
+    use_gpu: bool = False
+    """A GPU for each worker."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_split_proportion <= 1:
+            raise ValueError(f"train_split_proportion lies in (0, 1], not at {self.train_split_proportion}")
+        if self.train_split_proportion == 1 and not self.solved:
+            raise ValueError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length starts at 1, not {self.sequence_length}")
+        super().__post_init__()
+        # They check the rest.
+        for settings in (self.training, self.closed):
+            settings()
+
+    @property
+    def solved(self) -> bool:
+        """Whether the weights are had in closed form."""
+        return self.head == "mean" and self.solve
+
+    def closed(self) -> SolveConfig:
+        """Settings of the closed form."""
+        return SolveConfig(self.ridge, self.coupling)
+
+    def layers(self) -> HeadConfig:
+        """The head, without how it learns."""
+        return HeadConfig(**{one.name: getattr(self, one.name) for one in fields(HeadConfig)})
+
+    def training(self) -> TrainingConfig:
+        """The descent."""
+        return TrainingConfig(
+            epochs=self.n_epochs,
+            decay_epochs=self.learning_decay,
+            decay_ratio=self.learning_decay_ratio,
+            **{
+                name: getattr(self, name)
+                for name in ("batch_size", "learning_rate", "weight_decay", "schedule", "patience", "seed")
+            },
+            workers=self.workers,
+            use_gpu=self.use_gpu,
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig(LearnConfig):
+    """Settings of `train`."""
+
+    films: str = "output/genres/films.npz"
+    """Films with genres: an .npz as `process` writes it."""
+    output: str = "output/genres"
+    """A path or s3://: model/, test.parquet, and for heads that descend training/."""
+    refit: bool | None = None
+    """Keep a model that has learnt from all films, after what one of the split is worth has been measured; by default
+    where the weights are had in closed form, which alone can do so."""
+    extra: list[str] = field(default_factory=list)
+    """Other features of the same films (sound, plot), .npz of the same layout: their means stand beside each frame."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refit and not self.solved:
+            raise ValueError(
+                "refit: only what is had in closed form (head=mean) needs no validation films; leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class GenreModel:
+    """A head that has learnt, and from which probability it says that a film has a genre."""
+
+    head: nn.Module
+    learn: LearnConfig
+    genre_names: list[str]
+    thresholds: np.ndarray
+    """float64 (C,), of probabilities."""
+    dimensions: int
+
+    def probabilities(self, films: Films) -> np.ndarray:
+        """float64 (N, C) of whole films, in the order of `films.whole()`: of its pieces the mean."""
+        if films.vectors.shape[1] != self.dimensions:
+            raise ValueError(
+                f"the model has learnt from vectors of {self.dimensions} numbers, and these have "
+                f"{films.vectors.shape[1]}: embed by the same model, and give the same extra features"
+            )
+        if self.learn.head == "mean":
+            films = films.whole()
+        found = []
+        self.head.eval()
+        with torch.inference_mode():
+            for first in range(0, len(films), BATCH):
+                some = films.take(np.arange(first, min(first + BATCH, len(films))))
+                found.append(self.head(*frames_of(some, self.learn.sequence_length)).sigmoid().double().numpy())
+        probabilities = np.concatenate(found)
+        if not films.owners:
+            return probabilities
+        means = pd.DataFrame(probabilities).groupby(np.array(films.owners), sort=False).mean()
+        return means.to_numpy()
+
+    def save(self, store: Store) -> None:
+        """Write model/: weights, and settings with genres and thresholds."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        storage.write_bytes(store.uri("model", "model.safetensors"), save_tensors(tensors))
+        learn = {one.name: getattr(self.learn, one.name) for one in fields(LearnConfig)}
+        told = dict(zip(self.genre_names, self.thresholds.tolist(), strict=True))
+        store.write_json({"learn": learn, "dimensions": self.dimensions, "thresholds": told}, "model", "config.json")
+
+
+def load_model(uri: str) -> GenreModel:
+    """Read what `GenreModel.save` wrote below a path or s3://; raises ValueError where it is not there."""
+    try:
+        about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+        weights = load_tensors(storage.read_bytes(storage.join(uri, "model.safetensors")))
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
+    learn, told = LearnConfig(**about["learn"]), about["thresholds"]
+    head = make_head(learn.layers(), about["dimensions"], len(told))
+    head.load_state_dict(weights)
+    return GenreModel(head.eval(), learn, list(told), np.array(list(told.values())), about["dimensions"])
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def parts_of(films: Films, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Divide films, never pieces of one film, by their genres: the number of each row's part, int64 (N,)."""
+    if not films.genre_names:
+        raise ValueError("these films have no genres to learn from: give an .npz as `process` writes it")
+    whole = films.whole()
+    part = dict(zip(whole.ids, split(whole.genres, shares, seed), strict=True))
+    return np.array([part[name] for name in films.owners or films.ids])
+
+
+def learn(films: Films, valid: Films | None, config: LearnConfig, output: str) -> GenreModel:
+    """Train a head; what had no validation films takes its thresholds from answers without each film (leave-one-out).
+
+    Args:
+        valid: films that say when to stop and where thresholds lie; the closed form, which needs none, learns from
+            them, too.
+        output: where a descent has its checkpoints, so that the same call after a kill goes on.
+    """
+    dimensions, classes = films.vectors.shape[1], len(films.genre_names)
+    if config.solved:
+        everything = _joined(films, valid).whole()
+        probe = MeanProbe(dimensions, classes).eval()
+        logits = solve(probe, *frames_of(everything, config.sequence_length), everything.genres, config.closed())
+        found = thresholds(1 / (1 + np.exp(-logits)), everything.genres, most=MOST)
+        return GenreModel(probe, config, films.genre_names, found, dimensions)
+    assert valid is not None
+    centre = mean_directions(*frames_of(films, config.sequence_length)).mean(0) if config.head == "mean" else None
+    make = partial(_first, config.layers(), dimensions, classes, centre)
+    weights = losses.class_balanced_weights(torch.from_numpy(films.genres.sum(0, dtype=np.int64)), len(films))
+    trained = fit(
+        make,
+        partial(_loss, config.loss, weights if config.class_weights_crossentropy else None),
+        _validate,
+        {"train": _dataset(films, config), "valid": _dataset(valid, config)},
+        config.training(),
+        output=output,
+        settings={"head": asdict(config.layers()), "loss": [config.loss, config.class_weights_crossentropy]}
+        | {"films": films.ids, "valid": valid.ids, "sequence_length": config.sequence_length},
+    )
+    model = GenreModel(trained.model, config, films.genre_names, np.full(classes, 0.5), dimensions)
+    found = thresholds(model.probabilities(valid), valid.whole().genres, most=MOST)
+    return replace(model, thresholds=found)
+
+
+def _joined(films: Films, others: Films | None) -> Films:
+    if others is None:
+        return films
+    return Films(
+        vectors=np.concatenate([films.vectors, others.vectors]),
+        offsets=np.concatenate([films.offsets, films.offsets[-1] + others.offsets[1:]]),
+        ids=films.ids + others.ids,
+        genres=np.concatenate([films.genres, others.genres]),
+        genre_names=films.genre_names,
+        directors=films.directors + others.directors,
+        owners=films.owners + others.owners,
+    )
+
+
+def frames_of(films: Films, length: int = 256) -> tuple[Tensor, Tensor]:
+    """Frames float32 (N, T, D) and mask (N, T) as heads take them, with T at most `length`."""
+    frames, mask = films.padded(min(length, int(np.diff(films.offsets).max())))
+    return torch.from_numpy(frames), torch.from_numpy(mask)
+
+
+def _first(layers: HeadConfig, dimensions: int, classes: int, centre: Tensor | None) -> nn.Module:
+    """The head with its first weights."""
+    head = make_head(layers, dimensions, classes)
+    if isinstance(head, MeanProbe) and centre is not None:
+        head.centre.copy_(centre)
+    return head
+
+
+def _dataset(films: Films, config: LearnConfig) -> ray.data.Dataset:
+    frames, mask = films.padded(min(config.sequence_length, int(np.diff(films.offsets).max())))
+    columns = {"frames": frames.astype(np.float16), "mask": mask, "labels": films.genres}
+    return ray.data.from_items([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+def _loss(kind: str, weights: tuple[Tensor, Tensor] | None, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(batch["frames"].float(), batch["mask"].bool())
+    if kind == "asymmetric":
+        return losses.asymmetric(logits, batch["labels"])
+    if weights is None:
+        return losses.cross_entropy(logits, batch["labels"])
+    there, missing = (side.to(logits.device) for side in weights)
+    return losses.class_balanced(logits, batch["labels"], there, missing)
+
+
+def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Cross-entropy and average precision of the validation films."""
+    scored = [(model(batch["frames"].float(), batch["mask"].bool()).float(), batch["labels"]) for batch in batches]
+    logits = torch.cat([logits for logits, _ in scored])
+    labels = torch.cat([labels for _, labels in scored])
+    found = averages(average_precision(logits.cpu().numpy(), labels.cpu().numpy()), labels.sum(0).cpu().numpy())
+    loss = float(losses.cross_entropy(logits, labels))
+    return {"valid_loss": loss, "valid_macro_ap": float(found["macro"]), "valid_weighted_ap": float(found["weighted"])}
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Split films, learn, answer for the test films (test.parquet), and keep a model (model/).
+
+    Returns how many films each part has, and the macro and weighted average precision on the test films.
+    """
+    films = fused(read_any(config.films), [read_any(uri) for uri in config.extra])
+    store, share = Store(config.output), config.train_split_proportion
+    settings = LearnConfig(**{one.name: getattr(config, one.name) for one in fields(LearnConfig)})
+    storage.delete(store.uri("test.parquet"))
+    if share == 1:
+        learn(films, None, settings, store.uri("training")).save(store)
+        return {"films": {"train": len(films.whole())}, "test_ap": {}}
+    parts = parts_of(films, (share, (1 - share) / 2, (1 - share) / 2), config.seed)
+    if len(np.unique(parts)) < 3:
+        raise ValueError(f"{len(films.whole())} films are too few for train, validation and test: give more")
+    train, valid, test = (films.take(np.flatnonzero(parts == part)) for part in range(3))
+    model = learn(train, valid, settings, store.uri("training"))
+    answers, labels = model.probabilities(test), test.whole().genres
+    write_predictions(store, "test.parquet", test.whole().ids, answers, model)
+    if config.solved if config.refit is None else config.refit:
+        model = learn(films, None, settings, store.uri("training"))
+    model.save(store)
+    found = averages(average_precision(answers, labels), labels.sum(0))
+    counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
+    return {"films": counts, "test_ap": {name: float(value) for name, value in found.items()}}
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Settings of `predict`."""
+
+    films: str
+    """Films, with or without genres: an .npz, or the output of `embed`."""
+    model: str = "output/genres/model"
+    """The model/ of a training."""
+    output: str = "output/genres"
+    """A path or s3://: predictions.parquet."""
+    extra: list[str] = field(default_factory=list)
+    """Other features of the same films, as the model has learnt from them."""
+
+
+def predict(config: PredictConfig) -> tuple[int, pd.Series]:
+    """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
+    model = load_model(config.model)
+    films = fused(read_any(config.films), [read_any(uri) for uri in config.extra])
+    answers = model.probabilities(films)
+    write_predictions(Store(config.output), "predictions.parquet", films.whole().ids, answers, model)
+    return len(answers), pd.Series((answers >= model.thresholds).sum(0), model.genre_names)
+
+
+def write_predictions(
+    store: Store, name: str, ids: Sequence[str], probabilities: np.ndarray, model: GenreModel
+) -> None:
+    """Write PREDICTIONS of films, probabilities (N, C)."""
+    count, classes = probabilities.shape
+    rows = {
+        "id": np.repeat(np.array(ids, object), classes),
+        "genre": np.tile(np.array(model.genre_names, object), count),
+        "probability": probabilities.ravel(),
+        "chosen": (probabilities >= model.thresholds).ravel(),
+    }
+    store.write_table(pa.Table.from_pandas(pd.DataFrame(rows), PREDICTIONS, preserve_index=False), name)

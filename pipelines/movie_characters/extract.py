@@ -1,0 +1,211 @@
+"""Frames of a film that a table assigns to categories: the images that everything else begins with."""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import pandas as pd
+import pyarrow as pa
+
+from actors.core import storage
+from actors.core.child import CHILD, ChildFault
+from actors.core.store import Store
+from actors.media.film import Row, VideoConfig
+from actors.movie_characters.film_frames import Interval, frames_in, seconds
+from pipelines.core.progress import Ticker
+
+log = logging.getLogger(__name__)
+
+START, END = "start_time", "end_time"
+OF = "frames_of.json"
+"""Of each category a digest of what its frames are of; written before they are."""
+ATTEMPTS = 2
+"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
+REJECTED = pa.schema(
+    [("row", pa.int64()), *((name, pa.string()) for name in ("category", START, END, "code", "message"))]
+)
+"""One row for each row of the table without all of its frames; row: its line in the file."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Settings of `extract`."""
+
+    csv: str
+    """A table with the columns start_time, end_time (HH:MM:SS, also with a fraction, or seconds) and the category."""
+    video: str
+    """The film: a path or s3://."""
+    output: str
+    """Where frames go, as CATEGORY/CATEGORY_frame_NNNN.jpg; blanks become underscores."""
+    category: str
+    """The column that names the category."""
+    show: bool = False
+    """Leave a page, extract.html, that shows what was extracted."""
+    by_index: bool = False
+    """Number frames as they are in the film, from 0; else those of each category from 1."""
+    decode: VideoConfig = field(default_factory=VideoConfig)
+    """How the film is decoded."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the table asks for."""
+
+    rows: pd.DataFrame
+    """category, start_time, end_time as they stand there, code and message; the index is the line in the file."""
+    intervals: list[Interval]
+    """Of the sound rows, in their order."""
+    there: frozenset[str]
+    """Names of frames that are there."""
+
+
+def plan_extraction(config: ExtractConfig) -> Plan:
+    """Read the table; raises ValueError where a column is missing, which lists those there are."""
+    try:
+        table = pd.read_csv(io.BytesIO(storage.read_bytes(config.csv)), dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"csv: {error}") from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"csv={config.csv} is no CSV table: {error}") from error
+    table.columns = [name.strip() for name in table.columns]
+    if missing := [name for name in (START, END, config.category) if name not in table]:
+        raise ValueError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    if not storage.exists(config.video):
+        raise ValueError(f"video: there is no {config.video}")
+    rows = table[[config.category, START, END]].set_axis(["category", START, END], axis=1)
+    found = [_interval(*row) for row in rows.itertuples(index=False)]
+    rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
+    rows["message"] = ["" if isinstance(one, Interval) else one[1] for one in found]
+    rows.index += 2
+    root = storage.absolute(config.output)
+    there = frozenset(entry.name for entry in storage.listing(root, (".jpg",)))
+    plan = Plan(rows, [one for one in found if isinstance(one, Interval)], there)
+    before, have = Store(root).read_json(OF) or {}, {name.partition("/")[0] for name in there}
+    # Their numbers would be those of other frames.
+    if other := [cls for cls, of in _of(config, plan).items() if cls in have and before.get(cls, of) != of]:
+        raise ValueError(
+            f"{config.output} holds frames of {', '.join(other)} of other intervals or another film: "
+            "use another output, or remove these folders"
+        )
+    return plan
+
+
+def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]:
+    """An interval, or error code and message."""
+    name = re.sub(r'[\s/\\:*?"<>|]', "_", category.strip()).lstrip(".")
+    if not name:
+        return "no_category", "the row names no category"
+    try:
+        interval = Interval(name, seconds(start), seconds(end))
+    except ValueError as error:
+        return "bad_time", str(error)
+    if interval.end_s < interval.start_s:
+        return "bad_interval", f"it ends at {end}, before it starts at {start}"
+    return interval
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction has done."""
+
+    rows: pd.DataFrame
+    """Those of the plan, with code and message of what the film lacked, and how many frames each has."""
+    files: dict[str, int]
+    """Frames that are there now, by category."""
+    written: int
+    damaged: int
+    """Frames that the decoder marked as damaged, and that got no file."""
+    seconds: float
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rows without all of their frames, by code."""
+        return dict(Counter(code for code in self.rows.code if code))
+
+
+def extract(config: ExtractConfig, plan: Plan) -> Extracted:
+    """Decode the film once, write the frames that are missing, and rejected/."""
+    started = time.monotonic()
+    store = Store(config.output)
+    film, written = _done(config, plan, store), 0
+    if film is None and plan.intervals:
+        store.write_json({**(store.read_json(OF) or {}), **_of(config, plan)}, OF)
+        film, written = _decode(config, plan, store)
+        store.write_json({"of": _digest(config, plan.intervals), "film": film}, "extracted.json")
+    rows = plan.rows.assign(frames=0)
+    if film:
+        sound = rows.index[rows.code == ""]
+        rows.loc[sound, "frames"] = film["frames"]
+        for line, interval, count in zip(sound, plan.intervals, film["frames"], strict=True):
+            code, message = _lack(film, interval, count)
+            rows.loc[line, ["code", "message"]] = code, message
+    bad = rows[rows.code != ""].drop(columns="frames").rename_axis("row").reset_index()
+    store.replace_table("rejected", [pa.Table.from_pandas(bad, REJECTED, preserve_index=False)] if len(bad) else [])
+    files, damaged = (film["files"], film["damaged"]) if film else ({}, 0)
+    return Extracted(rows, files, written, damaged, round(time.monotonic() - started, 2))
+
+
+def _digest(config: ExtractConfig, intervals: Sequence[Interval]) -> str:
+    """What frames depend on."""
+    asked = [*map(asdict, intervals), config.video, storage.size(config.video), config.by_index]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _of(config: ExtractConfig, plan: Plan) -> dict[str, str]:
+    """What the frames of each category depend on; not the order of its rows."""
+    ordered = sorted(plan.intervals, key=lambda one: (one.start_s, one.end_s))
+    return {
+        cls: _digest(config, [one for one in ordered if one.category == cls])
+        for cls in sorted({one.category for one in ordered})
+    }
+
+
+def _done(config: ExtractConfig, plan: Plan, store: Store) -> Row | None:
+    """What an earlier run found of the film, where the same was asked for and all of its frames are there."""
+    before = store.read_json("extracted.json")
+    if before is None or before["film"]["error"] or before["of"] != _digest(config, plan.intervals):
+        return None
+    have = Counter(name.partition("/")[0] for name in plan.there)
+    return before["film"] if all(have[name] >= count for name, count in before["film"]["files"].items()) else None
+
+
+def _lack(film: Row, interval: Interval, count: int) -> tuple[str, str]:
+    """What an interval lacks: code and message, "" where nothing."""
+    if film["error"] and interval.end_s > film.get("end_s", 0.0):
+        return film["error"], film["message"]
+    if not count:
+        return "no_frames", f"the film has no sound frame from {interval.start_s:g} to {interval.end_s:g} s"
+    return "", ""
+
+
+def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
+    """The film's own row, and how many frames were written."""
+    there, written = set(plan.there), 0
+    ticker = Ticker()
+    limits = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
+    nothing: Row = {"frames": [0] * len(plan.intervals), "files": {}, "damaged": 0}
+    fault: Exception | None = None
+    with storage.local(config.video) as path:
+        for _ in range(ATTEMPTS):
+            arguments: Sequence[object] = (str(path), plan.intervals, config.by_index, frozenset(there))
+            try:
+                for row in CHILD.stream(frames_in, *arguments, config.decode.decoder, **limits):
+                    if not row["name"]:
+                        return row, written
+                    storage.write_bytes(store.uri(row["name"]), row["jpeg"])
+                    there.add(row["name"])
+                    written += 1
+                    if ticker.due():
+                        log.info("%d frames written", written)
+            except ChildFault as error:
+                fault = error
+                if error.code != "crashed":
+                    break
+    assert isinstance(fault, ChildFault)
+    return {**nothing, "error": fault.code, "message": str(fault)}, written

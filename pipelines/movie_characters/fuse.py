@@ -1,0 +1,190 @@
+"""Several models' answers as one.
+
+zsum   each model's scores of an image's classes, brought to mean 0 and deviation 1, weighted and added
+rank   weighted 1 / (60 + rank) added (Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion"): scores count only
+       by their order
+
+Weights are settings, or learnt from results of other images: those that make their true classes likeliest, where a
+class's probability is the softmax of the weighted sum (McFadden 1974, the conditional logit; the problem is convex).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+
+from pipelines.movie_characters.metrics import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
+
+RANK_CONSTANT = 60
+"""Of reciprocal rank fusion, as its authors have it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Results of a model."""
+
+    folder: str
+    """A folder or s3:// with its CLASS_results.csv."""
+    clip_csv: bool = False
+    """The higher the better; else losses of a diffusion model."""
+    weight: float = 1.0
+    """How much it counts beside the others."""
+    validation: str | list[str] = ""
+    """Its results of other images, from which weights are learnt; of all models or of none. Several folders, as of
+    several filters, teach one set of weights; they are in the same order for all models."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight is above 0, not {self.weight}")
+        if self.validation and self.weight != 1:
+            raise ValueError(f"validation teaches weights: leave weight={self.weight:g}")
+
+
+@dataclass(frozen=True)
+class FuseConfig:
+    """Settings of `fuse`."""
+
+    models: dict[str, Source]
+    """Results by a name of your own, as in models.clip.folder=results/clip models.clip.clip_csv=true."""
+    output_folder: str
+    """Where CLASS_results.csv of all together go: the higher the better, so they are read with clip_csv=true. Those of
+    validation, where it is one folder, go into its folder validation/, so that `score report` can learn who is unknown
+    from them."""
+    by: Literal["zsum", "rank"] = "zsum"
+    """zsum: standard scores are added; rank: reciprocal ranks."""
+    avg: bool = False
+    """A class's score is the mean over its identities; else that of the best one."""
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise ValueError(f"models: two or more are fused, not {len(self.models)}")
+        if any(source.folder.rstrip("/") == self.output_folder.rstrip("/") for source in self.models.values()):
+            raise ValueError("output_folder is that of a model: use another one")
+        bare = [name for name, source in self.models.items() if not source.validation]
+        if 0 < len(bare) < len(self.models):
+            raise ValueError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
+        if len({len(_folders(source)) for source in self.models.values()}) > 1:
+            raise ValueError("validation: all models have as many folders, in the same order")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a fusion has done."""
+
+    images: int
+    answered: int
+    """Images of which every model has an answer: they have one together."""
+    classes: int
+    weights: dict[str, float]
+    """Of each model; those that were learnt have a mean of 1."""
+
+
+def fuse(config: FuseConfig) -> Fused:
+    """Write the results of all models together."""
+    weights = [source.weight for source in config.models.values()]
+    if all(source.validation for source in config.models.values()):
+        parts, truth = _validation(config)
+        weights = learnt_weights(parts, truth)
+        if parts[0].index.get_level_values(0).nunique() == 1:
+            own = [part.droplevel(0) for part in parts]
+            _write(f"{config.output_folder.rstrip('/')}/validation", _sum(own, weights))
+    found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
+    scores = [by_class(results, config.avg) for results in found]
+    together = fused(scores, weights, config.by)
+    if together.empty:
+        raise ValueError(f"no image has answers of all of {', '.join(config.models)}")
+    _write(config.output_folder, together)
+    images = set().union(*(table.index for table in scores))
+    by_name = dict(zip(config.models, weights, strict=True))
+    return Fused(len(images), len(together), together.shape[1], by_name)
+
+
+def _folders(source: Source) -> list[str]:
+    given = source.validation
+    return given if isinstance(given, list) else [given]
+
+
+def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
+    """`comparable` scores of each model, and the true classes, indexed by folder (0, 1, …) and image."""
+    models = list(config.models.values())
+    turns, truths = [], []
+    for folders in zip(*map(_folders, models), strict=True):
+        found = [read_results(folder, model.clip_csv) for folder, model in zip(folders, models, strict=True)]
+        turns.append(comparable([by_class(results, config.avg) for results in found], config.by))
+        truths.append(found[0].images)
+    parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
+    if parts[0].empty:
+        raise ValueError("validation: there is no image of which all models have an answer")
+    return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
+
+
+def _write(folder: str, scores: pd.DataFrame) -> None:
+    identities = [f"{cls}_0" for cls in scores.columns]
+    rows = scores.set_axis(identities, axis=1).melt(ignore_index=False, var_name=IDENTITY, value_name=LOSS)
+    write_results(folder, rows.rename_axis(IMAGE).reset_index(), descending=True)
+
+
+def fused(scores: Sequence[pd.DataFrame], weights: Sequence[float], by: Literal["zsum", "rank"]) -> pd.DataFrame:
+    """One table of scores from several, each images by classes, over the images that all have and all classes."""
+    return _sum(comparable(scores, by), weights)
+
+
+def _sum(parts: Sequence[pd.DataFrame], weights: Sequence[float]) -> pd.DataFrame:
+    weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
+    return sum(weighted[1:], weighted[0])
+
+
+def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[float]:
+    """Weights of models, 0 or more with a mean of 1, from `comparable` scores and the true class of each image.
+
+    Images of classes that cannot be answered teach none. Raises ValueError where no model knows anything.
+    """
+    labels = truth.reindex(parts[0].index)
+    known = labels.isin(parts[0].columns).to_numpy()
+    own = parts[0].columns.get_indexer(pd.Index(labels[known]))
+    units = [float(part.to_numpy().std()) or 1.0 for part in parts]
+    scores = np.stack([part.to_numpy()[known] / unit for part, unit in zip(parts, units, strict=True)])
+    ahead = scores[:, np.arange(len(own)), own][:, :, None] - scores
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        lead = np.tensordot(weights, ahead, 1)
+        slope = -np.einsum("nc,mnc->m", softmax(-lead, axis=1), ahead)
+        # What all images have right would else grow without end.
+        value = logsumexp(-lead, axis=1).sum() + 0.05 * (weights**2).sum()
+        return float(value), slope + 0.1 * weights
+
+    found: Any = minimize(loss, np.ones(len(parts)), jac=True, bounds=[(0, None)] * len(parts))
+    weights = found.x / units
+    if not weights.sum() > 1e-6:
+        raise ValueError("validation: no model is better there than chance; set the weights instead")
+    return (weights / weights.mean()).tolist()
+
+
+def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> list[pd.DataFrame]:
+    """Scores of several models, each images by classes, in one unit, over the images that all have and all classes.
+
+    A class that a model does not know, or has not been asked about, is worst with it, as bad as the worst it knows.
+    """
+    images = [image for image in scores[0].index if all(image in table.index for table in scores)]
+    classes = sorted(set().union(*(table.columns for table in scores)))
+    standard = _standard if by == "zsum" else _reciprocal
+    parts = [standard(table.loc[images]) for table in scores]
+    return [_filled(part.reindex(columns=classes)) for part in parts]
+
+
+def _filled(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.T.fillna(scores.min(axis=1)).T
+
+
+def _standard(scores: pd.DataFrame) -> pd.DataFrame:
+    spread = scores.std(axis=1, ddof=0)
+    # Where all classes are alike, none of them is better.
+    return scores.sub(scores.mean(axis=1), axis=0).div(spread.where(spread > 0, np.inf), axis=0)
+
+
+def _reciprocal(scores: pd.DataFrame) -> pd.DataFrame:
+    return 1 / (RANK_CONSTANT + scores.rank(axis=1, ascending=False, method="average"))

@@ -1,0 +1,372 @@
+"""Who an image shows, by the images of a gallery: CLIP or faces, each image embedded once.
+
+read     task     1 -> 1: image files become the squares that the model takes (faces: the actor reads them itself)
+embed    actors   1 -> 1: squares become vectors
+write    task     N -> 1: whole parts of vectors/, by which an image counts as embedded
+compare  driver   images with the gallery; CLASS_results.csv, rejected/
+
+gallery  the cosine of an image with each image of the gallery
+prompts  the cosine of an image with a text for each class, as in "a photo of Ann"
+probe    the log-probability of each class by a logistic regression on the vectors of the gallery
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray
+from pyarrow import compute
+
+from actors.core import storage
+from actors.core.stage import Batch, Stage
+from actors.core.store import Store
+from actors.media.images import Shape, read_images
+from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, input_shape
+from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
+from pipelines.core.progress import Ticker
+from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.movie_characters.metrics import IDENTITY, IMAGE, LOSS, class_of, stem, write_results
+from pipelines.movie_characters.pictures import Picture, find_pictures
+
+log = logging.getLogger(__name__)
+
+VECTORS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("model", pa.string()),
+        ("vector", pa.list_(pa.float16())),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row an image: its bytes, so that one that was replaced is embedded again, and what embedded it."""
+REJECTED = pa.schema([(name, pa.string()) for name in ("image", "uri", "role", "code", "message")])
+"""One row for each image that could not be embedded; role: gallery or image."""
+ALL = 2000
+"""A gallery of up to so many images is compared as a whole."""
+NEAREST = 100
+"""Of a larger one so many of the nearest images are told."""
+CHUNK = 1024
+"""Images that are compared at once."""
+WRITE = Stage(num_cpus=0.1)
+"""Writing vectors."""
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    """Settings that both kinds of vectors share."""
+
+    input_dir: str
+    """The gallery: images CLASS_NUMBER of the characters; a folder or s3://."""
+    output_dir: str
+    """Where results go."""
+    image_list: str | list[str]
+    """Images to identify: a folder, a .txt that lists one a line, one image, or several of these."""
+    vectors: str = ""
+    """Root below which vectors/ is kept, to be shared by several outputs; else output_dir."""
+    nearest: int | None = None
+    """How many of the nearest images of the gallery are told; null: all up to 2,000, else 100."""
+    read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
+    """Reading and decoding image files."""
+    autoscaling: bool = False
+    """The cluster grows by what is asked for, so that pools need not fit it now."""
+
+    def __post_init__(self) -> None:
+        if self.nearest is not None and self.nearest < 1:
+            raise ValueError(f"nearest starts at 1, not {self.nearest}")
+
+    @property
+    def root(self) -> str:
+        """Root of vectors/; workers have another working folder."""
+        return storage.absolute(self.vectors or self.output_dir)
+
+
+@dataclass(frozen=True)
+class ClipConfig(GalleryConfig):
+    """Settings of `identify-clip`."""
+
+    model_name: str = "ViT-B-32"
+    """A name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with its open_clip_config.json and weights."""
+    pretrained: str = "openai"
+    """Weights of a model that is known by name."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: each worker holds a GPU."""
+    method: Literal["gallery", "prompts", "probe"] = "gallery"
+    """What images are compared with."""
+    prompt: str = "a photo of {}"
+    """Text for a class, of prompts; {} is its name, with blanks for underscores."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Texts for single classes, of prompts, by name."""
+    probe_c: float = 10.0
+    """Inverse weight of the squares of the weights, of probe."""
+    embeddings: EmbeddingsConfig = field(default_factory=lambda: EmbeddingsConfig(batch_size=64))
+    """Workers, precision and batches; model and pretrained are those above."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{}" not in self.prompt or not self.probe_c > 0:
+            raise ValueError(
+                f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}"
+            )
+
+    @property
+    def stage(self) -> EmbeddingsConfig:
+        """The model and its workers."""
+        gpus = (self.embeddings.num_gpus or 1.0) if self.device == "cuda" else 0.0
+        return replace(self.embeddings, model=self.model_name, pretrained=self.pretrained, num_gpus=gpus)
+
+
+@dataclass(frozen=True)
+class FaceConfig(GalleryConfig):
+    """Settings of `identify-faces`."""
+
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    """How faces are found, and by how many workers."""
+
+    @property
+    def stage(self) -> FacesConfig:
+        """The model and its workers."""
+        return self.faces
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done."""
+
+    images: list[Picture]
+    """To be identified."""
+    gallery: list[Picture]
+    todo: list[Picture]
+    """Of both, those that are not embedded yet."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Of the gallery."""
+        return sorted({class_of(picture.name) for picture in self.gallery})
+
+
+def model_of(config: ClipConfig | FaceConfig) -> str:
+    """What embeds, in one word."""
+    if isinstance(config, ClipConfig):
+        return config.stage.name()
+    return f"dlib:{config.faces.upsample}:{config.faces.max_side}"
+
+
+def method_of(config: ClipConfig | FaceConfig) -> str:
+    """What a result means: results of two kinds do not share a folder."""
+    return f"{config.method if isinstance(config, ClipConfig) else 'gallery'} of {model_of(config)}"
+
+
+def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
+    """List both and find what is missing; raises ValueError where there is nothing, or another model was there."""
+    if isinstance(config, FaceConfig):
+        check_faces()
+    images = find_pictures(config.image_list, "image_list")
+    gallery = find_pictures(config.input_dir, "input_dir")
+    if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
+        raise ValueError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
+    before = Store(config.output_dir).read_json("identified.json")
+    if before is not None and before["by"] != method_of(config):
+        raise ValueError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
+    done = embedded(Store(config.root), model_of(config))
+    # Of one method a model needs no images of the gallery.
+    wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
+    todo = {one.uri: one for one in wanted if (one.uri, one.size) not in done}
+    return Plan(images, gallery, list(todo.values()))
+
+
+def stages_of(config: ClipConfig | FaceConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """The actor pools and the tasks, by name."""
+    read = {"read": config.read} if isinstance(config, ClipConfig) else {}
+    return {"embed": config.stage}, {**read, "write": WRITE}
+
+
+def embedded(store: Store, model: str) -> dict[tuple[str, int], np.ndarray]:
+    """float32 vectors of length 1, by uri and bytes of the image, of the images that a model has embedded."""
+    found = {}
+    for part in store.read_parts("vectors", VECTORS.names):
+        rows = part.filter((compute.field("model") == model) & (compute.field("error") == ""))
+        for uri, size, vector in zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["vector"], strict=True):
+            found[uri, size] = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return found
+
+
+def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[str, tuple[str, str]]:
+    """Embed images into vectors/; returns error code and message, by uri, of those that could not be."""
+    set_context()
+    stages = fitted(*stages_of(config), config.autoscaling)
+    stage: Any = stages["embed"]
+    about: Any = [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in pictures]
+    rows = in_blocks(ray.data.from_items(about), config.read.batch_size, WRITE)
+    actor: Any = FaceEmbedder
+    if isinstance(config, ClipConfig):
+        shape: Shape = input_shape(stage)
+        read: Any = partial(read_images, shape=shape)
+        rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
+        actor = ImageEmbedder
+    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
+    write: Any = partial(write_vectors, store=Store(config.root), model=model_of(config))
+    failed: dict[str, tuple[str, str]] = {}
+    done, ticker = 0, Ticker()
+    for batch in rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None):
+        done += len(batch["uri"])
+        for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
+            if code:
+                failed[uri] = code, message
+        if ticker.due():
+            log.info("%d of %d images embedded", done, len(pictures))
+    return failed
+
+
+def write_vectors(batch: Batch, store: Store, model: str) -> Batch:
+    """Write vectors as a part; returns uri, error and message of its rows."""
+    columns = {name: batch[name].tolist() for name in ("uri", "size", "error", "message")}
+    vectors = [[] if code else vector for code, vector in zip(columns["error"], batch["vector"], strict=True)]
+    count = len(vectors)
+    table = pa.table({**columns, "model": [model] * count, "vector": pa.array(vectors, VECTORS.field("vector").type)})
+    store.write_part("vectors", table.select(VECTORS.names).cast(VECTORS), [model, *columns["uri"]])
+    return {name: batch[name] for name in ("uri", "error", "message")}
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What an identification has done."""
+
+    images: int
+    answered: int
+    rejected: dict[str, int]
+    """Images that were asked for and have no answer, by code."""
+    lost: dict[str, int]
+    """Images of the gallery that could not be embedded, by code."""
+    embedded: int
+    """Images that were embedded now."""
+    seconds: float
+
+
+def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
+    """Embed what is missing, and write results and rejected/."""
+    started = time.monotonic()
+    store = Store(config.output_dir)
+    store.write_json({"by": method_of(config)}, "identified.json")
+    failed = embed(config, plan.todo) if plan.todo else {}
+    took = time.monotonic() - started
+    found = embedded(Store(config.root), model_of(config))
+    both = [*plan.images, *plan.gallery]
+    vectors = {one.uri: found[one.uri, one.size] for one in both if (one.uri, one.size) in found}
+    images = [one for one in plan.images if one.uri in vectors]
+    gallery = [one for one in plan.gallery if one.uri in vectors]
+    needs_gallery = not (isinstance(config, ClipConfig) and config.method == "prompts")
+    if needs_gallery and not gallery:
+        raise ValueError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
+    for rows in _answers(config, plan, images, gallery, vectors):
+        write_results(config.output_dir, rows, descending=True)
+    rows = [
+        {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
+        for role, some in (("image", plan.images), ("gallery", plan.gallery))
+        for one in some
+        if one.uri in failed
+    ]
+    store.replace_table("rejected", [pa.Table.from_pylist(rows, REJECTED)] if rows else [])
+    codes = {role: dict(Counter(row["code"] for row in rows if row["role"] == role)) for role in ("image", "gallery")}
+    return Identified(
+        len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(failed), round(took, 2)
+    )
+
+
+def _answers(
+    config: ClipConfig | FaceConfig,
+    plan: Plan,
+    images: Sequence[Picture],
+    gallery: Sequence[Picture],
+    vectors: dict[str, np.ndarray],
+) -> Iterator[pd.DataFrame]:
+    """Rows of results, of some images at a time."""
+    method = config.method if isinstance(config, ClipConfig) else "gallery"
+    matrix = _matrix(gallery, vectors) if method != "prompts" else np.zeros((0, 0), np.float32)
+    names = [stem(one.name) for one in gallery]
+    if method == "prompts":
+        assert isinstance(config, ClipConfig)
+        matrix, names = _texts(config, plan.classes), [f"{cls}_0" for cls in plan.classes]
+    answer: Any = partial(nearest, gallery=matrix, count=_count(config, len(matrix)))
+    if method == "probe":
+        assert isinstance(config, ClipConfig)
+        truth = [class_of(one.name) for one in gallery]
+        answer, names = probe(matrix, truth, config.probe_c), [f"{cls}_0" for cls in sorted(set(truth))]
+    labels = np.array(names, object)
+    # By class, so that the file of a class is written as seldom as may be.
+    ordered = sorted(images, key=lambda one: (class_of(one.name), one.name))
+    for first in range(0, len(ordered), CHUNK):
+        some = ordered[first : first + CHUNK]
+        numbers, scores = answer(_matrix(some, vectors))
+        count = numbers.shape[1]
+        yield pd.DataFrame(
+            {
+                IMAGE: np.repeat(np.array([one.name for one in some], object), count),
+                IDENTITY: labels[numbers.ravel()],
+                LOSS: scores.ravel().astype(float).round(6),
+            }
+        )
+
+
+def _count(config: GalleryConfig, size: int) -> int:
+    wanted = config.nearest if config.nearest is not None else (size if size <= ALL else NEAREST)
+    return min(wanted, size)
+
+
+def _matrix(pictures: Sequence[Picture], vectors: dict[str, np.ndarray]) -> np.ndarray:
+    if not pictures:
+        return np.zeros((0, 1), np.float32)
+    matrix = np.stack([vectors[one.uri] for one in pictures])
+    # They are stored as float16, and so a little longer or shorter than 1.
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def nearest(images: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and cosines (N, count) of the nearest of a gallery (G, D), nearest first, for images (N, D) of length 1.
+
+    scikit-learn's exhaustive search holds no (N, G) matrix; for 100,000 vectors it took 0.6 of the time of faiss's.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute", metric="euclidean").fit(gallery)
+    distances, numbers = search.kneighbors(images)
+    # Of vectors of length 1 the square of the distance is 2 - 2 cos.
+    return numbers, 1 - distances**2 / 2
+
+
+def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
+    """A logistic regression: a function of images (N, D) to numbers and log-probabilities (N, C) of sorted classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(classes)) < 2:
+        raise ValueError("method=probe needs a gallery of two classes or more")
+    model = LogisticRegression(C=c, max_iter=1000).fit(vectors, list(classes))
+
+    def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = model.predict_log_proba(images)
+        return np.broadcast_to(np.arange(found.shape[1]), found.shape), found
+
+    return answer
+
+
+def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
+    """Vectors (C, D) of what is said of classes."""
+    said: Any = [
+        {"number": number, "text": config.prompts.get(cls, config.prompt.replace("{}", cls.replace("_", " ")))}
+        for number, cls in enumerate(classes)
+    ]
+    set_context()
+    stage: Any = fitted({"embed": config.stage}, {}, config.autoscaling)["embed"]
+    rows = ray.data.from_items(said).map_batches(
+        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
+    )
+    found = sorted(rows.iter_rows(), key=lambda row: row["number"])
+    return np.stack([row["embedding"] for row in found])

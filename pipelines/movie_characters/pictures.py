@@ -1,0 +1,51 @@
+"""The images of a folder or list, by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.core import storage
+from actors.media.images import IMAGE_SUFFIXES, natural
+from pipelines.movie_characters.metrics import class_of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a character."""
+
+    name: str
+    """Of its file."""
+    uri: str
+    size: int
+    """Bytes; -1 where there is no such file."""
+
+
+def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
+    """Images by name: of a folder, of a .txt that lists one a line, one image, or several of these.
+
+    Raises ValueError where there are none, two of one name, or one whose name says no class.
+    """
+    found: dict[str, Picture] = {}
+    for one in [where] if isinstance(where, str) else where:
+        for picture in _below(one, setting):
+            if found.setdefault(picture.name, picture).uri != picture.uri:
+                both = f"{found[picture.name].uri} and {picture.uri}"
+                raise ValueError(f"{setting}: two images are named {picture.name}: {both}")
+            class_of(picture.name)
+    if not found:
+        raise ValueError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
+    return [found[name] for name in sorted(found, key=natural)]
+
+
+def _below(where: str, setting: str) -> list[Picture]:
+    root = storage.absolute(where)
+    if where.lower().endswith(IMAGE_SUFFIXES):
+        size = storage.size(root) if storage.exists(root) else -1
+        return [Picture(root.rpartition("/")[2], root, size)]
+    if where.lower().endswith(".txt"):
+        try:
+            lines = storage.read_bytes(root).decode().splitlines()
+        except FileNotFoundError as error:
+            raise ValueError(f"{setting}: there is no list {where}") from error
+        return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
+    entries = storage.listing(root, IMAGE_SUFFIXES)
+    return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in entries]

@@ -1,0 +1,166 @@
+"""What `score` writes about a folder of results: tables as the reference system has them, and what it lacks."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from actors.core.store import Store
+from pipelines.movie_characters import metrics as ident
+from pipelines.movie_characters.metrics import OpenSet, Results
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Settings that the verbs of `score` share."""
+
+    input_folder: str
+    """Results: a folder or s3:// with a CLASS_results.csv for every true class."""
+    output_folder: str
+    """Where tables, pictures and the page go."""
+    clip_csv: bool = False
+    """Results are of CLIP or a fusion: the higher the better; else losses of a diffusion model."""
+
+    @property
+    def model(self) -> str:
+        """Name of the last row of a table."""
+        return "CLIP_MODEL" if self.clip_csv else "SD_MODEL"
+
+
+@dataclass(frozen=True)
+class TopkConfig(ScoreConfig):
+    """Settings of `score topk`."""
+
+    k_range: int | list[int] = 5
+    """A number n: 1 to n; else these numbers."""
+    avg: bool = False
+    """Rank classes by the mean over their identities; else identities."""
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"k_range starts at 1: {self.k_range}")
+
+    @property
+    def ks(self) -> list[int]:
+        """The numbers that are asked for."""
+        return list(range(1, self.k_range + 1)) if isinstance(self.k_range, int) else sorted(set(self.k_range))
+
+
+@dataclass(frozen=True)
+class MapConfig(ScoreConfig):
+    """Settings of `score map`."""
+
+    formula: Literal["average_precision", "reference"] = "average_precision"
+    """reference: what the reference system writes, the precision of the answers that name a class."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(ScoreConfig):
+    """Settings of `score report`."""
+
+    avg: bool = False
+    """A class's score is the mean over its identities; else that of the best one."""
+    confidence: Literal["auto", "score", "lead"] = "auto"
+    """What tells the unknown: the best score, or how far it stands out from the other classes; auto: the score where
+    clip_csv is set, else the lead, since losses of different images cannot be compared."""
+    validation: str = ""
+    """Results of other images, some of them of unknown classes, from which the threshold for "unknown" is learnt."""
+    threshold: float | None = None
+    """The threshold itself, as an earlier report has learnt it."""
+
+    def __post_init__(self) -> None:
+        if self.validation and self.threshold is not None:
+            raise ValueError("give validation or threshold, not both")
+
+    @property
+    def lead(self) -> bool:
+        """Whether confidence is the lead."""
+        return not self.clip_csv if self.confidence == "auto" else self.confidence == "lead"
+
+
+def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
+    """Write one table for each k; returns them, in percent by class, the model's row last."""
+    tables = {}
+    middle = "_avg" if config.avg else ""
+    for k in config.ks:
+        values = _closed(ident.topk(results, k, config.avg), config.model)
+        table = pd.DataFrame({"GT_cls": values.index, "Top_k_accuracy": values.to_numpy()})
+        ident.write_csv(Store(config.output_folder).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
+        tables[k] = values
+    return tables
+
+
+def write_map(config: MapConfig, results: Results) -> pd.Series:
+    """Write the table of average precisions, of classes that can be answered and have images; returns it."""
+    scores, truth = ident.by_class(results), results.images
+    if config.formula == "reference":
+        values = ident.reference_precision(scores, truth)
+    else:
+        values = ident.average_precision(scores, truth).dropna()
+    values = _closed(values, "mAP")
+    table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
+    ident.write_csv(Store(config.output_folder).uri("average_precision_results.csv"), table)
+    return values
+
+
+def _closed(values: pd.Series, name: str) -> pd.Series:
+    """Values with their mean as a last row."""
+    return pd.concat([values, pd.Series({name: values.mean()})])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `score report` has found."""
+
+    classes: pd.DataFrame
+    """precision, recall, f1, support, by class; last macro."""
+    confusion: pd.DataFrame
+    """Images of a true class (row) that got an answer (column)."""
+    accuracy: float
+    """Share of images that are answered right; of an unknown one that is "unknown"."""
+    reciprocal_rank: float
+    unknown: OpenSet | None
+    """None where no image, or every one, is of an unknown class."""
+    threshold: float | None
+    """Below it the answer is "unknown"; None: never."""
+
+
+def write_report(config: ReportConfig, results: Results) -> Report:
+    """Write classes.csv, confusion.csv, answers.csv and report.json; returns what is in them."""
+    scores = ident.by_class(results, config.avg)
+    truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead)
+    threshold = config.threshold
+    if config.validation:
+        threshold = learnt(ident.read_results(config.validation, config.clip_csv), config)
+    right, said = ident.truths(scores, truth), ident.with_unknown(found, sure, threshold)
+    report = Report(
+        ident.per_class(said, right),
+        ident.confusion(said, right),
+        float((said == right).mean()),
+        ident.reciprocal_rank(scores, truth),
+        ident.open_set(sure, ident.known_classes(scores, truth)),
+        threshold,
+    )
+    store = Store(config.output_folder)
+    ident.write_csv(store.uri("classes.csv"), report.classes.rename_axis("class").reset_index())
+    ident.write_csv(store.uri("confusion.csv"), report.confusion.rename_axis("GT_cls").reset_index())
+    answers = pd.DataFrame({ident.IMAGE: scores.index, "GT_cls": truth, "answer": said, "confidence": sure})
+    ident.write_csv(store.uri("answers.csv"), answers)
+    about: dict[str, Any] = asdict(report)
+    store.write_json(json.loads(json.dumps(about, default=_plain)), "report.json")
+    return report
+
+
+def learnt(results: Results, config: ReportConfig) -> float:
+    """The threshold for "unknown" that these results teach."""
+    scores, truth = ident.by_class(results, config.avg), results.images
+    known = ident.known_classes(scores, truth)
+    return ident.learn_threshold(ident.confidence(scores, config.lead), ident.answers(scores) == truth, known)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame):
+        return value.to_dict("index")
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -1,0 +1,135 @@
+"""A child that crashes, hangs or fails costs one call, and the next call works."""
+
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from actors.core.child import BrokenRunError, Child, ChildFault
+
+
+def count(n: int) -> Iterator[int | None]:
+    for i in range(n):
+        yield None
+        yield i
+
+
+def die(after: int, how: int) -> Iterator[int]:
+    yield from range(after)
+    os.kill(os.getpid(), how)
+
+
+def hang() -> Iterator[int]:
+    yield 1
+    time.sleep(60)
+
+
+def beat_forever() -> Iterator[None]:
+    while True:
+        time.sleep(0.01)
+        yield None
+
+
+def fail() -> Iterator[int]:
+    yield 1
+    raise KeyError("wrong")
+
+
+def lack() -> Iterator[int]:
+    raise BrokenRunError("install it")
+    yield 1
+
+
+def need() -> Iterator[int]:
+    importlib.import_module("no_such_module")
+    yield 1
+
+
+def stop_sending() -> Iterator[bytes]:
+    """Stop the process with a pipe full of the beginning of a row; nobody reads before."""
+    yield b""
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGSTOP]).start()
+    yield bytes(64 << 20)
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.kill()
+
+
+def test_yields_what_the_function_yields_and_stays_alive(child: Child):
+    assert list(child.stream(count, 3, stall_s=20, timeout_s=30)) == [0, 1, 2]
+    assert list(child.stream(count, 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crash_keeps_what_came_before_and_names_the_signal(child: Child, how: signal.Signals):
+    stream = child.stream(die, 2, int(how), stall_s=20, timeout_s=30)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ChildFault, match=how.name) as fault:
+        next(stream)
+    assert fault.value.code == "crashed"
+    assert list(child.stream(count, 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+def test_a_hang_ends_after_the_stall_and_endless_work_after_the_timeout(child: Child):
+    stream = child.stream(hang, stall_s=3, timeout_s=30)
+    assert next(stream) == 1
+    with pytest.raises(ChildFault) as fault:
+        next(stream)
+    assert fault.value.code == "stalled"
+    with pytest.raises(ChildFault) as fault:
+        list(child.stream(beat_forever, stall_s=3, timeout_s=2))
+    assert fault.value.code == "timeout"
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_an_exception_costs_one_call_and_its_traceback_is_logged(child: Child, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(ChildFault, match=r"^KeyError: 'wrong'$") as fault:
+        list(child.stream(fail, stall_s=20, timeout_s=30))
+    assert fault.value.code == "exception"
+    assert "Traceback" in caplog.text and "in fail" in caplog.text
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+@pytest.mark.parametrize(("function", "told"), [(lack, "install it"), (need, "no_such_module")])
+def test_what_would_fail_for_every_file_ends_the_run(child: Child, function: Callable[[], Iterator[int]], told: str):
+    with pytest.raises(BrokenRunError, match=told):
+        list(child.stream(function, stall_s=20, timeout_s=30))
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_child_that_stops_in_the_middle_of_a_row_has_stalled(child: Child):
+    stream = child.stream(stop_sending, stall_s=3, timeout_s=30)
+    assert next(stream) == b"" and child._process is not None
+    process = psutil.Process(child._process.pid)
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    with pytest.raises(ChildFault, match="in the middle of a row") as fault:
+        next(stream)
+    assert fault.value.code == "stalled"
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_call_that_is_left_early_leaves_no_process_at_work(child: Child):
+    stream = child.stream(count, 100_000, stall_s=20, timeout_s=30)
+    assert next(stream) == 0
+    stream.close()
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_another_thread_ends_a_call(child: Child):
+    stream = child.stream(hang, stall_s=60, timeout_s=60)
+    assert next(stream) == 1
+    threading.Timer(0.1, child.interrupt).start()
+    with pytest.raises(ChildFault, match="SIGKILL") as fault:
+        next(stream)
+    assert fault.value.code == "crashed"
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]

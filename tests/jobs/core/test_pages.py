@@ -1,0 +1,64 @@
+"""Pages: they hold all that they show, and what comes from outside is text."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from actors.core.store import Store
+from jobs.core.pages import Picture, Section, Table, draw, figure, write_page
+
+
+class Page(HTMLParser):
+    """Cells of the tables, addresses of the pictures and headings of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[tuple[str, str]] = []
+        self.images: list[str] = []
+        self.tags: list[str] = []
+        self._kind = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._kind = dict(attrs).get("class") or "" if tag == "td" else "-"
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+
+    def handle_data(self, data: str) -> None:
+        if self._kind != "-" and data.strip():
+            self.cells.append((data.strip(), self._kind))
+
+
+def test_a_page_holds_its_figures_and_tables(tmp_path: Path):
+    store = Store(str(tmp_path))
+    drawing = figure(2, 1)
+    drawing.subplots().bar(["Drama", "War"], [3, 1])
+    picture = draw(store, "bars", drawing, "films per genre")
+    assert Image.open(tmp_path / "bars.png").size == (220, 110)
+    photograph = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    photograph.save(tmp_path / "frame.jpg")
+    rows = [["Drama", 0.123456, 1234, None], ["War", float("nan"), 7, 0.5]]
+    sections = [
+        Section("Figures", "Some text.", [picture, Picture((tmp_path / "frame.jpg").read_bytes())]),
+        Section("Numbers", content=[Table(["genre", "AP", "films", "recall"], rows, "by genre")]),
+    ]
+    uri = write_page(store.uri("report.html"), "Genres", "2 genres", {"films": "s3://bucket/films"}, sections)
+    text = Path(uri).read_text()
+    page = Page(text)
+    assert [image.partition(",")[0] for image in page.images] == ["data:image/png;base64", "data:image/jpeg;base64"]
+    assert page.cells == [
+        *(("Drama", ""), ("0.123", "n"), ("1,234", "n"), ("–", "n")),
+        *(("War", ""), ("–", "n"), ("7", "n"), ("0.5", "n")),
+    ]
+    assert "http" not in text.replace("http-equiv", "") and "<script" not in text
+
+
+def test_names_from_outside_are_text(tmp_path: Path):
+    bad = "<img src=x onerror=alert(1)>"
+    uri = write_page(
+        str(tmp_path / "page.html"), bad, bad, {bad: bad}, [Section(bad, bad, [Table([bad], [[bad]], bad)])]
+    )
+    assert "img" not in Page(Path(uri).read_text()).tags

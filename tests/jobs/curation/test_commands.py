@@ -1,0 +1,240 @@
+"""The job end to end on small films, in the suite's Ray cluster."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from actors.core.store import Store
+from actors.media.film import FEATURES
+from jobs.curation.__main__ import app
+from pipelines.curation.labels import write_labels
+from pipelines.curation.settings import measured_by
+from tests.pipelines.curation import outputs
+from tests.pipelines.curation.outputs import config, fast_is_good, write_plan, write_scores
+from tests.support import films
+
+SHOTS = (48, 36, 30)
+Run = Callable[..., Result]
+
+
+def table(output: Path, name: str) -> pd.DataFrame:
+    return pq.read_table(output / name).to_pandas()
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    def call(*arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sound films with known cuts, one of them an HDVG source too, and one that is no film."""
+    folder = tmp_path_factory.mktemp("corpus")
+    films.film(folder / "a.mp4", shots=SHOTS, audio="aac")
+    films.film(folder / "b.mkv", shots=(40, 60))
+    films.text_file(folder / "c.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hdvg(corpus: Path) -> Path:
+    """Metadata over a.mp4: two spans, three scenes that can be cut, one that cannot, one that is too short."""
+    scenes = [("0_0", [0, 24]), ("0_1", [24, -1]), ("1_0", [0, -1]), ("1_1", [9, 3]), ("1_2", [0, 12])]
+    clips = {
+        f"a.{k}.mp4": {
+            "span": span,
+            "fps": 24.0,
+            "scene_split": [
+                {"clip_id": f"a.{name}", "scene_cut": cut, "caption": f"scene {name}, <b>bold</b>"}
+                for name, cut in scenes
+                if name.startswith(k)
+            ],
+        }
+        for k, span in (("0", ["00:00:00.000", "00:00:02.000"]), ("1", ["00:00:02.000", "00:00:03.500"]))
+    }
+    path = corpus.parent / "hdvg.json"
+    path.write_text(json.dumps({"a": {"url": str(corpus / "a.mp4"), "clip": clips}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(
+    ray_cluster: None, corpus: Path, vae_folder: str, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The output of a run over the folder."""
+    folder = tmp_path_factory.mktemp("output") / "films"
+    settings = ["select.max_rgb_diff=60000", "select.min_velocity=0", f"latents.model={vae_folder}"]
+    result = run("run", f"input={corpus}", f"output={folder}", "frames.size=64", *settings)
+    assert len(result.stdout.splitlines()) <= 10
+    return folder
+
+
+def test_a_mistake_leaves_the_record_as_it_was(output: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    before = json.loads((output / "run.json").read_text())
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    assert "there is no filter" in run("select", output, "select.by=classifier", code=2).output
+    assert "set GEMINI_API_KEY" in run("recaption", output, code=2).output
+    assert json.loads((output / "run.json").read_text()) == before
+    assert "done" in run("status", output).output
+
+
+def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
+    scenes = table(output, "scenes")
+    shots = {"a.mp4": SHOTS, "b.mkv": (40, 60)}
+    assert list(scenes.scene_id) == [f"{film}.{k}_0" for film, lengths in shots.items() for k in range(len(lengths))]
+    for film, lengths in shots.items():
+        edges = [sum(lengths[:k]) / 24 for k in range(len(lengths) + 1)]
+        mine = scenes[scenes.video_id == film]
+        assert mine.start_s.to_list() == pytest.approx(edges[:-1], abs=0.002)
+        assert mine.end_s.to_list() == pytest.approx(edges[1:], abs=0.002)
+    assert scenes[list(FEATURES)].notna().all(axis=None)
+    assert scenes.kept.all()
+    for scene in scenes.to_dict("records"):
+        assert (output / "clips" / scene["video_id"] / f"{scene['scene_id']}.mp4").stat().st_size > 0
+    rejected = table(output, "rejected")
+    why = rejected[["video_id", "scene_id", "step", "code"]]
+    assert why.to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
+    kept = json.loads((output / "kept.json").read_text())
+    assert kept["length"] == len(kept["scenes"]) == len(scenes)
+    assert (output / kept["scenes"][0]["video_path"]).is_file()
+    page = (output / "report.html").read_text()
+    assert all(scene_id in page for scene_id in scenes.scene_id)
+
+
+def test_the_run_record_adds_up(output: Path):
+    record = json.loads((output / "run.json").read_text())
+    rows = record["rows"]
+    assert rows["in"] == rows["kept"] + sum(rows["dropped"].values()) + sum(rows["failed"].values()) == 5
+    assert record["lost_videos"] == {"not_a_video": 1}
+    assert record["films"]["decoded"] == record["films"]["source"] == sum(SHOTS) + 100
+    assert record["films"]["worst_ratio"] <= 1.1
+    assert record["settings"]["frames"]["size"] == 64
+    assert record["versions"]["ray"]
+
+
+def test_other_thresholds_decide_anew_and_measure_nothing(output: Path, run: Run):
+    before = {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()}
+    run("select", output, "frames.min=6", "select.count=2")
+    scenes = table(output, "scenes")
+    assert scenes.kept.sum() == 2
+    assert set(scenes.reason[~scenes.kept]) <= {"too_short", "not_selected"}
+    assert "too_short" in set(scenes.reason)
+    run("export", output, "frames.min=6", "select.count=2", "export.frames=true", "export.webdataset=true")
+    kept = scenes[scenes.kept]
+    clips = {path.stem for path in (output / "clips").glob("*/*.mp4")}
+    assert clips == set(kept.scene_id)
+    for scene in kept.to_dict("records"):
+        assert len(list((output / "frames" / scene["video_id"] / scene["scene_id"]).iterdir())) == scene["no_frames"]
+    with tarfile.open(next((output / "shards").iterdir())) as shard:
+        assert len([name for name in shard.getnames() if name.endswith(".mp4")]) == 2
+    assert {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()} == before
+
+
+def test_status_and_failed_tell_what_is_there(output: Path, run: Run):
+    assert "3 of 3 videos done; 5 scenes, 0 failed; 1 videos failed" in run("status", output).output
+    assert "not_a_video" in run("failed", output).output
+    rows = run("failed", output, "--rows").stdout.splitlines()
+    assert rows[0].split("\t")[:4] == ["video_id", "scene_id", "step", "error"]
+    assert rows[1].split("\t")[:4] == ["c.mp4", "", "cut", "not_a_video"]
+
+
+def test_hdvg_metadata_is_cut_by_its_own_frames(
+    ray_cluster: None, hdvg: Path, corpus: Path, vae_folder: str, run: Run, tmp_path: Path
+):
+    settings = [f"input={hdvg}", f"output={tmp_path}", f"latents.model={vae_folder}", "frames.size=64"]
+    rules = ["select.max_rgb_diff=60000", "select.min_velocity=0"]
+    run("run", *settings, *rules, "--max-rejected", 0, code=3)
+    scenes = table(tmp_path, "scenes").set_index("scene_id")
+    assert list(scenes.index) == ["a.0_0", "a.0_1", "a.1_0", "a.1_1", "a.1_2"]
+    assert scenes.start_s[["a.0_0", "a.0_1", "a.1_0"]].to_list() == pytest.approx([0, 1, 2], abs=0.002)
+    assert scenes.end_s[["a.0_0", "a.0_1", "a.1_0"]].to_list() == pytest.approx([1, 2, 3.5], abs=0.002)
+    assert scenes.error["a.1_1"] == "bad_scene_cut"
+    assert scenes.reason["a.1_2"] == "too_short"
+    # One of each span stays.
+    assert sorted(scenes.clip_id[scenes.kept]) == ["a.0.mp4", "a.1.mp4"]
+    assert sorted(scenes.reason[["a.0_0", "a.0_1"]]) == ["", "same_span"]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "rejected"
+    assert record["rows"]["in"] == 5
+    kept = json.loads((tmp_path / "kept.json").read_text())["scenes"]
+    assert {scene["scene_id"]: scene["scene_cut"] for scene in kept}["a.1_0"] == [0, -1]
+    # A page does not run what a caption says.
+    assert "<b>bold</b>" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, vae_folder: str, run: Run, tmp_path: Path):
+    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    told = run("run", *settings, "--dry-run").output
+    assert "interval_ms: 250" in told
+    assert "3 videos, 0 named scenes, 3 films" in told
+    assert f"{tmp_path / 'out'}/scenes" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["frames.size=big"], "frames.size"),
+        (["frame.size=64"], "frame"),
+        (["videos.start=9"], "3 videos, 0 to 2"),
+        (["latents.model=/nowhere"], "latents.model=/nowhere"),
+        (["motion.num_gpus=1"], "motion.flow=raft"),
+        (["select.by=luck"], "select.by"),
+        (["select.count=1", "select.fraction=0.5"], "exclude"),
+    ],
+)
+def test_what_cannot_work_stops_before_any_work(
+    corpus: Path, vae_folder: str, run: Run, tmp_path: Path, settings: list[str], message: str
+):
+    base = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    assert message in run("run", *base, *settings, code=2).output
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path):
+    labelled = fast_is_good().scenes
+    store = Store(str(tmp_path))
+    settings = config(tmp_path)
+    write_plan(store, dict.fromkeys(labelled.video_id.unique(), 10))
+    measured = measured_by(settings)
+    store.write_json({"measured_by": measured, "settings": asdict(settings)}, "plan", "settings.json")
+    rows: list[Any] = labelled.drop(columns="label").to_dict("records")
+    write_scores(store, *(outputs.scene(row["scene_id"], **row, ordinal=i) for i, row in enumerate(rows)))
+    assert "holds no labels" in run("fit-filter", tmp_path, code=2).output
+    said: Any = labelled.set_index(["video_id", "scene_id"]).label.to_dict()
+    write_labels(store.uri("labels", "me.json"), said)
+    run("select", tmp_path)
+    assert "Learning curve" not in (tmp_path / "report.html").read_text()
+    told = run("fit-filter", tmp_path).output
+    assert "Learning curve" in (tmp_path / "report.html").read_text()
+    assert f"120 labelled scenes of 12 videos: {labelled.label.sum()} good" in told
+    assert "accuracy" in told and "importance: mean_velocity" in told
+    rules = ["select.max_rgb_diff=60000", "select.min_velocity=0", "select.count=20"]
+    told = run("select", tmp_path, "select.by=classifier", *rules).output
+    assert len(told.splitlines()) <= 10
+    assert "ALARM" not in told
+    scenes = table(tmp_path, "scenes")
+    assert scenes.kept.sum() == 20
+    assert all(said[key] for key in scenes[scenes.kept][["video_id", "scene_id"]].itertuples(index=False, name=None))
+    told = run("explain", tmp_path, scenes.scene_id[0]).output
+    assert "film.mp4" in told and "good with probability" in told and "rank " in told
+    assert "has no scene v0.0_9" in run("explain", tmp_path, "v0.0_9", code=2).output
+    least = scenes.probability[scenes.kept].min()
+    assert (scenes.probability[scenes.reason == "not_selected"] <= least).all()
+    told = run("select", tmp_path, "frames.min=100", "frames.max=200").output
+    assert "ALARM: nothing is kept: all 120 measured scenes are dropped (too_short 120)" in told
+    assert json.loads((tmp_path / "run.json").read_text())["alarms"]
+    assert "other.json" in run("select", tmp_path, "select.by=classifier", "filter=other.json", code=2).output

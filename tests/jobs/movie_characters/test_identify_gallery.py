@@ -1,0 +1,106 @@
+"""`identify-clip` as its users run it, over images in known colours: exact cosines, one embedding of each image."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from skimage import data
+from typer.testing import CliRunner, Result
+
+from actors.core.store import Store
+from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.identify_gallery import VECTORS
+from tests.support import pictures
+from tests.support.colours import BLUE, GREEN, RED
+
+YELLOW, PINK = (255, 255, 0), (255, 0, 255)
+HALF = 0.5**0.5
+EXACT = ("embeddings.dtype=float32", "embeddings.num_cpus=0.5")
+
+
+def identify(folder: Path, clip: str, *settings: str, output: str = "out", code: int = 0) -> Result:
+    given = [f"input_dir={folder / 'gallery'}", f"image_list={folder / 'images'}", f"output_dir={folder / output}"]
+    arguments = ["identify-clip", *given, f"model_name={clip}", *EXACT, *settings]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures.write(tmp_path / "gallery", {"Red_One_1": RED, "Green_1": GREEN, "Green_2": YELLOW})
+    pictures.write(tmp_path / "images", {"Red_One_7": PINK, "Green_7": GREEN, "Blue_7": BLUE})
+    (tmp_path / "images" / "Green_8.jpg").write_bytes(b"no image")
+    return tmp_path
+
+
+def table(folder: Path, cls: str, output: str = "out") -> pd.Series:
+    rows = pd.read_csv(folder / output / f"{cls}_results.csv")
+    return rows.set_index(["GT Image name", "input_embeds"])["loss"]
+
+
+def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str, ray_cluster: None):
+    told = identify(folder, clip_folder).stdout
+    assert "4 rows = 3 done + 1 rejected" in told
+    text = (folder / "out" / "Green_results.csv").read_text()
+    assert text.splitlines()[0] == "GT Image name,input_embeds,loss"
+    found = table(folder, "Green")
+    # Best first.
+    assert list(found.index) == [("Green_7.png", name) for name in ("Green_1", "Green_2", "Red_One_1")]
+    assert found.to_list() == pytest.approx([1, HALF, 0], abs=2e-3)
+    assert table(folder, "Red_One")["Red_One_7.png", "Red_One_1"] == pytest.approx(HALF, abs=2e-3)
+    assert Store(str(folder / "out")).parts("rejected")
+    before = (folder / "out" / "Green_results.csv").read_bytes()
+
+    # Another image comes, and only that one and the broken one are embedded.
+    pictures.write(folder / "images", {"Green_9": YELLOW})
+    assert "to do: 2 images to be embedded" in identify(folder, clip_folder, "--dry-run").stdout
+    told = identify(folder, clip_folder).stdout
+    assert "embed: 1 rows" in told
+    assert table(folder, "Green")["Green_9.png"].idxmax() == "Green_2"
+    assert (folder / "out" / "Green_results.csv").read_bytes().startswith(before)
+    vectors = Store(str(folder / "out")).read_table("vectors", VECTORS).to_pandas()
+    assert vectors[vectors.error == ""].uri.is_unique
+
+    # The gallery has two classes, and a probe of them tells yellow from pink; vectors are those that are there.
+    (folder / "images" / "Green_8.jpg").unlink()
+    vectors_of = f"vectors={folder / 'out'}"
+    told = identify(folder, clip_folder, "method=probe", vectors_of, output="probe").stdout
+    found = table(folder, "Green", "probe")
+    assert found["Green_7.png"].idxmax() == "Green_0"
+    record = json.loads((folder / "probe" / "runs" / "identify-clip.json").read_text())
+    assert record["rows"]["out"] == 4 and "stages" not in record
+
+    assert "holds results by gallery" in identify(folder, clip_folder, "method=probe", code=2).output
+
+
+@pytest.mark.slow
+def test_texts_are_compared_with_images(folder: Path, clip_folder: str, ray_cluster: None):
+    # "red" and "green" are the words of these prompts that the model knows.
+    identify(folder, clip_folder, "method=prompts", "prompt=a {} thing", 'prompts={"Green": "green"}')
+    found = table(folder, "Red_One")["Red_One_7.png"]
+    assert found["Red_One_0"] == pytest.approx(HALF, abs=2e-3)
+    assert found["Green_0"] == pytest.approx(0, abs=2e-3)
+
+
+def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
+    face = Image.fromarray(data.astronaut())
+    for name in ("gallery", "images"):
+        (tmp_path / name).mkdir()
+    face.save(tmp_path / "gallery" / "Eileen_1.png")
+    face.convert("L").save(tmp_path / "images" / "Eileen_2.png")
+    Image.fromarray(data.coffee()[:200, :200]).save(tmp_path / "images" / "Cup_1.png")
+    settings = [f"input_dir={tmp_path / 'gallery'}", f"image_list={tmp_path / 'images'}", f"output_dir={tmp_path}"]
+    result = CliRunner().invoke(app, ["identify-faces", *settings, "faces.num_cpus=0.5"])
+    assert "2 rows = 1 done + 1 rejected\nrejected: no_face 1" in result.stdout
+    assert table(tmp_path, "Eileen", ".").to_dict() == {("Eileen_2.png", "Eileen_1"): pytest.approx(0.97, abs=0.03)}
+
+
+def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):
+    assert "image_list" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
+    assert "Purple" in identify(folder, clip_folder, 'prompts={"Purple": "x"}', code=2).output
+    assert "model_name=ViT-X" in identify(folder, "ViT-X", code=2).output
+    pictures.write(folder / "images", {"nobody": RED})
+    assert "CLASS_NUMBER" in identify(folder, clip_folder, code=2).output

@@ -1,0 +1,88 @@
+"""`score` as its users run it: names, columns and last rows of its tables, a page, a record, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from jobs.movie_characters.__main__ import app
+from tests.support import results
+
+LOSSES = {
+    f"{cls}_{number}": {f"{name}_1": (name != cls) + 0.1 * number * (name == "Bob") for name in ("Ann", "Bob", "Eve")}
+    for cls in ("Ann", "Bob", "Eve", "Zoe")
+    for number in range(3)
+}
+"""All of four classes are right but for Zoe, of whom there is no identity."""
+
+
+def score(verb: str, folder: Path, *settings: str, code: int = 0) -> Result:
+    arguments = ["score", verb, f"input_folder={folder / 'in'}", f"output_folder={folder / 'out'}", *settings]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results.write(tmp_path / "in", LOSSES)
+    return tmp_path
+
+
+def test_topk_writes_a_table_for_each_k(folder: Path):
+    told = score("topk", folder, "k_range=[1,3]").stdout
+    assert "top-1: 75.00 %" in told
+    text = (folder / "out" / "top_1_accuracy_results.csv").read_text()
+    assert text == "GT_cls,Top_k_accuracy\nAnn,100.0\nBob,100.0\nEve,100.0\nZoe,0.0\nSD_MODEL,75.0\n"
+    names = sorted(file.name for file in (folder / "out").iterdir() if file.is_file())
+    assert names == ["top_1_accuracy_results.csv", "top_3_accuracy_results.csv", "topk.html", "topk.png"]
+    record = json.loads((folder / "out" / "runs" / "score-topk.json").read_text())
+    assert record["rows"] == {"in": 12, "out": 12, "rejected": {}}
+    assert record["topk"]["1"] == 75
+
+
+def test_averaged_tables_of_clip_bear_their_names(folder: Path):
+    score("topk", folder, "k_range=1", "avg=true", "clip_csv=true")
+    text = (folder / "out" / "top_1_avg_accuracy_results.csv").read_text()
+    assert text.splitlines()[-1].startswith("CLIP_MODEL,")
+
+
+def test_map_writes_ours_and_the_reference_formula(folder: Path):
+    score("map", folder)
+    file = folder / "out" / "average_precision_results.csv"
+    rows = dict(line.split(",") for line in file.read_text().splitlines())
+    # Zoe has no identity, so nobody can be ranked for her.
+    assert list(rows) == ["query_id", "Ann", "Bob", "Eve", "mAP"]
+    score("map", folder, "formula=reference")
+    rows = dict(line.split(",") for line in file.read_text().splitlines())
+    # Zoe's first image gets the first name of three equal ones, the others that of the two who tie.
+    assert float(rows["Ann"]) == pytest.approx(3 / 6)
+    assert float(rows["mAP"]) == pytest.approx((3 / 6 + 1 + 1) / 3)
+
+
+def test_report_learns_who_is_unknown(folder: Path):
+    told = score("report", folder, f"validation={folder / 'in'}").stdout
+    assert "unknown: AUROC 1.000, equal error rate 0.000" in told
+    assert "answered right: 100.00 %" in told
+    assert (folder / "out" / "confusion.csv").read_text().splitlines()[-1] == "unknown,0,0,0,3"
+    about = json.loads((folder / "out" / "report.json").read_text())
+    again = score("report", folder, f"threshold={about['threshold']}").stdout
+    assert "answered right: 100.00 %" in again
+
+
+def test_an_image_without_a_loss_is_told_and_may_fail_the_run(folder: Path):
+    results.write(folder / "in", {"Ann_9": {"Ann_1": float("inf")}, **LOSSES})
+    assert "13 rows = 12 done + 1 rejected" in score("topk", folder, "--max-rejected", "0", code=3).stdout
+
+
+def test_a_dry_run_writes_nothing(folder: Path):
+    told = score("topk", folder, "--dry-run").stdout
+    assert "12 images of 4 classes, 3 identities of 3 classes" in told
+    assert "top_5_accuracy_results.csv" in told
+    assert not (folder / "out").exists()
+
+
+def test_mistakes_are_told(folder: Path):
+    assert "k_range starts at 1" in score("topk", folder, "k_range=0", code=2).output
+    assert "has no results" in score("map", folder, f"input_folder={folder / 'none'}", code=2).output

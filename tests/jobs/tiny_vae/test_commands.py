@@ -1,0 +1,74 @@
+"""The command that trains the tiny VAE: what it writes, and that a kill costs nothing but time."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.core.run import SettingsError, load
+from jobs.tiny_vae.__main__ import TrainConfig
+from pipelines.tiny_vae.train import AutoencoderConfig, Figures, describe
+
+ROOT = Path(__file__).resolve().parents[3]
+METRICS = {"step": 50, "losses": [[10, 0.5], [50, 0.125]], "device": "cpu"}
+FIGURES = Figures(31.5, 25.25, 30.0, 24.0, 16.0, 15.0, same_shot=(0.9, 0.95, 0.99), across_cut=(0.1, 0.3))
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """Where these runs have their Ray; the paths of its sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def test_the_card_gives_the_command_that_trains_the_same_again() -> None:
+    config = AutoencoderConfig(steps=50, encoder_blocks=(1, 1, 1, 1), seed=3)
+    card = describe(config, 2, METRICS, FIGURES)
+    command = next(line.strip() for line in card.splitlines() if "jobs.tiny_vae train" in line)
+    arguments = shlex.split(command)[4:]
+    assert load(TrainConfig, arguments) == TrainConfig(workers=2, model=config)
+    for told in ("31.50", "25.25", "CC-BY-4.0", "0.1250 up to step 50", "| 3 | 0.900 | 0.950 | 0.990 |"):
+        assert told in card
+
+
+@pytest.mark.parametrize("argument", ["workers=0", "model.crop=30", "model.stepz=3"])
+def test_wrong_settings_name_their_key(argument: str) -> None:
+    with pytest.raises(SettingsError, match=argument.partition("=")[0].rpartition(".")[2]):
+        load(TrainConfig, [argument])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path, ray_folder: str) -> None:
+    small = ["model.steps=60", "model.checkpoint_every=5", "model.batch_size=4", "model.crop=32", "model.channels=8"]
+
+    def start(output: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "jobs.tiny_vae", "train", f"output={output}", *small]
+        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    killed = start(tmp_path / "killed")
+    while not list(tmp_path.glob("killed/checkpoints/*/checkpoint_manager_snapshot.json")):
+        assert killed.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "encoder.safetensors").exists()
+
+    again = start(tmp_path / "killed")
+    told, _ = again.communicate()
+    assert again.returncode == 0
+    assert "60 steps, continued from step" in told
+    assert f"weights: {tmp_path}/killed/encoder.safetensors" in told and f"card: {tmp_path}/killed/README.md" in told
+
+    undisturbed = start(tmp_path / "undisturbed")
+    undisturbed.communicate()
+    for name in ("encoder.safetensors", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()

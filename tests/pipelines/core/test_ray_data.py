@@ -1,0 +1,110 @@
+"""What of the stages fits a cluster."""
+
+from itertools import product
+from typing import Literal
+
+import pytest
+
+from actors.core.stage import Stage
+from actors.curation.fetch import FetchConfig
+from actors.curation.latents import LatentsConfig
+from actors.curation.motion import MotionConfig
+from actors.media.film import VideoConfig
+from pipelines.core.ray_data import check_nodes, fit, fitted
+from pipelines.curation.score import stages_of
+from pipelines.curation.settings import CurationConfig
+
+
+def cpus_used(pools: dict[str, Stage], tasks: dict[str, Stage], stages: dict[str, Stage], resource: str) -> float:
+    """What all actors and one task of each kind hold."""
+    actors = sum(stages[name].workers * getattr(stages[name], resource) for name in pools)
+    return actors + sum(getattr(stages[name], resource) for name in tasks)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 64])
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+@pytest.mark.parametrize("remote", [False, True])
+def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, remote: bool):
+    flows: tuple[Literal["farneback", "raft"], ...] = ("farneback", "raft")
+    choices = product([1, 3, 16], [0.25, 1, 4], [0, 0.5, 1], flows, [0, 0.25], [1, 2.5])
+    refused = 0
+    for workers, each, latents_gpus, flow, motion_gpus, decoding in choices:
+        config = CurationConfig(
+            input="in",
+            output="out",
+            latents=LatentsConfig(workers=workers, num_cpus=each, num_gpus=latents_gpus),
+            motion=MotionConfig(flow=flow, workers=2, num_gpus=motion_gpus),
+            video=VideoConfig(num_cpus=decoding),
+            fetch=FetchConfig(workers=50),
+        )
+        pools, tasks = stages_of(config, remote)
+        asked = {**pools, **tasks}
+        least_gpus = sum(stage.num_gpus for stage in asked.values())
+        if least_gpus > gpus:
+            refused += 1
+            with pytest.raises(ValueError, match="more GPUs"):
+                fit(pools, tasks, cpus, gpus)
+            continue
+        stages, lines = fit(pools, tasks, cpus, gpus)
+        assert stages.keys() == asked.keys()
+        for resource, there in (("num_cpus", cpus), ("num_gpus", gpus)):
+            assert cpus_used(pools, tasks, stages, resource) <= there + 1e-9
+        fits = all(
+            cpus_used(pools, tasks, asked, resource) <= there
+            for resource, there in (("num_cpus", cpus), ("num_gpus", gpus))
+        )
+        assert (stages == asked) is fits
+        assert bool(lines) is not fits
+        for name, stage in stages.items():
+            assert 1 <= stage.workers <= asked[name].workers or stage.workers == asked[name].workers
+            assert 0 < stage.num_cpus <= asked[name].num_cpus
+            assert (stage.num_gpus, stage.batch_size) == (asked[name].num_gpus, asked[name].batch_size)
+            assert type(stage) is type(asked[name])
+        # Only where one worker of each is too much does a worker get less than it asked for.
+        one_each = sum(stage.num_cpus for stage in asked.values())
+        assert one_each <= cpus or all(stages[name].workers == 1 for name in pools)
+        if one_each <= cpus:
+            assert all(stages[name].num_cpus == asked[name].num_cpus for name in asked)
+    assert bool(refused) is (gpus < 1 or (gpus == 1 and refused > 0))
+
+
+def test_lines_tell_what_was_asked_and_what_is_had():
+    pools: dict[str, Stage] = {"latents": Stage(workers=8, num_cpus=2, num_gpus=0.5)}
+    tasks: dict[str, Stage] = {"read": Stage(num_cpus=0.1), "video": Stage(workers=0)}
+    stages, lines = fit(pools, tasks, 10, 2)
+    assert stages["latents"].workers == 4
+    assert lines == [
+        "latents: 4 x 2 CPUs, 0.5 GPUs a worker instead of 8 x 2, 0.5, to fit 10 CPUs, 2 GPUs",
+    ]
+    _, lines = fit(pools, tasks, 1, 1)
+    assert [line.partition(":")[0] for line in lines] == ["latents", "video"]
+    assert "video: 0 x 0.322 CPUs" in lines[1]
+    assert fit(pools, tasks, 64, 8) == ({**pools, **tasks}, [])
+
+
+def test_without_gpus_a_stage_that_asks_for_one_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"needs more GPUs \(latents 1\) than there are \(0\).*autoscaling=true"):
+        fit({"latents": Stage(num_gpus=1)}, {"read": Stage(num_cpus=0.1)}, 4, 0)
+    with pytest.raises(ValueError, match=r"latents 1, video 0\.5"):
+        fit({"latents": Stage(num_gpus=1)}, {"video": Stage(num_gpus=0.5)}, 4, 1)
+
+
+def test_a_worker_that_is_larger_than_any_node_is_refused():
+    nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}]
+    check_nodes({"latents": Stage(num_cpus=4, num_gpus=1), "video": Stage(num_cpus=8)}, nodes)
+    with pytest.raises(ValueError, match=r"latents: a worker asks for 8 CPUs and 1 GPUs of one node.*4 and 1, 8 and 0"):
+        check_nodes({"latents": Stage(num_cpus=8, num_gpus=1)}, nodes)
+
+
+def test_where_the_cluster_grows_pools_stay_as_asked(ray_cluster: None):
+    pools: dict[str, Stage] = {"latents": Stage(workers=8, num_gpus=1)}
+    tasks: dict[str, Stage] = {"video": Stage(workers=0)}
+    assert fitted(pools, tasks, autoscaling=True) == {**pools, **tasks}
+    with pytest.raises(ValueError, match="more GPUs"):
+        fitted(pools, tasks, autoscaling=False)
+    assert fitted({"latents": Stage(workers=8)}, tasks, autoscaling=False)["latents"].workers == 1
+
+
+def test_a_cluster_without_cpus_is_refused():
+    with pytest.raises(ValueError, match="no CPUs"):
+        fit({"latents": Stage()}, {"read": Stage(num_cpus=0.1)}, 0, 0)

@@ -1,0 +1,188 @@
+"""What is checked before any work: settings that cannot work together, and scores of another kind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.core.stage import Stage
+from actors.curation.latents import LatentsConfig
+from actors.curation.motion import MotionConfig
+from actors.media.film import FEATURES, FramesConfig, VideoConfig
+from actors.media.shots import ShotsConfig
+from pipelines.curation.plan import make_plan
+from pipelines.curation.select import SCENES
+from pipelines.curation.settings import (
+    RETRYABLE,
+    SCORES,
+    CurationConfig,
+    SelectConfig,
+    VideosConfig,
+    check,
+    measured_by,
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CurationConfig:
+    """Settings that pass, with a VAE that is looked at by its config.json alone."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").touch()
+    return CurationConfig(
+        input=str(tmp_path / "films"), output=str(tmp_path / "out"), latents=LatentsConfig(model=str(tmp_path / "vae"))
+    )
+
+
+def test_sound_settings_pass_and_write_nothing(config: CurationConfig, tmp_path: Path):
+    check(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("input", "output"),
+    [
+        ("{0}/films", "{0}/films/out"),
+        ("{0}/films/", "{0}/films/out/"),
+        ("{0}/films", "{0}/films"),
+        ("{0}/films", "file://{0}/films/out"),
+        ("file://{0}/films", "{0}/films/sub/out"),
+        ("{0}/films", "{0}/elsewhere/../films/out"),
+        ("{0}/link", "{0}/films/out"),
+        ("s3://bucket/films", "s3://bucket/films/out"),
+        ("s3://bucket", "s3://bucket/out"),
+    ],
+)
+def test_an_output_inside_its_input_is_refused(config: CurationConfig, tmp_path: Path, input: str, output: str):
+    (tmp_path / "link").symlink_to(tmp_path / "films")
+    with pytest.raises(ValueError, match="lies inside input"):
+        check(replace(config, input=input.format(tmp_path), output=output.format(tmp_path)))
+
+
+def test_a_relative_output_inside_its_input_is_refused(
+    config: CurationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="lies inside input"):
+        check(replace(config, output="films/out"))
+    with pytest.raises(ValueError, match="lies inside input"):
+        check(replace(config, input="."))
+    check(replace(config, output="films-out"))
+
+
+@pytest.mark.parametrize("output", ["{0}/films-out", "{0}/film", "{0}/out/films"])
+def test_an_output_beside_its_input_is_fine(config: CurationConfig, tmp_path: Path, output: str):
+    check(replace(config, output=output.format(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"motion": MotionConfig(num_gpus=1)}, r"motion\.flow=farneback runs on CPUs.*motion\.flow=raft"),
+        ({"motion": MotionConfig(flow="scaled", num_gpus=0.5)}, r"motion\.flow=scaled runs on CPUs"),
+        ({"video": VideoConfig(num_gpus=1)}, r"video\.decoder=pyav runs on CPUs.*torchcodec"),
+        ({"latents": LatentsConfig(model="/nowhere")}, r"latents\.model=/nowhere: no config\.json there"),
+        ({"latents": LatentsConfig(workers=0)}, r"latents\.workers=0"),
+        ({"motion": MotionConfig(workers=0)}, r"motion\.workers=0"),
+        ({"motion": MotionConfig(flow="raft"), "frames": FramesConfig(size=132)}, r"frames\.size=132.*a multiple of 8"),
+        ({"motion": MotionConfig(flow="raft"), "frames": FramesConfig(size=120)}, r"frames\.size=120.*from 128"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_told_with_the_remedy(
+    config: CurationConfig, groups: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        check(replace(config, **groups))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Stage, {"workers": -1}),
+        (Stage, {"batch_size": 0}),
+        (Stage, {"num_cpus": -0.5}),
+        (VideoConfig, {"num_gpus": -1}),
+        (FramesConfig, {"interval_ms": 0}),
+        (FramesConfig, {"size": 8}),
+        (FramesConfig, {"min": 1}),
+        (FramesConfig, {"min": 61}),
+        (SelectConfig, {"count": 1, "fraction": 0.5}),
+        (SelectConfig, {"count": -1}),
+        (SelectConfig, {"fraction": 1.1}),
+        (SelectConfig, {"fraction": -0.1}),
+    ],
+)
+def test_values_without_a_meaning_are_refused(kind: type, settings: dict[str, Any]):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"count": 0}, {"fraction": 0}, {"fraction": 1}])
+def test_bounds_are_themselves_allowed(settings: dict[str, Any]):
+    SelectConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ({"frames": FramesConfig(interval_ms=500)}, "frames.interval_ms=250 there, 500 here"),
+        ({"frames": FramesConfig(size=120)}, "frames.size=240 there, 120 here"),
+        ({"shots": ShotsConfig(detector="content")}, "shots.detector=adaptive there, content here"),
+        ({"motion": MotionConfig(flow="scaled")}, "motion.flow=farneback there, scaled here"),
+        ({"video": VideoConfig(decoder="torchcodec")}, "video.decoder=pyav there, torchcodec here"),
+    ],
+)
+def test_scores_of_another_kind_are_refused_with_what_differs(
+    config: CurationConfig, groups: dict[str, Any], told: str
+):
+    make_plan(config)
+    check(config)
+    with pytest.raises(ValueError, match="holds scores made with other settings") as error:
+        check(replace(config, **groups))
+    assert f"({told})" in str(error.value)
+
+
+def test_scores_of_another_version_are_refused_too(config: CurationConfig, tmp_path: Path):
+    make_plan(config)
+    path = tmp_path / "out" / "plan" / "settings.json"
+    made = json.loads(path.read_text())
+    del made["measured_by"]["motion.flow"]
+    made["measured_by"]["frames.colour"] = "grey"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match=r"motion\.flow=None there, farneback here") as error:
+        check(config)
+    assert "frames.colour=grey there, None here" in str(error.value)
+
+
+def test_what_does_not_change_a_row_may_change(config: CurationConfig):
+    make_plan(config)
+    check(
+        replace(
+            config,
+            frames=FramesConfig(min=2, max=90),
+            select=SelectConfig(count=3, min_velocity=1),
+            videos=VideosConfig(end=0),
+            video=VideoConfig(workers=7, stall_s=5),
+            motion=MotionConfig(weights="unused"),
+            latents=replace(config.latents, batch_size=9),
+        )
+    )
+
+
+def test_weights_count_only_where_they_are_used(config: CurationConfig):
+    raft = replace(config, motion=MotionConfig(flow="raft", weights="C_T_V1"))
+    assert measured_by(raft)["motion.weights"] == "C_T_V1"
+    assert measured_by(replace(config, motion=MotionConfig(weights="C_T_V1")))["motion.weights"] is None
+
+
+def test_tables_hold_the_seven_features_in_their_order():
+    for schema in (SCORES, SCENES):
+        assert [name for name in schema.names if name in FEATURES] == list(FEATURES)
+
+
+def test_what_may_pass_by_itself_is_tried_again_and_what_is_in_the_file_is_not():
+    assert {"fetch_failed", "not_found", "crashed", "stalled", "timeout", "export_failed"} <= RETRYABLE
+    assert not {"truncated", "not_a_video", "decode_error", "bad_span", "duplicate_id", "fetch_gone"} & RETRYABLE

@@ -1,0 +1,317 @@
+"""What is known of films becomes rows to learn from; heads answer for films, not for their pieces."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from actors.core.store import Store
+from pipelines.core.film_vectors import Films, read_films, write_films
+from pipelines.genres.embed import Embedded, store_films
+from pipelines.genres.process import GENRES, ProcessConfig, cut, fused, process, read_any
+from pipelines.genres.score import LOGISTIC, PRIOR, ZERO_SHOT, ScoreConfig, figures, judge, lead, zero_shot
+from pipelines.genres.train import (
+    LearnConfig,
+    PredictConfig,
+    TrainConfig,
+    learn,
+    load_model,
+    parts_of,
+    predict,
+    train,
+)
+from tests.support import colours
+from tests.support.data import real_films
+
+WIDTH = 8
+
+
+def made(count: int, frames: int = 3, seed: int = 0) -> Films:
+    """Films of three genres that show in their frames: the more a genre's own direction, the likelier."""
+    random = np.random.default_rng(seed)
+    genres = (random.random((count, 3)) < [0.6, 0.4, 0.2]).astype(np.uint8)
+    vectors = genres.repeat(frames, 0) @ np.eye(3, WIDTH) + random.normal(size=(count * frames, WIDTH)) * 0.7
+    return Films(
+        vectors=vectors.astype(np.float16),
+        offsets=np.arange(count + 1) * frames,
+        ids=[f"tt{i}" for i in range(count)],
+        genres=genres,
+        genre_names=["Drama", "Comedy", "War"],
+        directors=[""] * count,
+    )
+
+
+def in_pieces(films: Films) -> Films:
+    """Every film as two pieces."""
+    names = [f"{film}_{k}" for film in films.ids for k in range(2)]
+    sizes = [part for size in np.diff(films.offsets) for part in (size // 2, size - size // 2)]
+    double = np.arange(len(films)).repeat(2)
+    return Films(
+        vectors=films.vectors,
+        offsets=np.cumsum([0, *sizes]),
+        ids=names,
+        genres=films.genres[double],
+        genre_names=films.genre_names,
+        directors=[""] * len(names),
+        owners=tuple(films.ids[i] for i in double),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- process
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Features of seven films, and meta that knows four of them well."""
+    meta = tmp_path / "meta"
+    meta.mkdir()
+    known = {
+        "tt1": {"genres": ["War", "Drama"]},
+        "tt2": {"genres": ["Film-Noir", "Western"]},
+        "tt3": {"genres": []},
+        "tt4": {"genres": ["News"]},
+        "tt5": {"genres": "Drama"},
+    }
+    for film, about in known.items():
+        (meta / f"{film}.json").write_text(json.dumps(about))
+    (meta / "tt6.json").write_text("{")
+    sizes = {"tt1": 10, "tt2": 3, "tt3": 1, "tt4": 1, "tt5": 1, "tt6": 1, "tt7": 1, "tt8": 0}
+    films = [
+        Embedded(film, np.arange(2 * n, dtype=np.float16).reshape(n, 2), [str(i) for i in range(n)], [], [])
+        for film, n in sizes.items()
+    ]
+    made = Store(str(tmp_path / "out"))
+    store_films(made, iter(films), len(films))
+    return made
+
+
+def settings(store: Store, **values: int) -> ProcessConfig:
+    return ProcessConfig(meta=str(Path(store.root).parent / "meta"), output=store.root, **values)
+
+
+def test_films_get_the_genres_that_are_known_and_the_others_say_why_not(store: Store) -> None:
+    found = process(settings(store))
+    films = read_films(store.uri("films.npz"))
+    assert films.ids == ["tt1", "tt2"] and films.genre_names == list(GENRES) and not films.owners
+    assert [[GENRES[i] for i in np.flatnonzero(row)] for row in films.genres] == [["Drama", "War"], ["Western"]]
+    assert films.frames(0).tolist() == [[2 * i, 2 * i + 1] for i in range(10)]
+    assert found.unknown_genres == {"Film-Noir": 1, "News": 1}
+    codes = {row["film"]: row["code"] for row in found.rejected}
+    assert codes == {
+        "tt3": "no_genres",
+        "tt4": "no_genres",
+        "tt5": "broken_meta",
+        "tt6": "broken_meta",
+        "tt7": "no_meta",
+        "tt8": "no_images",
+    }
+    assert found.films == 2 + len(codes)
+
+
+def test_a_film_becomes_pieces_of_a_size_that_follow_one_another(store: Store) -> None:
+    process(settings(store, patch_size=4, number_patches=2))
+    films = read_films(store.uri("films.npz"))
+    # Three rows are one piece: there are none for a second.
+    assert films.ids == ["tt1_0", "tt1_1", "tt2_0"] and films.owners == ("tt1", "tt1", "tt2")
+    assert films.frames(0)[:, 0].tolist() == [0, 2, 6, 8] and films.frames(1)[:, 0].tolist() == [10, 12, 16, 18]
+    frames, mask = films.padded(4)
+    assert mask[2].tolist() == [False, True, True, True] and not frames[2, 0].any()
+    whole = films.whole()
+    assert whole.ids == ["tt1", "tt2"] and whole.frames(0)[:, 0].tolist() == [0, 2, 6, 8, 10, 12, 16, 18]
+
+
+def test_pieces_cover_a_film_evenly() -> None:
+    rows = np.arange(100)[:, None]
+    assert [piece[:, 0].tolist() for piece in cut(rows, 2, 2)] == [[12, 37], [62, 87]]
+    assert [len(piece) for piece in cut(rows, 256, 3)] == [100]
+
+
+def test_nothing_to_process_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`embed` first"):
+        process(ProcessConfig(meta=str(tmp_path), output=str(tmp_path)))
+
+
+def test_the_output_of_embed_can_be_read_as_films(store: Store) -> None:
+    films = read_any(store.root)
+    assert films.ids == [f"tt{i}" for i in range(1, 8)] and len(films.frames(0)) == 10 and films.genres.shape == (7, 0)
+
+
+def test_other_features_stand_beside_every_frame() -> None:
+    films, sound = made(3, 2), replace(made(3, 1, seed=1), ids=["tt2", "tt0", "tt1"])
+    both = fused(films, [sound]).frames(1).astype(float)
+    assert both.shape == (2, 2 * WIDTH)
+    np.testing.assert_allclose(np.linalg.norm(both[:, :WIDTH], axis=1), 1, atol=0.01)
+    expected = sound.frames(2)[0].astype(float)
+    np.testing.assert_allclose(both[:, WIDTH:], [expected / np.linalg.norm(expected)] * 2, atol=0.01)
+    with pytest.raises(ValueError, match=r"lack .* tt1 \(1\)"):
+        fused(films, [sound.take([0, 1])])
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def test_a_film_never_stands_on_two_sides() -> None:
+    films = in_pieces(made(60, 4))
+    parts = parts_of(films, (8, 1, 1), seed=1)
+    assert len(np.unique(parts)) == 3
+    by_film = pd.Series(parts).groupby(np.array(films.owners)).nunique()
+    assert (by_film == 1).all()
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_train_measures_on_films_not_seen_and_keeps_a_model_of_all(tmp_path: Path, pieces: bool) -> None:
+    films = in_pieces(made(400, 4)) if pieces else made(400, 4)
+    write_films(films, str(tmp_path / "films.npz"))
+    found = train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    assert found["films"] == {"train": 320, "valid": 40, "test": 40}
+    assert found["test_ap"]["macro"] > 0.7
+    test = pd.read_parquet(tmp_path / "test.parquet")
+    assert test.id.nunique() == 40 and set(test.genre) == set(films.genre_names)
+
+    new = replace(made(200, 4, seed=5), ids=[f"new{i}" for i in range(200)])
+    unlabelled = replace(new, genres=np.zeros((200, 0), np.uint8), genre_names=[])
+    write_films(unlabelled, str(tmp_path / "new.npz"))
+    config = PredictConfig(films=str(tmp_path / "new.npz"), model=str(tmp_path / "model"), output=str(tmp_path))
+    count, chosen = predict(config)
+    rows = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert count == 200 and list(rows.columns) == ["id", "genre", "probability", "chosen"] and len(rows) == 600
+    # The model has learnt from all films, as the closed form over all of them does.
+    everything = learn(films, None, LearnConfig(), "")
+    table = rows.pivot(index="id", columns="genre", values="probability").loc[new.ids, new.genre_names].to_numpy()
+    np.testing.assert_allclose(table, everything.probabilities(new), atol=1e-5)
+    assert chosen.to_dict() == rows[rows.chosen].groupby("genre").size().to_dict()
+    agreement = (
+        rows.pivot(index="id", columns="genre", values="chosen").loc[new.ids, new.genre_names] == new.genres
+    ).mean()
+    assert (agreement > 0.75).all()
+
+
+def test_thresholds_are_kept_and_never_choose_nearly_all(tmp_path: Path) -> None:
+    films = made(300)
+    # A genre that nothing shows: F1 alone would choose every film.
+    blind = replace(films, genres=films.genres.copy())
+    blind.genres[:, 2] = np.random.default_rng(2).random(300) < 0.1
+    model = learn(blind, None, LearnConfig(), "")
+    model.save(Store(str(tmp_path)))
+    again = load_model(str(tmp_path / "model"))
+    np.testing.assert_array_equal(again.thresholds, model.thresholds)
+    np.testing.assert_allclose(again.probabilities(films), model.probabilities(films))
+    assert (again.probabilities(blind)[:, 2] >= again.thresholds[2]).mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head": "lstm", "train_split_proportion": 1.0}, "train_split_proportion=1"),
+        ({"head": "attention", "refit": True}, "refit: only"),
+        ({"reference": True}, "reference is a form of head=lstm"),
+        ({"n_epochs": 0}, "epochs"),
+        ({"head": "lstm", "hidden_size": 0}, "hidden_size"),
+        ({"train_split_proportion": 0.0}, "train_split_proportion"),
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_other_vectors_than_the_model_learnt_from_are_refused() -> None:
+    model = learn(made(50), None, LearnConfig(), "")
+    wider = fused(made(5), [made(5)])
+    with pytest.raises(ValueError, match="embed by the same model"):
+        model.probabilities(wider)
+    with pytest.raises(ValueError, match="no genres to learn from"):
+        parts_of(replace(made(5), genres=np.zeros((5, 0), np.uint8), genre_names=[]), (1, 1), 0)
+
+
+@pytest.mark.slow
+def test_heads_that_descend_learn_and_go_on(ray_cluster: None, tmp_path: Path) -> None:
+    films = in_pieces(made(200, 4))
+    write_films(films, str(tmp_path / "films.npz"))
+    small = {"n_epochs": 12, "hidden_size": 16, "patience": 12, "films": str(tmp_path / "films.npz")}
+    for head in ("lstm", "attention"):
+        config = TrainConfig(head=head, output=str(tmp_path / head), learning_rate=0.01, **small)
+        found = train(config)
+        assert found["test_ap"]["macro"] > 0.6 and (tmp_path / head / "training" / "curves.png").is_file()
+        model = load_model(str(tmp_path / head / "model"))
+        assert model.learn.head == head and model.probabilities(films).shape == (200, 3)
+        # What is done is done: the same command answers the same.
+        assert train(config) == found
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+def test_predictions_are_scored_beside_what_costs_less(tmp_path: Path) -> None:
+    write_films(made(300), str(tmp_path / "films.npz"))
+    train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    judged = judge(ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    assert len(judged.films) == 30 and list(judged.answers) == ["predictions", LOGISTIC, PRIOR]
+    found = figures(judged, 50)
+    assert found["table"]["macro"]["ap"] > found["methods"][PRIOR]["ap"]["macro"]["ap"] + 0.2
+    low, value, high = (found["table"]["Drama"][name] for name in ("ap_low", "ap", "ap_high"))
+    assert low < value < high
+    assert {"precision", "recall", "f1", "chosen_f1", "support"} <= found["table"]["War"].keys()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_predictions_and_films_must_know_of_each_other(tmp_path: Path) -> None:
+    write_films(made(300), str(tmp_path / "films.npz"))
+    config = ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path))
+    with pytest.raises(ValueError, match="`train` or `predict` first"):
+        judge(config)
+    train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    write_films(made(10), str(tmp_path / "few.npz"))
+    with pytest.raises(ValueError, match=r"few.npz has no genres of tt"):
+        judge(replace(config, films=str(tmp_path / "few.npz")))
+
+
+def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None:
+    films = made(90)
+    # One film is told by nothing but itself: whoever has seen it would know.
+    films.genres[7, 2], films.genres[:, 2] = 1, 0
+    films.genres[7, 2] = 1
+    write_films(films, str(tmp_path / "films.npz"))
+    config = ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path), folds=3, seeds=2)
+    judged = judge(config)
+    assert list(judged.answers) == ["mean", LOGISTIC, PRIOR]
+    assert judged.answers["mean"].scores.shape == (2, 90, 3)
+    assert (judged.answers[PRIOR].scores[:, 7, 2] == 0).all()
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").rglob("*.npz")}
+    assert len(stored) == 6
+    again = judge(config)
+    np.testing.assert_array_equal(again.answers["mean"].scores, judged.answers["mean"].scores)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").rglob("*.npz")} == stored
+    # Other settings are other folds.
+    judge(replace(config, learn=LearnConfig(ridge=1.0)))
+    assert len(list((tmp_path / "folds").rglob("*.npz"))) == 12
+
+
+def test_prompts_find_what_the_model_knows(clip_folder: str) -> None:
+    model = replace(ScoreConfig().embeddings, model=clip_folder, dtype="float32")
+    tones = np.array([colours.RED, colours.GREEN, colours.BLUE]) / 255
+    films = Films(
+        tones.astype(np.float16),
+        np.arange(4),
+        ["a", "b", "c"],
+        np.eye(3, dtype=np.uint8),
+        ["Red", "Green", "Blue"],
+        [""] * 3,
+    )
+    assert zero_shot(films, model).argmax(1).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="zero_shot needs the model"):
+        zero_shot(made(2), model)
+
+
+def test_real_films_are_told_better_than_by_logistic_regression(tmp_path: Path) -> None:
+    films = real_films()
+    write_films(films, str(tmp_path / "films.npz"))
+    judged = judge(ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path), folds=5))
+    ahead = lead(judged, "mean", 50)
+    assert ahead is not None and (ahead.ap[["macro", "weighted"]] > 0.003).all()
+    found = figures(judged, 20)["methods"]["mean"]["ap"]
+    assert found["macro"]["ap"] > 0.285 and found["weighted"]["ap"] > 0.455
+    assert ZERO_SHOT in judged.notes[0]

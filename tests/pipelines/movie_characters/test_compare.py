@@ -1,0 +1,107 @@
+"""Accuracies, intervals and McNemar's test, from results that are written by hand."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy.stats import chi2
+
+from pipelines.movie_characters import compare as robustness
+from pipelines.movie_characters.compare import CompareConfig, Model, Run
+from pipelines.movie_characters.pictures import Picture
+from tests.support import results
+
+
+def hits(text: str) -> pd.Series:
+    return pd.Series([letter == "1" for letter in text])
+
+
+def test_mcnemar_counts_what_only_one_has_right():
+    assert robustness.mcnemar(hits("1110"), hits("1001")) == (2, 1, 1.0)
+    # Five to none by chance: twice 1/32.
+    assert robustness.mcnemar(hits("11111"), hits("00000")) == (5, 0, pytest.approx(1 / 16))
+    assert robustness.mcnemar(hits("10"), hits("10")) == (0, 0, 1.0)
+
+
+def test_mcnemar_comes_near_its_approximation_for_many_images():
+    one, other, p = robustness.mcnemar(hits("1" * 70 + "0" * 40), hits("0" * 70 + "1" * 40))
+    assert p == pytest.approx(chi2.sf((abs(one - other) - 1) ** 2 / (one + other), 1), rel=0.05)
+
+
+def test_intervals_are_those_of_a_share():
+    mean, low, high = robustness.accuracy(hits("1" * 80 + "0" * 20), resamples=20_000, seed=0)
+    # 1.96 times sqrt(.8 * .2 / 100)
+    assert (mean, low, high) == (0.8, pytest.approx(0.7216, abs=0.011), pytest.approx(0.8784, abs=0.011))
+    assert robustness.accuracy(hits("111"), 100, 0) == (1, 1, 1)
+
+
+def test_models_are_compared_on_all_images(tmp_path: Path):
+    config = CompareConfig(
+        "images", str(tmp_path), {"clip": Model("clip"), "sd": Model("diffusion")}, {"none": 0, "dark": 0.5}, k_range=2
+    )
+    pictures = [Picture(f"{cls}_{n}.jpg", "", 1) for cls in ("Ann", "Bob") for n in (1, 2)]
+    cosines = {
+        f"{cls}_{n}.jpg": {"Ann_1": cls == "Ann", "Bob_1": cls == "Bob"} for cls in ("Ann", "Bob") for n in (1, 2)
+    }
+    # In the dark there are PNG files, Bob is taken for Ann, and of his second image nothing is said.
+    dark = {"Ann_1.png": {"Ann_1": 1, "Bob_1": 0}, "Ann_2.png": {"Ann_1": 1, "Bob_1": 0}, "Bob_1.png": {"Ann_1": 1}}
+    losses = {image: {name: -score for name, score in found.items()} for image, found in cosines.items()}
+    runs = []
+    for model, name, said, clip_csv in [
+        ("clip", "none", cosines, True),
+        ("clip", "dark", dark, True),
+        ("sd", "none", losses, False),
+        ("sd", "dark", losses, False),
+    ]:
+        folder = results.write(
+            tmp_path / model / name, {k: {i: float(v) for i, v in s.items()} for k, s in said.items()}
+        )
+        runs.append(Run(model, name, None, folder, clip_csv))
+    runs.append(Run("sd", "none", None, runs[2].folder, False, alpha=0.5))
+    compared = robustness.compare(config, runs, pictures)
+    table = compared.accuracy.set_index(["model", "filter"])
+    assert table.accuracy.to_dict() == {
+        ("clip", "none"): 1,
+        ("clip", "dark"): 0.5,
+        ("sd", "none"): 1,
+        ("sd", "dark"): 1,
+    }
+    assert table.unanswered["clip", "dark"] == 1
+    assert compared.mcnemar.set_index("filter").loc["dark"].to_dict() == {
+        **{"first": "clip", "second": "sd", "only_first": 0, "only_second": 2},
+        "p": 0.5,
+    }
+    assert compared.topk.loc["clip"].to_dict() == {1: 100, 2: 100}
+    assert compared.alpha.to_dict("records") == [{"alpha": 0.5, "accuracy": 1, "low": 1, "high": 1}]
+    assert pd.read_csv(tmp_path / "accuracy.csv").shape == (4, 8)
+
+
+def test_validation_is_asked_of_those_whose_weights_are_learnt():
+    models = {
+        "near": Model("clip"),
+        "sd": Model("diffusion", {"preselect": {"model": "far"}}),
+        "far": Model("clip"),
+        "other": Model("faces"),
+        "set": Model("fusion", {"models": ["near", "other"], "weights": {"near": 2}}),
+        "learnt": Model("fusion", {"models": ["near", "sd"]}),
+    }
+    config = CompareConfig("images", "out/", models, {"dark": 0.5}, alpha_model="sd", validation="others")
+    found = robustness.teaching(config)
+    assert list(found.models) == ["near", "sd", "far"] and found.filters == {"dark": 0.5}
+    assert (found.image_list, found.output, found.alpha_model) == ("others", "out/validation", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filters": {"fog": 0.5}}, "there is no fog"),
+        ({"filters": {"red": 2.0}}, "lie in 0..1"),
+        ({"models": {}}, "one or more"),
+        ({"models": {"f": Model("fusion", {"models": ["f", "g"]})}}, "two or more other models"),
+        ({"alpha_model": "clip"}, "no diffusion model"),
+        ({"validation": "others"}, "teaches fusions without weights"),
+    ],
+)
+def test_settings_that_do_not_hold(change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**{"image_list": "i", "output": "o", "models": {"clip": Model("clip")}, **change})

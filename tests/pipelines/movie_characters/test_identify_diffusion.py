@@ -1,0 +1,237 @@
+"""Conditions of the modes, what resume asks for, and the tables, without Ray."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.movie_characters.diffusion import embed_prompt, load_texts
+from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, find_learnt, write_embedding
+from pipelines.movie_characters.identify_diffusion import (
+    IdentifyConfig,
+    Plan,
+    PreselectConfig,
+    conditions,
+    identify,
+    plan_identify,
+    write_answers,
+)
+from pipelines.movie_characters.metrics import read_results
+from tests.support import results
+
+
+@pytest.fixture
+def config(sd_folder: str, tmp_path: Path) -> IdentifyConfig:
+    random = np.random.default_rng(0)
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        for which in (TARGET, OPTIMIZED):
+            write_embedding(random.normal(size=(1, 77, 16)).astype(np.float32), str(tmp_path / "ids"), name, which)
+    (tmp_path / "pictures").mkdir()
+    for name in ("Ann_8.png", "Ann_9.png", "Anna_8.png"):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / name)
+    return IdentifyConfig(
+        imagic_pretrained_path=str(tmp_path / "ids"),
+        csv_folder=str(tmp_path / "out"),
+        image_list=str(tmp_path / "pictures"),
+        sd_model_name=sd_folder,
+        resolution=16,
+        method="full",
+        num_inference_steps=3,
+    )
+
+
+def answer(config: IdentifyConfig, plan: Plan, names: list[str], losses: np.ndarray, errors: Any = None) -> None:
+    """Store the answers of an actor for pictures: losses (N, K, P)."""
+    told = np.empty(len(names), object)
+    told[:] = list(losses)
+    missing = np.empty(len(names), object)
+    missing[:] = [np.array(plan.missing[name], int) for name in names]
+    errors = np.array(errors or [""] * len(names), object)
+    batch = {"name": np.array(names, object), "missing": missing, "losses": told, "error": errors, "message": errors}
+    names, staged = [one.name for one in plan.identities], config.method == "staged"
+    write_answers(batch, f"{config.csv_folder}/{config.mode}", names, plan.digests, staged)
+
+
+def table(config: IdentifyConfig, name: str) -> list[list[str]]:
+    return list(csv.reader(Path(config.csv_folder, config.mode, name).read_text().splitlines()))
+
+
+def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp_path: Path) -> None:
+    learnt = find_learnt(config.imagic_pretrained_path, "x")
+    blends = {one.name: 0.25 * one.target + 0.75 * one.optimized for one in learnt if one.target is not None}
+    config = replace(config, alpha=0.25)
+    plain, _ = conditions(config, learnt)
+    assert [one.name for one in plain] == ["Ann_1", "Ann_2", "Anna_1"] and config.mode == "SD_pipeline"
+    for one in plain:
+        assert one.condition == pytest.approx(blends[one.name], abs=1e-6) and not one.lora
+    average = replace(config, category_class=True)
+    ann, anna = conditions(average, learnt)[0]
+    assert (ann.name, anna.name, average.mode) == ("Ann", "Anna", "SD_embeds_cat_avg")
+    assert ann.condition == pytest.approx((blends["Ann_1"] + blends["Ann_2"]) / 2, abs=1e-6)
+    assert anna.condition == pytest.approx(blends["Anna_1"], abs=1e-6)
+    own = replace(config, imagic_pipe=True)
+    with pytest.raises(ValueError, match="3 identities have neither a LoRA nor a UNet, such as Ann_1"):
+        conditions(own, learnt)
+    for one in learnt:
+        (tmp_path / "ids" / one.name / LORA).write_bytes(one.name.encode())
+    with_lora, weights = conditions(own, find_learnt(config.imagic_pretrained_path, "x"))
+    assert own.mode == "Imagic_pipeline" and len(set(weights)) == 3
+    assert with_lora[0].lora == str(tmp_path / "ids" / "Ann_1" / LORA)
+
+
+def test_a_text_encoder_of_its_own_embeds_prompts_without_a_target(
+    config: IdentifyConfig, sd_folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ids" / "Ann_1" / f"{TARGET}.safetensors").unlink()
+    (tmp_path / "ids" / "Ann_1" / TEXT).write_text("ann")
+    learnt = find_learnt(config.imagic_pretrained_path, "x")
+    config = replace(config, alpha=1, sd_model_name=str(tmp_path / "without texts"))
+    with pytest.raises(ValueError, match="its tokenizer cannot be loaded"):
+        conditions(config, learnt)
+    found, _ = conditions(replace(config, clip_model_name=sd_folder), learnt)
+    told = embed_prompt(load_texts(sd_folder, None), "ann")[0].numpy()
+    assert found[0].condition == pytest.approx(told, abs=1e-6)
+
+
+def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None:
+    plan = plan_identify(config)
+    losses = np.array(
+        [
+            [[1, 2, 3], [1, 1, 1], [2, 2, 3]],
+            [[2, 2, 2], [2, 2, 2], [1, 1, 1]],
+            [[5, 5, 5], [4, 4, 4], [6, 6, 6]],
+        ],
+        np.float32,
+    )
+    answer(config, plan, ["Ann_8.png", "Ann_9.png", "Anna_8.png"], losses)
+    done = plan_identify(config)
+    assert done.missing == {}
+    outcome = identify(config, done)
+    assert (outcome.answered, outcome.evaluations, outcome.of_full) == (3, 27, 27)
+    assert table(config, "Ann_results.csv") == [
+        ["GT Image name", "input_embeds", "loss"],
+        ["Ann_8.png", "Ann_2", "1.0"],
+        ["Ann_8.png", "Ann_1", "2.0"],
+        ["Ann_8.png", "Anna_1", "2.3333333333333335"],
+        ["Ann_9.png", "Anna_1", "1.0"],
+        ["Ann_9.png", "Ann_1", "2.0"],
+        ["Ann_9.png", "Ann_2", "2.0"],
+    ]
+    assert [row[1] for row in table(config, "Anna_results.csv")[1:]] == ["Ann_2", "Ann_1", "Anna_1"]
+    sure = table(config, "Ann_certainty.csv")
+    assert sure[0] == ["GT Image name", "answer", "p", "margin", "evaluations", "asked"]
+    assert sure[2] == ["Ann_9.png", "Anna_1", "0.0", "inf", "9", "3"]
+    # A list of fewer pictures leaves the rows of others.
+    identify(replace(config, image_list=f"{config.image_list}/Ann_9.png"), plan_identify(config))
+    assert len(table(config, "Ann_results.csv")) == 7
+
+
+def test_resume_asks_for_pairs_that_are_missing_or_were_asked_otherwise(config: IdentifyConfig, tmp_path: Path) -> None:
+    plan = plan_identify(config)
+    assert plan.missing == dict.fromkeys(("Ann_8.png", "Ann_9.png", "Anna_8.png"), (0, 1, 2))
+    answer(config, plan, ["Ann_8.png"], np.ones((1, 3, 3), np.float32))
+    assert set(plan_identify(config).missing) == {"Ann_9.png", "Anna_8.png"}
+    # Where a part is torn its pictures are asked about again.
+    for name in ("seed", "alpha"):
+        assert len(plan_identify(replace(config, **{name: 1})).missing) == 3
+    new = np.ones((1, 77, 16), np.float32)
+    write_embedding(new, str(tmp_path / "ids"), "Ann_2", OPTIMIZED)
+    write_embedding(new, str(tmp_path / "ids"), "Bob_1", OPTIMIZED)
+    assert plan_identify(config).missing["Ann_8.png"] == (1, 3)
+    # In a race all take part again.
+    staged = replace(config, method="staged")
+    plan = plan_identify(staged)
+    answer(staged, plan, ["Ann_8.png"], np.ones((1, 4, 3), np.float32))
+    assert "Ann_8.png" not in plan_identify(staged).missing
+    write_embedding(new, str(tmp_path / "ids"), "Eve_1", OPTIMIZED)
+    assert plan_identify(staged).missing["Ann_8.png"] == range(5)
+
+
+def test_a_torn_part_is_asked_for_again(config: IdentifyConfig) -> None:
+    answer(config, plan_identify(config), ["Ann_8.png"], np.ones((1, 3, 3), np.float32))
+    (part,) = Path(config.csv_folder, config.mode, "answers").iterdir()
+    part.write_bytes(part.read_bytes()[:-4])
+    assert len(plan_identify(config).missing) == 3
+
+
+def test_a_picture_with_an_error_has_no_answer_and_is_tried_again(config: IdentifyConfig) -> None:
+    plan = plan_identify(config)
+    answer(config, plan, ["Ann_8.png"], np.zeros((1, 3, 0), np.float32), ["not_an_image"])
+    assert len(plan_identify(config).missing) == 3
+
+
+@pytest.fixture
+def many(config: IdentifyConfig, tmp_path: Path) -> IdentifyConfig:
+    """Two identities of Ann, one each of Anna, Bob and Cid; of Cid CLIP knows nothing, of Ann_9.png neither."""
+    for name in ("Bob_1", "Cid_1"):
+        write_embedding(np.ones((1, 77, 16), np.float32), str(tmp_path / "ids"), name, OPTIMIZED)
+    cosines = {
+        "Ann_8": {"Ann_7": 0.3, "Anna_7": 0.9, "Bob_6": 0.4, "Bob_7": 0.8, "Eve_1": 1.0},
+        "Anna_8.png": {"Ann_7": 0.9, "Ann_6": 0.1, "anna_7": 0.8, "Bob_7": 0.7},
+        "Ann_9": {"Bob_7": 1.0, "Eve_1": 0.1},
+    }
+    folder = results.write(tmp_path / "clip", cosines)
+    return replace(config, preselect=PreselectConfig(folder, best=2))
+
+
+def test_a_preselection_asks_about_the_best_classes_only(many: IdentifyConfig) -> None:
+    plan = plan_identify(many)
+    assert [one.name for one in plan.identities] == ["Ann_1", "Ann_2", "Anna_1", "Bob_1", "Cid_1"]
+    # Of Ann_9 only one class is told that there is an identity of, and so nobody can be left out.
+    assert plan.missing == {"Ann_8.png": (2, 3), "Ann_9.png": (0, 1, 2, 3, 4), "Anna_8.png": (0, 1, 2)}
+    assert plan.pairs == 10
+    losses = np.arange(5, 0, -1)[:, None] * np.ones((3, 5, 3)) + [0, 0.5, 1]
+    answer(many, plan, list(plan.missing), losses)
+    assert plan_identify(many).missing == {}
+    outcome = identify(many, plan_identify(many))
+    assert (outcome.answered, outcome.evaluations, outcome.of_full) == (3, 30, 45)
+    assert (outcome.preselected, outcome.saved) == (2, (3 + 2) * 3)
+    # A row for every identity: after those who were asked, the others in the order of CLIP.
+    rows = [row for row in table(many, "Ann_results.csv")[1:] if row[0] == "Ann_8.png"]
+    assert [row[1] for row in rows] == ["Bob_1", "Anna_1", "Ann_1", "Ann_2", "Cid_1"]
+    assert [float(row[2]) for row in rows] == pytest.approx([2.5, 3.5, 3.5, 3.5, 3.5])
+    found = read_results(f"{many.csv_folder}/{many.mode}", clip_csv=False)
+    ordered = found.rows[found.rows.image == "Ann_8.png"].sort_values("score", ascending=False)
+    assert ordered.identity.tolist() == [row[1] for row in rows] and ordered.score.is_unique
+    asked = {row[0]: row[-1] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
+    assert asked == {"Ann_8.png": "2", "Ann_9.png": "5", "Anna_8.png": "3"}
+
+
+@pytest.mark.parametrize("method", ["full", "staged"])
+def test_more_of_a_preselection_asks_only_for_those_who_join(many: IdentifyConfig, method: Any) -> None:
+    many = replace(many, method=method)
+    plan = plan_identify(many)
+    answer(many, plan, list(plan.missing), np.ones((3, 5, 4)))
+    more = plan_identify(replace(many, preselect=replace(many.preselect, best=3)))
+    # In a race all take part again.
+    joining = {"Ann_8.png": (0, 1), "Anna_8.png": (3,)}
+    everyone = {"Ann_8.png": (0, 1, 2, 3), "Anna_8.png": (0, 1, 2, 3)}
+    assert more.missing == (joining if method == "full" else everyone)
+
+
+def test_a_picture_that_is_gone_has_no_answer_though_some_were_asked(config: IdentifyConfig, tmp_path: Path) -> None:
+    plan = plan_identify(config)
+    answer(config, plan, list(plan.missing), np.ones((3, 3, 3)))
+    write_embedding(np.ones((1, 77, 16), np.float32), str(tmp_path / "ids"), "Bob_1", OPTIMIZED)
+    plan = plan_identify(config)
+    answer(config, plan, ["Ann_9.png", "Anna_8.png"], np.ones((2, 4, 3)))
+    assert identify(config, replace(plan, missing={})).answered == 2
+
+
+def test_what_cannot_work_is_told(config: IdentifyConfig) -> None:
+    with pytest.raises(ValueError, match="category_class with imagic_pipe"):
+        replace(config, category_class=True, imagic_pipe=True)
+    with pytest.raises(ValueError, match="alpha=2"):
+        replace(config, alpha=2)
+    with pytest.raises(ValueError, match="best=1: it starts at 2"):
+        PreselectConfig("x", best=1)
+    with pytest.raises(ValueError, match="has no results"):
+        plan_identify(replace(config, preselect=PreselectConfig(config.csv_folder)))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        replace(config, height=12)
+    question = replace(config, height=24).question()
+    assert (question.height, question.width) == (24, 16)

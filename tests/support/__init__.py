@@ -1,0 +1,1 @@
+"""What tests share: films, servers, small models."""
