@@ -15,7 +15,8 @@ for name in sys.argv[1:]:
 
 
 def test_actors_never_import_ray() -> None:
-    modules = sorted(f"actors.{file.stem}" for file in (ROOT / "actors").glob("*.py") if file.stem != "__init__")
+    files = (file.relative_to(ROOT).with_suffix("") for file in (ROOT / "actors").rglob("*.py"))
+    modules = sorted(".".join(file.parts) for file in files if file.name != "__init__")
     assert "actors.core.stage" in modules
     probe = subprocess.run([sys.executable, "-c", PROBE, *modules], cwd=ROOT, capture_output=True, text=True)
     assert probe.returncode == 0, probe.stderr
