@@ -9,6 +9,9 @@ Batch = dict[str, np.ndarray]
 """Columns by name, each (N, ...) with one entry a row; a batch that Ray hands over is read-only."""
 
 
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Stage:
     """Resources of one stage; the settings of an actor extend it."""

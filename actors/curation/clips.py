@@ -28,8 +28,8 @@ from av.filter import Graph
 from av.logging import set_level
 from av.stream import Disposition
 
-from actors.core.stage import Stage
-from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, Row, open_film
+from actors.core.stage import Row, Stage
+from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 """Samples per second that AAC knows; sound of another rate is resampled to 48,000."""

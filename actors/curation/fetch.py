@@ -25,8 +25,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
@@ -34,19 +32,11 @@ import av.logging
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
+from actors.core.http import retry_after_s
 from actors.core.stage import Stage
-from actors.media.film import FilmError, open_film
+from actors.media.film import VIDEO_SUFFIXES, FilmError, open_film
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg"),
-        *("mpg", "mpv", "mts", "mxf", "ogg", "ogv", "rm", "ts", "vob", "webm", "wmv"),
-    )
-)
-"""How names of films end, in either case."""
 RETRYABLE = frozenset({"fetch_failed", "fetch_blocked", "not_found", "forbidden"})
 """Codes of videos that may be had later: by themselves, or once the user gave cookies, a proxy, rights or the file."""
 
@@ -233,19 +223,6 @@ def _by_status(status: int, reason: str, retry_after: str | None) -> _Fault:
     if wait_s is not None and wait_s > LONGEST_PAUSE_S:
         message += f"; the host asks to come back in {wait_s:.0f} s"
     return _Fault("fetch_failed", message, wait_s)
-
-
-def retry_after_s(retry_after: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait, from a number or a date; None where it says nothing."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        at = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 class _PlainFile:

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 
-from actors.core.stage import Stage
-from actors.media.film import Beat, Film, FilmError, Picture, Row, in_shots, open_film
+from actors.core.stage import Row, Stage
+from actors.media.film import Beat, Film, FilmError, Picture, in_shots, open_film
 from actors.media.shots import ShotsConfig
 
 AHEAD_S = 2.0

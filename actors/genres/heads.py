@@ -184,25 +184,3 @@ def _places(steps: int, width: int, device: torch.device) -> Tensor:
     rates = 10_000 ** (-torch.arange(0, width, 2, device=device) / width)
     angles = torch.arange(steps, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-class FrameHead(nn.Module):
-    """Two layers on the vector of a single picture, each of its values brought to mean 0 and deviation 1.
-
-    Takes vectors float (B, D), gives logits (B, C).
-    """
-
-    mean: Tensor
-    """float32 (D,), of the pictures it was trained on, as is `scale`."""
-    scale: Tensor
-
-    def __init__(self, dimensions: int, classes: int, hidden: int = 128, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dimensions))
-        self.register_buffer("scale", torch.ones(dimensions))
-        self.layers = nn.Sequential(
-            nn.Linear(dimensions, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
-        )
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return self.layers((vectors.float() - self.mean) / self.scale)

@@ -11,20 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from actors.core import storage
 from actors.core.stage import Batch, Stage
-from actors.directors.style import FEATURES, style
-from actors.media.images import ImageError, Shape, read_image, squared
+from actors.media.images import Shape
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names that are torchvision's; others are timm's."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the pixels that torchvision's networks were trained on."""
-LOOKED_AT = 240
-"""Style is told from pictures of about this short side at least."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +38,6 @@ class BackboneConfig(Stage):
     """Precision of the network; vectors are float16."""
     batch_size: int = 32
     """Pictures that the network gets at once."""
-
-
-@dataclass(frozen=True)
-class ViewsConfig:
-    """Pictures that are turned, moved and mirrored at random, for training; each has its vector in the store."""
-
-    count: int = 0
-    """Views of each picture beside itself; 0: no augmentation."""
-    rotation: float = 20.0
-    """Degrees at most, either way."""
-    zoom: float = 0.15
-    """Share of the size by which a picture grows or shrinks at most."""
-    shift: float = 0.2
-    """Share of the sides by which it moves at most."""
-    shear: float = 0.15
-    """Share of its height by which its top moves against its bottom at most."""
-    flip: bool = True
-    """Every second one is mirrored."""
-
-    def __post_init__(self) -> None:
-        if min(self.count, self.rotation, self.zoom, self.shift, self.shear) < 0 or self.zoom >= 1:
-            raise ValueError(f"views start at 0, and zoom is below 1: {self}")
 
 
 def check_backbone(config: BackboneConfig) -> None:
@@ -193,46 +167,6 @@ def _fill(model: Any, state: dict[str, Any], *classifiers: str) -> None:
     if missing or problems.unexpected_keys:
         wrong = ", ".join([*missing, *problems.unexpected_keys][:3])
         raise ValueError(f"these are the weights of another model: {wrong}")
-
-
-def read_pictures(batch: Batch, shape: Shape, views: ViewsConfig) -> Batch:
-    """Read image files as what the network takes, and tell their style.
-
-    Reads:  uri  str (N,)
-            view  int (N,), 0 the picture itself, else the number of a random view, the same whenever it is made
-    Adds:   image  uint8 (N, S, S, 3) RGB; black where there is an error
-            style  float32 (N, 13), FEATURES of `actors.directors.style`; NaN where there is an error
-            error, message  str (N,): a code of ImageError
-    """
-    count = len(batch["uri"])
-    images = np.zeros((count, shape.size, shape.size, 3), np.uint8)
-    styles = np.full((count, len(FEATURES)), np.nan, np.float32)
-    errors, messages = np.full(count, "", object), np.full(count, "", object)
-    for row, (uri, view) in enumerate(zip(batch["uri"].tolist(), batch["view"].tolist(), strict=True)):
-        try:
-            picture = read_image(uri, lambda *sides: max(LOOKED_AT, min(shape.scaled(*sides))))
-        except ImageError as error:
-            errors[row], messages[row] = error.code, str(error)
-        else:
-            images[row] = squared(picture, shape)
-            if view:
-                images[row] = random_view(images[row], views, f"{uri}:{view}")
-            styles[row] = style(np.asarray(picture))
-    return {**batch, "image": images, "style": styles, "error": errors.astype(str), "message": messages.astype(str)}
-
-
-def random_view(image: np.ndarray, views: ViewsConfig, seed: str) -> np.ndarray:
-    """A picture uint8 (S, S, 3) turned, zoomed, sheared, moved and mirrored at random; its edges are drawn out."""
-    random = np.random.default_rng(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest()))
-    size = image.shape[0]
-    turn, shear = np.deg2rad(random.uniform(-1, 1) * views.rotation), random.uniform(-1, 1) * views.shear
-    zoom = 1 + random.uniform(-1, 1) * views.zoom
-    mirror = -1.0 if views.flip and random.random() < 0.5 else 1.0
-    linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[mirror, shear], [0, 1]]
-    centre = np.full(2, (size - 1) / 2)
-    moved = centre + random.uniform(-1, 1, 2) * views.shift * size
-    matrix = np.column_stack([linear, moved - linear @ centre])
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 class Backbone:

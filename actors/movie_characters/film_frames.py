@@ -10,7 +10,8 @@ import av.logging
 import cv2
 import numpy as np
 
-from actors.media.film import ROUNDING_S, Beat, FilmError, Row, in_shots, open_film
+from actors.core.stage import Row
+from actors.media.film import ROUNDING_S, Beat, FilmError, in_shots, open_film
 from actors.media.shots import ShotsConfig
 
 QUALITY = 95

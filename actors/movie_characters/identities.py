@@ -10,25 +10,17 @@ Ann_3/             what was learnt of a character, an identity, of the class Ann
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from actors.core import storage
-from pipelines.movie_characters.metrics import class_of
+from actors.movie_characters.names import class_of
 
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
 TEXT = "target_text.txt"
 LORA = "pytorch_lora_weights.safetensors"
-
-
-def by_class(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of pictures or identities by their class."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[class_of(name)].append(name)
-    return dict(groups)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ import pandas as pd
 import typer
 
 from actors.core import storage
+from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.captions import TRIES, check_captioner
-from actors.media.film import Row
+from actors.curation.captioners import check_captioner
+from actors.curation.captions import TRIES
 from actors.models.clip import check_clip
 from jobs.core import run as job
 from jobs.curation.report import write_report
 from pipelines.curation.explain import explain
-from pipelines.curation.filter import FitConfig, fit, place, read_labelled, save_filter
+from pipelines.curation.filter import place, save_filter
+from pipelines.curation.fit_filter import FitConfig, fit, read_labelled
 from pipelines.curation.plan import Plan, make_plan
 from pipelines.curation.rows import MANY_PARTS, captions, expected_scenes, measurements, rows_now
 from pipelines.curation.select import alarms, fail_scenes, select, tally, tell_captions

@@ -29,7 +29,7 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actors.core.store import Store
-from actors.media.film import FEATURES
+from actors.curation.cut import FEATURES
 from pipelines.curation.annotate import (
     AHEAD,
     BACK,

@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 from actors.core import storage
 from actors.core.store import Store
-from actors.media.film import FEATURES
+from actors.curation.cut import FEATURES
 from jobs.core.pages import number, percent, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.whatif import COLUMNS, WhatIf

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from actors.media.film import FEATURES
+from actors.curation.cut import FEATURES
 from pipelines.curation.select import steadiness
 
 ROWS = 200_000

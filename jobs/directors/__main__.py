@@ -82,7 +82,8 @@ def train(
         from actors.models.backbones import check_backbone
         from jobs.directors.pages import reject
         from pipelines.core.film_vectors import read_films
-        from pipelines.directors.train import DirectorsConfig, frames_of_films, frames_of_pictures
+        from pipelines.directors.frames import frames_of_films, frames_of_pictures
+        from pipelines.directors.settings import DirectorsConfig
         from pipelines.directors.vectors import embed, missing, read_pictures_of, stages_of, wanted
 
         config = job.load(DirectorsConfig, settings or [])
@@ -171,7 +172,7 @@ def guess(
     with job.exit_codes():
         from actors.models.backbones import check_backbone
         from jobs.directors.pages import GuessConfig, find_images, save_answers, tell_guess
-        from pipelines.directors.train import check_space, guess, network, read_model
+        from pipelines.directors.guess import check_space, guess, network, read_model
         from pipelines.directors.vectors import (
             FEW,
             PicturesConfig,

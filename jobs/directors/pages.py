@@ -18,10 +18,12 @@ from actors.core.store import Store
 from actors.directors.style import palette
 from actors.media.images import IMAGE_SUFFIXES, ImageError, natural, open_image
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
-from pipelines.comic_characters.panels import letters
+from pipelines.core.drawing import letters
+from pipelines.directors.frames import Frames
+from pipelines.directors.guess import Guess
 from pipelines.directors.metrics import reliability
 from pipelines.directors.sample import Screenshot
-from pipelines.directors.train import DirectorsConfig, Frames, Guess
+from pipelines.directors.settings import DirectorsConfig
 from pipelines.directors.vectors import PicturesConfig
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])

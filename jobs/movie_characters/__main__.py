@@ -15,6 +15,7 @@ import typer
 from actors.core import storage
 from actors.core.store import Store
 from actors.models.clip import check_clip
+from actors.movie_characters.names import Picture
 from jobs.core import run as job
 from jobs.movie_characters.pages import compare_page, extract_page, map_page, report_page, timeline_page, topk_page
 from pipelines.movie_characters.compare import (
@@ -43,8 +44,8 @@ from pipelines.movie_characters.identify_gallery import (
     plan_identification,
     stages_of,
 )
-from pipelines.movie_characters.metrics import Results, read_results
-from pipelines.movie_characters.pictures import Picture, find_pictures
+from pipelines.movie_characters.pictures import find_pictures
+from pipelines.movie_characters.results import Results, read_results
 from pipelines.movie_characters.score import (
     MapConfig,
     ReportConfig,
@@ -161,8 +162,9 @@ def _identify(verb: str, config: ClipConfig | FaceConfig, dry_run: bool, max_rej
 def personalise(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
     """Learn characters from pictures, for diffusion; the same command after a kill learns only what is missing."""
     with job.exit_codes():
-        from pipelines.movie_characters.personalise import DONE, PersonaliseConfig, plan_personalise, stages_of
+        from actors.movie_characters.personaliser import DONE, PersonaliseConfig
         from pipelines.movie_characters.personalise import personalise as learn
+        from pipelines.movie_characters.personalise import plan_personalise, stages_of
 
         config = job.load(PersonaliseConfig, settings or [])
         plan = plan_personalise(config)
@@ -230,8 +232,9 @@ def identify_diffusion(
 def generate(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
     """Draw characters that were learnt, for ranges of seed, alpha and guidance; what is there is not drawn again."""
     with job.exit_codes():
-        from pipelines.movie_characters.generate import GenerateConfig, plan_generate, stages_of
+        from actors.movie_characters.drawer import GenerateConfig
         from pipelines.movie_characters.generate import generate as draw
+        from pipelines.movie_characters.generate import plan_generate, stages_of
 
         config = job.load(GenerateConfig, settings or [])
         plan = plan_generate(config)

@@ -11,7 +11,7 @@ from actors.core.store import Store
 from jobs.core.pages import COLOURS, Picture, Section, Table, clock, draw, duration, figure, write_page
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
-from pipelines.movie_characters.metrics import UNKNOWN, Results
+from pipelines.movie_characters.results import UNKNOWN, Results
 from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig
 from pipelines.movie_characters.timeline import Appearances, TimelineConfig
 

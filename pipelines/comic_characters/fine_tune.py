@@ -21,6 +21,7 @@ from ray.data import Dataset
 from torch import Tensor, nn
 
 from actors.comic_characters.network import Head, feature_size, stacked
+from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from pipelines.comic_characters.features import (
     REJECTED_INSTANCES,
@@ -33,7 +34,7 @@ from pipelines.comic_characters.features import (
 )
 from pipelines.comic_characters.sequences import Instance, Sequence, known_to_differ, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
-from pipelines.core.training import Tensors, Trained, fit
+from pipelines.core.training import Trained, fit
 
 LOSSES: dict[str, Callable[[], Any]] = {
     "contrastive": losses.ContrastiveLoss,

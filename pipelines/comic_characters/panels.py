@@ -4,13 +4,13 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from pipelines.core.drawing import letters
 
 Colour = tuple[int, int, int]
 """RGB."""
@@ -60,11 +60,6 @@ def distinct(count: int) -> list[Colour]:
             break
         chosen.append(int(nearest.argmax()))
     return [(int(r), int(g), int(b)) for r, g, b in grid[0, chosen].tolist()]
-
-
-def letters(size: int) -> Any:
-    """Letters of so many pixels, in the one font that is there on every machine."""
-    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def draw_panels(panels: Sequence[Panel]) -> bytes:

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from actors.comic_characters.network import feature_size, make_backbone
+from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from pipelines.comic_characters.augment import views
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pairs import KEY, PARTS, REJECTED_PAIRS, PretrainPlan, dataset, decode_pairs, prepared
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 from pipelines.core.ray_data import set_context
-from pipelines.core.training import Tensors, Trained, fit
+from pipelines.core.training import Trained, fit
 
 # ----------------------------------------------------------------------------------------------------------------- loss
 

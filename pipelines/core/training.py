@@ -3,54 +3,38 @@
 `fit` trains by epochs on Ray datasets. It stands on `train`, `report` and `restore`, which serve loops of other kinds.
 """
 
-import csv
 import hashlib
-import io
 import json
 import math
-import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from ray import train as ray_train
-from ray.data import DataIterator, Dataset, ExecutionOptions
+from ray.data import Dataset, ExecutionOptions
 from ray.data.dataset import MaterializedDataset
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-from tensorboardX.summary import scalar
+from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.core import storage
+from actors.core.checkpoints import STATE, Tensors, below, pack, read_file, unpack
 from actors.core.store import Store
+from pipelines.core.curves import Row, Scalars, draw_curves, write_curve_csv
+from pipelines.core.training_rows import Rows, Share, pieces, row_count
 
-_EVENTS: Any = event_pb2
-"""Generated code without types."""
-
-STATE = "state.safetensors"
-"""The one file of a checkpoint: `model.*`, `optimizer.<parameter>.<moment>`, `best.*`, and the metrics as metadata."""
 OWN_VALUES = ("epoch", "train_loss", "learning_rate", "seconds")
 """What every row of a history holds beside the values of `evaluate`: number from 1, mean loss, rate, its duration."""
-
-Tensors = dict[str, Tensor]
-"""A batch: columns by name, each (N, ...)."""
-Row = dict[str, float]
-"""One epoch of a history."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +173,10 @@ def fit(
     best_number = best_epoch(history, config)
     if not best_number:
         raise ValueError(f"{config.monitor} was not a number in any epoch: monitor another value")
-    best = _below("best", tensors)
-    for name, weights in (("model", best), ("last", _below("model", tensors))):
+    best = below("best", tensors)
+    for name, weights in (("model", best), ("last", below("model", tensors))):
         storage.write_bytes(store.uri(f"{name}.safetensors"), save(weights))
-    storage.write_bytes(store.uri("curves.csv"), _csv(history))
+    storage.write_bytes(store.uri("curves.csv"), write_curve_csv(history))
     storage.write_bytes(store.uri("curves.png"), draw_curves(history, best_number))
     model = make_model()
     model.load_state_dict(best)
@@ -231,7 +215,7 @@ def _epochs(
         rows[name] = Rows(stream, device, config.keep_mb << 20)
     if empty := _agreed([name for name in rows if rows[name].empty], device):
         return begin, f"there are no rows in {' and '.join(empty)}"
-    scalars = _Scalars(output, begin) if rank == 0 else None
+    scalars = Scalars(output, begin) if rank == 0 else None
     saved = time.monotonic()
     while not finished(history, config):
         start, epoch = time.perf_counter(), len(history)
@@ -292,14 +276,14 @@ def train_epoch(
     total, count = torch.zeros(()), 0
     for share in shares:
         optimizer.zero_grad()
-        pieces = list(_pieces(share.batch, accumulate))
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
+        parts = list(pieces(share.batch, accumulate))
+        for number, piece in enumerate(parts):
+            last = number == len(parts) - 1
             # Gradients travel once a step.
             alone = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
             with alone:
                 with autocast():
-                    value = loss(model, piece).float() * (_length(piece) if share.counts else 0)
+                    value = loss(model, piece).float() * (row_count(piece) if share.counts else 0)
                 # The workers' gradients are averaged, which divides by their number.
                 (value * workers / share.rows).backward()
             total = total.to(value.device) + value.detach()
@@ -308,80 +292,6 @@ def train_epoch(
         optimizer.step()
         count += share.rows
     return total, count
-
-
-class Share(NamedTuple):
-    """A worker's part of one batch."""
-
-    batch: Tensors
-    """Its rows; at least one."""
-    rows: int
-    """Rows of the batch over all workers."""
-    counts: bool
-    """False where the batch has fewer rows than there are workers, and this one borrows a row to keep step."""
-
-
-class Rows:
-    """A dataset as batches on a device: kept there if it fits, else streamed in every pass."""
-
-    def __init__(self, stream: DataIterator, device: torch.device, keep_bytes: int) -> None:
-        self._stream = stream
-        self._device = device
-        self._kept: Tensors | None = None
-        blocks: list[Tensors] = []
-        size = rows = 0
-        for block in stream.iter_torch_batches(batch_size=None, device="cpu"):
-            blocks.append(block)
-            size += sum(column.nbytes for column in block.values())
-            rows += _length(block)
-            if size > keep_bytes:
-                break
-        else:
-            names = blocks[0] if blocks else ()
-            self._kept = {name: torch.cat([block[name] for block in blocks]).to(device) for name in names}
-        self.empty = not rows
-        self._window = max(1, rows * keep_bytes // max(size, 1))
-
-    def shares(self, batch_size: int, seed: Sequence[int], worker: int = 0, workers: int = 1) -> Iterator[Share]:
-        """One pass in an order that depends on the seed alone, as this worker's part of every batch."""
-        state = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        if self._kept is None:
-            # With less than two batches in its window, Ray gives some batches fewer rows than asked for.
-            window = max(self._window, 2 * batch_size)
-            for batch in self._batches(batch_size, local_shuffle_buffer_size=window, local_shuffle_seed=state):
-                yield _share(torch.arange(_length(batch), device=self._device), batch, worker, workers)
-            return
-        order = torch.randperm(_length(self._kept), generator=torch.Generator().manual_seed(state))
-        for part in order.to(self._device).split(batch_size):
-            yield _share(part, self._kept, worker, workers)
-
-    def batches(self, batch_size: int) -> Iterator[Tensors]:
-        """One pass in the order of the dataset."""
-        if self._kept is None:
-            yield from self._batches(batch_size)
-            return
-        for first in range(0, _length(self._kept), batch_size):
-            yield {name: column[first : first + batch_size] for name, column in self._kept.items()}
-
-    def _batches(self, batch_size: int, **shuffle: Any) -> Iterator[Tensors]:
-        yield from self._stream.iter_torch_batches(batch_size=batch_size, device=str(self._device), **shuffle)
-
-
-def _share(indices: Tensor, columns: Tensors, worker: int, workers: int) -> Share:
-    rows = len(indices)
-    first, end = (rows * part // workers for part in (worker, worker + 1))
-    mine = indices[first:end] if end > first else indices[:1]
-    return Share({name: column[mine] for name, column in columns.items()}, rows, end > first)
-
-
-def _pieces(batch: Tensors, count: int) -> Iterator[Tensors]:
-    size = math.ceil(_length(batch) / count)
-    for first in range(0, _length(batch), size):
-        yield {name: column[first : first + size] for name, column in batch.items()}
-
-
-def _length(batch: Tensors) -> int:
-    return len(next(iter(batch.values())))
 
 
 def learning_rate(config: TrainingConfig, epoch: int) -> float:
@@ -430,72 +340,6 @@ def _agreed(value: Any, device: torch.device) -> Any:
     box = [value]
     distributed.broadcast_object_list(box, src=0, device=device)
     return box[0]
-
-
-class _Scalars:
-    """The history for TensorBoard, in `tensorboard/` below the output.
-
-    Epochs after the last checkpoint come again when a training is continued; TensorBoard is told to forget the former.
-    """
-
-    def __init__(self, output: str, begin: int) -> None:
-        self._there = storage.join(output, "tensorboard")
-        # Event files grow, and a store has only whole files.
-        self._copy = tempfile.TemporaryDirectory(prefix="filmray-") if "://" in self._there else None
-        folder = self._copy.name if self._copy else self._there
-        os.makedirs(folder, exist_ok=True)
-        # SummaryWriter leaves events in a queue when it is flushed; this is the file beneath it.
-        self._file = EventsWriter(os.path.join(folder, "events"))
-        if begin:
-            start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-            self._file.write_event(_EVENTS.Event(wall_time=time.time(), step=begin + 1, session_log=start))
-
-    def add(self, row: Row) -> None:
-        """Write one epoch."""
-        for name, value in row.items():
-            if name != "epoch":
-                summary = scalar(name, value)
-                self._file.write_event(_EVENTS.Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary))
-
-    def publish(self) -> None:
-        """Bring what was written to where it belongs."""
-        self._file.flush()
-        if self._copy:
-            for path in Path(self._copy.name).iterdir():
-                storage.upload(path, storage.join(self._there, path.name))
-
-
-def _csv(history: list[Row]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue().encode()
-
-
-def draw_curves(history: list[Row], best: int) -> bytes:
-    """A PNG with one panel for each value over the epochs, train_x and valid_x in one; the best epoch is marked."""
-    panels: dict[str, list[str]] = {}
-    for name in history[0]:
-        if name not in ("epoch", "seconds"):
-            panels.setdefault(name.removeprefix("train_").removeprefix("valid_"), []).append(name)
-    columns = min(len(panels), 3)
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    epochs = [row["epoch"] for row in history]
-    for axis, (title, names) in zip(axes, panels.items(), strict=False):
-        for name in names:
-            axis.plot(epochs, [row[name] for row in history], label=name, marker="." if len(history) == 1 else None)
-        axis.axvline(best, color="grey", linestyle=":", label=f"best epoch, {best}")
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(fontsize="small")
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    return image.getvalue()
 
 
 def train(
@@ -594,26 +438,6 @@ def report(
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
 
 
-def pack(
-    path: Path,
-    metrics: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: Tensors | None = None,
-) -> None:
-    """Write a checkpoint as one file of safetensors, which `unpack` reads; metrics (JSON values) are its metadata."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
-    for parameter, moments in optimizer.state_dict()["state"].items():
-        for name, moment in moments.items():
-            # 8-bit Adam counts its steps in a plain number and has a dictionary of what is quantised, which it takes
-            # back without; its parameters share some of that, and a file of safetensors shares nothing.
-            held = {n: t.clone() for n, t in moment.items()} if isinstance(moment, dict) else {name: moment}
-            tensors |= {f"optimizer.{parameter}.{n}": torch.as_tensor(tensor) for n, tensor in held.items()}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, {"metrics": json.dumps(metrics)})
-
-
 def restore(
     checkpoint: ray_train.Checkpoint | None,
     model: nn.Module,
@@ -630,38 +454,6 @@ def restore(
         return unpack(Path(folder, STATE), model, optimizer, best)
 
 
-def unpack(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, best: Tensors | None = None
-) -> dict[str, Any]:
-    """Load what `pack` made into the bare model and its optimizer, and the best weights; returns the metrics."""
-    tensors, metrics = _read_file(path)
-    model.load_state_dict(_below("model", tensors))
-    if best is not None:
-        best |= _below("best", tensors)
-    if optimizer is not None:
-        state = optimizer.state_dict()
-        for name, tensor in _below("optimizer", tensors).items():
-            parameter, moment = name.split(".")
-            counts = tensor.ndim == 0 and not tensor.is_floating_point()
-            state["state"].setdefault(int(parameter), {})[moment] = int(tensor) if counts else tensor
-        optimizer.load_state_dict(state)
-    return metrics
-
-
 def _read(checkpoint: ray_train.Checkpoint) -> tuple[Tensors, dict[str, Any]]:
     with checkpoint.as_directory() as folder:
-        return _read_file(Path(folder, STATE))
-
-
-def metrics_of(path: Path) -> dict[str, Any]:
-    """The metrics of a checkpoint, without its tensors."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["metrics"])
-
-
-def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    return load_file(path), metrics_of(path)
-
-
-def _below(group: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(f"{group}."): value for name, value in tensors.items() if name.startswith(f"{group}.")}
+        return read_file(Path(folder, STATE))

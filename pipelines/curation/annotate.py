@@ -14,9 +14,10 @@ import pandas as pd
 
 from actors.core import storage
 from actors.core.child import Child, ChildFault
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.clips import write_clips
-from actors.media.film import FEATURES, Row
+from actors.curation.cut import FEATURES
 from pipelines.curation.filter import Filter
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.rows import rows_now

@@ -31,9 +31,8 @@ import pandas as pd
 import pyarrow as pa
 import ray
 
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.media.film import Row
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import finish
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context

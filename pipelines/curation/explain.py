@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from actors.core import storage
+from actors.core.stage import Row
 from actors.core.store import Store
-from actors.media.film import FEATURES, Row
+from actors.curation.cut import FEATURES
 from pipelines.curation.filter import load_filter, place
 from pipelines.curation.rows import strings
 from pipelines.curation.select import COMPARED, SCENES, steadiness

@@ -17,10 +17,9 @@ import ray
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.curation.clips import write_clips, write_shard
-from actors.media.film import Row
 from pipelines.core.ray_data import fitted, ray_task, set_context
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig

@@ -10,8 +10,7 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
-from actors.core.stage import Batch, Stage
-from actors.media.film import Row
+from actors.core.stage import Batch, Row, Stage
 from pipelines.core.ray_data import ray_task, set_context
 from pipelines.curation.score import cut_videos
 from pipelines.curation.settings import CurationConfig

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
-from actors.curation.fetch import VIDEO_SUFFIXES
+from actors.media.film import VIDEO_SUFFIXES
 
 COLUMNS = ("video_id", "url", "start", "end")
 """What a table must have; start and end are seconds or hh:mm:ss.mmm, empty: from the start, to the end of the film."""

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.stage import Row
 from actors.core.store import Store
-from actors.media.film import Row, scene_row
+from actors.curation.cut import scene_row
 from pipelines.curation.input import Video, read_videos
-from pipelines.curation.settings import SCORES, VIDEOS, CurationConfig, measured_by
+from pipelines.curation.settings import CurationConfig, measured_by
+from pipelines.curation.tables import SCORES, VIDEOS
 
 PART_ROWS = 512
 """Videos in one part of the plan."""

@@ -20,8 +20,9 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from actors.core import storage
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
+from actors.curation.captioners import Recaptioner, check_captioner, load_captioner
 from actors.curation.captions import (
     PROMPT_ID,
     UNFINISHED,
@@ -29,19 +30,16 @@ from actors.curation.captions import (
     CaptionsConfig,
     CaptionServiceError,
     Pace,
-    Recaptioner,
     ask,
-    check_captioner,
     key_frames,
-    load_captioner,
     prompt,
 )
-from actors.media.film import Row
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import actor_retries, fitted, ray_task
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
-from pipelines.curation.settings import CAPTIONS, CurationConfig
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.tables import CAPTIONS
 
 log = logging.getLogger(__name__)
 

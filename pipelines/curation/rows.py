@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.store import Store
-from pipelines.curation.settings import CAPTIONS, SCORES, VIDEOS
+from pipelines.curation.tables import CAPTIONS, SCORES, VIDEOS
 
 Result = TypeVar("Result")
 Look = Callable[[pd.DataFrame], pd.DataFrame]

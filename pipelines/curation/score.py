@@ -23,14 +23,15 @@ from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
+from actors.curation.cut import cut, film_row, scene_row
 from actors.curation.fetch import fetch
 from actors.curation.frame_scorer import FrameScorer
-from actors.media.film import Row, cut, film_row, scene_row
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
-from pipelines.curation.settings import SCORES, THUMBNAILS, CurationConfig
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.tables import SCORES, THUMBNAILS
 
 log = logging.getLogger(__name__)
 

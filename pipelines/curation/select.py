@@ -24,9 +24,10 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.cut import FEATURES
 from actors.curation.perceptual_hash import HASH_BYTES
-from actors.media.film import FEATURES, Row
 from pipelines.curation.duplicates import near_duplicates
 from pipelines.curation.filter import Filter, load_filter, place
 from pipelines.curation.rows import (
@@ -38,7 +39,8 @@ from pipelines.curation.rows import (
     rows_now,
     strings,
 )
-from pipelines.curation.settings import SCORES, CurationConfig
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.tables import SCORES
 
 PART_ROWS = 100_000
 """Scenes in one part of scenes/."""

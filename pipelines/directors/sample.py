@@ -25,11 +25,10 @@ import ray
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch
+from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.curation.fetch import VIDEO_SUFFIXES
 from actors.directors.screenshots import ScreenshotsConfig, screenshots
-from actors.media.film import Row
+from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import IMAGE_SUFFIXES, natural
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import fitted, ray_task, set_context

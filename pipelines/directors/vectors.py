@@ -15,19 +15,11 @@ import pyarrow as pa
 import ray
 
 from actors.core import storage
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
+from actors.directors.pictures import ViewsConfig, read_pictures
 from actors.directors.style import FEATURES
-from actors.media.film import Row
-from actors.models.backbones import (
-    Backbone,
-    BackboneConfig,
-    ViewsConfig,
-    input_shape,
-    load_backbone,
-    name,
-    read_pictures,
-)
+from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
 from pipelines.core.progress import finish
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
 

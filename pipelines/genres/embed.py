@@ -24,11 +24,11 @@ from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.curation.fetch import VIDEO_SUFFIXES
-from actors.media.film import Row, VideoConfig
-from actors.media.images import IMAGE_SUFFIXES, Shape, key_frames, natural, read_images
+from actors.genres.key_frames import key_frames
+from actors.media.film import VIDEO_SUFFIXES, VideoConfig
+from actors.media.images import IMAGE_SUFFIXES, Shape, natural, read_images
 from actors.media.shots import ShotsConfig
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import in_blocks, ray_actors, ray_task, set_context

@@ -26,21 +26,12 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
 from actors.movie_characters.faces import check_faces
+from actors.movie_characters.names import Picture, class_of, key, stem
 from pipelines.core.ray_data import fitted, ray_task, set_context
 from pipelines.movie_characters.fuse import FuseConfig, fuse
 from pipelines.movie_characters.identify_gallery import ClipConfig, FaceConfig, identify, plan_identification
-from pipelines.movie_characters.metrics import (
-    Results,
-    answers,
-    by_class,
-    class_of,
-    key,
-    read_results,
-    stem,
-    topk_curve,
-    write_csv,
-)
-from pipelines.movie_characters.pictures import Picture
+from pipelines.movie_characters.metrics import answers, topk_curve
+from pipelines.movie_characters.results import Results, by_class, read_results, write_csv
 
 log = logging.getLogger(__name__)
 

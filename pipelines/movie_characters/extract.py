@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
+from actors.core.stage import Row
 from actors.core.store import Store
-from actors.media.film import Row, VideoConfig
+from actors.media.film import VideoConfig
 from actors.movie_characters.film_frames import Interval, frames_in, seconds
 from pipelines.core.progress import Ticker
 

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from pipelines.movie_characters.metrics import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
+from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as its authors have it."""

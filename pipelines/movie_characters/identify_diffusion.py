@@ -48,12 +48,12 @@ from actors.movie_characters.diffusion_classifier import (
     StagesConfig,
     decide,
 )
-from actors.movie_characters.identities import Learnt, by_class, find_learnt
+from actors.movie_characters.identities import Learnt, find_learnt
+from actors.movie_characters.names import Picture, group_by_class, identity_class, key, stem
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
-from pipelines.movie_characters import metrics as ident
-from pipelines.movie_characters.metrics import IMAGE, RESULTS, SUFFIX, write_csv
-from pipelines.movie_characters.pictures import Picture, find_pictures
+from pipelines.movie_characters.pictures import find_pictures
+from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, by_class, read_results, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -221,12 +221,12 @@ class Preselection:
 
     def __init__(self, config: PreselectConfig, identities: Sequence[Identity]) -> None:
         """Read its results; raises ValueError where there are none."""
-        scores = ident.by_class(ident.read_results(config.folder, config.clip_csv))
-        classes = {ident.key(cls): column for column, cls in enumerate(scores.columns)}
-        self._column = np.array([classes.get(ident.key(ident.identity_class(one.name)), -1) for one in identities])
+        scores = by_class(read_results(config.folder, config.clip_csv))
+        classes = {key(cls): column for column, cls in enumerate(scores.columns)}
+        self._column = np.array([classes.get(key(identity_class(one.name)), -1) for one in identities])
         # The last column is that of classes that it does not know.
         self._scores = np.column_stack([scores.to_numpy(float), np.full(len(scores), np.nan)])
-        self._row = {ident.stem(image): row for row, image in enumerate(scores.index)}
+        self._row = {stem(image): row for row, image in enumerate(scores.index)}
         self._row |= {image: row for row, image in enumerate(scores.index)}
         self._count = config.best
 
@@ -235,7 +235,7 @@ class Preselection:
 
         None where something is said of fewer than two classes: then nobody can be left out.
         """
-        row = self._row.get(picture, self._row.get(ident.stem(picture)))
+        row = self._row.get(picture, self._row.get(stem(picture)))
         if row is None:
             return None
         found = self._scores[row, self._column]
@@ -266,7 +266,7 @@ def conditions(config: IdentifyConfig, learnt: list[Learnt]) -> tuple[list[Ident
 
     blends = {one.name: one.blend(config.alpha, embed) for one in learnt}
     if config.category_class:
-        groups = by_class(list(blends))
+        groups = group_by_class(list(blends))
         return [
             Identity(of, np.stack([blends[name] for name in names]).mean(0)) for of, names in sorted(groups.items())
         ], [""] * len(groups)
@@ -441,7 +441,7 @@ def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
 def _write_tables(store: Store, answers: dict[str, Answer], plan: Plan) -> None:
     """Write the tables of each class; what they hold of other pictures stays."""
     identities = [one.name for one in plan.identities]
-    for cls, names in by_class(list(answers)).items():
+    for cls, names in group_by_class(list(answers)).items():
         own = [(name, answers[name]) for name in sorted(names)]
         fits = [
             (name, identities[number], float(answer.losses[number]))

@@ -30,10 +30,11 @@ from actors.core.store import Store
 from actors.media.images import Shape, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, input_shape
 from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
+from actors.movie_characters.names import Picture, class_of, stem
 from pipelines.core.progress import Ticker
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
-from pipelines.movie_characters.metrics import IDENTITY, IMAGE, LOSS, class_of, stem, write_results
-from pipelines.movie_characters.pictures import Picture, find_pictures
+from pipelines.movie_characters.pictures import find_pictures
+from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
 
 log = logging.getLogger(__name__)
 

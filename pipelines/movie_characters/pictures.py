@@ -1,22 +1,10 @@
 """The images of a folder or list, by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from actors.core import storage
 from actors.media.images import IMAGE_SUFFIXES, natural
-from pipelines.movie_characters.metrics import class_of
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of a character."""
-
-    name: str
-    """Of its file."""
-    uri: str
-    size: int
-    """Bytes; -1 where there is no such file."""
+from actors.movie_characters.names import Picture, class_of
 
 
 def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from actors.core.store import Store
 from pipelines.movie_characters import metrics as ident
-from pipelines.movie_characters.metrics import OpenSet, Results
+from pipelines.movie_characters.metrics import OpenSet
+from pipelines.movie_characters.results import IMAGE, Results, by_class, read_results, write_csv
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,21 @@ def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
     for k in config.ks:
         values = _closed(ident.topk(results, k, config.avg), config.model)
         table = pd.DataFrame({"GT_cls": values.index, "Top_k_accuracy": values.to_numpy()})
-        ident.write_csv(Store(config.output_folder).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
+        write_csv(Store(config.output_folder).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
         tables[k] = values
     return tables
 
 
 def write_map(config: MapConfig, results: Results) -> pd.Series:
     """Write the table of average precisions, of classes that can be answered and have images; returns it."""
-    scores, truth = ident.by_class(results), results.images
+    scores, truth = by_class(results), results.images
     if config.formula == "reference":
         values = ident.reference_precision(scores, truth)
     else:
         values = ident.average_precision(scores, truth).dropna()
     values = _closed(values, "mAP")
     table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
-    ident.write_csv(Store(config.output_folder).uri("average_precision_results.csv"), table)
+    write_csv(Store(config.output_folder).uri("average_precision_results.csv"), table)
     return values
 
 
@@ -129,11 +130,11 @@ class Report:
 
 def write_report(config: ReportConfig, results: Results) -> Report:
     """Write classes.csv, confusion.csv, answers.csv and report.json; returns what is in them."""
-    scores = ident.by_class(results, config.avg)
+    scores = by_class(results, config.avg)
     truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead)
     threshold = config.threshold
     if config.validation:
-        threshold = learnt(ident.read_results(config.validation, config.clip_csv), config)
+        threshold = learnt(read_results(config.validation, config.clip_csv), config)
     right, said = ident.truths(scores, truth), ident.with_unknown(found, sure, threshold)
     report = Report(
         ident.per_class(said, right),
@@ -144,10 +145,10 @@ def write_report(config: ReportConfig, results: Results) -> Report:
         threshold,
     )
     store = Store(config.output_folder)
-    ident.write_csv(store.uri("classes.csv"), report.classes.rename_axis("class").reset_index())
-    ident.write_csv(store.uri("confusion.csv"), report.confusion.rename_axis("GT_cls").reset_index())
-    answers = pd.DataFrame({ident.IMAGE: scores.index, "GT_cls": truth, "answer": said, "confidence": sure})
-    ident.write_csv(store.uri("answers.csv"), answers)
+    write_csv(store.uri("classes.csv"), report.classes.rename_axis("class").reset_index())
+    write_csv(store.uri("confusion.csv"), report.confusion.rename_axis("GT_cls").reset_index())
+    answers = pd.DataFrame({IMAGE: scores.index, "GT_cls": truth, "answer": said, "confidence": sure})
+    write_csv(store.uri("answers.csv"), answers)
     about: dict[str, Any] = asdict(report)
     store.write_json(json.loads(json.dumps(about, default=_plain)), "report.json")
     return report
@@ -155,7 +156,7 @@ def write_report(config: ReportConfig, results: Results) -> Report:
 
 def learnt(results: Results, config: ReportConfig) -> float:
     """The threshold for "unknown" that these results teach."""
-    scores, truth = ident.by_class(results, config.avg), results.images
+    scores, truth = by_class(results, config.avg), results.images
     known = ident.known_classes(scores, truth)
     return ident.learn_threshold(ident.confidence(scores, config.lead), ident.answers(scores) == truth, known)
 

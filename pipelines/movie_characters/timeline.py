@@ -20,24 +20,16 @@ import ray
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch
+from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.curation.fetch import VIDEO_SUFFIXES
-from actors.media.film import Row, VideoConfig
+from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.movie_characters.film_frames import frames_of_shots
+from actors.movie_characters.names import stem
 from pipelines.core.ray_data import fitted, ray_task, set_context
 from pipelines.movie_characters.compare import Model
-from pipelines.movie_characters.metrics import (
-    UNKNOWN,
-    Results,
-    answers,
-    by_class,
-    confidence,
-    stem,
-    with_unknown,
-    write_csv,
-)
+from pipelines.movie_characters.metrics import answers, confidence, with_unknown
+from pipelines.movie_characters.results import UNKNOWN, Results, by_class, write_csv
 
 log = logging.getLogger(__name__)
 

@@ -31,12 +31,14 @@ import pandas as pd
 import psutil
 
 from actors.core.child import Child
+from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.cut import FramesConfig, cut
 from actors.curation.latents import LatentsConfig, encode, latent_distances
 from actors.curation.motion import MotionConfig
-from actors.media.film import FramesConfig, Row, VideoConfig, cut
+from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
-from pipelines.curation.settings import SCORES
+from pipelines.curation.tables import SCORES
 from tests.benchmarks import reference
 from tests.benchmarks.by_eye import loop
 from tests.benchmarks.memory import peak_of_scoring

@@ -38,7 +38,7 @@ from actors.movie_characters.diffusion import (
 )
 from actors.movie_characters.diffusion_classifier import StagesConfig, ask_all, decide, race
 from actors.movie_characters.identities import find_learnt
-from pipelines.movie_characters.metrics import class_of
+from actors.movie_characters.names import class_of
 from pipelines.movie_characters.pictures import find_pictures
 from tests.benchmarks.curation import alternate, line, ratio
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from jobs.core.run import ray_session, start_logging
 from jobs.movie_characters.__main__ import app
-from pipelines.movie_characters.metrics import average_precision, by_class, read_results, topk
+from pipelines.movie_characters.metrics import average_precision, topk
+from pipelines.movie_characters.results import by_class, read_results
 from tests.benchmarks.drawn_embedder import train_embedder
 from tests.benchmarks.drawn_model import train_diffusion
 from tests.support.drawn import Sheets, identities, picture

@@ -12,7 +12,8 @@ from pytorch_metric_learning.losses import NTXentLoss
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.core.training import Tensors, TrainingConfig, fit
+from actors.core.checkpoints import Tensors
+from pipelines.core.training import TrainingConfig, fit
 from tests.benchmarks.drawn_model import PICTURES, dataset, pictures
 from tests.support.drawn import SIZE, Cast, Identity
 

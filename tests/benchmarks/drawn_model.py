@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pipelines.core.training import Tensors, TrainingConfig, fit
+from actors.core.checkpoints import Tensors
+from pipelines.core.training import TrainingConfig, fit
 from tests.support.drawn import SIZE, Cast, Identity, picture
 from tests.support.tiny_models import letters, save_pipeline, schedule
 

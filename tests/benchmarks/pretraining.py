@@ -15,12 +15,12 @@ from statistics import median
 import numpy as np
 import torch
 
+from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from jobs.core import run as job
 from pipelines.comic_characters.pairs import plan_pretraining, read_pairs
 from pipelines.comic_characters.pretrain import evaluate, loss, make_model
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.training import Tensors
 from tests.benchmarks.drawn_comics import Comics, draw, learn
 from tests.support.drawn import Sketches
 

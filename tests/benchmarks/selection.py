@@ -11,8 +11,10 @@ import pyarrow as pa
 from actors.core.child import Child
 from actors.core.store import Store
 from actors.curation.perceptual_hash import HASH_BYTES
-from pipelines.curation.filter import FitConfig, feature_settings, fit, place, save_filter
-from pipelines.curation.settings import SCORES, VIDEOS, CurationConfig, measured_by
+from pipelines.curation.filter import feature_settings, place, save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.settings import CurationConfig, measured_by
+from pipelines.curation.tables import SCORES, VIDEOS
 from tests.pipelines.curation.outputs import fast_is_good
 
 SCENES_A_VIDEO, SCENES_A_SPAN = 40, 2

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.curation.captioners import check_local_model, load_captioner
 from actors.curation.captions import (
     GEMINI,
     TRIES,
@@ -20,9 +21,7 @@ from actors.curation.captions import (
     Reply,
     ask,
     check_caption,
-    check_local_model,
     key_frames,
-    load_captioner,
     prompt,
 )
 from tests.support.servers import Gemini, Said, blocks, fails, says
@@ -311,7 +310,7 @@ def test_a_model_that_is_none_is_told_before_it_is_loaded(tmp_path: Path):
 
 
 def test_a_local_model_captions_and_keeps_the_same_rules(tmp_path: Path):
-    from actors.curation.captions import LocalCaptioner
+    from actors.curation.captioners import LocalCaptioner
 
     # Its weights are random: whatever it says is made of the words that it knows.
     known = ["the", "a", "man", "woman", "dog", "walks", "in", "on", "street", "river", "red", "green"]

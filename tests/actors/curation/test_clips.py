@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 
+from actors.core.stage import Row
 from actors.curation.clips import ClipsConfig, write_clips, write_shard
-from actors.media.film import Row, open_film
+from actors.media.film import open_film
 from tests.support import films
 
 AAC_FRAME = 1024

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from actors.core.stage import Row
 from actors.directors.screenshots import ScreenshotsConfig, screenshots
-from actors.media.film import Row, open_film
+from actors.media.film import open_film
 from tests.support import films
 
 

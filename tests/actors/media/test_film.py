@@ -20,8 +20,10 @@ import pytest
 from av.stream import Disposition
 
 from actors.core.child import ROOT, Child, ChildFault
+from actors.core.stage import Row
+from actors.curation.cut import FEATURES, FramesConfig, cut
 from actors.curation.motion import MotionConfig
-from actors.media.film import FEATURES, FramesConfig, Row, VideoConfig, cut
+from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig, score_cuts
 from tests.support import films
 
@@ -709,7 +711,8 @@ MEMORY = """
 import pathlib, sys
 from actors.curation.motion import MotionConfig
 from actors.media.shots import ShotsConfig
-from actors.media.film import FramesConfig, VideoConfig, cut
+from actors.curation.cut import FramesConfig, cut
+from actors.media.film import VideoConfig
 scene = {"clip_id": "c", "scene_id": "s", "ordinal": 0, "caption": "", "first": 0, "end": -1}
 starts = range(0, int(sys.argv[3]), 10)
 spans = None if sys.argv[2] == "shots" else [

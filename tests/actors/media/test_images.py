@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
-from actors.media.images import ImageError, Shape, decode, key_frames, natural, read_images
+from actors.media.images import ImageError, Shape, decode, natural, read_images
 from actors.media.shots import ShotsConfig
 from tests.support import films
 

@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.directors.pictures import ViewsConfig, random_view, read_pictures
 from actors.media.images import Shape
-from actors.models.backbones import (
-    Backbone,
-    BackboneConfig,
-    ViewsConfig,
-    check_backbone,
-    input_shape,
-    name,
-    random_view,
-    read_pictures,
-)
+from actors.models.backbones import Backbone, BackboneConfig, check_backbone, input_shape, name
 from tests.support.tiny_models import backbone
 
 SHAPE = Shape(32, mode="longest", fill=116)

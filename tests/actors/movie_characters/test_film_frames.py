@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from actors.media.film import Row
+from actors.core.stage import Row
 from actors.media.shots import ShotsConfig
 from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots, seconds
 from tests.support import films

@@ -15,11 +15,11 @@ from actors.movie_characters.identities import (
     TARGET,
     TEXT,
     Learnt,
-    by_class,
     find_learnt,
     read_embedding,
     write_embedding,
 )
+from actors.movie_characters.names import group_by_class
 
 
 def embedding(seed: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def embedding(seed: int) -> np.ndarray:
 
 
 def test_classes_are_whole_names() -> None:
-    assert by_class(["Ann_1", "Anna_2", "Mary_Ann_3", "Ann_2"]) == {
+    assert group_by_class(["Ann_1", "Anna_2", "Mary_Ann_3", "Ann_2"]) == {
         "Ann": ["Ann_1", "Ann_2"],
         "Anna": ["Anna_2"],
         "Mary_Ann": ["Mary_Ann_3"],

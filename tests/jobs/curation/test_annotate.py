@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from actors.core.store import Store
 from jobs.curation.__main__ import app
 from jobs.curation.annotate import AnnotateConfig, check_host
-from pipelines.curation.filter import FitConfig, fit, save_filter
+from pipelines.curation.filter import save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.labels import write_labels
 from pipelines.curation.settings import measured_by
 from tests.pipelines.curation.outputs import config, fast_is_good, scene, write_plan, write_scores, write_settings

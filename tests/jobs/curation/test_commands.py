@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from actors.core.store import Store
-from actors.media.film import FEATURES
+from actors.curation.cut import FEATURES
 from jobs.curation.__main__ import app
 from pipelines.curation.labels import write_labels
 from pipelines.curation.settings import measured_by

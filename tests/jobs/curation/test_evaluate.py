@@ -10,7 +10,7 @@ import pytest
 from actors.core.store import Store
 from pipelines.curation.evaluate import EVALUATION
 from pipelines.curation.export import TOTALS
-from pipelines.curation.settings import CAPTIONS
+from pipelines.curation.tables import CAPTIONS
 from tests.support import colours, corpus
 from tests.support.colours import BLUE, GREEN, RED
 from tests.support.corpus import run_here

@@ -18,12 +18,14 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.media.film import FEATURES
+from actors.curation.cut import FEATURES
 from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report
-from pipelines.curation.filter import FitConfig, fit, save_filter
+from pipelines.curation.filter import save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.select import PLACES, REJECTED, SCENES
-from pipelines.curation.settings import CAPTIONS, THUMBNAILS, CurationConfig
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.tables import CAPTIONS, THUMBNAILS
 from tests.pipelines.curation.outputs import fast_is_good
 
 VOID = {"meta", "img", "br", "input"}

@@ -16,7 +16,8 @@ from actors.core.store import Store
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
 from jobs.curation.report import write_report
-from pipelines.curation.filter import FitConfig, fit, save_filter
+from pipelines.curation.filter import save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.select import SCENES, select, tally
 from pipelines.curation.settings import CurationConfig, SelectConfig
 from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_plan, write_scores

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from actors.core import storage
 from jobs.directors.__main__ import app
 from jobs.directors.pages import with_answer
-from pipelines.directors.train import Guess
+from pipelines.directors.guess import Guess
 from tests.support import colours, corpus, films
 from tests.support.tiny_models import backbone
 

@@ -19,16 +19,17 @@ from typer.testing import CliRunner
 
 from actors.core import storage
 from actors.core.store import Store
+from actors.movie_characters.drawer import GenerateConfig
 from actors.movie_characters.identities import LORA
+from actors.movie_characters.personaliser import PersonaliseConfig, Personaliser
 from jobs.core.run import load
 from jobs.movie_characters.__main__ import app
 from pipelines.movie_characters.compare import CompareConfig
 from pipelines.movie_characters.extract import ExtractConfig
 from pipelines.movie_characters.fuse import FuseConfig
-from pipelines.movie_characters.generate import GenerateConfig
 from pipelines.movie_characters.identify_diffusion import IdentifyConfig
 from pipelines.movie_characters.identify_gallery import ClipConfig, FaceConfig
-from pipelines.movie_characters.personalise import PersonaliseConfig, Personaliser, plan_personalise
+from pipelines.movie_characters.personalise import plan_personalise
 from pipelines.movie_characters.score import MapConfig, ReportConfig, TopkConfig
 from pipelines.movie_characters.timeline import TimelineConfig
 from tests.support import corpus

@@ -19,20 +19,18 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from actors.core import storage
+from pipelines.core.curves import Row, draw_curves
 from pipelines.core.training import (
-    Row,
-    Rows,
-    Share,
     Trained,
     TrainingConfig,
     best_epoch,
-    draw_curves,
     finished,
     fit,
     learning_rate,
     train,
     train_epoch,
 )
+from pipelines.core.training_rows import Rows, Share
 from tests.pipelines.core import line
 from tests.support import corpus
 

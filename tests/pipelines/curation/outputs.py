@@ -10,9 +10,10 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.store import Store
-from actors.media.film import FEATURES
-from pipelines.curation.filter import Labelled
-from pipelines.curation.settings import SCORES, VIDEOS, CurationConfig
+from actors.curation.cut import FEATURES
+from pipelines.curation.fit_filter import Labelled
+from pipelines.curation.settings import CurationConfig
+from pipelines.curation.tables import SCORES, VIDEOS
 
 Row = dict[str, Any]
 

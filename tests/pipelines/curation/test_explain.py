@@ -8,7 +8,8 @@ import pytest
 
 from actors.core.store import Store
 from pipelines.curation.explain import explain
-from pipelines.curation.filter import FitConfig, fit, save_filter
+from pipelines.curation.filter import save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.select import fail_scenes, select
 from pipelines.curation.settings import CurationConfig, SelectConfig
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores

@@ -12,18 +12,10 @@ import pandas as pd
 import pytest
 
 from actors.core.store import Store
-from actors.media.film import FEATURES
-from pipelines.curation.filter import (
-    Filter,
-    FitConfig,
-    Labelled,
-    calibration,
-    fit,
-    judged,
-    load_filter,
-    read_labelled,
-    save_filter,
-)
+from actors.curation.cut import FEATURES
+from pipelines.curation.filter import Filter, load_filter, save_filter
+from pipelines.curation.filter_metrics import calibration, judged
+from pipelines.curation.fit_filter import FitConfig, Labelled, fit, read_labelled
 from pipelines.curation.labels import write_labels
 from tests.pipelines.curation.outputs import fast_is_good, film, scene, write_plan, write_scores
 

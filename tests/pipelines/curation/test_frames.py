@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.core.stage import Stage
-from actors.media.film import FramesConfig, Row
+from actors.core.stage import Row, Stage
+from actors.curation.cut import FramesConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.frames import frames_of
 from pipelines.curation.score import cut_videos

@@ -11,10 +11,11 @@ import pytest
 
 import pipelines.curation.plan
 from actors.core.store import Store
-from actors.media.film import FramesConfig
+from actors.curation.cut import FramesConfig
 from pipelines.curation.input import MetadataError
 from pipelines.curation.plan import Done, Plan, make_plan
-from pipelines.curation.settings import SCORES, CurationConfig, VideosConfig
+from pipelines.curation.settings import CurationConfig, VideosConfig
+from pipelines.curation.tables import SCORES
 from tests.pipelines.curation.outputs import film, scene, write_scores
 
 Clips = dict[str, list[str]]

@@ -14,12 +14,14 @@ import pytest
 from actors.core.child import CHILD
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
-from actors.media.film import FEATURES, FramesConfig, VideoConfig
+from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.score import cut_videos, fetch_video, stages_of, write_rows
-from pipelines.curation.settings import RETRYABLE, SCORES, THUMBNAILS, CurationConfig
+from pipelines.curation.settings import RETRYABLE, CurationConfig
+from pipelines.curation.tables import SCORES, THUMBNAILS
 from tests.support import films
 
 Row = dict[str, Any]

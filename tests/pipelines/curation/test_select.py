@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.media.film import FEATURES, FramesConfig
-from pipelines.curation.filter import Filter, FitConfig, fit, save_filter
+from actors.curation.cut import FEATURES, FramesConfig
+from pipelines.curation.filter import Filter, save_filter
+from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.rows import IncompleteError
 from pipelines.curation.select import (
     PLACES,
@@ -28,7 +29,8 @@ from pipelines.curation.select import (
     select,
     tally,
 )
-from pipelines.curation.settings import SCORES, CurationConfig, SelectConfig
+from pipelines.curation.settings import CurationConfig, SelectConfig
+from pipelines.curation.tables import SCORES
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
 NAN = math.nan

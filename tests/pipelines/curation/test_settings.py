@@ -8,21 +8,15 @@ from typing import Any
 import pytest
 
 from actors.core.stage import Stage
+from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
-from actors.media.film import FEATURES, FramesConfig, VideoConfig
+from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.plan import make_plan
 from pipelines.curation.select import SCENES
-from pipelines.curation.settings import (
-    RETRYABLE,
-    SCORES,
-    CurationConfig,
-    SelectConfig,
-    VideosConfig,
-    check,
-    measured_by,
-)
+from pipelines.curation.settings import RETRYABLE, CurationConfig, SelectConfig, VideosConfig, check, measured_by
+from pipelines.curation.tables import SCORES
 
 
 @pytest.fixture

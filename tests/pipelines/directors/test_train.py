@@ -8,30 +8,12 @@ import pytest
 
 from pipelines.core.film_vectors import Films
 from pipelines.core.training import TrainingConfig
-from pipelines.directors.train import (
-    NONE,
-    STYLE,
-    TEST,
-    TRAIN,
-    VALID,
-    DirectorsConfig,
-    Frames,
-    HeadConfig,
-    Model,
-    deal,
-    fit_here,
-    fold,
-    frames_of_films,
-    guess,
-    logits,
-    make_head,
-    measure,
-    parts_of,
-    style_importance,
-    tabled,
-    task,
-    unknown,
-)
+from pipelines.directors.baselines import style_importance
+from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
+from pipelines.directors.guess import Model, guess
+from pipelines.directors.head import fit_here, logits, make_head, task
+from pipelines.directors.measure import measure, tabled, unknown
+from pipelines.directors.settings import DirectorsConfig, HeadConfig
 from tests.support.data import real_films
 
 QUICK = TrainingConfig(epochs=40, learning_rate=3e-3, patience=10)

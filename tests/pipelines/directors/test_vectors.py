@@ -8,7 +8,8 @@ from PIL import Image
 
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.models.backbones import Backbone, BackboneConfig, ViewsConfig, input_shape, read_pictures
+from actors.directors.pictures import ViewsConfig, read_pictures
+from actors.models.backbones import Backbone, BackboneConfig, input_shape
 from pipelines.directors.vectors import PicturesConfig, embed, embed_few, missing, read_pictures_of, wanted
 from tests.support.tiny_models import backbone
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from scipy.stats import chi2
 
+from actors.movie_characters.names import Picture
 from pipelines.movie_characters import compare as robustness
 from pipelines.movie_characters.compare import CompareConfig, Model, Run
-from pipelines.movie_characters.pictures import Picture
 from tests.support import results
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.movie_characters import fuse as fusion
-from pipelines.movie_characters.metrics import read_results
+from pipelines.movie_characters.results import read_results
 from tests.support import results
 
 CLASSES = ["a", "b", "c"]

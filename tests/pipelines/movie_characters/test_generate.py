@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from actors.movie_characters.diffusion import embed_prompt, load_texts
+from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
-from pipelines.movie_characters.generate import Drawer, Drawing, GenerateConfig, plan_generate, values
+from pipelines.movie_characters.generate import plan_generate
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipelines.movie_characters.identify_diffusion import (
     plan_identify,
     write_answers,
 )
-from pipelines.movie_characters.metrics import read_results
+from pipelines.movie_characters.results import read_results
 from tests.support import results
 
 

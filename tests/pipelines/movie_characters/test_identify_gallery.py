@@ -9,6 +9,7 @@ import pytest
 from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, input_shape
+from actors.movie_characters.names import Picture
 from pipelines.movie_characters.identify_gallery import (
     ClipConfig,
     embedded,
@@ -19,7 +20,6 @@ from pipelines.movie_characters.identify_gallery import (
     probe,
     write_vectors,
 )
-from pipelines.movie_characters.pictures import Picture
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
+from actors.movie_characters.names import class_of, identity_class
 from pipelines.movie_characters import metrics as ident
+from pipelines.movie_characters.results import RESULTS, Results, by_class, read_results, write_results
 from tests.support import results
 
 ALIKE = {
@@ -20,8 +22,8 @@ ALIKE = {
 
 
 @pytest.fixture
-def alike(tmp_path: Path) -> ident.Results:
-    return ident.read_results(results.write(tmp_path, ALIKE), clip_csv=False)
+def alike(tmp_path: Path) -> Results:
+    return read_results(results.write(tmp_path, ALIKE), clip_csv=False)
 
 
 @pytest.mark.parametrize(
@@ -34,26 +36,26 @@ def alike(tmp_path: Path) -> ident.Results:
     ],
 )
 def test_the_class_is_what_comes_before_the_last_underscore(name: str, cls: str):
-    assert ident.class_of(name) == cls
+    assert class_of(name) == cls
 
 
 def test_a_name_without_a_class_is_an_error():
     with pytest.raises(ValueError, match="CLASS_NUMBER"):
-        ident.class_of("ann.jpg")
+        class_of("ann.jpg")
 
 
 def test_an_identity_may_stand_for_a_whole_class():
-    assert [ident.identity_class(name) for name in ("Harry_Potter_1", "Harry_Potter", "Ann")] == [
+    assert [identity_class(name) for name in ("Harry_Potter_1", "Harry_Potter", "Ann")] == [
         *("Harry_Potter", "Harry_Potter", "Ann")
     ]
 
 
-def test_whole_names_are_compared(alike: ident.Results):
+def test_whole_names_are_compared(alike: Results):
     # By prefix the first image of Ann would be right, and both of Anna's identities would be Ann's.
     assert ident.topk(alike, 1).to_dict() == {"Ann": 50, "Anna": 0, "Bob": 100}
 
 
-def test_top_k_counts_identities_and_averaged_classes(alike: ident.Results):
+def test_top_k_counts_identities_and_averaged_classes(alike: Results):
     assert ident.topk(alike, 2).to_dict() == {"Ann": 50, "Anna": 100, "Bob": 100}
     assert ident.topk(alike, 3).to_dict() == {"Ann": 100, "Anna": 100, "Bob": 100}
     # Of Ann's first image Anna has the mean .15, and Ann .3; of Anna's image Ann has .5, and Anna .65.
@@ -62,12 +64,12 @@ def test_top_k_counts_identities_and_averaged_classes(alike: ident.Results):
 
 def test_cosines_are_better_the_higher(tmp_path: Path):
     turned = {image: {name: -loss for name, loss in found.items()} for image, found in ALIKE.items()}
-    found = ident.read_results(results.write(tmp_path, turned), clip_csv=True)
+    found = read_results(results.write(tmp_path, turned), clip_csv=True)
     assert ident.topk(found, 1).to_dict() == {"Ann": 50, "Anna": 0, "Bob": 100}
 
 
-def test_average_precision_is_that_of_ranks_over_all_images(alike: ident.Results):
-    scores, truth = ident.by_class(alike), alike.images
+def test_average_precision_is_that_of_ranks_over_all_images(alike: Results):
+    scores, truth = by_class(alike), alike.images
     # Bob's rank is 3, 3, 1, 1, and only the last image is his.
     assert ident.average_precision(scores, truth)["Bob"] == 0.5
     # Ann's rank is 2, 1, 3, 3: the two that are hers come first.
@@ -87,18 +89,18 @@ def test_average_precision_agrees_with_scikit_learn():
         assert ours[name] == pytest.approx(average_precision_score(truth == name, ranks))
 
 
-def test_the_reference_formula_is_the_precision_of_answers(alike: ident.Results):
-    values = ident.reference_precision(ident.by_class(alike), alike.images)
+def test_the_reference_formula_is_the_precision_of_answers(alike: Results):
+    values = ident.reference_precision(by_class(alike), alike.images)
     # Anna is answered once, and wrongly; Bob twice, and once rightly.
     assert values.to_dict() == {"Ann": 1, "Anna": 0, "Bob": 0.5}
 
 
-def test_reciprocal_rank_is_the_mean_over_images(alike: ident.Results):
-    assert ident.reciprocal_rank(ident.by_class(alike), alike.images) == pytest.approx((1 / 2 + 1 + 1 / 2 + 1) / 4)
+def test_reciprocal_rank_is_the_mean_over_images(alike: Results):
+    assert ident.reciprocal_rank(by_class(alike), alike.images) == pytest.approx((1 / 2 + 1 + 1 / 2 + 1) / 4)
 
 
-def test_confusion_and_recall_count_answers(alike: ident.Results):
-    found, truth = ident.answers(ident.by_class(alike)), alike.images
+def test_confusion_and_recall_count_answers(alike: Results):
+    found, truth = ident.answers(by_class(alike)), alike.images
     assert ident.confusion(found, truth).loc["Ann"].to_dict() == {"Ann": 1, "Anna": 1, "Bob": 0}
     table = ident.per_class(found, truth)
     assert table.recall[:-1].tolist() == [0.5, 0, 1]
@@ -112,33 +114,33 @@ def test_rows_that_came_twice_count_once_and_broken_ones_are_told(tmp_path: Path
     file.write_text(file.read_text() + "Ann_1,Ann_1,0.1\n")
     # What `score` writes may lie in the same folder.
     (tmp_path / "top_1_accuracy_results.csv").write_text("GT_cls,Top_k_accuracy\nAnn,100\n")
-    found = ident.read_results(str(tmp_path), clip_csv=False)
+    found = read_results(str(tmp_path), clip_csv=False)
     assert ident.topk(found, 1).to_dict() == {"Ann": 100}
     assert (found.doubles, found.broken, found.lost) == (1, 1, ("Ann_2",))
 
 
 def test_spellings_of_one_class_are_one(tmp_path: Path):
-    found = ident.read_results(results.write(tmp_path, {"Mr_Bean_1": {"mr bean_1": 0.1, "Ann_1": 0.2}}), False)
+    found = read_results(results.write(tmp_path, {"Mr_Bean_1": {"mr bean_1": 0.1, "Ann_1": 0.2}}), False)
     assert ident.topk(found, 1).to_list() == [100]
 
 
 def test_a_file_with_other_columns_is_an_error_that_lists_them(tmp_path: Path):
     (tmp_path / "Ann_results.csv").write_text("name,loss\nAnn_1,0.1\n")
     with pytest.raises(ValueError, match=r"no column GT Image name, input_embeds; it has name, loss"):
-        ident.read_results(str(tmp_path), False)
+        read_results(str(tmp_path), False)
     with pytest.raises(ValueError, match="has no results"):
-        ident.read_results(str(tmp_path / "elsewhere"), False)
+        read_results(str(tmp_path / "elsewhere"), False)
 
 
 def test_written_results_are_read_again_and_keep_what_was_there(tmp_path: Path):
     rows = [("Ann_1", "Ann_1", 0.2), ("Ann_1", "Bob_1", 0.4), ("Bob_1", "Bob_1", 0.9)]
-    ident.write_results(str(tmp_path), pd.DataFrame(rows, columns=list(ident.RESULTS)), descending=True)
-    more = pd.DataFrame([("Ann_1", "Ann_1", 0.8)], columns=list(ident.RESULTS))
-    ident.write_results(str(tmp_path), more, descending=True)
+    write_results(str(tmp_path), pd.DataFrame(rows, columns=list(RESULTS)), descending=True)
+    more = pd.DataFrame([("Ann_1", "Ann_1", 0.8)], columns=list(RESULTS))
+    write_results(str(tmp_path), more, descending=True)
     assert (tmp_path / "Ann_results.csv").read_text() == (
         "GT Image name,input_embeds,loss\nAnn_1,Ann_1,0.8\nAnn_1,Bob_1,0.4\n"
     )
-    assert ident.read_results(str(tmp_path), True).images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob"}
+    assert read_results(str(tmp_path), True).images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob"}
 
 
 SURE = pd.Series([0.9, 0.8, 0.7, 0.4, 0.6, 0.3])
@@ -168,8 +170,8 @@ def test_a_threshold_is_learnt_where_most_answers_are_right():
 
 def test_images_of_a_class_without_identities_are_unknown(tmp_path: Path):
     losses = {"Ann_1": {"Ann_1": 0.1, "Bob_1": 0.5, "Eve_1": 0.6}, "Zoe_1": {"Ann_1": 0.4, "Bob_1": 0.5, "Eve_1": 0.6}}
-    found = ident.read_results(results.write(tmp_path, losses), False)
-    scores, truth = ident.by_class(found), found.images
+    found = read_results(results.write(tmp_path, losses), False)
+    scores, truth = by_class(found), found.images
     sure = ident.confidence(scores, lead=True)
     # The others have the mean .55 and a deviation of .05.
     assert sure.to_list() == pytest.approx([9, 3])

@@ -17,10 +17,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from actors.media.images import read_image
+from actors.movie_characters import personaliser as module
 from actors.movie_characters.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, find_learnt
-from pipelines.movie_characters import personalise as module
-from pipelines.movie_characters.personalise import DONE, PersonaliseConfig, Personaliser, plan_personalise
+from actors.movie_characters.personaliser import DONE, PersonaliseConfig, Personaliser
+from pipelines.movie_characters.personalise import personalise, plan_personalise
 
 
 @pytest.fixture(scope="module")
@@ -354,10 +355,10 @@ def test_what_was_learnt_goes_to_the_hub(config: PersonaliseConfig, monkeypatch:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("HF_TOKEN", "another's")
     with pytest.raises(ValueError, match=r"hub_model_id=me/faces cannot be written .*HF_TOKEN"):
-        module.personalise(config, plan_personalise(config))
+        personalise(config, plan_personalise(config))
     assert not server.files
     monkeypatch.setenv("HF_TOKEN", "mine")
-    assert not module.personalise(config, plan_personalise(config))
+    assert not personalise(config, plan_personalise(config))
     server.shutdown()
     server.server_close()
     root = Path(config.output_dir)

@@ -9,7 +9,7 @@ import pytest
 from actors.core.store import Store
 from pipelines.movie_characters import timeline as film
 from pipelines.movie_characters.compare import Model
-from pipelines.movie_characters.metrics import read_results
+from pipelines.movie_characters.results import read_results
 from tests.support import results
 
 

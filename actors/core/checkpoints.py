@@ -1,0 +1,68 @@
+"""Training checkpoints: state as safetensors, packed and unpacked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+STATE = "state.safetensors"
+"""The one file of a checkpoint: `model.*`, `optimizer.<parameter>.<moment>`, `best.*`, and the metrics as metadata."""
+
+Tensors = dict[str, Tensor]
+"""A batch: columns by name, each (N, ...)."""
+
+
+def pack(
+    path: Path,
+    metrics: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Tensors | None = None,
+) -> None:
+    """Write a checkpoint as one file of safetensors, which `unpack` reads; metrics (JSON values) are its metadata."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    for parameter, moments in optimizer.state_dict()["state"].items():
+        for name, moment in moments.items():
+            # 8-bit Adam counts its steps in a plain number and has a dictionary of what is quantised, which it takes
+            # back without; its parameters share some of that, and a file of safetensors shares nothing.
+            held = {n: t.clone() for n, t in moment.items()} if isinstance(moment, dict) else {name: moment}
+            tensors |= {f"optimizer.{parameter}.{n}": torch.as_tensor(tensor) for n, tensor in held.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, {"metrics": json.dumps(metrics)})
+
+
+def unpack(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, best: Tensors | None = None
+) -> dict[str, Any]:
+    """Load what `pack` made into the bare model and its optimizer, and the best weights; returns the metrics."""
+    tensors, metrics = read_file(path)
+    model.load_state_dict(below("model", tensors))
+    if best is not None:
+        best |= below("best", tensors)
+    if optimizer is not None:
+        state = optimizer.state_dict()
+        for name, tensor in below("optimizer", tensors).items():
+            parameter, moment = name.split(".")
+            counts = tensor.ndim == 0 and not tensor.is_floating_point()
+            state["state"].setdefault(int(parameter), {})[moment] = int(tensor) if counts else tensor
+        optimizer.load_state_dict(state)
+    return metrics
+
+
+def metrics_of(path: Path) -> dict[str, Any]:
+    """The metrics of a checkpoint, without its tensors."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["metrics"])
+
+
+def read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    return load_file(path), metrics_of(path)
+
+
+def below(group: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(f"{group}."): value for name, value in tensors.items() if name.startswith(f"{group}.")}

@@ -1,0 +1,58 @@
+"""Names of images, classes and identities."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
+
+
+@lru_cache(1 << 16)
+def stem(name: str) -> str:
+    """The name of an image or identity without folder and suffix of an image."""
+    return _IMAGE_NAME.sub("", name.strip().rpartition("/")[2])
+
+
+@lru_cache(1 << 16)
+def class_of(name: str) -> str:
+    """The class of an image: what its name has before the last underscore.
+
+    Frames of `extract` are CLASS_frame_NUMBER and are of CLASS. Raises ValueError where there is no underscore.
+    """
+    cls, _, _ = stem(name).rpartition("_")
+    if not cls:
+        raise ValueError(f"{name}: the name says no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
+    return cls.removesuffix("_frame") or cls
+
+
+@lru_cache(1 << 16)
+def identity_class(name: str) -> str:
+    """The class of an identity CLASS_NUMBER, or of one that stands for all of a class and bears its name."""
+    cls, _, number = stem(name).rpartition("_")
+    return class_of(name) if cls and number.isdigit() else stem(name)
+
+
+def key(cls: str) -> str:
+    """What two spellings of a class have in common."""
+    return cls.strip().replace(" ", "_").casefold()
+
+
+def group_by_class(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names of pictures or identities by their class."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[class_of(name)].append(name)
+    return dict(groups)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a character."""
+
+    name: str
+    """Of its file."""
+    uri: str
+    size: int
+    """Bytes; -1 where there is no such file."""

@@ -1,0 +1,80 @@
+"""Baselines that the head is compared with: majority, linear probe, random forest on style."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipelines.directors.frames import STYLE, TEST, TRAIN, Frames
+from pipelines.directors.settings import DirectorsConfig
+
+MANY = 20_000
+"""Pictures that the comparisons learn from at most, drawn at random."""
+
+
+def compared(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> dict[str, np.ndarray]:
+    """Log-probabilities float64 (N, C) that other methods give the pictures of TEST, by name of METHODS."""
+    random = np.random.default_rng(config.training.seed)
+    rows = np.flatnonzero((parts == TRAIN) & (frames.view == 0))
+    if len(rows) > MANY:
+        rows = np.sort(random.choice(rows, MANY, replace=False))
+    test = parts == TEST
+    labels, classes = frames.labels[rows], len(frames.directors)
+    x, y = frames.vectors[rows].astype(np.float32), frames.vectors[test].astype(np.float32)
+    near = KNeighborsClassifier(min(config.neighbours, len(rows)), metric="cosine", weights="distance")
+    models: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {
+        "linear probe": (_linear(config), x, y),
+        "nearest neighbours": (near, x, y),
+    }
+    if known := known_style(frames):
+        models["style alone"] = (_forest(config), frames.style[rows][:, known], frames.style[test][:, known])
+    found = {name: _answers(model.fit(a, labels), b, classes) for name, (model, a, b) in models.items()}
+    share = np.bincount(labels, minlength=classes) + 1e-9
+    return found | {"majority": np.tile(np.log(share / share.sum()), (int(test.sum()), 1))}
+
+
+def _linear(config: DirectorsConfig) -> Any:
+    balance = "balanced" if config.head.balanced else None
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight=balance, max_iter=1000))
+
+
+def _forest(config: DirectorsConfig) -> Any:
+    balance = "balanced" if config.head.balanced else None
+    return RandomForestClassifier(
+        200, min_samples_leaf=3, class_weight=balance, random_state=config.training.seed, n_jobs=1
+    )
+
+
+def known_style(frames: Frames) -> list[int]:
+    return np.flatnonzero(~np.isnan(frames.style).all(0)).tolist()
+
+
+def _answers(model: Any, rows: np.ndarray, classes: int) -> np.ndarray:
+    # Not 0: no picture rules a director out for the whole film.
+    chances = np.full((len(rows), classes), 1e-3)
+    chances[:, model.classes_] += model.predict_proba(rows)
+    return np.log(chances / chances.sum(1, keepdims=True))
+
+
+def style_importance(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> list[dict[str, Any]]:
+    """What each value of STYLE is worth to a forest that knows only these: rows name, loss, deviation.
+
+    loss: by how much the share of right answers on TEST falls when this value is shuffled among the pictures.
+    """
+    known = known_style(frames)
+    if not known:
+        return []
+    rows = np.flatnonzero((parts == TRAIN) & (frames.view == 0))[:MANY]
+    test = np.flatnonzero(parts == TEST)[:MANY]
+    forest = _forest(config).fit(frames.style[rows][:, known], frames.labels[rows])
+    worth: Any = permutation_importance(
+        forest, frames.style[test][:, known], frames.labels[test], n_repeats=10, random_state=config.training.seed
+    )
+    found = zip(known, worth.importances_mean, worth.importances_std, strict=True)
+    table = [{"name": STYLE[i], "loss": float(mean), "deviation": float(std)} for i, mean, std in found]
+    return sorted(table, key=lambda row: -row["loss"])

@@ -1,0 +1,159 @@
+"""Labelled frames of films and the split of films into train, validation and test."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+
+from actors.directors.style import FEATURES
+from pipelines.core.film_vectors import Films
+from pipelines.directors.sample import Screenshot
+from pipelines.directors.settings import DirectorsConfig
+from pipelines.directors.vectors import Pictures
+
+TRAIN, VALID, TEST, NONE = 0, 1, 2, 3
+"""Parts; NONE: of a stranger, or of a view of a picture that is not trained on."""
+STYLE = (*FEATURES, "shot_s")
+"""FEATURES of `actors.directors.style`, and how long the shot lasts, in seconds; NaN where that is not known."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Vectors of pictures, and whose they are."""
+
+    vectors: np.ndarray
+    """float16 (N, D)"""
+    style: np.ndarray
+    """float32 (N, len(STYLE)), NaN where it is not known."""
+    view: np.ndarray
+    """int (N,), 0 for the picture itself."""
+    film: np.ndarray
+    """int (N,), the number of its film."""
+    films: list[str]
+    """F names, <director>/<film>."""
+    director: np.ndarray
+    """int (F,), the number of each film's director; -1 for a stranger."""
+    directors: list[str]
+    """C names, sorted."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int (N,), the number of each picture's director; -1 for a stranger."""
+        return self.director[self.film]
+
+
+def frames_of_pictures(shots: Sequence[Screenshot], pictures: Pictures, config: DirectorsConfig) -> Frames:
+    """What is learned from screenshots."""
+    about = {shot.path: shot for shot in shots}
+    rows = [about[path] for path in pictures.path]
+    names = [(row.director, f"{row.director}/{row.film}") for row in rows]
+    lengths = np.array([row.shot_s for row in rows], np.float32)
+    style = np.column_stack([pictures.style, lengths])
+    return _frames(pictures.vectors, style, pictures.view, names, config)
+
+
+def frames_of_films(films: Films, config: DirectorsConfig) -> Frames:
+    """What is learned from vectors of films; films whose director is not known are left out."""
+    known = [i for i, director in enumerate(films.directors) if director]
+    if not known:
+        raise ValueError(f"{config.films} names no director: its `director` is empty")
+    some = films.take(known)
+    names = [
+        (director, f"{director}/{film}")
+        for director, film, count in zip(some.directors, some.ids, np.diff(some.offsets), strict=True)
+        for _ in range(count)
+    ]
+    style = np.full((len(names), len(STYLE)), np.nan, np.float32)
+    return _frames(some.vectors, style, np.zeros(len(names), int), names, config)
+
+
+def _frames(
+    vectors: np.ndarray, style: np.ndarray, view: np.ndarray, names: list[tuple[str, str]], config: DirectorsConfig
+) -> Frames:
+    owners = {film: director for director, film in names}
+    counts = Counter(owners.values())
+    pictures = Counter(director for director, _ in names)
+    if absent := [name for name in config.unknown if name not in counts]:
+        near = get_close_matches(absent[0], counts, 3, 0.3)
+        raise ValueError(f"unknown={absent[0]} is no director of these films; near it: {', '.join(near) or 'none'}")
+    directors = sorted(
+        name
+        for name, count in counts.items()
+        if count >= config.min_films and pictures[name] >= 3 and name not in config.unknown
+    )
+    if len(directors) < 2:
+        few = ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
+        raise ValueError(
+            f"of {len(counts)} directors {len(directors)} can be learned: two or more, with {config.min_films} films "
+            f"and three pictures each, are needed (films: {few})"
+        )
+    films = sorted(owners)
+    number = {name: i for i, name in enumerate(directors)}
+    place = {name: i for i, name in enumerate(films)}
+    return Frames(
+        vectors,
+        style,
+        view,
+        np.array([place[film] for _, film in names], int),
+        films,
+        np.array([number.get(owners[film], -1) for film in films], int),
+        directors,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
+
+
+def deal(groups: np.ndarray, shares: tuple[float, float], seed: int) -> np.ndarray:
+    """A part for each item, int (N,): of every group the shares go to VALID and TEST, at least one each.
+
+    groups: int (N,); items of group -1 get NONE. A group needs three items.
+    """
+    random = np.random.default_rng(seed)
+    parts = np.full(len(groups), NONE)
+    for group in range(groups.max() + 1):
+        items = random.permutation(np.flatnonzero(groups == group))
+        valid, test = (max(1, round(share * len(items))) for share in shares)
+        parts[items] = TRAIN
+        parts[items[:test]] = TEST
+        parts[items[test : test + valid]] = VALID
+    return parts
+
+
+def fold(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A fold for each item, int (N,), each group dealt out evenly; -1 for items of group -1."""
+    random = np.random.default_rng(seed)
+    found = np.full(len(groups), -1)
+    begin = 0
+    for group in range(groups.max() + 1):
+        items = random.permutation(np.flatnonzero(groups == group))
+        # Each group begins where the last one ended, so that folds have the same size.
+        found[items] = (begin + np.arange(len(items))) % folds
+        begin += len(items)
+    return found
+
+
+def parts_of(frames: Frames, config: DirectorsConfig, split: str, folds: int = 0) -> list[np.ndarray]:
+    """The part of each picture, int (N,), once for every fold; views are trained on or not used."""
+    own = frames.view == 0
+    groups = frames.director if split == "film" else np.where(own, frames.labels, -1)
+    seed = config.training.seed
+    if folds:
+        number = fold(groups, folds, seed)
+        dealt = [
+            np.select([number < 0, number == i, number == (i + 1) % folds], [NONE, TEST, VALID], TRAIN)
+            for i in range(folds)
+        ]
+    else:
+        dealt = [deal(groups, (config.valid, config.test), seed)]
+    found = []
+    for parts in dealt:
+        if split == "film":
+            parts = parts[frames.film]
+        else:
+            # A view goes where its picture, the last row before it that is none, goes.
+            parts = parts[np.maximum.accumulate(np.where(own, np.arange(len(own)), 0))]
+        found.append(np.where((parts == TRAIN) | own, parts, NONE))
+    return found

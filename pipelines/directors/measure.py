@@ -1,0 +1,148 @@
+"""Accuracy of a head on held-out films, with intervals."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from actors.directors.head import FrameHead
+from pipelines.directors.baselines import MANY, compared
+from pipelines.directors.frames import NONE, TEST, TRAIN, VALID, Frames
+from pipelines.directors.head import fit_here, logits, task
+from pipelines.directors.metrics import (
+    auroc,
+    by_film,
+    figures,
+    temperature,
+    threshold,
+)
+from pipelines.directors.settings import DirectorsConfig
+
+log = logging.getLogger(__name__)
+METHODS = ("head", "linear probe", "nearest neighbours", "style alone", "majority")
+STRANGERS = 4
+"""Films of strangers from which their answers say something."""
+KNOWN = 0.9
+"""The threshold lets this share of the validation through at least, whatever strangers say."""
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass
+class Measured:
+    """Answers for pictures that were not seen, over all folds."""
+
+    answers: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """By name of METHODS log-probabilities of the pictures of TEST, a block a fold."""
+    raw: list[np.ndarray] = field(default_factory=list)
+    """Log-probabilities of the head before its temperature."""
+    rows: list[np.ndarray] = field(default_factory=list)
+    """Numbers of these pictures."""
+    temperatures: list[float] = field(default_factory=list)
+
+
+def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig, head: FrameHead | None) -> Measured:
+    """Train on each division and answer its test; head: one that is trained on the first of them already."""
+    found = Measured()
+    for number, part in enumerate(parts):
+        work = task(frames, frames.labels, _thinned(part, config), len(frames.directors), config.head)
+        model = head if head is not None and number == 0 else fit_here(work, config.training)
+        valid, test = part == VALID, part == TEST
+        warmth = temperature(logits(model, frames.vectors[valid]), frames.labels[valid])
+        answers = logits(model, frames.vectors[test])
+        methods = {"head": log_softmax(answers / warmth, 1), **compared(frames, part, config)}
+        for name, block in methods.items():
+            found.answers.setdefault(name, []).append(block)
+        found.raw.append(log_softmax(answers, 1))
+        found.rows.append(np.flatnonzero(test))
+        found.temperatures.append(warmth)
+        if len(parts) > 1:
+            log.info("fold %d of %d measured", number + 1, len(parts))
+    return found
+
+
+def _thinned(parts: np.ndarray, config: DirectorsConfig) -> np.ndarray:
+    rows = np.flatnonzero(parts == TRAIN)
+    if len(rows) <= MANY:
+        return parts
+    out = np.random.default_rng(config.training.seed).choice(rows, len(rows) - MANY, replace=False)
+    thinned = parts.copy()
+    thinned[out] = NONE
+    return thinned
+
+
+def tabled(measured: Measured, frames: Frames, split: str) -> list[dict[str, Any]]:
+    """A row for each method: method, split and `figures`; films mean nothing where pictures were split."""
+    rows = np.concatenate(measured.rows)
+    films = np.unique(frames.film[rows], return_inverse=True)[1]
+    table = []
+    for name in METHODS:
+        if name in measured.answers:
+            values = figures(np.concatenate(measured.answers[name]), frames.labels[rows], films)
+            if split == "frame":
+                values = {key: value if key.startswith("picture") else None for key, value in values.items()}
+            table.append({"method": name, "split": split, **values})
+    return table
+
+
+def unknown(
+    frames: Frames, parts: np.ndarray, head: FrameHead, warmth: float, config: DirectorsConfig
+) -> dict[str, Any]:
+    """From which confidence an answer counts, for pictures and films: threshold of VALID, AUROC of TEST.
+
+    Strangers are films of directors that were not learned, half of them for the threshold. Where there are few, a
+    second head is trained without a quarter of the directors, who are strangers to it; and where that leaves too few
+    of either, the threshold only lets most of VALID through, and there is no AUROC.
+    """
+    directors = len(frames.directors)
+    strange = frames.labels < 0
+    source = "directors that are not learned"
+    own = parts == VALID, head, warmth
+    labels, strangers = frames.labels, np.full(len(frames.film), NONE)
+    films = np.flatnonzero(frames.director < 0)
+    if len(films) >= STRANGERS or directors < 4:
+        for part, half in ((VALID, films[::2]), (TEST, films[1::2])):
+            strangers[np.isin(frames.film, half) & (frames.view == 0)] = part
+    else:
+        random = np.random.default_rng(config.training.seed)
+        left = np.sort(random.permutation(directors)[directors // 4 :])
+        number = np.full(directors + 1, -1)  # the last one is that of strangers
+        number[left] = np.arange(len(left))
+        labels = number[frames.labels]
+        strangers = np.where((labels < 0) & ~strange, parts, NONE)
+        strangers = np.where(strangers == TRAIN, NONE, strangers)
+        parts = np.where(labels < 0, NONE, parts)
+        work = task(frames, labels, _thinned(parts, config), len(left), config.head)
+        head = fit_here(work, config.training)
+        warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
+        source = f"a head trained without {directors - len(left)} of the directors"
+    found: dict[str, Any] = {"strangers": source, "threshold": {}, "auroc": {}}
+    for what in ("picture", "film"):
+        sure = {
+            (kind, part): _confidence(frames, which == part, head, warmth, what)
+            for kind, which in (("known", parts), ("strange", strangers))
+            for part in (VALID, TEST)
+        }
+        found["threshold"][what] = float(np.quantile(_confidence(frames, *own, what), 1 - KNOWN))
+        if len(sure["strange", VALID]):
+            best = threshold(sure["known", VALID], sure["strange", VALID])
+            found["threshold"][what] = min(found["threshold"][what], best)
+        else:
+            found["strangers"] = f"none: the threshold lets {KNOWN:.0%} of the validation through"
+        if len(sure["strange", TEST]):
+            found["auroc"][what] = auroc(sure["known", TEST], sure["strange", TEST])
+    return found
+
+
+def _confidence(frames: Frames, which: np.ndarray, head: FrameHead, warmth: float, what: str) -> np.ndarray:
+    """Probability of the likeliest director, of each picture or film among these rows."""
+    if not which.any():
+        return np.zeros(0)
+    answers = log_softmax(logits(head, frames.vectors[which]) / warmth, 1)
+    if what == "film":
+        answers = by_film(answers, np.unique(frames.film[which], return_inverse=True)[1])
+    return np.exp(answers.max(1))

@@ -1,0 +1,115 @@
+"""Result tables of identification: one value for each image and identity."""
+
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from actors.core import storage
+from actors.movie_characters.names import class_of, identity_class, key
+
+IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
+"""Columns of a file of results."""
+UNKNOWN = "unknown"
+"""The answer for who is none of the identities."""
+SUFFIX = "_results.csv"
+_METRICS = re.compile(r"(top_\d+(_avg)?_accuracy|average_precision)_results\.csv")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model said."""
+
+    rows: pd.DataFrame
+    """One row an image and identity: image, truth (class), identity, cls (its class), score."""
+    doubles: int = 0
+    """Rows that were left out, since the same image and identity came again: the last one counts."""
+    broken: int = 0
+    """Rows that were left out, since their loss is no finite number."""
+    lost: tuple[str, ...] = ()
+    """Images of which no row is left."""
+
+    @property
+    def images(self) -> pd.Series:
+        """The true class of each image, by its name, in the order of the files."""
+        return self.rows.drop_duplicates("image").set_index("image").truth
+
+
+def read_results(folder: str, clip_csv: bool) -> Results:
+    """The results in a folder, a path or s3://; clip_csv: they are cosines, and not losses.
+
+    Raises ValueError where there are none, or a file has other columns.
+    """
+    tables = []
+    for entry in storage.listing(folder, (SUFFIX,)):
+        if "/" in entry.name or _METRICS.fullmatch(entry.name):
+            continue
+        found = read_table(entry.uri)
+        if not found.empty:
+            tables.append(found.assign(truth=entry.name.removesuffix(SUFFIX)))
+    if not tables:
+        raise ValueError(f"{folder} has no results: files named CLASS{SUFFIX} with the columns {','.join(RESULTS)}")
+    rows = pd.concat(tables, ignore_index=True).rename(columns={IMAGE: "image", IDENTITY: "identity", LOSS: "score"})
+    rows["score"] = pd.to_numeric(rows.score, errors="coerce") * (1 if clip_csv else -1)
+    sound = rows[np.isfinite(rows.score)]
+    rows_once = sound.drop_duplicates(["truth", "image", "identity"], keep="last").reset_index(drop=True)
+    rows_once["cls"] = rows_once.identity.map(identity_class)
+    if rows_once.empty:
+        raise ValueError(f"{folder}: no loss is a finite number")
+    spelt = {key(name): name for name in [*rows_once.cls, *rows_once.truth]}
+    for column in ("cls", "truth"):
+        rows_once[column] = rows_once[column].map(lambda name: spelt[key(name)])
+    twice = rows_once.drop_duplicates(["image", "truth"])
+    if (again := twice.image[twice.image.duplicated()]).size:
+        raise ValueError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
+    lost = sorted(set(rows.image) - set(rows_once.image))
+    return Results(rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost))
+
+
+def read_table(uri: str) -> pd.DataFrame:
+    """One file of results with the columns of RESULTS, all of them text but the last; raises ValueError for others."""
+    data = storage.read_bytes(uri)
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype={IMAGE: str, IDENTITY: str})
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{uri} is no CSV file of results: {error}") from error
+    table.columns = [name.strip() for name in table.columns]
+    if missing := [name for name in RESULTS if name not in table]:
+        raise ValueError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
+
+
+def write_results(folder: str, rows: pd.DataFrame, descending: bool) -> list[str]:
+    """Write rows with the columns of RESULTS into the file of each image's class, best first; returns the classes.
+
+    What a file holds of other images and identities stays; the same image and identity is replaced.
+    """
+    classes = rows[IMAGE].map(class_of)
+    for cls, group in rows.groupby(classes):
+        uri = storage.join(folder, f"{cls}{SUFFIX}")
+        before = [read_table(uri)] if storage.exists(uri) else []
+        merged = pd.concat([*before, group[list(RESULTS)]]).drop_duplicates([IMAGE, IDENTITY], keep="last")
+        merged = merged.sort_values(LOSS, ascending=not descending, kind="stable")
+        merged = merged.sort_values(IMAGE, kind="stable")
+        write_csv(uri, merged)
+    return sorted(set(classes))
+
+
+def write_csv(uri: str, table: pd.DataFrame) -> None:
+    """Write a table as CSV, without an index."""
+    storage.write_bytes(uri, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def by_class(results: Results, average: bool = False) -> pd.DataFrame:
+    """Scores of classes, images by classes: of the best identity of each, or the mean over them; NaN where it has none.
+
+    Images are in the order of `results.images`, classes sorted.
+    """
+    grouped = results.rows.groupby(["image", "cls"], sort=True).score
+    table = (grouped.mean() if average else grouped.max()).unstack()
+    return table.reindex(results.images.index)
