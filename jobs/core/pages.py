@@ -69,15 +69,15 @@ def write_page(uri: str, title: str, totals: str, facts: Mapping[str, str], sect
 
     totals: the result in a line; facts: what it was made from, by name.
     """
-    page = render("page.html.j2", title=title, totals=totals, facts=facts, sections=sections)
+    page = render("core/page.html.j2", title=title, totals=totals, facts=facts, sections=sections)
     storage.write_bytes(uri, page.encode())
     return uri
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, with the words that pages have for numbers and times as filters."""
+    """A template by its path below jobs/, with the words that pages have for numbers and times as filters."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -82,7 +82,7 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     rules = _rules(settings)
     dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
     page = render(
-        "report.html.j2",
+        "curation/report.html.j2",
         record=record,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         started=datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
