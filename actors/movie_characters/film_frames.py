@@ -10,6 +10,7 @@ import av.logging
 import cv2
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.media.film import ROUNDING_S, Beat, FilmError, in_shots, open_film
 from actors.media.shots import ShotsConfig
@@ -29,13 +30,13 @@ class Interval:
 
 
 def seconds(text: str) -> float:
-    """A time as seconds: HH:MM:SS, MM:SS or seconds, each with or without a fraction; raises ValueError for others."""
+    """A time as seconds: HH:MM:SS, MM:SS or seconds, each with or without a fraction; raises UserError for others."""
     found = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)\s*", text)
     if not found:
-        raise ValueError(f"{text!r} is no time; write HH:MM:SS, HH:MM:SS.fff or seconds")
+        raise UserError(f"{text!r} is no time; write HH:MM:SS, HH:MM:SS.fff or seconds")
     hours, minutes, rest = found.groups()
     if minutes is not None and (float(rest.replace(",", ".")) >= 60 or (hours is not None and int(minutes) >= 60)):
-        raise ValueError(f"{text!r} is no time: minutes and seconds end at 59")
+        raise UserError(f"{text!r} is no time: minutes and seconds end at 59")
     return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest.replace(",", "."))
 
 
@@ -133,5 +134,5 @@ def frames_of_shots(
 def _jpeg(image: np.ndarray) -> bytes:
     sound, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not sound:
-        raise ValueError(f"a frame of {image.shape} cannot be written as JPEG")
+        raise UserError(f"a frame of {image.shape} cannot be written as JPEG")
     return data.tobytes()

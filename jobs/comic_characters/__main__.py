@@ -219,7 +219,7 @@ def _tell_pretraining(config: ComicsConfig, plan: PretrainPlan) -> None:
         f"to do: {len(plan.todo)} pairs to decode; training goes on where it was, if it was",
     ]
     training, uri = config.pretrain.training, Store(config.output).uri
-    workers = Stage(training.workers, training.num_cpus, float(training.use_gpu), training.batch_size)
+    workers = Stage(training.workers, training.num_cpus, training.num_gpus, training.batch_size)
     names = ["pairs", "rejected/pairs", config.pretrain.folder, "runs/pretrain.json"]
     job.tell_plan(config, facts, {"train": workers}, tasks_of_pairs(config), {name: uri(name) for name in names})
 

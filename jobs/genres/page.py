@@ -27,7 +27,7 @@ def write_report(store: Store, judged: Judged, found: dict[str, Any], config: Sc
     best = found["methods"][judged.best]["ap"]
     totals = ", ".join(f"{name} AP {100 * best[name]['ap']:.1f}" for name in AVERAGES)
     how = f"{config.folds} folds over films, {config.seeds} draws of them" if config.folds else "films not learnt from"
-    facts = {"films": f"{len(judged.films)} of {config.films}", "scored": judged.best, "how": how}
+    facts = {"films": f"{len(judged.films)} of {config.input}", "scored": judged.best, "how": how}
     if judged.notes:
         facts["not compared"] = "; ".join(judged.notes)
     sections = [

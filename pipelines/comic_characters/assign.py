@@ -20,6 +20,7 @@ from scipy.spatial.distance import cdist
 
 from actors.comic_characters.crops import Kind, decode, instance_name
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
@@ -29,7 +30,7 @@ from pipelines.comic_characters.features import KEY, REJECTED_INSTANCES, as_inst
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
 from pipelines.comic_characters.sequences import Instance, Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
-from pipelines.core.progress import Ticker
+from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     where = Store(config.labels).uri(f"{settings.split}_sequences.json") if labelled else store.uri("crops")
     sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
     if not sequences:
-        raise ValueError(f"{where} holds no sequence")
+        raise UserError(f"{where} holds no sequence")
     _check_known(sequences, vectors, errors, where)
     bank, examples = read_bank(settings.bank, embeddings) if settings.bank else (None, {})
     threshold = find_threshold(config, vectors, errors, people)
@@ -127,7 +128,7 @@ def _check_known(
     unknown = [i for one in sequences for i in one.instances if i not in vectors and i not in errors]
     if unknown:
         series, page, face, body = unknown[0]
-        raise ValueError(
+        raise UserError(
             f"{where} has {len(unknown)} instances that embeddings/ has not, as face {face} and body {body} of "
             f"{series}_{page}: `embed` with the same labels makes their vectors"
         )
@@ -167,14 +168,14 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
     """Characters and their examples. Raises ValueError where a row names nothing that has a vector."""
     table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
-        raise ValueError(f"assign.bank={uri} needs the columns name and instance, and a row")
+        raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
     rows: dict[str, int] = {}
     for number, one in enumerate(embeddings.instances):
         rows.update(dict.fromkeys(names_of(one).values(), number))
     members: dict[str, list[int]] = {}
     for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
         if not name.strip() or instance.strip() not in rows:
-            raise ValueError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
+            raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
         members.setdefault(name.strip(), []).append(rows[instance.strip()])
     numbers = [row for of_one in members.values() for row in of_one]
     starts = np.cumsum([0, *map(len, members.values())])[:-1]
@@ -235,7 +236,7 @@ def teach(
         labels.append(np.array([f"{number} {one.characters[i]}" for i in kept]))
         known.append(np.array([not one.uncertain[i] for i in kept]))
     if not any(some.any() for some in known):
-        raise ValueError("the validation split has nobody of whom it is known who he is: set assign.threshold")
+        raise UserError("the validation split has nobody of whom it is known who he is: set assign.threshold")
     found = curve(trees, labels, known, THRESHOLDS)
     threshold = best(THRESHOLDS, np.array([one.f1 for one in found]))
     at_best = found[int(np.flatnonzero(threshold == THRESHOLDS)[0])]
@@ -266,11 +267,9 @@ def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assi
     if taught := plan.threshold.taught:
         store.write_json(taught, "threshold.json")
     found: list[Assigned] = []
-    started, ticker = time.monotonic(), Ticker()
-    for one in plan.sequences:
+    started = time.monotonic()
+    for one in tracked(plan.sequences, Progress("assign", len(plan.sequences), "sequences")):
         found.append(assign_sequence(one, plan, config.assign))
-        if ticker.due():
-            log.info("%d of %d sequences, %.0f a second", len(found), len(plan.sequences), ticker.rate(len(found)))
     seconds = time.monotonic() - started
     somebody = [number for number, one in enumerate(found) if one.clusters.max(initial=-1) >= 0]
     chosen = np.linspace(0, len(somebody) - 1, min(config.assign.pictures, len(somebody))).round().astype(int)

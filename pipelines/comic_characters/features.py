@@ -18,11 +18,12 @@ import ray
 
 from actors.comic_characters.network import FeatureExtractor
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.sequences import Instance
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.progress import finish
+from pipelines.core.progress import Progress, finish
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
 
 KEY = ["series_id", "page_id", "face", "body"]
@@ -69,7 +70,7 @@ def find_backbone(config: ComicsConfig) -> Backbone:
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:
-        raise ValueError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
+        raise UserError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
     about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 
@@ -156,7 +157,7 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
     )
     write: Any = partial(write_features, store=store, folder=source.folder)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
-    finish(rows, "instances", len(instances), "instances have features")
+    finish(rows, "instances", Progress("features", len(instances), "instances"))
 
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:

@@ -1,42 +1,164 @@
-"""How far a run is, told every ten seconds."""
+"""How far a stage is: a live line on a terminal, elsewhere log lines at growing intervals, and a file for `status`."""
 
 import logging
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ray.data import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Live
+
+from actors.core import storage
+from actors.core.store import Store
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-INTERVAL_S = 10.0
+FIRST_S, LAST_S = 10.0, 600.0
+"""Seconds between two log lines of a stage: first, and at most; each interval is twice the one before."""
+FILE_S = 10.0
+"""Seconds between two writes of the progress file."""
 
-
-class Ticker:
-    """Due once in ten seconds, for the first time ten seconds after it was made."""
-
-    def __init__(self) -> None:
-        self._made = self._last = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time; if so, the next ten seconds begin."""
-        now = time.monotonic()
-        if now - self._last <= INTERVAL_S:
-            return False
-        self._last = now
-        return True
-
-    def rate(self, count: int) -> float:
-        """So many in all, by the second since it was made."""
-        return count / (time.monotonic() - self._made)
+_REPORT: "ContextVar[_Report | None]" = ContextVar("report", default=None)
 
 
-def finish(rows: Dataset, column: str, total: int, done: str) -> None:
-    """Run a dataset whose batches say in a column how much they have done, of so much in all.
+class _Report:
+    """The file that `status` reads: runs/VERB.progress.json."""
+
+    def __init__(self, store: Store, verb: str) -> None:
+        self._uri = store.uri("runs", f"{verb}.progress.json")
+        self._store, self._name = store, ("runs", f"{verb}.progress.json")
+        self._stages: dict[str, dict[str, Any]] = {}
+        self._written = -FILE_S
+        self._there = False
+
+    def update(self, stage: str, about: dict[str, Any]) -> None:
+        self._stages[stage] = about
+        if time.monotonic() - self._written >= FILE_S:
+            self._store.write_json(self._stages, *self._name)
+            self._written, self._there = time.monotonic(), True
+
+    def remove(self) -> None:
+        if self._there:
+            storage.delete(self._uri)
+
+
+@contextmanager
+def reporting(store: Store, verb: str) -> Iterator[None]:
+    """Keep runs/VERB.progress.json while the verb runs; after a kill the last one stays."""
+    report = _Report(store, verb)
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
+        report.remove()
+
+
+class Progress:
+    """Progress of one stage, as a context: `advance` counts what is done.
 
     Args:
-        done: what is done, in words, as "boxes cut".
+        stage: its name.
+        total: how much there is to do; None where nobody knows.
+        unit: what is counted, in the plural.
     """
-    count, ticker = 0, Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        count += int(counts[column].sum())
-        if ticker.due():
-            log.info("%d of %d %s, %.0f a second", count, total, done, ticker.rate(count))
+
+    _live: Live | None = None
+    _open = 0
+
+    def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = 0
+        self._started = time.monotonic()
+        self._interval = FIRST_S
+        self._next = self._started + FIRST_S
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            if Progress._live is None:
+                columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[unit]}")
+                rate = TextColumn("{task.fields[rate]}")
+                Progress._live = Live(*columns, rate, TimeRemainingColumn(), console=Console(stderr=True))
+                Progress._live.start()
+            self._task = Progress._live.add_task(self.stage, total=self.total, unit=self.unit, rate="")
+            Progress._open += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None and Progress._live is not None:
+            Progress._open -= 1
+            if not Progress._open:
+                Progress._live.stop()
+                Progress._live = None
+
+    @property
+    def rate(self) -> float:
+        """How much is done a second, since the stage began."""
+        return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count what is done; note: more that a line should say, as a loss."""
+        self.done += count
+        now = time.monotonic()
+        if self._task is not None and Progress._live is not None:
+            rate = f"{self.rate:.3g}/s {note}".strip()
+            Progress._live.update(self._task, completed=self.done, rate=rate)
+        elif now >= self._next:
+            log.info("%s%s", str(self), f", {note}" if note else "")
+            self._interval = min(2 * self._interval, LAST_S)
+            self._next = now + self._interval
+        if (report := _REPORT.get()) is not None:
+            about = {"done": self.done, "total": self.total, "unit": self.unit, "rate": round(self.rate, 3)}
+            report.update(self.stage, {**about, "remaining_s": self.remaining_s, "note": note, "time": time.time()})
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left at the rate so far; None where that is not known."""
+        if self.total is None or not self.done:
+            return None
+        return round((self.total - self.done) / self.rate, 1)
+
+    def __str__(self) -> str:
+        return line(self.stage, self.done, self.total, self.unit, self.rate, self.remaining_s)
+
+
+def line(stage: str, done: int, total: int | None, unit: str, rate: float, remaining_s: float | None) -> str:
+    """Progress as a line of text."""
+    of = "" if total is None else f" of {total:,}"
+    left = "" if remaining_s is None else f", {duration(remaining_s)} left"
+    return f"{stage}: {done:,}{of} {unit}, {rate:.3g}/s{left}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, as 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """The items, counted once each is dealt with; count: how much is done with an item."""
+    with progress:
+        for item in items:
+            yield item
+            progress.advance(count(item))
+
+
+def finish(rows: "Dataset", column: str, progress: Progress) -> None:
+    """Run a dataset whose batches say in a column how much they have done."""
+    batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
+    for _ in tracked(batches, progress, lambda counts: int(counts[column].sum())):
+        pass

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import ray
@@ -29,12 +29,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from actors.core import storage
 from actors.core.checkpoints import STATE, Tensors, below, pack, read_file, unpack
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.curves import Row, Scalars, draw_curves, write_curve_csv
 from pipelines.core.training_rows import Rows, Share, pieces, row_count
 
 OWN_VALUES = ("epoch", "train_loss", "learning_rate", "seconds")
 """What every row of a history holds beside the values of `evaluate`: number from 1, mean loss, rate, its duration."""
+
+
+def gpus(use_gpu: bool) -> float:
+    """The num_gpus that the older setting use_gpu stands for."""
+    return float(use_gpu)
 
 
 @dataclass(frozen=True)
@@ -80,22 +86,24 @@ class TrainingConfig:
     """Processes that train side by side, each on its part of every batch."""
     num_cpus: float = 1.0
     """CPUs that one worker holds."""
-    use_gpu: bool = False
-    """A GPU for each worker."""
+    num_gpus: float = 0.0
+    """GPUs that one worker holds; above 0 it trains there."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {"use_gpu": ("num_gpus", gpus)}
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "decay_epochs", "accumulate", "keep_mb", "workers")
         for name in counts if self.patience is None else (*counts, "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
+                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
         for name in ("learning_rate", "decay_ratio", "num_cpus", *(("clip",) if self.clip is not None else ())):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
+                raise UserError(f"{name} is above 0, not {getattr(self, name)}")
         if min(self.seed, self.checkpoint_s, self.weight_decay) < 0:
-            raise ValueError(f"seed, checkpoint_s and weight_decay start at 0: {self}")
+            raise UserError(f"seed, checkpoint_s and weight_decay start at 0: {self}")
 
 
-ELSEWHERE = ("checkpoint_s", "workers", "num_cpus", "use_gpu")
+ELSEWHERE = ("checkpoint_s", "workers", "num_cpus", "num_gpus")
 """Settings that may change while a training is continued: they say where and how safely it runs, not what it learns."""
 
 
@@ -144,12 +152,12 @@ def fit(
             settings, or another `config` but for ELSEWHERE, it is another training that starts at zero.
 
     Raises:
-        ValueError: no such monitored value or none that is a number, no rows, a loss that is not finite, or a cluster
+        UserError: no such monitored value or none that is a number, no rows, a loss that is not finite, or a cluster
             that is too small.
         ray.train.TrainingFailedError: the functions raised, or workers died three times.
     """
     if set(datasets) != {"train", "valid"}:
-        raise ValueError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
+        raise UserError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
     store = Store(storage.absolute(output))
     described = {"training": asdict(config), **settings}
     store.write_json(described, "settings.json")
@@ -160,19 +168,19 @@ def fit(
         output=store.root,
         workers=config.workers,
         num_cpus=config.num_cpus,
-        use_gpu=config.use_gpu,
+        num_gpus=config.num_gpus,
         datasets=datasets,
     )
     assert result.return_value is not None
     resumed_from, problem = result.return_value
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     assert result.checkpoint is not None
     tensors, metrics = _read(result.checkpoint)
     history: list[Row] = metrics["history"]
     best_number = best_epoch(history, config)
     if not best_number:
-        raise ValueError(f"{config.monitor} was not a number in any epoch: monitor another value")
+        raise UserError(f"{config.monitor} was not a number in any epoch: monitor another value")
     best = below("best", tensors)
     for name, weights in (("model", best), ("last", below("model", tensors))):
         storage.write_bytes(store.uri(f"{name}.safetensors"), save(weights))
@@ -350,7 +358,7 @@ def train(
     output: str,
     workers: int = 1,
     num_cpus: float = 1.0,
-    use_gpu: bool = False,
+    num_gpus: float = 0.0,
     datasets: dict[str, Dataset] | None = None,
 ) -> ray_train.Result:
     """Run `loop()` on every worker to its end, starting from the last checkpoint of these very settings.
@@ -369,7 +377,7 @@ def train(
         worker's loop returned
 
     Raises:
-        ValueError: the cluster is too small for the workers.
+        UserError: the cluster is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
 
@@ -380,12 +388,14 @@ def train(
     datasets = datasets or {}
     reads = any(not isinstance(dataset, MaterializedDataset) for dataset in datasets.values())
     check_room("CPU", workers, num_cpus, keep=1 if reads else 0)
-    check_room("GPU", workers, 1 if use_gpu else 0)
+    check_room("GPU", workers, num_gpus)
     described = json.dumps([settings, seed], sort_keys=True)
     trainer = TorchTrainer(
         seeded,
         scaling_config=ray_train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": num_cpus}
+            num_workers=workers,
+            use_gpu=num_gpus > 0,
+            resources_per_worker={"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})},
         ),
         run_config=ray_train.RunConfig(
             name=hashlib.sha256(described.encode()).hexdigest()[:16],
@@ -410,14 +420,14 @@ def _seed(*numbers: int) -> None:
 
 
 def check_room(resource: str, workers: int, each: float = 1, keep: float = 0) -> None:
-    """Raise ValueError where a cluster has less than workers × each + keep of a resource, and does not grow by itself.
+    """Raise UserError where a cluster has less than workers × each + keep of a resource, and does not grow by itself.
 
     Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for.
     """
     there = ray.cluster_resources().get(resource, 0)
     if workers * each + keep > there and ray.cluster_resources().get("CPU"):
         reading = f" and {keep:g} to read the data" if keep else ""
-        raise ValueError(
+        raise UserError(
             f"workers={workers} need {workers * each:g} {resource}s{reading}, and the cluster has {there:g}: "
             "ask for fewer"
         )

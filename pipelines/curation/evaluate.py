@@ -31,10 +31,11 @@ import pandas as pd
 import pyarrow as pa
 import ray
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
-from pipelines.core.progress import finish
+from pipelines.core.progress import Progress, finish
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.curation.frames import frames_of
@@ -88,11 +89,11 @@ class Plan:
 
 
 def plan_evaluation(config: CurationConfig) -> Plan:
-    """Draw the groups and find what is missing; raises ValueError where nothing is kept."""
+    """Draw the groups and find what is missing; raises UserError where nothing is kept."""
     store = Store(config.output)
     chosen, candidates = _population(store)
     if not chosen:
-        raise ValueError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
+        raise UserError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
     kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
     scenes = located(store, sorted(kept | random))
     answers = captions(store)
@@ -198,7 +199,7 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     )
     write: Any = partial(write_scores, about=about, texts=texts, config=config)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    finish(rows, "scenes", len(plan.todo), "scenes scored")
+    finish(rows, "scenes", Progress("evaluate", len(plan.todo), "scenes"))
 
 
 def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[str, int], np.ndarray]:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.media.film import VIDEO_SUFFIXES
 
 COLUMNS = ("video_id", "url", "start", "end")
@@ -39,7 +40,7 @@ _CLOCK = re.compile(r"(?:([0-9]{1,6}):([0-5]?[0-9])|([0-9]{1,6})):([0-5]?[0-9](?
 _kvitems = ijson.get_backend("yajl2_c").kvitems
 
 
-class MetadataError(ValueError):
+class MetadataError(UserError):
     """The input cannot be understood; the message says where and what to do."""
 
 
@@ -121,10 +122,10 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
 
     Raises:
         MetadataError: nothing there, or metadata that cannot be understood: raised when the reading comes to it.
-        ValueError: the range leaves the input's bounds: for JSON and folders raised at their end.
+        UserError: the range leaves the input's bounds: for JSON and folders raised at their end.
     """
     if start < 0 or (end is not None and end < start):
-        raise ValueError(
+        raise UserError(
             f"videos.start={start}, videos.end={end}: both count from 0, both are included, and the end is no less"
         )
     suffix = PurePosixPath(input).suffix.lower()
@@ -160,7 +161,7 @@ def parse_time(value: Any) -> float:
     elif type(value) in (int, float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
         seconds = float(Decimal(value))
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{_shown(value)} is not a time; write seconds (1.5) or hh:mm:ss.mmm (00:00:01.500)")
+        raise UserError(f"{_shown(value)} is not a time; write seconds (1.5) or hh:mm:ss.mmm (00:00:01.500)")
     return seconds
 
 
@@ -191,7 +192,7 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
             f"or a folder or prefix of films ({' '.join(sorted(VIDEO_SUFFIXES))})"
         )
     if max(start, end or 0) >= count:
-        raise ValueError(f"videos.start={start}, videos.end={end}: {input} has {count} videos, 0 to {count - 1}")
+        raise UserError(f"videos.start={start}, videos.end={end}: {input} has {count} videos, 0 to {count - 1}")
 
 
 def _sifted(index: int, video_id: str, url: str, spans: list[Span] | None, duplicate: bool) -> Video:

@@ -34,7 +34,7 @@ from actors.curation.captions import (
     key_frames,
     prompt,
 )
-from pipelines.core.progress import Ticker
+from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import actor_retries, fitted, ray_task
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
@@ -115,10 +115,11 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     done = Recaptioned(left=len(todo))
     if not todo:
         return done
-    store, ticker, faults = Store(config.output), Ticker(), 0
+    store, faults = Store(config.output), 0
     local = config.captions.by == "transformers"
     with closing((_by_model if local else _by_service)(config, todo, store)) as answers:
-        for answer in answers:
+        progress = Progress("recaption", len(todo), "scenes")
+        for answer in tracked(answers, progress, lambda answer: int(answer.code != UNFINISHED)):
             done.captioned += answer.code == ""
             done.failed += answer.code == "caption_failed"
             done.left -= answer.code != UNFINISHED
@@ -131,8 +132,6 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
                     f"{GIVE_UP} scenes in a row failed by the service's fault ({answer.message}): run the same command "
                     "again when it is well; `retry` asks for these again"
                 )
-            if ticker.due():
-                log.info("%d captions, %d failed, %d left", done.captioned, done.failed, done.left)
     done.usd = round(_usd(config.captions, done.tokens_in, done.tokens_out), 4)
     _gather(store)
     done.seconds = round(time.monotonic() - started, 1)

@@ -28,7 +28,7 @@ from actors.core.store import Store
 from actors.curation.cut import cut, film_row, scene_row
 from actors.curation.fetch import fetch
 from actors.curation.frame_scorer import FrameScorer
-from pipelines.core.progress import Ticker
+from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.tables import SCORES, THUMBNAILS
@@ -44,7 +44,7 @@ READ = Stage(num_cpus=0.1)
 
 
 @dataclass
-class Progress:
+class Measured:
     """What one run of the stages has done."""
 
     films: int = 0
@@ -53,25 +53,21 @@ class Progress:
     seconds: float = 0.0
 
 
-def score(config: CurationConfig, remote: bool) -> Progress:
+def score(config: CurationConfig, remote: bool) -> Measured:
     """Run the stages over plan/todo until every row is in scores/; remote: some sources have to be fetched."""
     stages = fitted(*stages_of(config, remote), config.autoscaling)
     set_context()
     rows = _todo(config, stages)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
-    progress, started, ticker = Progress(), time.monotonic(), Ticker()
-    for counts in rows.iter_batches(batch_size=None, prefetch_batches=0):
-        progress.films += int(counts["films"].sum())
-        progress.scenes += int(counts["scenes"].sum())
-        progress.failed += int(counts["failed"].sum())
-        progress.seconds = time.monotonic() - started
-        if ticker.due():
-            log.info(
-                "%d films, %d scenes measured, %d failed, %.1f scenes/s",
-                *(progress.films, progress.scenes, progress.failed, progress.scenes / progress.seconds),
-            )
-    return progress
+    measured, started = Measured(), time.monotonic()
+    batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
+    for counts in tracked(batches, Progress("score", None, "scenes"), lambda counts: int(counts["scenes"].sum())):
+        measured.films += int(counts["films"].sum())
+        measured.scenes += int(counts["scenes"].sum())
+        measured.failed += int(counts["failed"].sum())
+        measured.seconds = time.monotonic() - started
+    return measured
 
 
 def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:

@@ -20,7 +20,7 @@ from actors.core.store import Store
 from actors.directors.pictures import ViewsConfig, read_pictures
 from actors.directors.style import FEATURES
 from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
-from pipelines.core.progress import finish
+from pipelines.core.progress import Progress, finish
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
 
 VECTORS = pa.schema(
@@ -131,7 +131,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
         Backbone, fn_constructor_args=[backbone], batch_size=backbone.batch_size, **ray_actors(backbone)
     )
     data = data.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    finish(data, "rows", len(rows), "pictures embedded")
+    finish(data, "rows", Progress("embed", len(rows), "images"))
 
 
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:

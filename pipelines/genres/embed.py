@@ -9,6 +9,7 @@ gather driver   N -> 1: a film's array, once all of its images are there
 import io
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +25,16 @@ from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.genres.key_frames import key_frames
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.images import IMAGE_SUFFIXES, Shape, natural, read_images
 from actors.media.shots import ShotsConfig
-from pipelines.core.progress import Ticker
-from pipelines.core.ray_data import in_blocks, ray_actors, ray_task, set_context
+from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,54 @@ class ImagesConfig:
     """How they are cut into shots, of each of which the middle picture is taken."""
 
 
+def clip() -> EmbeddingsConfig:
+    """The model of the reference, in batches that go across films."""
+    return EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai", batch_size=256, images_per_call=64)
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Settings of `embed`."""
+
+    input: str
+    """A folder or prefix that holds a folder of images for each film (MovieNet's layout), video files, or both."""
+    output: str = "output/genres"
+    """A path or s3://: features/, rejected/."""
+    embeddings: EmbeddingsConfig = field(default_factory=clip)
+    """Which CLIP model, and its workers."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """How images are read, and found in video files."""
+    autoscaling: bool = False
+    """The cluster grows by what is asked for: pools are not made to fit it."""
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """What `embed` has to do."""
+
+    sources: list[Source]
+    """Every film of the input."""
+    todo: list[Source]
+    """Those without vectors."""
+
+    def stages(self, config: EmbedConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
+        """Actor pools and task stages, by name."""
+        return {"embed": config.embeddings}, stages_of(self.todo, config.images)
+
+
+@dataclass(frozen=True)
+class EmbedOutcome:
+    """What `embed` has made of the images of all films."""
+
+    embedded: int
+    """Images with a vector."""
+    rejected: dict[str, int]
+    """Images without one, by code."""
+    new: int
+    """Images that this run has embedded."""
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Embedded:
     """The vectors of a film."""
@@ -100,11 +151,43 @@ def find_films(input: str) -> list[Source]:
         if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
     ]
     if not found:
-        raise ValueError(f"{input} holds neither folders of images nor video files: one of either for each film")
+        raise UserError(f"{input} holds neither folders of images nor video files: one of either for each film")
     counts = Counter(source.film for source in found)
     if twice := sorted(film for film, count in counts.items() if count > 1):
-        raise ValueError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
+        raise UserError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
     return sorted(found, key=lambda source: natural(source.film))
+
+
+def plan_embed(config: EmbedConfig) -> EmbedPlan:
+    """The films of the input and those left to do; raises UserError where the model or the output does not fit."""
+    check_clip(config.embeddings)
+    store = Store(config.output)
+    sources = find_films(config.input)
+    made = store.read_json("embedding.json")
+    if made and made["model"] != config.embeddings.name():
+        # Vectors of two models lie in two spaces.
+        raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
+    done = stored_films(store)
+    return EmbedPlan(sources, [source for source in sources if source.film not in done])
+
+
+def embed(config: EmbedConfig, plan: EmbedPlan) -> EmbedOutcome:
+    """Embed the films that are left, on a Ray that runs where there are any."""
+    store, started = Store(config.output), time.monotonic()
+    store.write_json({"model": config.embeddings.name()}, "embedding.json")
+    if plan.todo:
+        stages = fitted(*plan.stages(config), config.autoscaling)
+        films = embed_films(plan.todo, ImageEmbedder, input_shape(config.embeddings), config.images, stages)
+        store_films(store, films, len(plan.todo))
+    seconds, left = time.monotonic() - started, {source.film for source in plan.todo}
+    names = [source.film for source in plan.sources]
+    rejected: Counter[str] = Counter()
+    embedded = new = 0
+    for name, about in zip(names, read_about(store, names), strict=True):
+        rejected.update(about["rejected"])
+        embedded += len(about["images"])
+        new += len(about["images"]) if name in left else 0
+    return EmbedOutcome(embedded, dict(rejected), new, seconds)
 
 
 def embed_films(
@@ -273,21 +356,22 @@ def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
 
     FILM.json holds `images` (names of the rows), `start_s` of shots, and how often each code was `rejected`.
     """
-    ticker = Ticker()
-    done = rows = 0
-    for film in films:
-        if len(film.names):
-            array = io.BytesIO()
-            np.save(array, film.vectors)
-            storage.write_bytes(store.uri("features", f"{film.film}.npy"), array.getvalue())
-        if film.rejected:
-            store.write_part("rejected", pa.Table.from_pylist(film.rejected, REJECTED), [film.film])
-        codes = Counter(row["code"] for row in film.rejected)
-        about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes)}
-        store.write_json(about, "features", f"{film.film}.json")
-        done, rows = done + 1, rows + len(film.names)
-        if ticker.due():
-            log.info("%d of %d films, %d images, %.0f a second", done, total, rows, ticker.rate(rows))
+    with Progress("embed", total, "films") as progress:
+        for film in films:
+            _store_film(store, film)
+            progress.advance()
+
+
+def _store_film(store: Store, film: Embedded) -> None:
+    if len(film.names):
+        array = io.BytesIO()
+        np.save(array, film.vectors)
+        storage.write_bytes(store.uri("features", f"{film.film}.npy"), array.getvalue())
+    if film.rejected:
+        store.write_part("rejected", pa.Table.from_pylist(film.rejected, REJECTED), [film.film])
+    codes = Counter(row["code"] for row in film.rejected)
+    about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes)}
+    store.write_json(about, "features", f"{film.film}.json")
 
 
 def read_about(store: Store, films: Sequence[str]) -> Iterator[dict[str, Any]]:

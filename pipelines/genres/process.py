@@ -5,16 +5,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.models.clip import EmbeddingsConfig
 from pipelines.core.film_vectors import Films, middles, read_films, write_films
-from pipelines.genres.embed import REQUESTS, ImagesConfig, read_stored, stored_films
+from pipelines.genres.embed import REQUESTS, read_stored, stored_films
 
 GENRES = (
     "Drama",
@@ -42,27 +42,6 @@ GENRES = (
 """The 21 genres, in the order of every table and array."""
 
 
-def clip() -> EmbeddingsConfig:
-    """The model of the reference, in batches that go across films."""
-    return EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai", batch_size=256, images_per_call=64)
-
-
-@dataclass(frozen=True)
-class EmbedConfig:
-    """Settings of `embed`."""
-
-    input: str
-    """A folder or prefix that holds a folder of images for each film (MovieNet's layout), video files, or both."""
-    output: str = "output/genres"
-    """A path or s3://: features/, rejected/."""
-    embeddings: EmbeddingsConfig = field(default_factory=clip)
-    """Which CLIP model, and its workers."""
-    images: ImagesConfig = field(default_factory=ImagesConfig)
-    """How images are read, and found in video files."""
-    autoscaling: bool = False
-    """The cluster grows by what is asked for: pools are not made to fit it."""
-
-
 @dataclass(frozen=True)
 class ProcessConfig:
     """Settings of `process`."""
@@ -79,7 +58,7 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         if min(self.patch_size, self.number_patches) < 1:
-            raise ValueError(f"patch_size and number_patches start at 1: {self}")
+            raise UserError(f"patch_size and number_patches start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +76,11 @@ class Processed:
 
 
 def process(config: ProcessConfig) -> Processed:
-    """Write films.npz from features/ and what meta says; raises ValueError where no film is left."""
+    """Write films.npz from features/ and what meta says; raises UserError where no film is left."""
     store = Store(config.output)
     ids = sorted(stored_films(store))
     if not ids:
-        raise ValueError(f"{store.uri('features')} holds no films: `embed` first, or name its output")
+        raise UserError(f"{store.uri('features')} holds no films: `embed` first, or name its output")
     unknown: Counter[str] = Counter()
     rejected: list[dict[str, str]] = []
     pieces: list[np.ndarray] = []
@@ -130,7 +109,7 @@ def process(config: ProcessConfig) -> Processed:
                 owners.append(film)
                 labels.append(label)
     if not pieces:
-        raise ValueError(f"of {len(ids)} films none is left: {rejected[0]['film']}: {rejected[0]['message']}")
+        raise UserError(f"of {len(ids)} films none is left: {rejected[0]['film']}: {rejected[0]['message']}")
     films = Films(
         vectors=np.concatenate(pieces),
         offsets=np.cumsum([0, *(len(piece) for piece in pieces)]),
@@ -175,7 +154,7 @@ def read_any(uri: str) -> Films:
     ids = sorted(stored_films(store))
     found = [(film, vectors) for film, (vectors, _) in zip(ids, read_stored(store, ids), strict=True) if len(vectors)]
     if not found:
-        raise ValueError(f"{uri} is neither an .npz file nor the output of `embed`")
+        raise UserError(f"{uri} is neither an .npz file nor the output of `embed`")
     return Films(
         vectors=np.concatenate([vectors for _, vectors in found]),
         offsets=np.cumsum([0, *(len(vectors) for _, vectors in found)]),
@@ -199,7 +178,7 @@ def fused(films: Films, others: Sequence[Films]) -> Films:
         means = {name: _unit(other.frames(i).astype(np.float32)).mean(0) for i, name in enumerate(other.ids)}
         if missing := sorted(set(names) - means.keys()):
             lacking = f"{', '.join(missing[:5])} ({len(missing)})"
-            raise ValueError(f"films that lack some of the features to fuse: {lacking}; leave them out")
+            raise UserError(f"films that lack some of the features to fuse: {lacking}; leave them out")
         rows = _unit(np.stack([means[name] for name in names]))
         vectors.append(rows.repeat(np.diff(films.offsets), axis=0))
     return replace(films, vectors=np.concatenate(vectors, axis=1).astype(np.float16))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.heads import HeadConfig, MeanProbe, make_head, mean_directions
 from pipelines.core.film_vectors import Films, split
 from pipelines.core.metrics import average_precision, averages, thresholds
-from pipelines.core.training import TrainingConfig, fit
+from pipelines.core.training import TrainingConfig, fit, gpus
 from pipelines.genres import losses
 from pipelines.genres.closed_form import SolveConfig, solve
 from pipelines.genres.process import fused, read_any
@@ -74,16 +75,18 @@ class LearnConfig(HeadConfig):
     """Of the split, the first weights and the order of films."""
     workers: int = 1
     """Processes that train side by side."""
-    use_gpu: bool = False
-    """A GPU for each worker."""
+    num_gpus: float = 0.0
+    """GPUs that one worker holds; above 0 it trains there."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {"use_gpu": ("num_gpus", gpus)}
 
     def __post_init__(self) -> None:
         if not 0 < self.train_split_proportion <= 1:
-            raise ValueError(f"train_split_proportion lies in (0, 1], not at {self.train_split_proportion}")
+            raise UserError(f"train_split_proportion lies in (0, 1], not at {self.train_split_proportion}")
         if self.train_split_proportion == 1 and not self.solved:
-            raise ValueError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
+            raise UserError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
         if self.sequence_length < 1:
-            raise ValueError(f"sequence_length starts at 1, not {self.sequence_length}")
+            raise UserError(f"sequence_length starts at 1, not {self.sequence_length}")
         super().__post_init__()
         # They check the rest.
         for settings in (self.training, self.closed):
@@ -113,7 +116,7 @@ class LearnConfig(HeadConfig):
                 for name in ("batch_size", "learning_rate", "weight_decay", "schedule", "patience", "seed")
             },
             workers=self.workers,
-            use_gpu=self.use_gpu,
+            num_gpus=self.num_gpus,
         )
 
 
@@ -121,7 +124,7 @@ class LearnConfig(HeadConfig):
 class TrainConfig(LearnConfig):
     """Settings of `train`."""
 
-    films: str = "output/genres/films.npz"
+    input: str = "output/genres/films.npz"
     """Films with genres: an .npz as `process` writes it."""
     output: str = "output/genres"
     """A path or s3://: model/, test.parquet, and for heads that descend training/."""
@@ -131,10 +134,12 @@ class TrainConfig(LearnConfig):
     extra: list[str] = field(default_factory=list)
     """Other features of the same films (sound, plot), .npz of the same layout: their means stand beside each frame."""
 
+    ALIASES: ClassVar[dict[str, Any]] = {**LearnConfig.ALIASES, "films": "input"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refit and not self.solved:
-            raise ValueError(
+            raise UserError(
                 "refit: only what is had in closed form (head=mean) needs no validation films; leave it out"
             )
 
@@ -153,7 +158,7 @@ class GenreModel:
     def probabilities(self, films: Films) -> np.ndarray:
         """float64 (N, C) of whole films, in the order of `films.whole()`: of its pieces the mean."""
         if films.vectors.shape[1] != self.dimensions:
-            raise ValueError(
+            raise UserError(
                 f"the model has learnt from vectors of {self.dimensions} numbers, and these have "
                 f"{films.vectors.shape[1]}: embed by the same model, and give the same extra features"
             )
@@ -181,12 +186,12 @@ class GenreModel:
 
 
 def load_model(uri: str) -> GenreModel:
-    """Read what `GenreModel.save` wrote below a path or s3://; raises ValueError where it is not there."""
+    """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
     try:
         about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
         weights = load_tensors(storage.read_bytes(storage.join(uri, "model.safetensors")))
     except FileNotFoundError as error:
-        raise ValueError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
+        raise UserError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
     learn, told = LearnConfig(**about["learn"]), about["thresholds"]
     head = make_head(learn.layers(), about["dimensions"], len(told))
     head.load_state_dict(weights)
@@ -199,7 +204,7 @@ def load_model(uri: str) -> GenreModel:
 def parts_of(films: Films, shares: Sequence[float], seed: int) -> np.ndarray:
     """Divide films, never pieces of one film, by their genres: the number of each row's part, int64 (N,)."""
     if not films.genre_names:
-        raise ValueError("these films have no genres to learn from: give an .npz as `process` writes it")
+        raise UserError("these films have no genres to learn from: give an .npz as `process` writes it")
     whole = films.whole()
     part = dict(zip(whole.ids, split(whole.genres, shares, seed), strict=True))
     return np.array([part[name] for name in films.owners or films.ids])
@@ -298,7 +303,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns how many films each part has, and the macro and weighted average precision on the test films.
     """
-    films = fused(read_any(config.films), [read_any(uri) for uri in config.extra])
+    films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     store, share = Store(config.output), config.train_split_proportion
     settings = LearnConfig(**{one.name: getattr(config, one.name) for one in fields(LearnConfig)})
     storage.delete(store.uri("test.parquet"))
@@ -307,7 +312,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return {"films": {"train": len(films.whole())}, "test_ap": {}}
     parts = parts_of(films, (share, (1 - share) / 2, (1 - share) / 2), config.seed)
     if len(np.unique(parts)) < 3:
-        raise ValueError(f"{len(films.whole())} films are too few for train, validation and test: give more")
+        raise UserError(f"{len(films.whole())} films are too few for train, validation and test: give more")
     train, valid, test = (films.take(np.flatnonzero(parts == part)) for part in range(3))
     model = learn(train, valid, settings, store.uri("training"))
     answers, labels = model.probabilities(test), test.whole().genres
@@ -324,7 +329,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 class PredictConfig:
     """Settings of `predict`."""
 
-    films: str
+    input: str
     """Films, with or without genres: an .npz, or the output of `embed`."""
     model: str = "output/genres/model"
     """The model/ of a training."""
@@ -333,11 +338,13 @@ class PredictConfig:
     extra: list[str] = field(default_factory=list)
     """Other features of the same films, as the model has learnt from them."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"films": "input"}
+
 
 def predict(config: PredictConfig) -> tuple[int, pd.Series]:
     """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
     model = load_model(config.model)
-    films = fused(read_any(config.films), [read_any(uri) for uri in config.extra])
+    films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     answers = model.probabilities(films)
     write_predictions(Store(config.output), "predictions.parquet", films.whole().ids, answers, model)
     return len(answers), pd.Series((answers >= model.thresholds).sum(0), model.genre_names)

@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VideoConfig
 from actors.movie_characters.film_frames import Interval, frames_in, seconds
-from pipelines.core.progress import Ticker
+from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
 
@@ -67,18 +68,18 @@ class Plan:
 
 
 def plan_extraction(config: ExtractConfig) -> Plan:
-    """Read the table; raises ValueError where a column is missing, which lists those there are."""
+    """Read the table; raises UserError where a column is missing, which lists those there are."""
     try:
         table = pd.read_csv(io.BytesIO(storage.read_bytes(config.csv)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
-        raise ValueError(f"csv: {error}") from error
+        raise UserError(f"csv: {error}") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"csv={config.csv} is no CSV table: {error}") from error
+        raise UserError(f"csv={config.csv} is no CSV table: {error}") from error
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (START, END, config.category) if name not in table]:
-        raise ValueError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise UserError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     if not storage.exists(config.video):
-        raise ValueError(f"video: there is no {config.video}")
+        raise UserError(f"video: there is no {config.video}")
     rows = table[[config.category, START, END]].set_axis(["category", START, END], axis=1)
     found = [_interval(*row) for row in rows.itertuples(index=False)]
     rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
@@ -90,7 +91,7 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     before, have = Store(root).read_json(OF) or {}, {name.partition("/")[0] for name in there}
     # Their numbers would be those of other frames.
     if other := [cls for cls, of in _of(config, plan).items() if cls in have and before.get(cls, of) != of]:
-        raise ValueError(
+        raise UserError(
             f"{config.output} holds frames of {', '.join(other)} of other intervals or another film: "
             "use another output, or remove these folders"
         )
@@ -188,7 +189,7 @@ def _lack(film: Row, interval: Interval, count: int) -> tuple[str, str]:
 def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     """The film's own row, and how many frames were written."""
     there, written = set(plan.there), 0
-    ticker = Ticker()
+    progress = Progress("extract", None, "frames")
     limits = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
     nothing: Row = {"frames": [0] * len(plan.intervals), "files": {}, "damaged": 0}
     fault: Exception | None = None
@@ -196,14 +197,13 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
         for _ in range(ATTEMPTS):
             arguments: Sequence[object] = (str(path), plan.intervals, config.by_index, frozenset(there))
             try:
-                for row in CHILD.stream(frames_in, *arguments, config.decode.decoder, **limits):
+                rows = CHILD.stream(frames_in, *arguments, config.decode.decoder, **limits)
+                for row in tracked(rows, progress):
                     if not row["name"]:
                         return row, written
                     storage.write_bytes(store.uri(row["name"]), row["jpeg"])
                     there.add(row["name"])
                     written += 1
-                    if ticker.due():
-                        log.info("%d frames written", written)
             except ChildFault as error:
                 fault = error
                 if error.code != "crashed":

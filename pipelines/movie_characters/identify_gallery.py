@@ -25,13 +25,14 @@ import ray
 from pyarrow import compute
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from actors.media.images import Shape, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, input_shape
 from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
 from actors.movie_characters.names import Picture, class_of, stem
-from pipelines.core.progress import Ticker
+from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
@@ -82,7 +83,7 @@ class GalleryConfig:
 
     def __post_init__(self) -> None:
         if self.nearest is not None and self.nearest < 1:
-            raise ValueError(f"nearest starts at 1, not {self.nearest}")
+            raise UserError(f"nearest starts at 1, not {self.nearest}")
 
     @property
     def root(self) -> str:
@@ -114,9 +115,7 @@ class ClipConfig(GalleryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.prompt or not self.probe_c > 0:
-            raise ValueError(
-                f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}"
-            )
+            raise UserError(f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}")
 
     @property
     def stage(self) -> EmbeddingsConfig:
@@ -167,16 +166,16 @@ def method_of(config: ClipConfig | FaceConfig) -> str:
 
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
-    """List both and find what is missing; raises ValueError where there is nothing, or another model was there."""
+    """List both and find what is missing; raises UserError where there is nothing, or another model was there."""
     if isinstance(config, FaceConfig):
         check_faces()
     images = find_pictures(config.image_list, "image_list")
     gallery = find_pictures(config.input_dir, "input_dir")
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
-        raise ValueError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
+        raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
     before = Store(config.output_dir).read_json("identified.json")
     if before is not None and before["by"] != method_of(config):
-        raise ValueError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
+        raise UserError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
     done = embedded(Store(config.root), model_of(config))
     # Of one method a model needs no images of the gallery.
     wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
@@ -216,14 +215,11 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
     rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
     write: Any = partial(write_vectors, store=Store(config.root), model=model_of(config))
     failed: dict[str, tuple[str, str]] = {}
-    done, ticker = 0, Ticker()
-    for batch in rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None):
-        done += len(batch["uri"])
+    written = rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None)
+    for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
         for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
             if code:
                 failed[uri] = code, message
-        if ticker.due():
-            log.info("%d of %d images embedded", done, len(pictures))
     return failed
 
 
@@ -266,7 +262,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     gallery = [one for one in plan.gallery if one.uri in vectors]
     needs_gallery = not (isinstance(config, ClipConfig) and config.method == "prompts")
     if needs_gallery and not gallery:
-        raise ValueError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
+        raise UserError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
     for rows in _answers(config, plan, images, gallery, vectors):
         write_results(config.output_dir, rows, descending=True)
     rows = [
@@ -348,7 +344,7 @@ def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(classes)) < 2:
-        raise ValueError("method=probe needs a gallery of two classes or more")
+        raise UserError("method=probe needs a gallery of two classes or more")
     model = LogisticRegression(C=c, max_iter=1000).fit(vectors, list(classes))
 
     def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

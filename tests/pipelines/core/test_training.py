@@ -130,7 +130,7 @@ def test_curves_are_a_picture_with_a_panel_for_every_value() -> None:
     assert width / one.shape[1] == pytest.approx(3 / 2, rel=0.01) and height == one.shape[0]
 
 
-@pytest.mark.parametrize("too_much", [{"workers": 3}, {"workers": 1, "use_gpu": True}, {"num_cpus": 1.5}])
+@pytest.mark.parametrize("too_much", [{"workers": 3}, {"workers": 1, "num_gpus": 1.0}, {"num_cpus": 1.5}])
 def test_a_cluster_that_is_too_small_is_told_before_the_start(
     ray_cluster: None, tmp_path: Path, too_much: dict[str, Any]
 ) -> None:

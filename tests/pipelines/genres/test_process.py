@@ -165,7 +165,7 @@ def test_a_film_never_stands_on_two_sides() -> None:
 def test_train_measures_on_films_not_seen_and_keeps_a_model_of_all(tmp_path: Path, pieces: bool) -> None:
     films = in_pieces(made(400, 4)) if pieces else made(400, 4)
     write_films(films, str(tmp_path / "films.npz"))
-    found = train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    found = train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     assert found["films"] == {"train": 320, "valid": 40, "test": 40}
     assert found["test_ap"]["macro"] > 0.7
     test = pd.read_parquet(tmp_path / "test.parquet")
@@ -174,7 +174,7 @@ def test_train_measures_on_films_not_seen_and_keeps_a_model_of_all(tmp_path: Pat
     new = replace(made(200, 4, seed=5), ids=[f"new{i}" for i in range(200)])
     unlabelled = replace(new, genres=np.zeros((200, 0), np.uint8), genre_names=[])
     write_films(unlabelled, str(tmp_path / "new.npz"))
-    config = PredictConfig(films=str(tmp_path / "new.npz"), model=str(tmp_path / "model"), output=str(tmp_path))
+    config = PredictConfig(input=str(tmp_path / "new.npz"), model=str(tmp_path / "model"), output=str(tmp_path))
     count, chosen = predict(config)
     rows = pd.read_parquet(tmp_path / "predictions.parquet")
     assert count == 200 and list(rows.columns) == ["id", "genre", "probability", "chosen"] and len(rows) == 600
@@ -247,8 +247,8 @@ def test_heads_that_descend_learn_and_go_on(ray_cluster: None, tmp_path: Path) -
 
 def test_predictions_are_scored_beside_what_costs_less(tmp_path: Path) -> None:
     write_films(made(300), str(tmp_path / "films.npz"))
-    train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
-    judged = judge(ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    judged = judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     assert len(judged.films) == 30 and list(judged.answers) == ["predictions", LOGISTIC, PRIOR]
     found = figures(judged, 50)
     assert found["table"]["macro"]["ap"] > found["methods"][PRIOR]["ap"]["macro"]["ap"] + 0.2
@@ -260,13 +260,13 @@ def test_predictions_are_scored_beside_what_costs_less(tmp_path: Path) -> None:
 
 def test_predictions_and_films_must_know_of_each_other(tmp_path: Path) -> None:
     write_films(made(300), str(tmp_path / "films.npz"))
-    config = ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path))
+    config = ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path))
     with pytest.raises(ValueError, match="`train` or `predict` first"):
         judge(config)
-    train(TrainConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     write_films(made(10), str(tmp_path / "few.npz"))
     with pytest.raises(ValueError, match=r"few.npz has no genres of tt"):
-        judge(replace(config, films=str(tmp_path / "few.npz")))
+        judge(replace(config, input=str(tmp_path / "few.npz")))
 
 
 def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None
     films.genres[7, 2], films.genres[:, 2] = 1, 0
     films.genres[7, 2] = 1
     write_films(films, str(tmp_path / "films.npz"))
-    config = ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path), folds=3, seeds=2)
+    config = ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), folds=3, seeds=2)
     judged = judge(config)
     assert list(judged.answers) == ["mean", LOGISTIC, PRIOR]
     assert judged.answers["mean"].scores.shape == (2, 90, 3)
@@ -309,7 +309,7 @@ def test_prompts_find_what_the_model_knows(clip_folder: str) -> None:
 def test_real_films_are_told_better_than_by_logistic_regression(tmp_path: Path) -> None:
     films = real_films()
     write_films(films, str(tmp_path / "films.npz"))
-    judged = judge(ScoreConfig(films=str(tmp_path / "films.npz"), output=str(tmp_path), folds=5))
+    judged = judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), folds=5))
     ahead = lead(judged, "mean", 50)
     assert ahead is not None and (ahead.ap[["macro", "weighted"]] > 0.003).all()
     found = figures(judged, 20)["methods"]["mean"]["ap"]

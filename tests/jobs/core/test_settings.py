@@ -1,18 +1,12 @@
-"""Settings from YAML and key=value, with errors that name the key; what each kind of error ends with."""
+"""Settings from YAML and the command line, with errors that name the key."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import av
-import pyarrow as pa
 import pytest
-import typer
-from ray.exceptions import RayTaskError
 
-from jobs.core.run import DONE, FAILED, REJECTED, USAGE, SettingsError, exit_codes, load, recorded, versions
-from pipelines.curation.rows import IncompleteError
+from jobs.core.settings import SettingsError, load
 from pipelines.curation.settings import CurationConfig
 
 
@@ -98,7 +92,7 @@ def test_an_empty_file_and_an_empty_group_hold_no_settings(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "input: this setting is needed"),
+        ([], "input: this setting is required"),
         (["input=a", "inner.sizes=3"], "inner.sizes: there is no such setting"),
         (["input=a", "outer=3"], "outer: there is no such setting"),
         (["input=a", "inner.size.x=3"], "inner.size: Input should be a valid integer"),
@@ -123,9 +117,14 @@ def test_all_that_is_wrong_is_told_at_once():
     assert told("inner.size=big", "end=late", "more=1").count(";") == 3
 
 
-@pytest.mark.parametrize("junk", ["inner.size", "--help", "=5", ""])
-def test_an_argument_that_is_no_setting_is_told(junk: str):
-    assert told("input=a", junk) == f"{junk!r} is no setting: write key=value, as in frames.interval_ms=500"
+@pytest.mark.parametrize("junk", ["inner.size", "=5", ""])
+def test_an_argument_that_is_neither_a_setting_nor_a_file_is_named(junk: str):
+    assert told("input=a", junk) == f"{junk!r}: no such settings file. Write single settings as key=value."
+
+
+def test_there_is_one_settings_file_at_most(tmp_path: Path):
+    file = write(tmp_path, "input: a\n")
+    assert told(file, file) == f"Unexpected argument {file!r}. Write settings as key=value, as in output=results."
 
 
 def test_a_value_that_is_not_yaml_is_told_with_its_key():
@@ -133,8 +132,7 @@ def test_a_value_that_is_not_yaml_is_told_with_its_key():
 
 
 def test_a_missing_file_is_told(tmp_path: Path):
-    assert told(str(tmp_path / "none.yaml")) == f"there is no settings file {tmp_path}/none.yaml"
-    assert told("inner.size") == "there is no settings file inner.size"
+    assert told(str(tmp_path / "none.yaml")).startswith(f"'{tmp_path}/none.yaml': no such settings file")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +140,8 @@ def test_a_missing_file_is_told(tmp_path: Path):
     [
         ("inner: [", "is not YAML: while parsing"),
         ("\x00", "is not YAML"),
-        ("- input\n- inner\n", "holds no settings"),
-        ("input", "holds no settings"),
+        ("- input\n- inner\n", "has no settings"),
+        ("input", "has no settings"),
         ("!!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
     ],
 )
@@ -163,89 +161,90 @@ def test_the_settings_of_curation_load_from_what_a_plan_keeps():
     assert (config.frames.size, config.videos.end) == (64, 9)
 
 
-# ----------------------------------------------------------------------------------------------------------- exit codes
+# --------------------------------------------------------------------------------------------- habits of command lines
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = "small"
+    use_it: bool = False
+    ALIASES: ClassVar[dict[str, Any]] = {"model_name": "name"}
+
+
+def _gpus(use_gpu: bool) -> float:
+    return float(use_gpu)
+
+
+@dataclass(frozen=True)
+class Wide:
+    input: str | tuple[str, ...] = ()
+    output: str = ""
+    target_text: str = ""
+    seed_range: tuple[int, ...] = ()
+    ks: list[int] = field(default_factory=list)
+    center_crop: bool = False
+    num_gpus: float = 0.0
+    rate: float = 0.1
+    model: Model = field(default_factory=Model)
+    models: dict[str, Model] = field(default_factory=dict)
+    ALIASES: ClassVar[dict[str, Any]] = {
+        "input_files": "input",
+        "o": "output",
+        "use_gpu": ("num_gpus", _gpus),
+        "trainer.lr": "rate",
+    }
+    IGNORED: ClassVar[dict[str, str]] = {"colab_path": "there is no notebook here"}
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "last"),
+    ("arguments", "expected"),
     [
-        (SettingsError("frames.size: must be a number"), USAGE, "error: frames.size: must be a number"),
-        (ValueError("no such file"), USAGE, "error: no such file"),
-        (IncompleteError("2 videos have scenes without a row"), FAILED, "failed: IncompleteError: 2 videos have"),
-        (ConnectionError("s3://b/k: gave up"), FAILED, "failed: ConnectionError: s3://b/k: gave up"),
-        (RuntimeError("a worker said:\n  many lines\nKeyError: 'x'"), FAILED, "failed: KeyError: 'x'"),
-        (RuntimeError(), FAILED, "failed: RuntimeError:"),
-        (pa.ArrowInvalid("not a Parquet file"), FAILED, "failed: ArrowInvalid: not a Parquet file"),
-        (RayTaskError("f", "a worker's trace", ValueError("x")).as_instanceof_cause(), FAILED, "failed: "),
+        (["output=a"], Wide(output="a")),
+        (["--output", "a"], Wide(output="a")),
+        (["--output=a"], Wide(output="a")),
+        (["-o", "a"], Wide(output="a")),
+        (["--center-crop", "--rate", "0.5"], Wide(center_crop=True, rate=0.5)),
+        (["--center_crop", "rate=-1"], Wide(center_crop=True, rate=-1)),
+        (["--center_crop", "false"], Wide()),
+        (["--rate", "-1"], Wide(rate=-1)),
+        (["--seed_range", "0", "10", "--output", "a"], Wide(seed_range=(0, 10), output="a")),
+        (["--ks", "5", "output=a"], Wide(ks=[5], output="a")),
+        (["--ks=[1, 5]"], Wide(ks=[1, 5])),
+        (["--input_files", "a", "b"], Wide(input=("a", "b"))),
+        (["--input-files", "a"], Wide(input="a")),
+        (["--target_text", "a photo: sks"], Wide(target_text="a photo: sks")),
+        (["target_text=[half"], Wide(target_text="[half")),
+        (["--use_gpu"], Wide(num_gpus=1.0)),
+        (["--use_gpu", "false"], Wide()),
+        (["use_gpu=true"], Wide(num_gpus=1.0)),
+        (["trainer.lr=2"], Wide(rate=2)),
+        (["--model.model_name", "big", "--model.use-it"], Wide(model=Model("big", True))),
+        (["models={a: {model_name: x}}"], Wide(models={"a": Model("x")})),
     ],
 )
-def test_each_kind_of_error_has_its_code_and_its_line(
-    error: Exception, code: int, last: str, capsys: pytest.CaptureFixture[str]
-):
-    with pytest.raises(typer.Exit) as left, exit_codes():
-        raise error
-    assert left.value.exit_code == code
-    assert left.value.__cause__ is error
-    told = capsys.readouterr().err
-    assert told.splitlines()[-1].startswith(last)
-    assert ("Traceback" in told) is (code == FAILED)
+def test_any_habit_of_the_command_line_works(arguments: list[str], expected: Wide):
+    assert load(Wide, arguments) == expected
 
 
-def test_a_code_that_was_chosen_stays_and_an_interrupt_goes_through():
-    with pytest.raises(typer.Exit) as left, exit_codes():
-        raise typer.Exit(REJECTED)
-    assert left.value.exit_code == REJECTED
-    with pytest.raises(KeyboardInterrupt), exit_codes():
-        raise KeyboardInterrupt
-    with exit_codes():
-        pass
-    assert (DONE, FAILED, USAGE, REJECTED) == (0, 1, 2, 3)
+def test_an_older_name_on_the_command_line_overrides_the_file_and_what_a_run_kept(tmp_path: Path):
+    file = write(tmp_path, "input: a\nrate: 3\n")
+    assert load(Wide, [file, "input_files=b", "trainer.lr=4"], {"o": "kept"}) == Wide("b", "kept", rate=4)
 
 
-def test_versions_are_those_that_run():
-    assert versions()["av"] == av.__version__
-    assert {"python", "ray", "torch"} <= versions().keys()
+def test_an_option_that_means_nothing_is_logged_and_left_out(caplog: pytest.LogCaptureFixture):
+    assert load(Wide, ["--colab_path", "/content"]) == Wide()
+    assert caplog.messages == ["colab_path is ignored: there is no notebook here"]
 
 
-def record_of(root: Path) -> dict[str, Any]:
-    return json.loads((root / "runs" / "embed.json").read_text())
+def test_an_option_without_its_value_and_one_that_does_not_exist_are_named():
+    with pytest.raises(SettingsError, match=r"^--rate needs a value\.$"):
+        load(Wide, ["--rate", "--output", "a"])
+    with pytest.raises(SettingsError, match=r"^centre_crop: there is no such setting; did you mean center_crop"):
+        load(Wide, ["--centre_crop=true"])
 
 
-def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with recorded("embed", Config("films"), str(tmp_path)) as record:
-        record["rows"] = {"in": 5, "out": 3, "rejected": {"broken": 2}}
-        record["stages"] = {"embed": {"rows": 5, "seconds": 0.5}}
-        record["more"] = "kept"
-    found = record_of(tmp_path)
-    assert (found["status"], found["error"], found["command"], found["more"]) == ("done", None, "embed", "kept")
-    assert found["settings"] == asdict(Config("films")) and found["versions"] == versions() and found["seconds"] >= 0
-    told = capsys.readouterr().out
-    assert "5 rows = 3 done + 2 rejected" in told and "broken 2" in told and "10.0 rows/s" in told
-
-
-def test_rows_that_do_not_add_up_fail_the_verb(tmp_path: Path):
-    with (
-        pytest.raises(RuntimeError, match="5 rows came in, but 3 went out and 1 were rejected"),
-        recorded("embed", Config("films"), str(tmp_path)) as record,
-    ):
-        record["rows"] = {"in": 5, "out": 3, "rejected": {"broken": 1}}
-    assert record_of(tmp_path)["status"] == "failed"
-
-
-def test_more_rejected_rows_than_allowed_end_with_their_exit_code(tmp_path: Path):
-    rows = {"in": 5, "out": 3, "rejected": {"broken": 2}}
-    with recorded("embed", Config("films"), str(tmp_path), max_rejected=2) as record:
-        record["rows"] = rows
-    with pytest.raises(typer.Exit) as end, recorded("embed", Config("films"), str(tmp_path), max_rejected=1) as record:
-        record["rows"] = rows
-    assert end.value.exit_code == REJECTED and record_of(tmp_path)["status"] == "rejected"
-
-
-def test_what_broke_a_verb_is_in_its_record_and_a_users_mistake_leaves_the_one_before(tmp_path: Path):
-    with pytest.raises(OSError, match="full"), recorded("embed", Config("films"), str(tmp_path)):
-        raise OSError("the disk is full")
-    before = record_of(tmp_path)
-    assert (before["status"], before["error"]) == ("failed", "OSError: the disk is full")
-    with pytest.raises(ValueError, match="no films"), recorded("embed", Config("elsewhere"), str(tmp_path)):
-        raise ValueError("no films there")
-    assert record_of(tmp_path) == before
+def test_values_may_stand_without_their_names_where_a_verb_says_so(tmp_path: Path):
+    file = write(tmp_path, "rate: 3\n")
+    assert load(Wide, ["here", file, "--center_crop"], positional=["output"]) == Wide(
+        output="here", rate=3, center_crop=True
+    )

@@ -1,0 +1,91 @@
+"""What an error ends a command with: 2 for what the user can mend, 1 for a fault, by the cause that Ray wraps."""
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from actors.core.errors import UserError
+
+DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
+"""Exit codes: done, failed, bad usage or settings, more rows rejected than allowed."""
+
+_RAY_HINT = "\nFailed to apply UDF transform after"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The root cause of an error."""
+
+    name: str
+    """Class of the exception, without its module."""
+    message: str
+    users: bool
+    """Whether the user can mend it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}".strip().removesuffix(":")
+
+
+def root_cause(error: BaseException) -> Cause:
+    """The error that a worker raised, where Ray wraps it; else the error itself."""
+    while (inner := _inside(error)) is not None:
+        error = inner
+    if type(error).__name__ == "ActorDiedError" and "raised in its creation task" in str(error):
+        return _cause_in(str(error))
+    message = str(error).partition(_RAY_HINT)[0]
+    return Cause(type(error).__name__, message, isinstance(error, UserError))
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    """What a Ray error wraps."""
+    if not type(error).__module__.startswith("ray."):
+        # RayTaskError(ValueError) is a class made for the case, with the module of Ray's exceptions.
+        return None
+    failures: Any = getattr(error, "worker_failures", None)
+    if failures:
+        return next(iter(failures.values()))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return cause
+    before = error.__cause__
+    # Ray Data raises its errors from an exception of its own that says nothing.
+    return before if before is not None and str(before) else None
+
+
+def _cause_in(text: str) -> Cause:
+    """The exception at the end of a traceback's text: an actor that failed to start leaves nothing else."""
+    lines = text.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
+    last = "\n".join(lines[frames[-1] + 1 if frames else 0 :])
+    found = re.match(r"([A-Za-z_][\w.]*)(?:: (.*))?$", last, re.DOTALL)
+    if found is None:
+        return Cause("ActorDiedError", last, False)
+    users = found[1] in {f"{one.__module__}.{one.__qualname__}" for one in _kinds(UserError)}
+    return Cause(found[1].rpartition(".")[2], found[2] or "", users)
+
+
+def _kinds(kind: type) -> list[type]:
+    return [kind, *(deep for one in kind.__subclasses__() for deep in _kinds(one))]
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn a UserError into its message and exit code 2, and any other error into its traceback, its cause and 1."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        if cause.users:
+            print(f"error: {cause.message}", file=sys.stderr)
+            raise typer.Exit(USAGE) from error
+        last = str(cause).splitlines()[0] if str(cause) else cause.name
+        print(f"{''.join(traceback.format_exception(error))}failed: {last}", file=sys.stderr)
+        raise typer.Exit(FAILED) from error

@@ -1,0 +1,76 @@
+"""Ray for as long as a command needs it, and what is printed meanwhile."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+OURS = ("actors", "pipelines", "jobs")
+"""Loggers of this project."""
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error now, so that lines go above a live progress display."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def start_logging(verbose: bool = False) -> None:
+    """Log this project's events to standard error, one line each; verbose: also those of libraries."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    if not any(isinstance(one, _Stderr) for one in root.handlers):
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.ERROR)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+def quiet_worker() -> None:
+    """Run in each worker when it starts: of what is logged there, only this project's warnings reach the driver."""
+    logging.getLogger().setLevel(logging.ERROR)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    warnings.simplefilter("ignore")
+
+
+@contextmanager
+def ray_session(verbose: bool = False) -> Iterator[None]:
+    """Join the cluster that the environment names, or start one here; leave what was there before running."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    root = str(Path(__file__).resolve().parents[2])
+    # A submitted job has its working directory from Ray; elsewhere workers find the packages by this path.
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        variables["PYTHONPATH"] = path
+    environment: dict[str, Any] = {"env_vars": variables}
+    # Ray ends a worker after a second without work where there are more than CPUs, and starts it again at seconds each.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    if not verbose:
+        environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
+        # Of Ray's own processes; its log files keep what matters to them.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A cluster has its dashboard already; on one machine it makes the start longer.
+    ray.init(runtime_env=environment, include_dashboard=False, logging_level=logging.INFO if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,300 @@
+"""The one runner of every verb: settings, plan, dry run, Ray, record, row check, exit code.
+
+A verb is a settings class, a `plan` that reads and changes nothing, and a `work`:
+
+    app = Verbs(__doc__)
+
+    @app.verb
+    class Embed(Verb):
+        \"\"\"Embed key frames with CLIP: one array per film. Rerun to resume.\"\"\"
+
+        def settings(self) -> type[EmbedConfig]: ...
+        def plan(self, config: EmbedConfig) -> EmbedPlan: ...
+        def preview(self, config: EmbedConfig, plan: EmbedPlan) -> Preview: ...
+        def work(self, config: EmbedConfig, plan: EmbedPlan, run: Run) -> None: ...
+
+Its name is the class's in kebab case, its help the class's docstring. `settings` is a method, so that a program which
+runs one verb imports only what that one needs.
+"""
+
+import inspect
+import json
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from actors.core.stage import Stage
+from actors.core.store import Store
+from jobs.core.describe import as_schema, as_yaml, plain
+from jobs.core.errors import REJECTED, exit_codes, root_cause
+from jobs.core.session import ray_session, start_logging
+from jobs.core.settings import load
+from pipelines.core.progress import reporting
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What --dry-run prints."""
+
+    facts: Sequence[str]
+    """Inputs found and work left, a line each."""
+    artefacts: Mapping[str, str]
+    """Where each artefact will be written, by name."""
+    pools: Mapping[str, Stage] = field(default_factory=dict)
+    """Actor pools by name."""
+    tasks: Mapping[str, Stage] = field(default_factory=dict)
+    """Task stages by name."""
+
+
+class Run:
+    """One run of a verb, as its work sees it."""
+
+    def __init__(self, store: Store, record: dict[str, Any], verbose: bool = False) -> None:
+        self.store = store
+        """The output."""
+        self.record = record
+        """What becomes the run record; `rows`, as {"in": n, "out": m, "rejected": {code: k}}, has to add up."""
+        self.lines: list[str] = []
+        self._verbose = verbose
+        self._session = ExitStack()
+        self._has_ray = False
+
+    def ray(self) -> None:
+        """Join the cluster or start Ray, once, until the verb ends."""
+        if not self._has_ray:
+            self._session.enter_context(ray_session(self._verbose))
+            self._has_ray = True
+
+    def say(self, line: str) -> None:
+        """Print a line below the summary of the run."""
+        self.lines.append(line)
+
+    def stage(self, name: str, rows: int, seconds: float) -> None:
+        """Record how long a stage took for how many rows."""
+        self.record.setdefault("stages", {})[name] = {"rows": rows, "seconds": round(seconds, 1)}
+
+    def close(self) -> None:
+        """Leave Ray."""
+        self._session.close()
+
+
+class Verb:
+    """One verb; see above. A verb without a record overrides `root` to return None."""
+
+    positional: tuple[str, ...] = ()
+    """Settings that may be given without their names, in this order."""
+
+    @property
+    def name(self) -> str:
+        """The name on the command line."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
+
+    def settings(self) -> type[Any]:
+        """The settings class."""
+        raise NotImplementedError
+
+    def load(self, arguments: Sequence[str]) -> Any:
+        """Settings from the command line."""
+        return load(self.settings(), arguments, positional=self.positional)
+
+    def plan(self, config: Any) -> Any:
+        """What there is to do; raises UserError where that cannot work. Changes nothing."""
+
+    def preview(self, config: Any, plan: Any) -> Preview:
+        """What --dry-run prints."""
+        return Preview(["This command changes nothing."], {})
+
+    def work(self, config: Any, plan: Any, run: Run) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def root(self, config: Any) -> str | None:
+        """Where the record goes, below runs/; None: nowhere."""
+        return config.output
+
+    def open(self, config: Any, plan: Any, store: Store) -> dict[str, Any]:
+        """What a record has from the start, beside settings and versions."""
+        return {}
+
+    def close(self, record: dict[str, Any], store: Store) -> None:
+        """Keep the record of a run that has ended, well or not; a user's mistake does not come here."""
+        store.write_json(record, "runs", f"{self.name}.json")
+
+    def rejected(self, record: Mapping[str, Any]) -> int:
+        """How many rows of a record failed; raises RuntimeError where its rows do not add up."""
+        rows = record.get("rows")
+        if not rows:
+            return 0
+        rejected = sum(rows["rejected"].values())
+        if rows["in"] != rows["out"] + rejected:
+            raise RuntimeError(f"{rows['in']} rows in, but {rows['out']} out and {rejected} rejected")
+        return rejected
+
+    def summary(self, record: Mapping[str, Any], store: Store) -> list[str]:
+        """The lines that say how a run ended."""
+        lines = [f"{record['command']} {record['status']} after {record['seconds']:.0f} s"]
+        if rows := record.get("rows"):
+            lines.append(f"{rows['in']} rows = {rows['out']} done + {sum(rows['rejected'].values())} rejected")
+            if rows["rejected"]:
+                lines.append(f"rejected{listed(rows['rejected'])}")
+        for name, stage in record.get("stages", {}).items():
+            rate = f", {stage['rows'] / stage['seconds']:.1f} rows/s" if stage["seconds"] else ""
+            lines.append(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s{rate}")
+        return lines
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by name, after a colon; nothing where there are none."""
+    return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    names = (
+        "ray",
+        "torch",
+        "diffusers",
+        "open_clip_torch",
+        "av",
+        "opencv-python-headless",
+        "scenedetect-headless",
+        "numpy",
+        "pyarrow",
+    )
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None, verbose: bool = False) -> Run:
+    """Do the work of a verb and keep its record.
+
+    Raises:
+        RuntimeError: the rows of the record do not add up.
+        typer.Exit: with REJECTED where more rows were rejected than allowed.
+    """
+    root = verb.root(config)
+    store, started = Store(root or ""), time.monotonic()
+    record: dict[str, Any] = {
+        "status": "done",
+        "error": None,
+        "command": verb.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(config),
+        "versions": versions(),
+    }
+    run = Run(store, record, verbose)
+    if root is None:
+        with ExitStack() as stack:
+            stack.callback(run.close)
+            verb.work(config, plan, run)
+        print(*run.lines, sep="\n", end="\n" if run.lines else "")
+        return run
+    record |= verb.open(config, plan, store)
+    users = False
+    try:
+        with reporting(store, verb.name):
+            verb.work(config, plan, run)
+        rejected = verb.rejected(record)
+        if max_rejected is not None and rejected > max_rejected:
+            record["status"] = "rejected"
+    except BaseException as error:
+        cause = root_cause(error)
+        users = cause.users
+        record |= {"status": "failed", "error": str(cause)}
+        raise
+    finally:
+        run.close()
+        record.setdefault("seconds", round(time.monotonic() - started, 1))
+        if not users:
+            verb.close(record, store)
+    print(*verb.summary(record, store), *run.lines, sep="\n")
+    if record["status"] == "rejected":
+        raise typer.Exit(REJECTED)
+    return run
+
+
+def _tell_preview(config: Any, preview: Preview) -> None:
+    print(yaml.safe_dump(plain(config), sort_keys=False))
+    for fact in preview.facts:
+        print(fact)
+    for name, stage in {**preview.tasks, **preview.pools}.items():
+        kind = "actors" if name in preview.pools else "tasks"
+        count = stage.workers or "as many as fit"
+        each = f"{stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs, {stage.batch_size} rows a call"
+        print(f"{name}: {count} {kind} of {each}")
+    for name, uri in preview.artefacts.items():
+        print(f"{name}: {uri}")
+
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SETTINGS.yaml] [key=value | --key value]...",
+        help="A settings file, then single settings, which override it. --settings lists all.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, inputs, resources and outputs; do nothing.")]
+MaxRejected = Annotated[int | None, typer.Option("--max-rejected", min=0, help="Exit with 3 if more rows fail.")]
+ShowSettings = Annotated[bool, typer.Option("--settings", help="Print all settings as YAML, with their meaning.")]
+ShowSchema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a settings file, for editors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what libraries and workers log.")]
+
+
+class Verbs(typer.Typer):
+    """The verbs of a capability as commands; every one takes settings in any of the usual forms."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=doc)
+        self.verbs: dict[str, Verb] = {}
+        self.callback()(_nothing)
+
+    def verb(self, kind: type[Verb]) -> type[Verb]:
+        """Add a verb; its class's docstring is the help."""
+        verb = kind()
+        self.verbs[verb.name] = verb
+        context = {
+            "ignore_unknown_options": True,
+            "allow_extra_args": True,
+            "token_normalize_func": lambda token: token.replace("_", "-"),
+        }
+        self.command(verb.name, help=inspect.getdoc(kind), context_settings=context)(_command(verb))
+        return kind
+
+
+def _nothing() -> None:
+    """Without a callback Typer makes an app of one verb a command without a name."""
+
+
+def _command(verb: Verb) -> Any:
+    def command(
+        arguments: Arguments = None,
+        dry_run: DryRun = False,
+        max_rejected: MaxRejected = None,
+        settings: ShowSettings = False,
+        schema: ShowSchema = False,
+        verbose: Verbose = False,
+    ) -> None:
+        start_logging(verbose)
+        with exit_codes():
+            if schema:
+                print(json.dumps(as_schema(verb.settings()), indent=2))
+                return
+            if settings:
+                print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None), end="")
+                return
+            config = verb.load(arguments or [])
+            plan = verb.plan(config)
+            if dry_run:
+                _tell_preview(config, verb.preview(config, plan))
+                return
+            execute(verb, config, plan, max_rejected, verbose)
+
+    return command
