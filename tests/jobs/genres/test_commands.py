@@ -106,7 +106,7 @@ def test_what_is_embedded_is_not_read_again(output: Path, films: Path, model: li
     assert "to do: 0 films" in run("embed", *arguments, "--dry-run").stdout
     assert "1 rejected" in run("embed", *arguments, "--max-rejected", "0", code=3).stdout
     other = run("embed", *arguments, "embeddings.dtype=bfloat16", code=2).output
-    assert "has vectors of" in other and "use another output" in other
+    assert "has vectors of" in other and "Use another output" in other
 
 
 @pytest.mark.parametrize("verb", ["process", "train", "predict", "score"])
