@@ -1,7 +1,6 @@
 """Frames of a film as JPEG, from one decode: all that lie in listed intervals, or some of each shot."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,17 +25,6 @@ class Interval:
     """As it stands in file names."""
     start_s: float
     end_s: float
-
-
-def seconds(text: str) -> float:
-    """A time as seconds: HH:MM:SS, MM:SS or seconds, each with or without a fraction; raises ValueError for others."""
-    found = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)\s*", text)
-    if not found:
-        raise ValueError(f"{text!r} is no time; write HH:MM:SS, HH:MM:SS.fff or seconds")
-    hours, minutes, rest = found.groups()
-    if minutes is not None and (float(rest.replace(",", ".")) >= 60 or (hours is not None and int(minutes) >= 60)):
-        raise ValueError(f"{text!r} is no time: minutes and seconds end at 59")
-    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest.replace(",", "."))
 
 
 def frame_name(category: str, number: int) -> str:

@@ -20,7 +20,8 @@ from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VideoConfig
-from actors.movie_characters.film_frames import Interval, frames_in, seconds
+from actors.media.times import parse_time
+from actors.movie_characters.film_frames import Interval, frames_in
 from pipelines.core.progress import Ticker
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
     if not name:
         return "no_category", "the row names no category"
     try:
-        interval = Interval(name, seconds(start), seconds(end))
+        interval = Interval(name, parse_time(start), parse_time(end))
     except ValueError as error:
         return "bad_time", str(error)
     if interval.end_s < interval.start_s:
