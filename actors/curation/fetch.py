@@ -7,7 +7,6 @@ frame decoded before it is stored, in one step, under a name that follows from t
 already is never fetched again.
 """
 
-import fcntl
 import http.client
 import http.cookiejar
 import importlib.util
@@ -26,9 +25,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av.logging
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
@@ -202,14 +202,12 @@ def _places() -> Path:
     return folder
 
 
-def _free(folder: Path, name: str, count: int) -> IO[bytes] | None:
+def _free(folder: Path, name: str, count: int) -> AcquireReturnProxy | None:
     for number in range(count):
-        place = open(folder / f"{name}.{number}", "wb")  # noqa: SIM115, closed by whoever gets it
         try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return place
-        except BlockingIOError:
-            place.close()
+            return FileLock(folder / f"{name}.{number}").acquire(blocking=False)
+        except Timeout:
+            continue
     return None
 
 
