@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import av.logging
 import cv2
-import numpy as np
 
 from actors.core.stage import Row
 from actors.media.film import ROUNDING_S, Beat, FilmError, in_shots, open_film
+from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 QUALITY = 95
@@ -71,7 +71,7 @@ def frames_in(
             files[category] += 1
             name = frame_name(category, index if by_index else numbers[category])
             if name not in there:
-                jpeg = jpeg or _jpeg(picture.scaled(film.width, film.height))
+                jpeg = jpeg or encode_jpeg(picture.scaled(film.width, film.height), QUALITY)
                 yield {"name": name, "jpeg": jpeg}
         about["damaged"] += bool(hit and picture.damaged)
         for i in hit:
@@ -108,7 +108,7 @@ def frames_of_shots(
         due = shot["times"][-1] + every_s if shot["times"] else shot["start_s"]
         if picture.time >= due - ROUNDING_S and not picture.damaged:
             shot["times"].append(picture.time)
-            shot["jpegs"].append(_jpeg(picture.scaled(*size)))
+            shot["jpegs"].append(encode_jpeg(picture.scaled(*size), QUALITY))
         shot["end_s"] = picture.time + (picture.duration or film.step_s)
         yield from beat
     yield shot
@@ -116,10 +116,3 @@ def frames_of_shots(
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
     yield {"shot": -1, "shots": shot["shot"] + 1, "error": code, "message": message}
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    sound, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not sound:
-        raise ValueError(f"a frame of {image.shape} cannot be written as JPEG")
-    return data.tobytes()

@@ -15,7 +15,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import ijson
@@ -136,10 +136,10 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
     elif suffix == ".parquet":
         videos = _grouped(input, _parquet_rows(input))
     elif suffix in VIDEO_SUFFIXES and storage.exists(input):
-        uri = _absolute(input)
+        uri = storage.absolute(input)
         videos = [_film(PurePosixPath(uri).name, uri)]
     else:
-        films = storage.listing(_absolute(input), tuple(VIDEO_SUFFIXES))
+        films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES))
         videos = (_film(entry.name, entry.uri) for entry in films)
     return _ranged(input, videos, start, end)
 
@@ -424,12 +424,7 @@ def _skip_byte_order_mark(file: Any) -> None:
 
 
 def _folder(input: str) -> str:
-    return _absolute(input).rpartition("/")[0]
-
-
-def _absolute(uri: str) -> str:
-    """A path from the root, since workers have another working directory; s3:// as it is."""
-    return uri if uri.startswith("s3://") else str(Path(storage.join(uri) or "/").absolute())
+    return storage.absolute(input).rpartition("/")[0]
 
 
 def _resolved(url: str, folder: str) -> str:
