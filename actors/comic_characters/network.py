@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from actors.comic_characters.crops import Kind, prepare, with_features
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -39,7 +40,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if min(self.face_size, self.body_size) < 16:
-            raise ValueError(f"face_size and body_size start at 16: {self}")
+            raise UserError(f"face_size and body_size start at 16: {self}")
 
     def sizes(self) -> dict[Kind, int]:
         """Pixels of a side, by kind."""
@@ -77,7 +78,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
-            raise ValueError(f"dimensions start at 2, not {self.dimensions}")
+            raise UserError(f"dimensions start at 2, not {self.dimensions}")
 
 
 class Head(nn.Module):
@@ -142,7 +143,7 @@ def load_head(config: HeadConfig, features: int, weights: bytes) -> Head:
     try:
         head.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"these weights are not those of a head of {config}: {error}") from error
+        raise UserError(f"these weights are not those of a head of {config}: {error}") from error
     return head.eval().requires_grad_(False)
 
 
@@ -162,7 +163,7 @@ class EmbedConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.num_gpus:
-            raise ValueError(f"workers starts at 1, and num_gpus is 0, since a head needs none: {self}")
+            raise UserError(f"workers starts at 1, and num_gpus is 0, since a head needs none: {self}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class FeaturesConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1:
-            raise ValueError(f"workers starts at 1: {self}")
+            raise UserError(f"workers starts at 1: {self}")
 
 
 def load_backbone(name: str, weights: bytes) -> ResNet:
@@ -191,14 +192,14 @@ def load_backbone(name: str, weights: bytes) -> ResNet:
     try:
         tensors = load(weights)
     except SafetensorError as error:
-        raise ValueError(f"these weights are no safetensors: {error}") from error
+        raise UserError(f"these weights are no safetensors: {error}") from error
     if own := {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}:
         tensors = own
     tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
     try:
         backbone.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"these weights are not those of a {name}: {error}") from error
+        raise UserError(f"these weights are not those of a {name}: {error}") from error
     return backbone.eval().requires_grad_(False)
 
 

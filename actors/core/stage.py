@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from actors.core.errors import UserError
+
 Batch = dict[str, np.ndarray]
 """Columns by name, each (N, ...) with one entry a row; a batch that Ray hands over is read-only."""
 
@@ -27,7 +29,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
-            raise ValueError(f"batch_size starts at 1, workers, num_cpus and num_gpus at 0: {self}")
+            raise UserError(f"batch_size starts at 1, workers, num_cpus and num_gpus at 0: {self}")
 
     def resources(self) -> dict[str, Any]:
         """Arguments that Ray takes for one worker of this stage."""

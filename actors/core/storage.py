@@ -28,6 +28,8 @@ import botocore.config
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
+from actors.core.errors import UserError
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -75,7 +77,7 @@ def join(root: str, *names: str) -> str:
     """
     for name in names:
         if name.startswith("/") or not all(name.split("/")) or {".", ".."} & set(name.split("/")):
-            raise ValueError(
+            raise UserError(
                 f"not a name below {root}: {name!r}; it must be relative, without empty parts, '.' and '..'"
             )
     return os.path.join(root if _is_s3(root) else _path(root), *names)
@@ -308,7 +310,7 @@ class _S3File(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if at < 0:
-            raise ValueError(f"seek before the start of {self._uri}")
+            raise UserError(f"seek before the start of {self._uri}")
         if at != self._at:
             self._at = at
             self._drop()
@@ -370,17 +372,17 @@ def _path(uri: str) -> str:
     if uri.startswith("file://"):
         parts = urllib.parse.urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
-            raise ValueError(f"{uri} names a file of the host {parts.netloc!r}; write file:///path, with three slashes")
+            raise UserError(f"{uri} names a file of the host {parts.netloc!r}; write file:///path, with three slashes")
         return urllib.parse.unquote(parts.path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
-        raise ValueError(f"cannot store at {uri}; give a path, file:///… or s3://bucket/key")
+        raise UserError(f"cannot store at {uri}; give a path, file:///… or s3://bucket/key")
     return uri
 
 
 def _bucket_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket or not key:
-        raise ValueError(f"{uri!r} is not s3://bucket/key")
+        raise UserError(f"{uri!r} is not s3://bucket/key")
     return bucket, key
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Store:
         return [entry.name for entry in storage.listing(self.uri(folder), (".parquet",))]
 
     def read_part(self, folder: str, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """One part, or None where it is torn; raises ValueError where it lacks a column."""
+        """One part, or None where it is torn; raises UserError where it lacks a column."""
         uri = self.uri(folder, name)
         data = storage.read_bytes(uri)
         try:
@@ -58,7 +59,7 @@ class Store:
             log.warning("%s is torn and ignored: its rows are made again", uri)
             return None
         if missing:
-            raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}: write it again, or use another output")
+            raise UserError(f"{uri} has no column {', '.join(sorted(missing))}: write it again, or use another output")
         return table
 
     def read_parts(self, folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

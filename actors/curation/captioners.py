@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.http import retry_after_s
 from actors.core.stage import Batch
 from actors.curation.captions import Answer, Captioner, CaptionsConfig, Pace, Refusal, Reply, Throttled, ask, prompt
@@ -24,7 +25,7 @@ QUALITY = 90
 
 
 def check_captioner(config: CaptionsConfig) -> None:
-    """Raise ValueError where a key, a library or a model of one's own is missing; asks nothing of a service."""
+    """Raise UserError where a key, a library or a model of one's own is missing; asks nothing of a service."""
     if config.by == "transformers":
         check_local_model(config.model)
     else:
@@ -32,10 +33,10 @@ def check_captioner(config: CaptionsConfig) -> None:
 
 
 def load_captioner(config: CaptionsConfig) -> Captioner:
-    """A captioner of a service, for the driver; raises ValueError where its key or its library is missing."""
+    """A captioner of a service, for the driver; raises UserError where its key or its library is missing."""
     key = os.environ.get("GEMINI_API_KEY", "").strip()
     if not key:
-        raise ValueError(
+        raise UserError(
             f"captions.by={config.by} needs a key: set GEMINI_API_KEY in the environment (https://aistudio.google.com "
             "makes them), or use captions.by=transformers captions.model=…"
         )
@@ -91,7 +92,7 @@ class GoogleGenerativeAI:
             from google.generativeai.client import configure
             from google.generativeai.generative_models import GenerativeModel
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "captions.by=google-generativeai needs the extra `google-generativeai`: "
                 "pip install 'filmray[google-generativeai]'; captions.by=google-genai is its successor"
             ) from error
@@ -195,23 +196,23 @@ def _json(text: str) -> Any:
 
 
 def check_local_model(model: str) -> None:
-    """Raise ValueError where transformers cannot have the model, or it takes no pictures; reads its settings alone."""
+    """Raise UserError where transformers cannot have the model, or it takes no pictures; reads its settings alone."""
     try:
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "captions.by=transformers needs the extra `transformers`: pip install 'filmray[transformers]'"
         ) from error
     try:
         kind = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"captions.model={model} cannot be had ({str(error).partition(chr(10))[0]}): give a folder that "
             "transformers has saved, or check the name, HF_TOKEN and the network"
         ) from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
+        raise UserError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
 
 
 class LocalCaptioner:
@@ -225,7 +226,7 @@ class LocalCaptioner:
         self._model: Any = loaded.to("cuda" if gpu else "cpu").eval()
         self._processor = AutoProcessor.from_pretrained(model)
         if self._processor.chat_template is None:
-            raise ValueError(f"captions.model={model} has no chat template: take one that is tuned on instructions")
+            raise UserError(f"captions.model={model} has no chat template: take one that is tuned on instructions")
 
     def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
         import torch

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -91,18 +92,18 @@ class CaptionsConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.requests_at_once < 1 or not self.model:
-            raise ValueError("requests_at_once starts at 1, and model has a name")
+            raise UserError("requests_at_once starts at 1, and model has a name")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
-            raise ValueError(f"requests_per_minute={self.requests_per_minute}: give a number above 0, or null")
+            raise UserError(f"requests_per_minute={self.requests_per_minute}: give a number above 0, or null")
         if self.max_requests is not None and self.max_requests < 0:
-            raise ValueError(f"max_requests={self.max_requests}: it starts at 0")
+            raise UserError(f"max_requests={self.max_requests}: it starts at 0")
         if self.by == "transformers":
             if self.model == GEMINI:
-                raise ValueError("by=transformers needs model=…: a hub name or folder of an image-text-to-text model")
+                raise UserError("by=transformers needs model=…: a hub name or folder of an image-text-to-text model")
             if self.max_requests is not None or self.requests_per_minute is not None:
-                raise ValueError("max_requests and requests_per_minute are for a service, not for by=transformers")
+                raise UserError("max_requests and requests_per_minute are for a service, not for by=transformers")
             if self.workers < 1:
-                raise ValueError("workers=0: what loads a model has at least one worker")
+                raise UserError("workers=0: what loads a model has at least one worker")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from av.filter import Graph
 from av.logging import set_level
 from av.stream import Disposition
 
+from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
 from actors.media.images import encode_jpeg
@@ -71,7 +72,7 @@ class ClipsConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.crf <= 51 or not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"clips: crf from 0 to 51, jpeg_quality from 1 to 100: {self}")
+            raise UserError(f"clips: crf from 0 to 51, jpeg_quality from 1 to 100: {self}")
 
 
 def write_clips(

@@ -10,6 +10,7 @@ import av.logging
 import cv2
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
@@ -38,7 +39,7 @@ class FramesConfig:
 
     def __post_init__(self) -> None:
         if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:
-            raise ValueError(f"interval_ms from 1, size from 16, 2 <= min <= max: {self}")
+            raise UserError(f"interval_ms from 1, size from 16, 2 <= min <= max: {self}")
 
 
 class _Scene:

@@ -33,6 +33,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
+from actors.core.errors import UserError
 from actors.core.http import retry_after_s
 from actors.core.stage import Stage
 from actors.media.film import VIDEO_SUFFIXES, FilmError, open_film
@@ -80,14 +81,14 @@ class FetchConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.height, self.attempts, self.per_host, self.timeout_s, self.max_bytes) <= 0:
-            raise ValueError(f"fetch: height, attempts, per_host, timeout_s and max_bytes start above 0: {self}")
+            raise UserError(f"fetch: height, attempts, per_host, timeout_s and max_bytes start above 0: {self}")
         if self.proxy and "@" in self.proxy:
-            raise ValueError("fetch.proxy holds a password; set HTTP_PROXY and HTTPS_PROXY in the environment instead")
+            raise UserError("fetch.proxy holds a password; set HTTP_PROXY and HTTPS_PROXY in the environment instead")
         if self.tool == "pytube":
             if self.cookies:
-                raise ValueError("fetch.cookies: pytube takes none; use fetch.tool=yt-dlp")
+                raise UserError("fetch.cookies: pytube takes none; use fetch.tool=yt-dlp")
             if importlib.util.find_spec("pytube") is None:
-                raise ValueError("fetch.tool=pytube needs the extra `pytube`: pip install 'filmray[pytube]'")
+                raise UserError("fetch.tool=pytube needs the extra `pytube`: pip install 'filmray[pytube]'")
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _PlainFile:
             try:
                 jar.load(ignore_discard=True, ignore_expires=True)
             except http.cookiejar.LoadError as error:
-                raise ValueError(
+                raise UserError(
                     f"fetch.cookies: {config.cookies} is not a Netscape cookies.txt; export it again"
                 ) from error
             for cookie in jar:

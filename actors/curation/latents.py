@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class LatentsConfig(Stage):
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError where the VAE cannot be had; reads its config.json alone, so that a run can ask first."""
+    """Raise UserError where the VAE cannot be had; reads its config.json alone, so that a run can ask first."""
     if model == "tiny" or _folder(Path(model)) is not None:
         return
     if Path(model).exists() or model.startswith(("/", ".", "~")):
-        raise ValueError(f"latents.model={model}: no config.json there; give a folder that diffusers has saved")
+        raise UserError(f"latents.model={model}: no config.json there; give a folder that diffusers has saved")
     problems = []
     for name in ("config.json", "vae/config.json"):
         try:
@@ -44,7 +45,7 @@ def check_model(model: str) -> None:
             return
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             problems.append(str(error).partition("\n")[0])
-    raise ValueError(
+    raise UserError(
         f"latents.model={model} cannot be had from the hub ({problems[0]}); give a folder that diffusers has saved, "
         "latents.model=tiny for the encoder that ships with the project, or check the name, HF_TOKEN and the network"
     )
@@ -55,7 +56,7 @@ def _folder(path: Path) -> Path | None:
 
 
 def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
-    """A diffusers VAE in evaluation mode, channels last; raises ValueError where it cannot be loaded."""
+    """A diffusers VAE in evaluation mode, channels last; raises UserError where it cannot be loaded."""
     import torch
     from diffusers.models.auto_model import AutoModel
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -81,9 +82,9 @@ def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
                 except (OSError, ValueError):
                     vae = AutoModel.from_pretrained(model, subfolder="vae", **how)
         except (OSError, ValueError) as error:
-            raise ValueError(f"latents.model={model} cannot be loaded by diffusers: {error}") from error
+            raise UserError(f"latents.model={model} cannot be loaded by diffusers: {error}") from error
     if not hasattr(vae, "encode"):
-        raise ValueError(f"latents.model={model} is a {type(vae).__name__}, not a VAE")
+        raise UserError(f"latents.model={model} is a {type(vae).__name__}, not a VAE")
     return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

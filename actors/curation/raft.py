@@ -3,17 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.core.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 
 def check_raft(weights: str) -> None:
-    """Raise ValueError where motion.weights is neither a file nor a name that torchvision knows; nothing is loaded."""
+    """Raise UserError where motion.weights is neither a file nor a name that torchvision knows; nothing is loaded."""
     from torchvision.models.optical_flow import Raft_Large_Weights
 
     if not Path(weights).is_file() and weights not in Raft_Large_Weights.__members__:
         known = ", ".join(Raft_Large_Weights.__members__)
-        raise ValueError(f"motion.weights={weights} is neither a safetensors file nor one of torchvision's: {known}")
+        raise UserError(f"motion.weights={weights} is neither a safetensors file nor one of torchvision's: {known}")
 
 
 def load_raft(weights: str, device: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.directors.style import FEATURES, style
 from actors.media.images import ImageError, Shape, read_image, squared
@@ -33,7 +34,7 @@ class ViewsConfig:
 
     def __post_init__(self) -> None:
         if min(self.count, self.rotation, self.zoom, self.shift, self.shear) < 0 or self.zoom >= 1:
-            raise ValueError(f"views start at 0, and zoom is below 1: {self}")
+            raise UserError(f"views start at 0, and zoom is below 1: {self}")
 
 
 def read_pictures(batch: Batch, shape: Shape, views: ViewsConfig) -> Batch:

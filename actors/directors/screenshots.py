@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 
+from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.media.film import Beat, Film, FilmError, Picture, in_shots, open_film
 from actors.media.images import encode_jpeg
@@ -50,9 +51,9 @@ class ScreenshotsConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per_film < 1 or self.side < 16 or not 1 <= self.quality <= 100 or self.seed < 0:
-            raise ValueError(f"per_film from 1, side from 16, quality 1 to 100, seed from 0: {self}")
+            raise UserError(f"per_film from 1, side from 16, quality 1 to 100, seed from 0: {self}")
         if not 0 <= self.begin < self.end <= 1:
-            raise ValueError(f"0 <= begin < end <= 1, not {self.begin} and {self.end}")
+            raise UserError(f"0 <= begin < end <= 1, not {self.begin} and {self.end}")
 
 
 def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row | None]:

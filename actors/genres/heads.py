@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool1d, normalize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from actors.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -37,17 +39,15 @@ class HeadConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "max_pooling", "attention"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
+                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout lies in [0, 1), not at {self.dropout}")
+            raise UserError(f"dropout lies in [0, 1), not at {self.dropout}")
         if self.head == "transformer" and self.hidden_size % (2 * self.attention):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 x attention, {2 * self.attention}"
-            )
+            raise UserError(f"hidden_size {self.hidden_size} must be a multiple of 2 x attention, {2 * self.attention}")
         if self.reference and self.head != "lstm":
-            raise ValueError(f"reference is a form of head=lstm, not of {self.head}")
+            raise UserError(f"reference is a form of head=lstm, not of {self.head}")
         if self.reference and self.hidden_size * (1 + self.bidirectional) < self.max_pooling:
-            raise ValueError(f"max_pooling {self.max_pooling} over fewer channels: {self.hidden_size}")
+            raise UserError(f"max_pooling {self.max_pooling} over fewer channels: {self.hidden_size}")
 
 
 def make_head(config: HeadConfig, dimensions: int, classes: int) -> nn.Module:

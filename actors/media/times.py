@@ -5,6 +5,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from actors.core.errors import UserError
+
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _CLOCK = re.compile(r"(?:([0-9]{1,6}):([0-5]?[0-9])|([0-9]{1,6})):([0-5]?[0-9](?:\.[0-9]*)?)")
 
@@ -26,5 +28,5 @@ def parse_time(value: Any) -> float:
     if not 0 <= seconds < math.inf:
         shown = repr(value)
         shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
-        raise ValueError(f"{shown} is not a time; write seconds (1.5) or hh:mm:ss.mmm (00:00:01.500)")
+        raise UserError(f"{shown} is not a time; write seconds (1.5) or hh:mm:ss.mmm (00:00:01.500)")
     return seconds

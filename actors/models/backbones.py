@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.media.images import Shape
 
@@ -41,23 +42,23 @@ class BackboneConfig(Stage):
 
 
 def check_backbone(config: BackboneConfig) -> None:
-    """Raise ValueError where there is no such model or file; loads and downloads nothing."""
+    """Raise UserError where there is no such model or file; loads and downloads nothing."""
     import timm
 
     name = config.model
     if config.weights and not storage.exists(config.weights):
-        raise ValueError(f"backbone.weights={config.weights}: there is no such file")
+        raise UserError(f"backbone.weights={config.weights}: there is no such file")
     if folder := _folder(name):
         if config.weights:
-            raise ValueError(f"backbone.model={name} is a folder with weights of its own: leave backbone.weights out")
+            raise UserError(f"backbone.model={name} is a folder with weights of its own: leave backbone.weights out")
         if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"backbone.model={name} has no weights: put model.safetensors beside its config.json")
+            raise UserError(f"backbone.model={name} has no weights: put model.safetensors beside its config.json")
         return
     if name.startswith(("/", ".", "~")) or Path(name).is_dir():
-        raise ValueError(f"backbone.model={name}: no config.json there; give a folder as timm saves it")
+        raise UserError(f"backbone.model={name}: no config.json there; give a folder as timm saves it")
     if name not in RESNETS and not timm.is_model(name):
         near = ", ".join(get_close_matches(name, [*RESNETS, *timm.list_models()], 3, 0.3))
-        raise ValueError(
+        raise UserError(
             f"backbone.model={name} is no folder, no ResNet of torchvision, no name of timm; near it: {near}"
         )
 
@@ -135,7 +136,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
                 _fill(model, _weights(config.weights), *_classifiers(model))
             model.reset_classifier(0)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"backbone.model={config.model} cannot be loaded ({str(error).partition(chr(10))[0]}); give a folder as "
             "timm saves it, backbone.weights=FILE, or check the name and the network"
         ) from error
@@ -166,7 +167,7 @@ def _fill(model: Any, state: dict[str, Any], *classifiers: str) -> None:
     missing = [key for key in problems.missing_keys if not key.startswith(classifiers)]
     if missing or problems.unexpected_keys:
         wrong = ", ".join([*missing, *problems.unexpected_keys][:3])
-        raise ValueError(f"these are the weights of another model: {wrong}")
+        raise UserError(f"these are the weights of another model: {wrong}")
 
 
 class Backbone:

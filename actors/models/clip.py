@@ -12,6 +12,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.media.images import Shape
 
@@ -43,7 +44,7 @@ class EmbeddingsConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.images_per_call < 1:
-            raise ValueError(f"workers and images_per_call start at 1: {self}")
+            raise UserError(f"workers and images_per_call start at 1: {self}")
 
     def name(self) -> str:
         """The model, its weights and its precision in one word: embeddings of another one lie in another space."""
@@ -63,17 +64,17 @@ class Clip:
 
 
 def check_clip(config: EmbeddingsConfig) -> None:
-    """Raise ValueError where the model cannot be had, before a run begins; loads and downloads no weights."""
+    """Raise UserError where the model cannot be had, before a run begins; loads and downloads no weights."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
     name, tag = config.model, config.pretrained
     if folder := _folder(name):
         if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"embeddings.model={name} has no weights: put a .safetensors file beside its {CONFIG}")
+            raise UserError(f"embeddings.model={name} has no weights: put a .safetensors file beside its {CONFIG}")
         return
     if name.startswith(("/", ".", "~", "local-dir:")) or Path(name).is_dir():
-        raise ValueError(f"embeddings.model={name}: no {CONFIG} there; give a folder that open_clip has saved")
+        raise UserError(f"embeddings.model={name}: no {CONFIG} there; give a folder that open_clip has saved")
     if name.startswith("hf-hub:"):
         _reachable(config, name.removeprefix("hf-hub:"), WEIGHTS)
         return
@@ -81,7 +82,7 @@ def check_clip(config: EmbeddingsConfig) -> None:
     known = name.replace("/", "-")
     if known not in open_clip.list_models():
         near = ", ".join(get_close_matches(known, open_clip.list_models(), 3, 0.3))
-        raise ValueError(
+        raise UserError(
             f"embeddings.model={name} is no folder, no hf-hub:... and no name of open_clip; near it: {near}"
         )
     if tag and Path(tag).is_file():
@@ -89,7 +90,7 @@ def check_clip(config: EmbeddingsConfig) -> None:
     source = get_pretrained_cfg(known, tag or "")
     if not source:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(known)) or "none: give a file"
-        raise ValueError(f"embeddings.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
+        raise UserError(f"embeddings.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
         files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
@@ -111,7 +112,7 @@ def _reachable(config: EmbeddingsConfig, repository: str, files: Sequence[str]) 
             # What open_clip knows by name needs no more than the weights.
             return
         problem = str(error).partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"embeddings.model={config.model} cannot be had from the hub ({problem}); give a folder with its {CONFIG} "
             "and weights, or check the name, HF_TOKEN and the network"
         ) from error
@@ -136,7 +137,7 @@ def input_shape(config: EmbeddingsConfig) -> Shape:
     steps = own.get("preprocess_cfg") or {}
     size = vision.get("image_size", 224)
     if not isinstance(size, int):
-        raise ValueError(f"embeddings.model={config.model} takes images of {size}; give one that takes squares")
+        raise UserError(f"embeddings.model={config.model} takes images of {size}; give one that takes squares")
     return Shape(
         size,
         mode=steps.get("resize_mode") or "shortest",
@@ -175,7 +176,7 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
         )
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
+        raise UserError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
     # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
     model.to(memory_format=torch.channels_last).eval()
     transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)

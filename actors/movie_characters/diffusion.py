@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class DiffusionConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.evaluations_per_call < 1:
-            raise ValueError(f"workers and evaluations_per_call start at 1: {self}")
+            raise UserError(f"workers and evaluations_per_call start at 1: {self}")
 
     @property
     def device(self) -> str:
@@ -89,7 +90,7 @@ class Texts:
 
 
 def check_diffusion(model: str, setting: str) -> None:
-    """Raise ValueError where the model cannot be had; loads no weights, so that a run can ask first.
+    """Raise UserError where the model cannot be had; loads no weights, so that a run can ask first.
 
     setting: the name by which the user gave it.
     """
@@ -98,14 +99,14 @@ def check_diffusion(model: str, setting: str) -> None:
     if (folder / INDEX).is_file() or all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return
     if folder.exists() or model.startswith(("/", ".", "~")):
-        raise ValueError(
+        raise UserError(
             f"{setting}={model}: no {INDEX} there; give a folder that a Stable Diffusion pipeline of diffusers saved"
         )
     try:
         hf_hub_download(model, INDEX)
     except (HFValidationError, OSError) as error:
         problem = str(error).partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"{setting}={model} cannot be had from the hub ({problem}); give a folder that a Stable Diffusion pipeline "
             "of diffusers saved, or check the name, HF_TOKEN and the network"
         ) from error
@@ -116,7 +117,7 @@ def _check_extra() -> None:
         import peft  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             'movie characters need the extra movie-characters: pip install -c constraints.txt -e ".[movie-characters]"'
         ) from error
 
@@ -146,11 +147,11 @@ def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" =
             return classes[part].from_pretrained(model, **where, **how)
         except (OSError, ValueError, TypeError) as error:
             last = last or error
-    raise ValueError(f"{setting}={model}: its {part} cannot be loaded by diffusers: {last}") from last
+    raise UserError(f"{setting}={model}: its {part} cannot be loaded by diffusers: {last}") from last
 
 
 def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model_name") -> StableDiffusion:
-    """Load UNet, VAE and schedule to the device of the stage; raises ValueError where they cannot be loaded."""
+    """Load UNet, VAE and schedule to the device of the stage; raises UserError where they cannot be loaded."""
     import torch
 
     dtype, device = config.torch_dtype(), config.device
@@ -166,7 +167,7 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
 
 
 def _check_compiler(device: str) -> None:
-    """Raise ValueError where torch has nothing to compile with; on a GPU it says so itself, and well."""
+    """Raise UserError where torch has nothing to compile with; on a GPU it says so itself, and well."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -174,7 +175,7 @@ def _check_compiler(device: str) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
-            raise ValueError(
+            raise UserError(
                 "diffusion.compile=true needs a C++ compiler on every machine that runs workers, and here is none: "
                 "install g++, name another in CXX, or leave diffusion.compile=false"
             ) from error
@@ -200,7 +201,7 @@ class Loras:
         self._read: dict[str, tuple[tuple[Any, ...], list[torch.Tensor]]] = {}
 
     def use(self, uri: str) -> None:
-        """Put in the LoRA of a file, as `personalise` saves it; raises ValueError where it is none."""
+        """Put in the LoRA of a file, as `personalise` saves it; raises UserError where it is none."""
         import torch
 
         if uri == self._now:
@@ -231,10 +232,10 @@ class Loras:
         try:
             weights = load(storage.read_bytes(uri))
         except SafetensorError as error:
-            raise ValueError(f"{uri} is no safetensors file: personalise that character again") from error
+            raise UserError(f"{uri} is no safetensors file: personalise that character again") from error
         shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
         if not shape:
-            raise ValueError(f"{uri} holds no LoRA of a UNet")
+            raise UserError(f"{uri} holds no LoRA of a UNet")
         there = shape in self._places
         name = self._places[shape][0] if there else f"place{len(self._places)}_"
         self._unet.load_lora_adapter(weights, prefix="unet", adapter_name=name, hotswap=there)
@@ -269,7 +270,7 @@ def noise_schedule(predicts: str = "epsilon") -> Any:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     if predicts not in ("epsilon", "v_prediction"):
-        raise ValueError(f"a model that predicts {predicts}: only epsilon and v_prediction are known")
+        raise UserError(f"a model that predicts {predicts}: only epsilon and v_prediction are known")
     return DDIMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_start=0.00085,
@@ -331,10 +332,10 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def check_size(**sizes: int) -> None:
-    """Raise ValueError where a height or width is no multiple of 8."""
+    """Raise UserError where a height or width is no multiple of 8."""
     for name, size in sizes.items():
         if size < 8 or size % 8:
-            raise ValueError(f"{name}={size}: pictures for Stable Diffusion have sides that are multiples of 8")
+            raise UserError(f"{name}={size}: pictures for Stable Diffusion have sides that are multiples of 8")
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss
@@ -397,7 +398,7 @@ def _spread(count: int) -> list[int]:
 def evenly_spaced(scheduler: Any, steps: int) -> "torch.Tensor":
     """Timesteps as DDIM takes them, from noisy to clear: int64 (steps,)."""
     if not 1 <= steps <= TRAIN_TIMESTEPS:
-        raise ValueError(f"num_inference_steps={steps}: it lies in 1..{TRAIN_TIMESTEPS}")
+        raise UserError(f"num_inference_steps={steps}: it lies in 1..{TRAIN_TIMESTEPS}")
     scheduler.set_timesteps(steps)
     return scheduler.timesteps
 

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.media.images import ImageError, read_image
 from actors.movie_characters.diffusion import (
@@ -52,13 +53,13 @@ class StagesConfig:
 
     def __post_init__(self) -> None:
         if not self.samples or len(self.samples) != len(self.keep):
-            raise ValueError(f"samples and keep belong together, one a stage: {self.samples} and {self.keep}")
+            raise UserError(f"samples and keep belong together, one a stage: {self.samples} and {self.keep}")
         if list(self.samples) != sorted(set(self.samples)) or self.samples[0] < 2:
-            raise ValueError(f"samples grow from 2 or more: {self.samples}")
+            raise UserError(f"samples grow from 2 or more: {self.samples}")
         if list(self.keep) != sorted(self.keep, reverse=True) or self.keep[-1] != 1:
-            raise ValueError(f"keep shrinks to 1: {self.keep}")
+            raise UserError(f"keep shrinks to 1: {self.keep}")
         if not 0 <= self.p < 0.5 or self.look < 1:
-            raise ValueError(f"p lies in [0, .5) and look starts at 1: {self}")
+            raise UserError(f"p lies in [0, .5) and look starts at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class QuestionConfig:
     def __post_init__(self) -> None:
         check_size(height=self.height, width=self.width)
         if not 1 <= self.num_inference_steps <= TRAIN_TIMESTEPS:
-            raise ValueError(f"num_inference_steps={self.num_inference_steps}: it lies in 1..{TRAIN_TIMESTEPS}")
+            raise UserError(f"num_inference_steps={self.num_inference_steps}: it lies in 1..{TRAIN_TIMESTEPS}")
 
     @property
     def pairs(self) -> int:

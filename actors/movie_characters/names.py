@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from actors.core.errors import UserError
+
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
 
 
@@ -23,7 +25,7 @@ def class_of(name: str) -> str:
     """
     cls, _, _ = stem(name).rpartition("_")
     if not cls:
-        raise ValueError(f"{name}: the name says no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
+        raise UserError(f"{name}: the name says no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
     return cls.removesuffix("_frame") or cls
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from actors.core import storage
 from actors.core.checkpoints import metrics_of, pack, unpack
+from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
 from actors.media.images import ImageError, read_image
@@ -122,19 +123,19 @@ class PersonaliseConfig:
         counts = ("train_batch_size", "gradient_accumulation_steps", "lora_rank", "log_interval")
         for name in counts:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
+                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
         for name in ("emb_train_steps", "max_train_steps", "seed", "checkpoint_s", "adam_weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} starts at 0, not {getattr(self, name)}")
+                raise UserError(f"{name} starts at 0, not {getattr(self, name)}")
         for name in ("emb_learning_rate", "learning_rate", "lora_learning_rate", "max_grad_norm", "adam_epsilon"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
+                raise UserError(f"{name} is above 0, not {getattr(self, name)}")
         if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub needs a repository: hub_model_id=ORGANISATION/NAME")
+            raise UserError("push_to_hub needs a repository: hub_model_id=ORGANISATION/NAME")
         if self.method == "textual_inversion" and "{}" not in self.target_text:
-            raise ValueError(f"target_text={self.target_text!r} has no {{}}: textual inversion learns that word")
+            raise UserError(f"target_text={self.target_text!r} has no {{}}: textual inversion learns that word")
         if self.mixed_precision == "fp16" and not self.diffusion.num_gpus:
-            raise ValueError("mixed_precision=fp16 needs a GPU (diffusion.num_gpus=1); bf16 also works on a CPU")
+            raise UserError("mixed_precision=fp16 needs a GPU (diffusion.num_gpus=1); bf16 also works on a CPU")
 
     def learns(self) -> dict[str, Any]:
         """All settings that change what is learnt, as JSON values."""
@@ -499,7 +500,7 @@ def adam8bit() -> Any:
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             'use_8bit_adam needs the extra adam8bit: pip install -c constraints.txt -e ".[adam8bit]"'
         ) from error
     return AdamW8bit

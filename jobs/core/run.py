@@ -20,6 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 
@@ -33,7 +34,7 @@ MaxRejected = Annotated[int | None, typer.Option(min=0, help="Exit with 3 where 
 """Options that verbs share."""
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A setting that does not exist or does not hold; the message names it by its dotted path."""
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import typer
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.captioners import check_captioner
@@ -360,7 +361,7 @@ def _evaluate(config: CurationConfig, record: dict[str, Any], session: ExitStack
         try:
             check_captioner(config.captions)
         except ValueError as error:
-            raise ValueError(f"{error}; evaluate.recaption=false compares the captions that there are") from error
+            raise UserError(f"{error}; evaluate.recaption=false compares the captions that there are") from error
         session.enter_context(job.ray_session())
         _ask(config, record, plan.scenes)
         plan = plan_evaluation(config)

@@ -28,6 +28,7 @@ import numpy as np
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from pipelines.curation.annotate import (
@@ -82,14 +83,14 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         if self.filter is not None and self.order != "uncertain":
-            raise ValueError("a filter is asked with order=uncertain only")
+            raise UserError("a filter is asked with order=uncertain only")
         if self.per_video < 1 or not 0 <= self.port < 1 << 16:
-            raise ValueError("per_video starts at 1, port lies in 0..65535")
+            raise UserError("per_video starts at 1, port lies in 0..65535")
         name = self.annotator
         if name is not None and (not name or {"/", "\\", "\0"} & set(name) or name.startswith(".")):
-            raise ValueError(f"annotator={name!r} names a file: no slashes, and no dot at its start")
+            raise UserError(f"annotator={name!r} names a file: no slashes, and no dot at its start")
         if name is not None and self.labels is not None and self.labels.endswith(".json"):
-            raise ValueError("labels=….json is one person's file: leave annotator out, or let labels be a folder")
+            raise UserError("labels=….json is one person's file: leave annotator out, or let labels be a folder")
 
     def files(self) -> tuple[str, str]:
         """Where all labels lie, and the annotator's own file."""
@@ -115,13 +116,13 @@ def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> 
 
 
 def check_host(host: str, token: str | None) -> None:
-    """Raise ValueError where others could reach the page without a token, or guess it."""
+    """Raise UserError where others could reach the page without a token, or guess it."""
     if token is not None and len(token) < TOKEN_LENGTH:
-        raise ValueError(f"{TOKEN} has {len(token)} characters: a token needs at least {TOKEN_LENGTH}")
+        raise UserError(f"{TOKEN} has {len(token)} characters: a token needs at least {TOKEN_LENGTH}")
     if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
-        raise ValueError(f"{TOKEN} does not fit into a header: plain letters, digits and signs do")
+        raise UserError(f"{TOKEN} does not fit into a header: plain letters, digits and signs do")
     if token is None and not _is_loopback(host):
-        raise ValueError(
+        raise UserError(
             f"host={host} can be reached by others: put a token of at least {TOKEN_LENGTH} characters into {TOKEN}, "
             "or leave host out and come through an SSH tunnel"
         )
@@ -279,7 +280,7 @@ async def _serve(session: Session, clips: Clips, config: AnnotateConfig, token: 
             await web.TCPSite(runner, config.host, config.port).start()
         except OSError as error:
             what = f"host={config.host} port={config.port} cannot be had ({error.strerror or error})"
-            raise ValueError(f"{what}: name another, or port=0 for a free one") from error
+            raise UserError(f"{what}: name another, or port=0 for a free one") from error
         url = _url(config.host, runner.addresses[0][1], token)
         print(f"label at {url} (q there, or Ctrl-C here, ends it)", flush=True)
         await page.stopped.wait()

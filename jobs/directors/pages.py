@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
@@ -52,9 +53,9 @@ class ExploreConfig:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ValueError("data is needed: data=SCREENSHOTS")
+            raise UserError("data is needed: data=SCREENSHOTS")
         if self.per_director < 1 or self.directors < 1:
-            raise ValueError(f"per_director and directors start at 1: {self}")
+            raise UserError(f"per_director and directors start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -334,15 +335,15 @@ def reject(store: Store, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def find_images(uri: str) -> list[Entry]:
-    """The picture, or those of a folder or prefix in the order of names; raises ValueError where there is none."""
+    """The picture, or those of a folder or prefix in the order of names; raises UserError where there is none."""
     if not uri:
-        raise ValueError("--image is needed: a picture, or a folder or prefix of pictures")
+        raise UserError("--image is needed: a picture, or a folder or prefix of pictures")
     root = storage.absolute(uri)
     if storage.exists(root):
         return [Entry(root.rpartition("/")[2], root, storage.size(root))]
     found = sorted(storage.listing(root, IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
     if not found:
-        raise ValueError(f"{uri}: no picture there; their names end in {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{uri}: no picture there; their names end in {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 
@@ -363,7 +364,7 @@ def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]
     """Write pictures with their answers: into a folder as NAME.png, or, where it is a name of a picture, one there."""
     single = save.lower().endswith((".png", ".jpg", ".jpeg"))
     if single and len(found) > 1:
-        raise ValueError(f"--save {save} is one file, and there are {len(found)} pictures: give a folder")
+        raise UserError(f"--save {save} is one file, and there are {len(found)} pictures: give a folder")
     for entry in found:
         if answer := answers.get(entry.uri):
             image = open_image(storage.read_bytes(entry.uri), lambda *sides: min(sides))

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.models.clip import ImageEmbedder, check_clip, input_shape
@@ -82,7 +83,7 @@ def _check_model(store: Store, config: EmbedConfig) -> None:
     """Vectors of two models lie in two spaces."""
     made = store.read_json("embedding.json")
     if made and made["model"] != config.embeddings.name():
-        raise ValueError(f"{config.output} holds vectors of {made['model']}: use another output")
+        raise UserError(f"{config.output} holds vectors of {made['model']}: use another output")
 
 
 @app.command()
@@ -171,7 +172,7 @@ def score(settings: Settings = None, dry_run: job.DryRun = False) -> None:
             return
         with job.recorded("score", config, config.output) as record, ExitStack() as session:
             if not config.folds and not storage.exists(predicted):
-                raise ValueError(f"there is no {predicted}: `train` or `predict` first, or folds=5")
+                raise UserError(f"there is no {predicted}: `train` or `predict` first, or folds=5")
             if config.folds and any(name != "mean" for name in config.heads):
                 session.enter_context(job.ray_session())
             judged = judge(config)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import typer
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import check_clip
 from actors.movie_characters.names import Picture
@@ -432,7 +433,7 @@ def _check_clip(config: ClipConfig) -> None:
         check_clip(config.stage)
     except ValueError as error:
         told = str(error).replace("embeddings.model", "model_name").replace("embeddings.pretrained", "pretrained")
-        raise ValueError(told) from error
+        raise UserError(told) from error
 
 
 @score.command()

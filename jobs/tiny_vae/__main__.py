@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from actors.core.errors import UserError
 from jobs.core import run as job
 from pipelines.tiny_vae.train import AutoencoderConfig, describe, measure, train_autoencoder, write
 
@@ -34,7 +35,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ValueError(f"workers starts at 1, not {self.workers}")
+            raise UserError(f"workers starts at 1, not {self.workers}")
 
 
 @app.callback()

@@ -20,6 +20,7 @@ from scipy.spatial.distance import cdist
 
 from actors.comic_characters.crops import Kind, decode, instance_name
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
@@ -114,7 +115,7 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     where = Store(config.labels).uri(f"{settings.split}_sequences.json") if labelled else store.uri("crops")
     sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
     if not sequences:
-        raise ValueError(f"{where} holds no sequence")
+        raise UserError(f"{where} holds no sequence")
     _check_known(sequences, vectors, errors, where)
     bank, examples = read_bank(settings.bank, embeddings) if settings.bank else (None, {})
     threshold = find_threshold(config, vectors, errors, people)
@@ -127,7 +128,7 @@ def _check_known(
     unknown = [i for one in sequences for i in one.instances if i not in vectors and i not in errors]
     if unknown:
         series, page, face, body = unknown[0]
-        raise ValueError(
+        raise UserError(
             f"{where} has {len(unknown)} instances that embeddings/ has not, as face {face} and body {body} of "
             f"{series}_{page}: `embed` with the same labels makes their vectors"
         )
@@ -167,14 +168,14 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
     """Characters and their examples. Raises ValueError where a row names nothing that has a vector."""
     table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
-        raise ValueError(f"assign.bank={uri} needs the columns name and instance, and a row")
+        raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
     rows: dict[str, int] = {}
     for number, one in enumerate(embeddings.instances):
         rows.update(dict.fromkeys(names_of(one).values(), number))
     members: dict[str, list[int]] = {}
     for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
         if not name.strip() or instance.strip() not in rows:
-            raise ValueError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
+            raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
         members.setdefault(name.strip(), []).append(rows[instance.strip()])
     numbers = [row for of_one in members.values() for row in of_one]
     starts = np.cumsum([0, *map(len, members.values())])[:-1]
@@ -235,7 +236,7 @@ def teach(
         labels.append(np.array([f"{number} {one.characters[i]}" for i in kept]))
         known.append(np.array([not one.uncertain[i] for i in kept]))
     if not any(some.any() for some in known):
-        raise ValueError("the validation split has nobody of whom it is known who he is: set assign.threshold")
+        raise UserError("the validation split has nobody of whom it is known who he is: set assign.threshold")
     found = curve(trees, labels, known, THRESHOLDS)
     threshold = best(THRESHOLDS, np.array([one.f1 for one in found]))
     at_best = found[int(np.flatnonzero(threshold == THRESHOLDS)[0])]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
+from actors.core.errors import UserError
+
 GREY = (0.2989, 0.587, 0.114)
 """How much red, green and blue add to what is seen as bright, as in torchvision."""
 Uniform = Callable[..., Tensor]
@@ -51,9 +53,9 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "brightness", "contrast", "saturation", "light", "grey", "mask"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} lies in [0, 1], not at {getattr(self, name)}")
+                raise UserError(f"{name} lies in [0, 1], not at {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5 or not 0 < self.min_scale <= 1 or self.max_sigma < 0.1:
-            raise ValueError(f"hue lies in [0, 0.5], min_scale in (0, 1], and max_sigma starts at 0.1: {self}")
+            raise UserError(f"hue lies in [0, 0.5], min_scale in (0, 1], and max_sigma starts at 0.1: {self}")
 
 
 def views(pictures: Tensor, config: ViewsConfig, generator: torch.Generator | None = None) -> Tensor:

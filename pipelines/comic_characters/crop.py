@@ -25,6 +25,7 @@ from PIL.Image import Image
 
 from actors.comic_characters.crops import CropConfig, crop_name, decode, encode, window
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.core.progress import finish
@@ -79,11 +80,11 @@ def plan_crops(config: "ComicsConfig") -> CropPlan:
     """
     for name in ("pictures", "boxes"):
         if not getattr(config, name):
-            raise ValueError(f"{name}: this setting is needed")
+            raise UserError(f"{name}: this setting is needed")
     store = Store(config.output)
     made = store.read_json("crops.json")
     if made not in (None, _way(config.crop)):
-        raise ValueError(f"{config.output} holds crops cut with {made}: use another output, or these settings")
+        raise UserError(f"{config.output} holds crops cut with {made}: use another output, or these settings")
     given = read_boxes(config.boxes)
     boxes = located(checked(given), config.pictures)
     cut = _with_cuts(boxes, store).img_path != ""
@@ -95,9 +96,9 @@ def read_csv(uri: str, setting: str) -> pd.DataFrame:
     try:
         return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
-        raise ValueError(f"{setting}={uri}: there is no such file") from error
+        raise UserError(f"{setting}={uri}: there is no such file") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{setting}={uri} is no CSV: {error}") from error
+        raise UserError(f"{setting}={uri} is no CSV: {error}") from error
 
 
 def read_boxes(uri: str) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def read_boxes(uri: str) -> pd.DataFrame:
     # The reference writes x1 where it means x_1.
     rows = rows.rename(columns={"x1": "x_1"})
     if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:
-        raise ValueError(f"boxes={uri} has no {', '.join(missing)}; it has {', '.join(rows.columns) or 'nothing'}")
+        raise UserError(f"boxes={uri} has no {', '.join(missing)}; it has {', '.join(rows.columns) or 'nothing'}")
     rows.insert(0, "line", np.arange(2, len(rows) + 2))
     return rows[["line", *NAME, "char_index", *BOX]].apply(lambda one: one.str.strip() if one.name != "line" else one)
 

@@ -22,6 +22,7 @@ from pyarrow import compute
 
 from actors.comic_characters.network import InstanceEmbedder, feature_size, load_head
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.crop import CROPS
@@ -106,7 +107,7 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
         if config.labels and storage.exists(uri):
             wanted.update(instance for one in read_sequences(uri) for instance in one.instances)
     if not wanted:
-        raise ValueError(f"{config.output} has no faces or bodies in crops/: `crop` makes them")
+        raise UserError(f"{config.output} has no faces or bodies in crops/: `crop` makes them")
     instances, size = ordered(wanted), config.embed.batch_size
     parts = [instances[first : first + size] for first in range(0, len(instances), size)]
     done = _sound_parts(store) if store.read_json("embeddings.json") == _made_by(config, backbone, weights) else set()
@@ -125,7 +126,7 @@ def head_weights(config: ComicsConfig) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise ValueError(f"there is no head {uri}: `fine-tune` makes it") from error
+        raise UserError(f"there is no head {uri}: `fine-tune` makes it") from error
 
 
 def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:
@@ -138,11 +139,11 @@ def _about_head(config: ComicsConfig, weights: bytes) -> dict[str, Any]:
 
 
 def check_head(config: ComicsConfig) -> None:
-    """Raise ValueError where embeddings/ is of another head than the one that `fine-tune` has left since."""
+    """Raise UserError where embeddings/ is of another head than the one that `fine-tune` has left since."""
     store, uri = Store(config.output), _head_uri(config)
     made = store.read_json("embeddings.json")
     if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
-        raise ValueError(f"{store.uri('embeddings')} is of another head than {uri}: `embed` makes it anew")
+        raise UserError(f"{store.uri('embeddings')} is of another head than {uri}: `embed` makes it anew")
 
 
 def _sound_parts(store: Store) -> set[str]:
@@ -258,6 +259,6 @@ def read_embeddings(store: Store) -> Embeddings:
         flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(sound), -1)
         found.update(zip(map(as_instance, sound.select(KEY).to_pylist()), flat, strict=True))
     if not found:
-        raise ValueError(f"{store.uri('embeddings')} holds no vectors: `embed` makes them")
+        raise UserError(f"{store.uri('embeddings')} holds no vectors: `embed` makes them")
     instances = ordered(found)
     return Embeddings(instances, np.stack([found[one] for one in instances]))

@@ -18,6 +18,7 @@ import ray
 
 from actors.comic_characters.network import FeatureExtractor
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.sequences import Instance
@@ -69,7 +70,7 @@ def find_backbone(config: ComicsConfig) -> Backbone:
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:
-        raise ValueError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
+        raise UserError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
     about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from actors.comic_characters.network import Head, feature_size, stacked
 from actors.core.checkpoints import Tensors
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.comic_characters.features import (
     REJECTED_INSTANCES,
@@ -70,13 +71,13 @@ class FineTunePlan:
 def plan_fine_tuning(config: ComicsConfig) -> FineTunePlan:
     """Read the sequences and find what is missing. Raises ValueError where there are none, or no backbone."""
     if not config.labels:
-        raise ValueError("labels: this setting is needed")
+        raise UserError("labels: this setting is needed")
     train, valid = (
         read_sequences(Store(config.labels).uri(f"{name}_sequences.json")) for name in ("train", "validation")
     )
     for name, sequences in (("train", train), ("validation", valid)):
         if not any(one.instances for one in sequences):
-            raise ValueError(f"{config.labels}/{name}_sequences.json has no instance")
+            raise UserError(f"{config.labels}/{name}_sequences.json has no instance")
     backbone = find_backbone(config)
     plan = FineTunePlan(train, valid, backbone, [])
     todo = without_features(Store(config.output), backbone.folder, plan.instances)

@@ -19,6 +19,7 @@ from ray.data import Dataset
 
 from actors.comic_characters.crops import Kind, crop_name, decode, prepare
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.crop import CROPS
@@ -74,16 +75,16 @@ def plan_pretraining(config: "ComicsConfig") -> PretrainPlan:
     store = Store(config.output)
     made = store.read_json("pairs.json")
     if made not in (None, config.backbone.sizes()):
-        raise ValueError(f"{config.output} holds pairs of {made} pixels: use another output, or these sizes")
+        raise UserError(f"{config.output} holds pairs of {made} pixels: use another output, or these sizes")
     pairs, alone = find_pairs(store.read_table("crops", CROPS).to_pandas())
     if pairs.empty:
-        raise ValueError(f"{config.output} has no face and body of one character in crops/: `crop` makes them")
+        raise UserError(f"{config.output} has no face and body of one character in crops/: `crop` makes them")
     parts = split_series(
         pairs.series_id, config.pretrain.shares, config.pretrain.training.seed, held_out(config.labels)
     )
     count, least = int((pairs.series_id.map(parts) == "train").sum()), config.pretrain.training.batch_size
     if count < least:
-        raise ValueError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}: lower it")
+        raise UserError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}: lower it")
     done = prepared(store)
     known = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(done[done.error == ""][KEY]))
     return PretrainPlan(pairs, alone, parts, pairs[~known])
@@ -129,7 +130,7 @@ def split_series(
 
     names = sorted(set(series), key=place)
     if len(names) < len(PARTS):
-        raise ValueError(f"{len(names)} series cannot be split into {', '.join(PARTS)}: three are needed")
+        raise UserError(f"{len(names)} series cannot be split into {', '.join(PARTS)}: three are needed")
     told = {name: part for name, part in (known or {}).items() if name in names}
     kinds = []
     for part, share in zip(PARTS[1:], shares[1:], strict=True):
@@ -137,7 +138,7 @@ def split_series(
             kinds += [part] * max(1, round(len(names) * share / sum(shares)))
     rest = [name for name in names if name not in told]
     if len(rest) <= len(kinds):
-        raise ValueError(
+        raise UserError(
             f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on"
         )
     return told | dict(zip(rest, kinds + ["train"] * (len(rest) - len(kinds)), strict=True))

@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
+from actors.core.errors import UserError
 from pipelines.comic_characters.clusters import bcubed
 from pipelines.comic_characters.sequences import Instance, known_to_differ
 from pipelines.comic_characters.sequences import Sequence as Panels
@@ -261,7 +262,7 @@ class Rerank:
 
     def __post_init__(self) -> None:
         if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:
-            raise ValueError(f"k1 and k2 start at 1, weight lies in [0, 1]: {self}")
+            raise UserError(f"k1 and k2 start at 1, weight lies in [0, 1]: {self}")
 
 
 def distances_of(vectors: np.ndarray, rerank: Rerank | None = None) -> np.ndarray:

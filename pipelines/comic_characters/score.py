@@ -24,6 +24,7 @@ import ray
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
 from actors.comic_characters.network import Parts, embed, feature_size, load_head
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.models import backbones
@@ -105,13 +106,13 @@ class Method:
 def plan_scores(config: ComicsConfig) -> ScorePlan:
     """Find what is to be scored. Raises ValueError where there are no labels, or no vectors of what they name."""
     if not config.labels:
-        raise ValueError("labels: this setting is needed")
+        raise UserError("labels: this setting is needed")
     uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
     instances = list(dict.fromkeys(one for sequence in read_sequences(uri) for one in sequence.instances))
     if config.score.parts == "both":
         instances = [one for one in instances if None not in one]
     if not instances:
-        raise ValueError(f"{uri} names no instance to score")
+        raise UserError(f"{uri} names no instance to score")
     store = Store(config.output)
     found = read_embeddings(store)
     sources, notes = find_sources(config)
@@ -207,10 +208,10 @@ def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfi
     folder = f"{config.score.folder}/ablations/{name}"
     groups = {group: getattr(config, group) for group in ("pretrain", "fine_tune", "features", "score")}
     if replace(other, **groups, backbone=replace(other.backbone, name=config.backbone.name)) != config:
-        raise ValueError(f"score.ablations.{name}: only pretrain, fine_tune, features and backbone.name can differ")
+        raise UserError(f"score.ablations.{name}: only pretrain, fine_tune, features and backbone.name can differ")
     if other.pretrain != config.pretrain or other.backbone != config.backbone:
         if other.features.weights and other.features.weights == config.features.weights:
-            raise ValueError(
+            raise UserError(
                 f"score.ablations.{name}: with features.weights={other.features.weights} another pretraining changes "
                 "nothing: add features.weights=null, or name its weights"
             )
@@ -335,7 +336,7 @@ def score(config: ComicsConfig, plan: ScorePlan, variants: Mapping[str, ComicsCo
     bad = {one: why for one, why in errors.items() if why}
     sound = [one for one in plan.instances if one not in bad]
     if missing := [one for one in sound if one not in plan.vectors]:
-        raise ValueError(f"embeddings/ has no vectors of {len(missing)} instances of the labels: `embed` makes them")
+        raise UserError(f"embeddings/ has no vectors of {len(missing)} instances of the labels: `embed` makes them")
     written = run_ablations(config, variants, plan.instances)
     methods = methods_of(config, plan, features, sound)
     for name, uri in written.items():
@@ -367,7 +368,7 @@ def scores_of(
     settings = config.score
     groups, search = within(rows, settings.least), between(rows, settings.seed)
     if len(search.queries) < 2:
-        raise ValueError("the labels have no two characters who are known to differ and have two instances each")
+        raise UserError("the labels have no two characters who are known to differ and have two instances each")
     order = np.array([place[one] for one in rows.instances])
     values: dict[str, dict[str, dict[str, Value]]] = {}
     told: dict[str, tuple[Across, Tally]] = {}

@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.comic_characters.crops import parse_instance
 from actors.core import storage
+from actors.core.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 Instance = tuple[str, str, int | None, int | None]
@@ -40,17 +41,17 @@ def read_sequences(uri: str) -> list[Sequence]:
     try:
         tree = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
-        raise ValueError(f"there is no {uri}") from error
+        raise UserError(f"there is no {uri}") from error
     except ValueError as error:
-        raise ValueError(f"{uri} is no JSON: {error}") from error
+        raise UserError(f"{uri} is no JSON: {error}") from error
     if not isinstance(tree, list):
-        raise ValueError(f"{uri} holds no list of sequences")
+        raise UserError(f"{uri} holds no list of sequences")
     found = []
     for number, one in enumerate(tree):
         try:
             found.append(_sequence(one))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{uri}: sequence {number}: {type(error).__name__} {error}") from error
+            raise UserError(f"{uri}: sequence {number}: {type(error).__name__} {error}") from error
     return found
 
 
@@ -64,7 +65,7 @@ def _sequence(one: dict[str, Any]) -> Sequence:
             characters.append(str(annotation["charId"]))
             uncertain.append(bool(annotation.get("uncertain", False)))
     if len(series := {instance[0] for instance in instances}) > 1:
-        raise ValueError(f"its instances are of several series: {', '.join(sorted(series))}")
+        raise UserError(f"its instances are of several series: {', '.join(sorted(series))}")
     return Sequence(one["seq_id"], series.pop() if series else "", instances, characters, uncertain)
 
 
@@ -72,9 +73,9 @@ def _instance(parts: dict[str, Any]) -> Instance:
     names = {kind: parts[kind] for kind in ("face", "body") if parts.get(kind)}
     found = {kind: parse_instance(name) for kind, name in names.items()}
     if not found or any(kind != parsed[2] for kind, parsed in found.items()):
-        raise ValueError(f"an instance is a face, a body or both, not {parts}")
+        raise UserError(f"an instance is a face, a body or both, not {parts}")
     if len(places := {parsed[:2] for parsed in found.values()}) > 1:
-        raise ValueError(f"a face and its body stand in one panel, not {parts}")
+        raise UserError(f"a face and its body stand in one panel, not {parts}")
     series, page = places.pop()
     face, body = (found[kind][3] if kind in found else None for kind in ("face", "body"))
     return series, page, face, body

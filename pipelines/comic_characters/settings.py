@@ -6,6 +6,7 @@ from typing import Literal
 
 from actors.comic_characters.crops import CropConfig
 from actors.comic_characters.network import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.models import backbones
 from pipelines.comic_characters.augment import ViewsConfig
@@ -57,11 +58,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0 or self.dimensions < 2 or min(self.shares) <= 0:
-            raise ValueError(f"temperature and shares are above 0 and dimensions start at 2: {self}")
+            raise UserError(f"temperature and shares are above 0 and dimensions start at 2: {self}")
         if self.training.accumulate > 1 or not self.training.drop_last:
-            raise ValueError("training.accumulate is 1 and training.drop_last true: the loss is of a batch as a whole")
+            raise UserError("training.accumulate is 1 and training.drop_last true: the loss is of a batch as a whole")
         if self.training.batch_size < max(2, self.training.workers):
-            raise ValueError(f"training.batch_size starts at 2 and at training.workers: {self.training}")
+            raise UserError(f"training.batch_size starts at 2 and at training.workers: {self.training}")
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,11 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask <= 1:
-            raise ValueError(f"mask lies in [0, 1], not at {self.mask}")
+            raise UserError(f"mask lies in [0, 1], not at {self.mask}")
         if self.loss == "n_pairs" and self.miner != "none":
-            raise ValueError("n_pairs takes pairs of its own: miner=none")
+            raise UserError("n_pairs takes pairs of its own: miner=none")
         if self.training.workers > 1 or self.training.accumulate > 1:
-            raise ValueError("training.workers and training.accumulate are 1: a batch is taken as a whole")
+            raise UserError("training.workers and training.accumulate are 1: a batch is taken as a whole")
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         if self.least < 2 or self.draws < 1 or self.seed < 0:
-            raise ValueError(f"least starts at 2, draws at 1, seed at 0: {self}")
+            raise UserError(f"least starts at 2, draws at 1, seed at 0: {self}")
         if wrong := [name for name in self.ablations if not re.fullmatch(r"[\w.-]+", name)]:
-            raise ValueError(f"ablations are named by letters, digits, '.', '_' and '-', not {', '.join(wrong)}")
+            raise UserError(f"ablations are named by letters, digits, '.', '_' and '-', not {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class AssignConfig:
 
     def __post_init__(self) -> None:
         if self.panels < 0 or self.pictures < 0 or not 0 <= (self.threshold or 0) <= 2:
-            raise ValueError(f"panels and pictures start at 0, and threshold lies in 0..2: {self}")
+            raise UserError(f"panels and pictures start at 0, and threshold lies in 0..2: {self}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,29 @@ class Films:
         count = len(self.ids)
         offsets = self.offsets
         if self.vectors.ndim != 2 or offsets.shape != (count + 1,):
-            raise ValueError(
+            raise UserError(
                 f"{count} ids, but vecs {self.vectors.shape} and offsets {offsets.shape}: they are n x D and N + 1"
             )
         if offsets[0] != 0 or offsets[-1] != len(self.vectors):
-            raise ValueError(f"offsets run from {offsets[0]} to {offsets[-1]}, and there are {len(self.vectors)} vecs")
+            raise UserError(f"offsets run from {offsets[0]} to {offsets[-1]}, and there are {len(self.vectors)} vecs")
         if empty := [self.ids[i] for i in np.flatnonzero(np.diff(offsets) < 1)]:
-            raise ValueError(f"films without a frame: {', '.join(empty[:5])} ({len(empty)}); leave them out")
+            raise UserError(f"films without a frame: {', '.join(empty[:5])} ({len(empty)}); leave them out")
         if len(set(self.ids)) < count:
             twice = sorted({name for name in self.ids if self.ids.count(name) > 1})
-            raise ValueError(f"ids that stand for more than one film: {', '.join(twice[:5])} ({len(twice)})")
+            raise UserError(f"ids that stand for more than one film: {', '.join(twice[:5])} ({len(twice)})")
         if not np.isfinite(self.vectors).all():
             rows = np.flatnonzero(~np.isfinite(self.vectors).all(1))
             broken = sorted({self.ids[i] for i in np.searchsorted(offsets, rows, side="right") - 1})
-            raise ValueError(f"embeddings that are not finite, in {', '.join(broken[:5])} ({len(broken)}): embed again")
+            raise UserError(f"embeddings that are not finite, in {', '.join(broken[:5])} ({len(broken)}): embed again")
         if self.genres.shape != (count, len(self.genre_names)) or len(self.directors) != count:
-            raise ValueError(
+            raise UserError(
                 f"{count} ids, {len(self.genre_names)} genre_names and {len(self.directors)} directors do not fit "
                 f"genres {self.genres.shape}"
             )
         if not np.isin(self.genres, (0, 1)).all():
-            raise ValueError("genres are 0 or 1")
+            raise UserError("genres are 0 or 1")
         if self.owners and len(self.owners) != count:
-            raise ValueError(f"{count} ids, but {len(self.owners)} names of the films that they are pieces of")
+            raise UserError(f"{count} ids, but {len(self.owners)} names of the films that they are pieces of")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,11 +133,11 @@ def read_films(uri: str) -> Films:
             arrays = {name: file[name] for name in file.files}
     # np.load takes what is no archive for a pickle, and refuses it with a ValueError.
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"{uri} is no npz file of plain arrays: {error}") from error
+        raise UserError(f"{uri} is no npz file of plain arrays: {error}") from error
     if missing := {"vecs", "offsets", "ids"} - arrays.keys():
-        raise ValueError(f"{uri} has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(f"{uri} has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays)) or 'nothing'}")
     if ("genres" in arrays) != ("genre_names" in arrays):
-        raise ValueError(f"{uri} has one of genres and genre_names without the other")
+        raise UserError(f"{uri} has one of genres and genre_names without the other")
     ids = [str(name) for name in arrays["ids"]]
     unnamed = np.zeros((len(ids), 0), np.uint8)
     try:
@@ -150,7 +151,7 @@ def read_films(uri: str) -> Films:
             owners=tuple(str(name) for name in arrays.get("film", ())),
         )
     except ValueError as error:
-        raise ValueError(f"{uri}: {error}") from error
+        raise UserError(f"{uri}: {error}") from error
 
 
 def write_films(films: Films, uri: str) -> None:
@@ -181,7 +182,7 @@ def split(labels: np.ndarray, shares: Sequence[float], seed: int = 0) -> np.ndar
         shares: of each part, above 0; scaled to sum to 1.
     """
     if not len(shares) or not min(shares) > 0:
-        raise ValueError(f"shares are above 0, not {list(shares)}")
+        raise UserError(f"shares are above 0, not {list(shares)}")
     random = np.random.default_rng(seed)
     has = np.asarray(labels).astype(bool)
     share = np.asarray(shares, float) / sum(shares)

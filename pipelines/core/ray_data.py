@@ -9,6 +9,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def fit(
     asked = {**pools, **tasks}
     fitting = dict(asked)
     if cpus <= 0:
-        raise ValueError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
+        raise UserError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
 
     def wanted(resource: str) -> float:
         workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
@@ -55,7 +56,7 @@ def fit(
             fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
     if wanted("num_gpus") > gpus + 1e-9:
         needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
-        raise ValueError(
+        raise UserError(
             f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
             "let them share with num_gpus below 1, set it to 0, or, where the cluster grows, set autoscaling=true"
         )
@@ -72,14 +73,14 @@ def fit(
 
 
 def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
-    """Raise ValueError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
+    """Raise UserError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
 
     nodes: what each has, by Ray's names CPU and GPU.
     """
     for name, stage in stages.items():
         if not any(stage.num_cpus <= node.get("CPU", 0) and stage.num_gpus <= node.get("GPU", 0) for node in nodes):
             have = ", ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-            raise ValueError(
+            raise UserError(
                 f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
                 f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
             )

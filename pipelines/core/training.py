@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from actors.core import storage
 from actors.core.checkpoints import STATE, Tensors, below, pack, read_file, unpack
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.curves import Row, Scalars, draw_curves, write_curve_csv
 from pipelines.core.training_rows import Rows, Share, pieces, row_count
@@ -87,12 +88,12 @@ class TrainingConfig:
         counts = ("epochs", "batch_size", "decay_epochs", "accumulate", "keep_mb", "workers")
         for name in counts if self.patience is None else (*counts, "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, not {getattr(self, name)}")
+                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
         for name in ("learning_rate", "decay_ratio", "num_cpus", *(("clip",) if self.clip is not None else ())):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
+                raise UserError(f"{name} is above 0, not {getattr(self, name)}")
         if min(self.seed, self.checkpoint_s, self.weight_decay) < 0:
-            raise ValueError(f"seed, checkpoint_s and weight_decay start at 0: {self}")
+            raise UserError(f"seed, checkpoint_s and weight_decay start at 0: {self}")
 
 
 ELSEWHERE = ("checkpoint_s", "workers", "num_cpus", "use_gpu")
@@ -144,12 +145,12 @@ def fit(
             settings, or another `config` but for ELSEWHERE, it is another training that starts at zero.
 
     Raises:
-        ValueError: no such monitored value or none that is a number, no rows, a loss that is not finite, or a cluster
+        UserError: no such monitored value or none that is a number, no rows, a loss that is not finite, or a cluster
             that is too small.
         ray.train.TrainingFailedError: the functions raised, or workers died three times.
     """
     if set(datasets) != {"train", "valid"}:
-        raise ValueError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
+        raise UserError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
     store = Store(storage.absolute(output))
     described = {"training": asdict(config), **settings}
     store.write_json(described, "settings.json")
@@ -166,13 +167,13 @@ def fit(
     assert result.return_value is not None
     resumed_from, problem = result.return_value
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     assert result.checkpoint is not None
     tensors, metrics = _read(result.checkpoint)
     history: list[Row] = metrics["history"]
     best_number = best_epoch(history, config)
     if not best_number:
-        raise ValueError(f"{config.monitor} was not a number in any epoch: monitor another value")
+        raise UserError(f"{config.monitor} was not a number in any epoch: monitor another value")
     best = below("best", tensors)
     for name, weights in (("model", best), ("last", below("model", tensors))):
         storage.write_bytes(store.uri(f"{name}.safetensors"), save(weights))
@@ -369,7 +370,7 @@ def train(
         worker's loop returned
 
     Raises:
-        ValueError: the cluster is too small for the workers.
+        UserError: the cluster is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
 
@@ -410,14 +411,14 @@ def _seed(*numbers: int) -> None:
 
 
 def check_room(resource: str, workers: int, each: float = 1, keep: float = 0) -> None:
-    """Raise ValueError where a cluster has less than workers × each + keep of a resource, and does not grow by itself.
+    """Raise UserError where a cluster has less than workers × each + keep of a resource, and does not grow by itself.
 
     Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for.
     """
     there = ray.cluster_resources().get(resource, 0)
     if workers * each + keep > there and ray.cluster_resources().get("CPU"):
         reading = f" and {keep:g} to read the data" if keep else ""
-        raise ValueError(
+        raise UserError(
             f"workers={workers} need {workers * each:g} {resource}s{reading}, and the cluster has {there:g}: "
             "ask for fewer"
         )

@@ -15,6 +15,7 @@ import pandas as pd
 
 from actors.core import storage
 from actors.core.child import Child, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.clips import write_clips
@@ -31,7 +32,7 @@ BACK = 3
 COLUMNS = ["video_index", "video_id", "scene_id", "caption", "start_s", "end_s", "width", "height", "uri", *FEATURES]
 
 
-class NotCurrentError(ValueError):
+class NotCurrentError(UserError):
     """An answer to a scene that is not, or no longer, the one that is asked for."""
 
 
@@ -44,7 +45,7 @@ def scenes_to_label(store: Store) -> pd.DataFrame:
     scenes, _, _ = rows_now(store, COLUMNS)
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
-        raise ValueError(f"{store.root} has no scene with all features to label: `score` it first")
+        raise UserError(f"{store.root} has no scene with all features to label: `score` it first")
     return sound[COLUMNS]
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from actors.core.errors import UserError
+
 log = logging.getLogger(__name__)
 
 BANDS = tuple((word, shift, bits) for word in range(3) for shift, bits in ((0, 21), (21, 21), (42, 22)))
@@ -39,7 +41,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     and are not alike: their pairs are all compared.
     """
     if not 0 <= distance <= FARTHEST:
-        raise ValueError(f"near-duplicates differ in 0 to {FARTHEST} of 192 bits, not in {distance}")
+        raise UserError(f"near-duplicates differ in 0 to {FARTHEST} of 192 bits, not in {distance}")
     if not len(hashes):
         return np.empty(0, np.int64)
     order = np.lexsort(hashes.T)

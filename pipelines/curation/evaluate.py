@@ -31,6 +31,7 @@ import pandas as pd
 import pyarrow as pa
 import ray
 
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
@@ -88,11 +89,11 @@ class Plan:
 
 
 def plan_evaluation(config: CurationConfig) -> Plan:
-    """Draw the groups and find what is missing; raises ValueError where nothing is kept."""
+    """Draw the groups and find what is missing; raises UserError where nothing is kept."""
     store = Store(config.output)
     chosen, candidates = _population(store)
     if not chosen:
-        raise ValueError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
+        raise UserError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
     kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
     scenes = located(store, sorted(kept | random))
     answers = captions(store)

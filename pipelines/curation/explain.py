@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
@@ -72,10 +73,10 @@ def _find(store: Store, name: str) -> Row:
     sound = [row for row in found if not row["error"]] or found
     if not sound:
         near = _near(store, name)
-        raise ValueError(f"{store.root} has no scene {name}: it has {', '.join(near) or 'none'}")
+        raise UserError(f"{store.root} has no scene {name}: it has {', '.join(near) or 'none'}")
     if len({row["video_id"] for row in sound}) > 1:
         which = ", ".join(f"{row['video_id']}/{row['scene_id']}" for row in sound)
-        raise ValueError(f"{len(sound)} scenes are named {name}: ask for one of {which}")
+        raise UserError(f"{len(sound)} scenes are named {name}: ask for one of {which}")
     return sound[0]
 
 

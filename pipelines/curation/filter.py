@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 
@@ -137,23 +138,23 @@ def load_filter(uri: str, measured_by: dict[str, Any] | None = None) -> Filter:
     measured_by: the settings that the features to be judged were measured with.
 
     Raises:
-        ValueError: there is none, it is no filter that `fit-filter` wrote, or it knows other features.
+        UserError: there is none, it is no filter that `fit-filter` wrote, or it knows other features.
     """
     try:
         raw = storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise ValueError(f"there is no filter {uri}: label scenes, then `fit-filter` makes it") from error
+        raise UserError(f"there is no filter {uri}: label scenes, then `fit-filter` makes it") from error
     model = _parsed(uri, raw)
     names = model["learner"].get("feature_names")
     if names != list(FEATURES):
-        raise ValueError(f"{uri} expects the features {names}, and scenes have {list(FEATURES)}, in this order")
+        raise UserError(f"{uri} expects the features {names}, and scenes have {list(FEATURES)}, in this order")
     about = json.loads(model["learner"]["attributes"][ATTRIBUTE])
     theirs = about["measured_by"]
     if measured_by is not None and feature_settings(measured_by) != theirs:
         ours = feature_settings(measured_by)
         changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         told = ", ".join(f"{name}={theirs.get(name)} there, {ours.get(name)} here" for name in changed)
-        raise ValueError(f"{uri} was fitted to features measured with other settings ({told}): fit one to these")
+        raise UserError(f"{uri} was fitted to features measured with other settings ({told}): fit one to these")
     return Filter(raw, about)
 
 
@@ -164,7 +165,7 @@ def _parsed(uri: str, raw: bytes) -> dict[str, Any]:
         json.loads(model["learner"]["attributes"][ATTRIBUTE])["measured_by"]
     except (ValueError, KeyError, TypeError) as error:
         what = "a pickle" if raw[:1] == b"\x80" else "not JSON" if raw[:1] != b"{" else "another model or damaged"
-        raise ValueError(f"{uri} is no filter that `fit-filter` wrote, but {what}: fit one") from error
+        raise UserError(f"{uri} is no filter that `fit-filter` wrote, but {what}: fit one") from error
     return model
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from pipelines.curation.labels import majority, read_labels
@@ -52,7 +53,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         if self.folds < LEAST_FOLDS:
-            raise ValueError(f"folds={self.folds}: at least {LEAST_FOLDS}: to judge, to stop by and to learn from")
+            raise UserError(f"folds={self.folds}: at least {LEAST_FOLDS}: to judge, to stop by and to learn from")
 
 
 # -------------------------------------------------------------------------------------------------------------- fitting
@@ -81,12 +82,12 @@ def read_labelled(config: FitConfig) -> Labelled:
     store = Store(config.output)
     settings = store.read_json("plan", "settings.json")
     if settings is None:
-        raise ValueError(f"{config.output} has no plan: it is not the output of a run, or none has begun")
+        raise UserError(f"{config.output} has no plan: it is not the output of a run, or none has begun")
     path = config.labels or store.uri("labels")
     people = read_labels(path)
     labels = majority(people.values())
     if not labels:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no labels: `annotate {config.output}` makes them, or labels= names another place"
         )
     scenes = rows_now(store, FEATURES)[0]
@@ -95,7 +96,7 @@ def read_labelled(config: FitConfig) -> Labelled:
     sound = scenes.loc[scenes.error == "", [*keys, *FEATURES]]
     found = sound.join(known, on=keys, how="inner").sort_values(keys).reset_index(drop=True)
     if found.empty:
-        raise ValueError(f"none of the {len(labels)} labels of {path} is of a scene that {config.output} has measured")
+        raise UserError(f"none of the {len(labels)} labels of {path} is of a scene that {config.output} has measured")
     return Labelled(found, feature_settings(settings["measured_by"]), sorted(people), len(labels) - len(found))
 
 
@@ -103,7 +104,7 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     """Fit a filter to labelled scenes; its report is in `about`. Needs Ray where the labels want several workers.
 
     Raises:
-        ValueError: labels are of one kind only, or of too few videos.
+        UserError: labels are of one kind only, or of too few videos.
     """
     import xgboost
 
@@ -116,7 +117,7 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     count = int(folds.max()) + 1
     shares = [share for share in SHARES if _can_learn(narrow, count, share)]
     if 1.0 not in shares:
-        raise ValueError("good and bad scenes are of so few videos that a fold would learn from one kind: label others")
+        raise UserError("good and bad scenes are of so few videos that a fold would learn from one kind: label others")
     plan = [(share, fold) for share in shares for fold in range(count)]
     workers = labelled.workers(config)
     parts = (narrow, plan, count)
@@ -173,11 +174,11 @@ def _folds(table: pd.DataFrame, config: FitConfig) -> tuple[np.ndarray, list[str
     videos = {label: table.video_id[table.label == label].nunique() for label in names}
     for label, name in names.items():
         if not videos[label]:
-            raise ValueError(f"all {len(table)} labels are {names[1 - label]}: a filter needs {name} scenes, too")
+            raise UserError(f"all {len(table)} labels are {names[1 - label]}: a filter needs {name} scenes, too")
     most = min(videos.values())
     if most < LEAST_FOLDS:
         told = ", ".join(f"{videos[label]} with {name} ones" for label, name in names.items())
-        raise ValueError(
+        raise UserError(
             f"labels are of too few videos ({told}): folds are of whole videos, and need {LEAST_FOLDS} with scenes of "
             "either kind; label scenes of others"
         )

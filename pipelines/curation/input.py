@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.times import parse_time
 
@@ -36,7 +37,7 @@ _ID_BYTES = 200  # file systems take names of 255 bytes at most, and an id gets 
 _kvitems = ijson.get_backend("yajl2_c").kvitems
 
 
-class MetadataError(ValueError):
+class MetadataError(UserError):
     """The input cannot be understood; the message says where and what to do."""
 
 
@@ -118,10 +119,10 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
 
     Raises:
         MetadataError: nothing there, or metadata that cannot be understood: raised when the reading comes to it.
-        ValueError: the range leaves the input's bounds: for JSON and folders raised at their end.
+        UserError: the range leaves the input's bounds: for JSON and folders raised at their end.
     """
     if start < 0 or (end is not None and end < start):
-        raise ValueError(
+        raise UserError(
             f"videos.start={start}, videos.end={end}: both count from 0, both are included, and the end is no less"
         )
     suffix = PurePosixPath(input).suffix.lower()
@@ -171,7 +172,7 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
             f"or a folder or prefix of films ({' '.join(sorted(VIDEO_SUFFIXES))})"
         )
     if max(start, end or 0) >= count:
-        raise ValueError(f"videos.start={start}, videos.end={end}: {input} has {count} videos, 0 to {count - 1}")
+        raise UserError(f"videos.start={start}, videos.end={end}: {input} has {count} videos, 0 to {count - 1}")
 
 
 def _sifted(index: int, video_id: str, url: str, spans: list[Span] | None, duplicate: bool) -> Video:

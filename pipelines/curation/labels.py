@@ -15,6 +15,7 @@ from typing import Any
 from sklearn.metrics import cohen_kappa_score
 
 from actors.core import storage
+from actors.core.errors import UserError
 
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
@@ -91,23 +92,23 @@ def _parse(file: str, data: bytes) -> Labels:
         # A dict would hide what is there twice.
         pairs = json.loads(data, object_pairs_hook=tuple)
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): {form}") from error
+        raise UserError(f"{file} is not JSON ({error}): {form}") from error
     if not isinstance(pairs, tuple):
-        raise ValueError(f"{file} holds no labels: {form}")
+        raise UserError(f"{file} holds no labels: {form}")
     labels: Labels = {}
     for path, label in pairs:
         key = _key(file, path)
         if type(label) is not int or label not in (0, 1):
-            raise ValueError(f"{file}: the label of {path!r} is {_short(label)}: 1 is good, 0 is bad")
+            raise UserError(f"{file}: the label of {path!r} is {_short(label)}: 1 is good, 0 is bad")
         if labels.setdefault(key, label) != label:
-            raise ValueError(f"{file}: {path!r} is there twice, once with 0 and once with 1: leave one of them")
+            raise UserError(f"{file}: {path!r} is there twice, once with 0 and once with 1: leave one of them")
     return labels
 
 
 def _key(file: str, path: str) -> Key:
     parts = path.replace("\\", "/").rstrip("/").split("/")
     if len(parts) < 2 or {"", ".", ".."} & set(parts[-2:]):
-        raise ValueError(f"{file}: {path!r} names no scene: write frames/<video_id>/<scene_id>")
+        raise UserError(f"{file}: {path!r} names no scene: write frames/<video_id>/<scene_id>")
     return parts[-2], parts[-1]
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig
@@ -60,11 +61,11 @@ class SelectConfig:
 
     def __post_init__(self) -> None:
         if self.count is not None and self.fraction is not None:
-            raise ValueError("count and fraction exclude each other")
+            raise UserError("count and fraction exclude each other")
         if (self.count is not None and self.count < 0) or not 0 <= (self.fraction or 0) <= 1:
-            raise ValueError(f"count starts at 0, fraction lies in 0..1: {self}")
+            raise UserError(f"count starts at 0, fraction lies in 0..1: {self}")
         if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
-            raise ValueError(f"dedupe={self.dedupe}: near-duplicates differ in 0 to {FARTHEST} bits")
+            raise UserError(f"dedupe={self.dedupe}: near-duplicates differ in 0 to {FARTHEST} bits")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.resamples < 99:
-            raise ValueError(f"resamples starts at 99: {self}")
+            raise UserError(f"resamples starts at 99: {self}")
 
 
 @dataclass(frozen=True)
@@ -147,29 +148,29 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
 
 
 def check(config: CurationConfig) -> None:
-    """Raise ValueError, before any work, for settings that cannot work together or files that are not there."""
+    """Raise UserError, before any work, for settings that cannot work together or files that are not there."""
     if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
-        raise ValueError(
+        raise UserError(
             f"output {config.output} lies inside input {config.input}: its clips would be films of the next run"
         )
     if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
-        raise ValueError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
+        raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
     if config.video.decoder == "pyav" and config.video.num_gpus > 0:
-        raise ValueError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
+        raise UserError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
     for name, stage in (("latents", config.latents), ("motion", config.motion)):
         if stage.workers < 1:
-            raise ValueError(f"{name}.workers={stage.workers}: what loads a model has at least one worker")
+            raise UserError(f"{name}.workers={stage.workers}: what loads a model has at least one worker")
     check_model(config.latents.model)
     if config.motion.flow == "raft":
         if config.frames.size % 8 or config.frames.size < 128:
-            raise ValueError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
+            raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
         check_raft(config.motion.weights)
     made = Store(config.output).read_json("plan", "settings.json") or {}
     before, now = made.get("measured_by"), measured_by(config)
     if before is not None and before != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
-        raise ValueError(
+        raise UserError(
             f"{config.output} holds scores made with other settings ({changed}): use them, or another output"
         )
 

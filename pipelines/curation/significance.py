@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from actors.core.errors import UserError
 from pipelines.core.metrics import bootstrap
 
 CHUNK = 1 << 22
@@ -51,9 +52,9 @@ def compare(first: pd.Series, second: pd.Series, paired: bool, resamples: int, s
     Raises ValueError where a group is empty, or pairs are not.
     """
     if first.empty or second.empty:
-        raise ValueError("a group without scenes cannot be compared")
+        raise UserError("a group without scenes cannot be compared")
     if paired and not first.index.equals(second.index):
-        raise ValueError("paired groups have the same scenes in the same order")
+        raise UserError("paired groups have the same scenes in the same order")
     a, b = first.to_numpy(float), second.to_numpy(float)
     sums = _by_video(first, second)
     difference = float(a.mean() - b.mean())

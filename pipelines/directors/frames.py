@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
+from actors.core.errors import UserError
 from actors.directors.style import FEATURES
 from pipelines.core.film_vectors import Films
 from pipelines.directors.sample import Screenshot
@@ -58,7 +59,7 @@ def frames_of_films(films: Films, config: DirectorsConfig) -> Frames:
     """What is learned from vectors of films; films whose director is not known are left out."""
     known = [i for i, director in enumerate(films.directors) if director]
     if not known:
-        raise ValueError(f"{config.films} names no director: its `director` is empty")
+        raise UserError(f"{config.films} names no director: its `director` is empty")
     some = films.take(known)
     names = [
         (director, f"{director}/{film}")
@@ -77,7 +78,7 @@ def _frames(
     pictures = Counter(director for director, _ in names)
     if absent := [name for name in config.unknown if name not in counts]:
         near = get_close_matches(absent[0], counts, 3, 0.3)
-        raise ValueError(f"unknown={absent[0]} is no director of these films; near it: {', '.join(near) or 'none'}")
+        raise UserError(f"unknown={absent[0]} is no director of these films; near it: {', '.join(near) or 'none'}")
     directors = sorted(
         name
         for name, count in counts.items()
@@ -85,7 +86,7 @@ def _frames(
     )
     if len(directors) < 2:
         few = ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
-        raise ValueError(
+        raise UserError(
             f"of {len(counts)} directors {len(directors)} can be learned: two or more, with {config.min_films} films "
             f"and three pictures each, are needed (films: {few})"
         )

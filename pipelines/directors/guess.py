@@ -8,6 +8,7 @@ from safetensors.torch import load
 from scipy.special import log_softmax
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.directors.head import FrameHead
 from actors.models.backbones import BackboneConfig
@@ -47,11 +48,11 @@ class Guess:
 
 
 def read_model(folder: str) -> Model:
-    """A model of `train`; raises ValueError where there is none."""
+    """A model of `train`; raises UserError where there is none."""
     store = Store(folder)
     about = store.read_json("model.json")
     if about is None:
-        raise ValueError(f"{folder} holds no model: `train output={folder}` makes one")
+        raise UserError(f"{folder} holds no model: `train output={folder}` makes one")
     size = about["dimensions"]
     head = make_head(HeadConfig(**about["head"]), [0.0] * size, [1.0] * size, len(about["directors"]))
     head.load_state_dict(load(storage.read_bytes(store.uri("model.safetensors"))))
@@ -61,9 +62,9 @@ def read_model(folder: str) -> Model:
 
 
 def network(model: Model) -> dict[str, Any]:
-    """The settings by which pictures become its vectors, on a CPU; raises ValueError where it knows none."""
+    """The settings by which pictures become its vectors, on a CPU; raises UserError where it knows none."""
     if model.pictures is None:
-        raise ValueError(
+        raise UserError(
             "this model was trained on vectors of films (films=), and does not know how pictures become such"
         )
     tree = dict(model.pictures)
@@ -71,9 +72,9 @@ def network(model: Model) -> dict[str, Any]:
 
 
 def check_space(model: Model, backbone: BackboneConfig) -> None:
-    """Raise ValueError where a network gives other vectors than those that the model was trained on."""
+    """Raise UserError where a network gives other vectors than those that the model was trained on."""
     if (found := space(backbone)) != model.space:
-        raise ValueError(f"the model was trained on vectors of {model.space}, not of {found}: give its own network")
+        raise UserError(f"the model was trained on vectors of {model.space}, not of {found}: give its own network")
 
 
 def guess(model: Model, vectors: np.ndarray, top: int) -> tuple[list[Guess], Guess]:

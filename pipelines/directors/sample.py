@@ -26,6 +26,7 @@ import ray
 
 from actors.core import storage
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.directors.screenshots import ScreenshotsConfig, screenshots
@@ -75,7 +76,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if not self.input or not self.output:
-            raise ValueError("input and output are needed: input=FILMS output=SCREENSHOTS")
+            raise UserError("input and output are needed: input=FILMS output=SCREENSHOTS")
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ def _table(uri: str) -> Iterable[Row]:
         else:
             rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{uri} cannot be read: {error}") from error
+        raise UserError(f"{uri} cannot be read: {error}") from error
     if missing := {"path", "director"} - set(rows[0] if rows else ()):
-        raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}, or no row: it lists path and director")
+        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}, or no row: it lists path and director")
     return rows
 
 
@@ -145,16 +146,16 @@ def _named(director: str, film: str) -> tuple[str, str]:
 
 
 def plan_sample(config: SampleConfig) -> SamplePlan:
-    """What is to be done; raises ValueError where there are no films, or screenshots taken with other settings."""
+    """What is to be done; raises UserError where there are no films, or screenshots taken with other settings."""
     films = list(read_film_list(config.input))
     if not films:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
-        raise ValueError(f"{config.input}: no films there; give a folder of films ({suffixes}) for each director")
+        raise UserError(f"{config.input}: no films there; give a folder of films ({suffixes}) for each director")
     settings = _settings(config)
     done = set()
     for row in Store(config.output).read_table("screenshots", SCREENSHOTS).to_pylist():
         if row["settings"] != settings:
-            raise ValueError(
+            raise UserError(
                 f"{config.output} holds screenshots that were taken with {row['settings']}, not {settings}: "
                 "use another output"
             )
@@ -297,13 +298,13 @@ def read_screenshots(data: str) -> list[Screenshot]:
         for name, size in sizes.items():
             director, film, *rest = name.split("/")
             if not rest:
-                raise ValueError(
+                raise UserError(
                     f"{data}: whose film {name} is of is not known; give {MANIFEST} with {', '.join(COLUMNS)}, or "
                     "folders <director>/<film>/"
                 )
             found.append(Screenshot(director, film, name, storage.join(root, name), size, math.nan, math.nan))
     if not found:
-        raise ValueError(f"{data} holds no screenshots: `sample` makes them, or give folders <director>/<film>/")
+        raise UserError(f"{data} holds no screenshots: `sample` makes them, or give folders <director>/<film>/")
     return sorted(found, key=lambda shot: natural(shot.path))
 
 
@@ -311,7 +312,7 @@ def _by_manifest(root: str, sizes: dict[str, int]) -> Iterator[Screenshot]:
     uri = storage.join(root, MANIFEST)
     rows = list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline="")))
     if rows and (missing := {"film", "director", "path"} - set(rows[0])):
-        raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}; it lists {', '.join(COLUMNS)}")
+        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}; it lists {', '.join(COLUMNS)}")
     for row in rows:
         times = [float(row.get(name) or math.nan) for name in ("time_s", "shot_s")]
         at = storage.join(root, row["path"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from actors.core.errors import UserError
 from pipelines.core.training import TrainingConfig
 from pipelines.directors.vectors import PicturesConfig
 
@@ -20,7 +21,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"hidden starts at 1 and dropout lies in [0, 1): {self}")
+            raise UserError(f"hidden starts at 1 and dropout lies in [0, 1): {self}")
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,17 @@ class DirectorsConfig:
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.films) or not self.output:
-            raise ValueError("output is needed, and one of data (screenshots) and films (an npz file)")
+            raise UserError("output is needed, and one of data (screenshots) and films (an npz file)")
         if not (0 < self.test < 1 and 0 < self.valid < 1 and self.test + self.valid < 1):
-            raise ValueError(f"test and valid are above 0 and sum to less than 1, not {self.test} and {self.valid}")
+            raise UserError(f"test and valid are above 0 and sum to less than 1, not {self.test} and {self.valid}")
         if self.folds and self.folds < 3:
-            raise ValueError(f"folds are 3 or more, or 0, not {self.folds}: one is to test, one to validate")
+            raise UserError(f"folds are 3 or more, or 0, not {self.folds}: one is to test, one to validate")
         if self.min_films < 3 and (self.split == "film" or self.compare or self.folds):
-            raise ValueError(
+            raise UserError(
                 "min_films is 3 or more where films are split: training, validation and test need one each; with "
                 "fewer films there is split=frame compare=false"
             )
         if self.films and self.pictures.views.count:
-            raise ValueError("films are vectors already: pictures.views.count needs data")
+            raise UserError("films are vectors already: pictures.views.count needs data")
         if self.neighbours < 1 or self.min_films < 1:
-            raise ValueError(f"neighbours and min_films start at 1: {self.neighbours}, {self.min_films}")
+            raise UserError(f"neighbours and min_films start at 1: {self.neighbours}, {self.min_films}")

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from torch import Tensor
 
+from actors.core.errors import UserError
 from actors.genres.heads import MeanProbe, mean_directions
 
 
@@ -29,7 +30,7 @@ class SolveConfig:
 
     def __post_init__(self) -> None:
         if not self.ridge > 0 or self.coupling < 0:
-            raise ValueError(f"ridge is above 0 and coupling starts at 0: {self}")
+            raise UserError(f"ridge is above 0 and coupling starts at 0: {self}")
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def solve(probe: MeanProbe, frames: Tensor, mask: Tensor, labels: np.ndarray, co
     """
     count = len(labels)
     if count < 2:
-        raise ValueError(f"a probe is solved from two films or more, not {count}")
+        raise UserError(f"a probe is solved from two films or more, not {count}")
     probe.centre.copy_(mean_directions(frames, mask).mean(0))
     scale = frames.shape[2] ** 0.5
     x = probe.features(frames, mask).double().cpu().numpy() / scale

@@ -25,6 +25,7 @@ from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.genres.key_frames import key_frames
@@ -99,10 +100,10 @@ def find_films(input: str) -> list[Source]:
         if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
     ]
     if not found:
-        raise ValueError(f"{input} holds neither folders of images nor video files: one of either for each film")
+        raise UserError(f"{input} holds neither folders of images nor video files: one of either for each film")
     counts = Counter(source.film for source in found)
     if twice := sorted(film for film, count in counts.items() if count > 1):
-        raise ValueError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
+        raise UserError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
     return sorted(found, key=lambda source: natural(source.film))
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from actors.core.errors import UserError
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy, every class and side alike."""
@@ -18,7 +20,7 @@ def class_balanced_weights(positives: Tensor, films: int, beta: float = 0.999) -
     classes. beta = 0 weighs nothing, and beta near 1 by the inverse of the count.
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"beta lies in [0, 1), not at {beta}")
+        raise UserError(f"beta lies in [0, 1), not at {beta}")
     counts = torch.stack([positives, films - positives]).double()
     # A side without films weighs nothing in the loss, but would weigh infinitely here.
     weights = (1 - beta) / (1 - beta ** counts.clamp(min=1))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import EmbeddingsConfig
 from pipelines.core.film_vectors import Films, middles, read_films, write_films
@@ -79,7 +80,7 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         if min(self.patch_size, self.number_patches) < 1:
-            raise ValueError(f"patch_size and number_patches start at 1: {self}")
+            raise UserError(f"patch_size and number_patches start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ class Processed:
 
 
 def process(config: ProcessConfig) -> Processed:
-    """Write films.npz from features/ and what meta says; raises ValueError where no film is left."""
+    """Write films.npz from features/ and what meta says; raises UserError where no film is left."""
     store = Store(config.output)
     ids = sorted(stored_films(store))
     if not ids:
-        raise ValueError(f"{store.uri('features')} holds no films: `embed` first, or name its output")
+        raise UserError(f"{store.uri('features')} holds no films: `embed` first, or name its output")
     unknown: Counter[str] = Counter()
     rejected: list[dict[str, str]] = []
     pieces: list[np.ndarray] = []
@@ -130,7 +131,7 @@ def process(config: ProcessConfig) -> Processed:
                 owners.append(film)
                 labels.append(label)
     if not pieces:
-        raise ValueError(f"of {len(ids)} films none is left: {rejected[0]['film']}: {rejected[0]['message']}")
+        raise UserError(f"of {len(ids)} films none is left: {rejected[0]['film']}: {rejected[0]['message']}")
     films = Films(
         vectors=np.concatenate(pieces),
         offsets=np.cumsum([0, *(len(piece) for piece in pieces)]),
@@ -175,7 +176,7 @@ def read_any(uri: str) -> Films:
     ids = sorted(stored_films(store))
     found = [(film, vectors) for film, (vectors, _) in zip(ids, read_stored(store, ids), strict=True) if len(vectors)]
     if not found:
-        raise ValueError(f"{uri} is neither an .npz file nor the output of `embed`")
+        raise UserError(f"{uri} is neither an .npz file nor the output of `embed`")
     return Films(
         vectors=np.concatenate([vectors for _, vectors in found]),
         offsets=np.cumsum([0, *(len(vectors) for _, vectors in found)]),
@@ -199,7 +200,7 @@ def fused(films: Films, others: Sequence[Films]) -> Films:
         means = {name: _unit(other.frames(i).astype(np.float32)).mean(0) for i, name in enumerate(other.ids)}
         if missing := sorted(set(names) - means.keys()):
             lacking = f"{', '.join(missing[:5])} ({len(missing)})"
-            raise ValueError(f"films that lack some of the features to fuse: {lacking}; leave them out")
+            raise UserError(f"films that lack some of the features to fuse: {lacking}; leave them out")
         rows = _unit(np.stack([means[name] for name in names]))
         vectors.append(rows.repeat(np.diff(films.offsets), axis=0))
     return replace(films, vectors=np.concatenate(vectors, axis=1).astype(np.float16))

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.genres.heads import mean_directions
 from actors.models.clip import EmbeddingsConfig, embed_texts, load_clip
 from pipelines.core.film_vectors import Films
@@ -71,11 +72,11 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         if self.folds == 1 or self.folds < 0 or self.seeds < 1 or self.draws < 1:
-            raise ValueError(f"folds is 0 or 2 and more, seeds and draws start at 1: {self}")
+            raise UserError(f"folds is 0 or 2 and more, seeds and draws start at 1: {self}")
         if unknown := set(self.heads) - HEADS.keys():
-            raise ValueError(f"heads: {', '.join(sorted(unknown))} is none of {', '.join(HEADS)}")
+            raise UserError(f"heads: {', '.join(sorted(unknown))} is none of {', '.join(HEADS)}")
         if self.folds and self.predictions:
-            raise ValueError("predictions are scored as they are, folds learn their own: give one of them")
+            raise UserError("predictions are scored as they are, folds learn their own: give one of them")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def judge(config: ScoreConfig) -> Judged:
     """Gather answers: those that were predicted, or of heads in folds, and those to compare with."""
     films = fused(read_any(config.films), [read_any(uri) for uri in config.extra])
     if not films.genre_names:
-        raise ValueError(f"{config.films} has no genres to score by: give an .npz as `process` writes it")
+        raise UserError(f"{config.films} has no genres to score by: give an .npz as `process` writes it")
     judged = _in_folds(films, config) if config.folds else _predicted(films, config)
     notes = judged.notes
     if config.zero_shot:
@@ -128,14 +129,14 @@ def _predicted(films: Films, config: ScoreConfig) -> Judged:
     try:
         rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pandas()
     except FileNotFoundError as error:
-        raise ValueError(f"there is no {uri}: `train` or `predict` first, or folds=5") from error
+        raise UserError(f"there is no {uri}: `train` or `predict` first, or folds=5") from error
     probabilities = rows.pivot(index="id", columns="genre", values="probability")
     chosen = rows.pivot(index="id", columns="genre", values="chosen")
     whole = films.whole()
     if missing := sorted(set(whole.genre_names) ^ set(probabilities.columns)):
-        raise ValueError(f"{uri} and {config.films} have other genres: {', '.join(missing[:5])}")
+        raise UserError(f"{uri} and {config.films} have other genres: {', '.join(missing[:5])}")
     if missing := sorted(set(probabilities.index) - set(whole.ids)):
-        raise ValueError(f"{config.films} has no genres of {', '.join(missing[:5])} ({len(missing)}), which {uri} has")
+        raise UserError(f"{config.films} has no genres of {', '.join(missing[:5])} ({len(missing)}), which {uri} has")
     there = np.isin(whole.ids, probabilities.index)
     seen, rest = whole.take(np.flatnonzero(there)), whole.take(np.flatnonzero(~there))
     found = [part.loc[seen.ids, whole.genre_names].to_numpy()[None] for part in (probabilities, chosen)]
@@ -223,7 +224,7 @@ def zero_shot(films: Films, config: EmbeddingsConfig) -> np.ndarray:
     vectors = torch.from_numpy(embed_texts(model, prompts, config.images_per_call))
     texts = normalize(vectors.view(len(films.genre_names), len(PROMPTS), -1).mean(1), dim=-1).numpy()
     if texts.shape[1] != films.vectors.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"embeddings.model={config.model} has vectors of {texts.shape[1]} numbers, the films of "
             f"{films.vectors.shape[1]}: zero_shot needs the model that embedded them, and no extra features"
         )

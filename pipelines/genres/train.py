@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.heads import HeadConfig, MeanProbe, make_head, mean_directions
 from pipelines.core.film_vectors import Films, split
@@ -79,11 +80,11 @@ class LearnConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.train_split_proportion <= 1:
-            raise ValueError(f"train_split_proportion lies in (0, 1], not at {self.train_split_proportion}")
+            raise UserError(f"train_split_proportion lies in (0, 1], not at {self.train_split_proportion}")
         if self.train_split_proportion == 1 and not self.solved:
-            raise ValueError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
+            raise UserError("train_split_proportion=1 leaves no films to say when to stop: only head=mean can do so")
         if self.sequence_length < 1:
-            raise ValueError(f"sequence_length starts at 1, not {self.sequence_length}")
+            raise UserError(f"sequence_length starts at 1, not {self.sequence_length}")
         super().__post_init__()
         # They check the rest.
         for settings in (self.training, self.closed):
@@ -134,7 +135,7 @@ class TrainConfig(LearnConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refit and not self.solved:
-            raise ValueError(
+            raise UserError(
                 "refit: only what is had in closed form (head=mean) needs no validation films; leave it out"
             )
 
@@ -153,7 +154,7 @@ class GenreModel:
     def probabilities(self, films: Films) -> np.ndarray:
         """float64 (N, C) of whole films, in the order of `films.whole()`: of its pieces the mean."""
         if films.vectors.shape[1] != self.dimensions:
-            raise ValueError(
+            raise UserError(
                 f"the model has learnt from vectors of {self.dimensions} numbers, and these have "
                 f"{films.vectors.shape[1]}: embed by the same model, and give the same extra features"
             )
@@ -181,12 +182,12 @@ class GenreModel:
 
 
 def load_model(uri: str) -> GenreModel:
-    """Read what `GenreModel.save` wrote below a path or s3://; raises ValueError where it is not there."""
+    """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
     try:
         about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
         weights = load_tensors(storage.read_bytes(storage.join(uri, "model.safetensors")))
     except FileNotFoundError as error:
-        raise ValueError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
+        raise UserError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
     learn, told = LearnConfig(**about["learn"]), about["thresholds"]
     head = make_head(learn.layers(), about["dimensions"], len(told))
     head.load_state_dict(weights)
@@ -199,7 +200,7 @@ def load_model(uri: str) -> GenreModel:
 def parts_of(films: Films, shares: Sequence[float], seed: int) -> np.ndarray:
     """Divide films, never pieces of one film, by their genres: the number of each row's part, int64 (N,)."""
     if not films.genre_names:
-        raise ValueError("these films have no genres to learn from: give an .npz as `process` writes it")
+        raise UserError("these films have no genres to learn from: give an .npz as `process` writes it")
     whole = films.whole()
     part = dict(zip(whole.ids, split(whole.genres, shares, seed), strict=True))
     return np.array([part[name] for name in films.owners or films.ids])
@@ -307,7 +308,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return {"films": {"train": len(films.whole())}, "test_ap": {}}
     parts = parts_of(films, (share, (1 - share) / 2, (1 - share) / 2), config.seed)
     if len(np.unique(parts)) < 3:
-        raise ValueError(f"{len(films.whole())} films are too few for train, validation and test: give more")
+        raise UserError(f"{len(films.whole())} films are too few for train, validation and test: give more")
     train, valid, test = (films.take(np.flatnonzero(parts == part)) for part in range(3))
     model = learn(train, valid, settings, store.uri("training"))
     answers, labels = model.probabilities(test), test.whole().genres

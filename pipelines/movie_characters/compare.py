@@ -22,6 +22,7 @@ import ray
 from scipy.stats import binomtest
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
@@ -86,27 +87,25 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if other := set(self.filters) - {NONE, *FILTERS}:
-            raise ValueError(f"filters: there is no {', '.join(sorted(other))}; there are {NONE}, {', '.join(FILTERS)}")
+            raise UserError(f"filters: there is no {', '.join(sorted(other))}; there are {NONE}, {', '.join(FILTERS)}")
         if not self.filters or not all(0 <= strength <= 1 for strength in self.filters.values()):
-            raise ValueError(f"filters: strengths lie in 0..1, and one is needed: {self.filters}")
+            raise UserError(f"filters: strengths lie in 0..1, and one is needed: {self.filters}")
         if not self.models or self.k_range < 1 or self.resamples < 1:
-            raise ValueError("models: one or more are needed; k_range and resamples start at 1")
+            raise UserError("models: one or more are needed; k_range and resamples start at 1")
         for name, model in self.models.items():
             if model.by == "fusion":
                 bad = [one for one in model.settings.get("models", ()) if self.models.get(one, model).by == "fusion"]
                 if bad or len(model.settings.get("models", ())) < 2:
-                    raise ValueError(
-                        f"models.{name}.settings.models lists two or more other models that are no fusions"
-                    )
+                    raise UserError(f"models.{name}.settings.models lists two or more other models that are no fusions")
             by = preselecting(model)
             if by and self.models.get(by, model).by not in ("clip", "faces"):
-                raise ValueError(
+                raise UserError(
                     f"models.{name}.settings.preselect.model={by}: there is no model by clip or faces named so"
                 )
         if self.validation and not any(map(learns, self.models.values())):
-            raise ValueError("validation: it teaches fusions without weights, and there is none")
+            raise UserError("validation: it teaches fusions without weights, and there is none")
         if self.alpha_model and self.models.get(self.alpha_model, Model("clip")).by != "diffusion":
-            raise ValueError(f"alpha_model={self.alpha_model}: there is no diffusion model of that name")
+            raise UserError(f"alpha_model={self.alpha_model}: there is no diffusion model of that name")
 
 
 def preselecting(model: Model) -> str:
@@ -191,7 +190,7 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
 
 
 def check_all(runs: Sequence[Run]) -> None:
-    """Raise ValueError where a model cannot run, before anything else is done."""
+    """Raise UserError where a model cannot run, before anything else is done."""
     for run in runs:
         if isinstance(run.config, FaceConfig):
             check_faces()

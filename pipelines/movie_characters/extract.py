@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VideoConfig
@@ -68,18 +69,18 @@ class Plan:
 
 
 def plan_extraction(config: ExtractConfig) -> Plan:
-    """Read the table; raises ValueError where a column is missing, which lists those there are."""
+    """Read the table; raises UserError where a column is missing, which lists those there are."""
     try:
         table = pd.read_csv(io.BytesIO(storage.read_bytes(config.csv)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
-        raise ValueError(f"csv: {error}") from error
+        raise UserError(f"csv: {error}") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"csv={config.csv} is no CSV table: {error}") from error
+        raise UserError(f"csv={config.csv} is no CSV table: {error}") from error
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (START, END, config.category) if name not in table]:
-        raise ValueError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise UserError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     if not storage.exists(config.video):
-        raise ValueError(f"video: there is no {config.video}")
+        raise UserError(f"video: there is no {config.video}")
     rows = table[[config.category, START, END]].set_axis(["category", START, END], axis=1)
     found = [_interval(*row) for row in rows.itertuples(index=False)]
     rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
@@ -91,7 +92,7 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     before, have = Store(root).read_json(OF) or {}, {name.partition("/")[0] for name in there}
     # Their numbers would be those of other frames.
     if other := [cls for cls, of in _of(config, plan).items() if cls in have and before.get(cls, of) != of]:
-        raise ValueError(
+        raise UserError(
             f"{config.output} holds frames of {', '.join(other)} of other intervals or another film: "
             "use another output, or remove these folders"
         )

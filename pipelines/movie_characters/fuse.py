@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
+from actors.core.errors import UserError
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
 RANK_CONSTANT = 60
@@ -39,9 +40,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"weight is above 0, not {self.weight}")
+            raise UserError(f"weight is above 0, not {self.weight}")
         if self.validation and self.weight != 1:
-            raise ValueError(f"validation teaches weights: leave weight={self.weight:g}")
+            raise UserError(f"validation teaches weights: leave weight={self.weight:g}")
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ class FuseConfig:
 
     def __post_init__(self) -> None:
         if len(self.models) < 2:
-            raise ValueError(f"models: two or more are fused, not {len(self.models)}")
+            raise UserError(f"models: two or more are fused, not {len(self.models)}")
         if any(source.folder.rstrip("/") == self.output_folder.rstrip("/") for source in self.models.values()):
-            raise ValueError("output_folder is that of a model: use another one")
+            raise UserError("output_folder is that of a model: use another one")
         bare = [name for name, source in self.models.items() if not source.validation]
         if 0 < len(bare) < len(self.models):
-            raise ValueError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
+            raise UserError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
         if len({len(_folders(source)) for source in self.models.values()}) > 1:
-            raise ValueError("validation: all models have as many folders, in the same order")
+            raise UserError("validation: all models have as many folders, in the same order")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def fuse(config: FuseConfig) -> Fused:
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
     if together.empty:
-        raise ValueError(f"no image has answers of all of {', '.join(config.models)}")
+        raise UserError(f"no image has answers of all of {', '.join(config.models)}")
     _write(config.output_folder, together)
     images = set().union(*(table.index for table in scores))
     by_name = dict(zip(config.models, weights, strict=True))
@@ -118,7 +119,7 @@ def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
         truths.append(found[0].images)
     parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
     if parts[0].empty:
-        raise ValueError("validation: there is no image of which all models have an answer")
+        raise UserError("validation: there is no image of which all models have an answer")
     return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
 
 
@@ -160,7 +161,7 @@ def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[floa
     found: Any = minimize(loss, np.ones(len(parts)), jac=True, bounds=[(0, None)] * len(parts))
     weights = found.x / units
     if not weights.sum() > 1e-6:
-        raise ValueError("validation: no model is better there than chance; set the weights instead")
+        raise UserError("validation: no model is better there than chance; set the weights instead")
     return (weights / weights.mean()).tolist()
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.diffusion import (
@@ -40,14 +41,14 @@ class Plan:
 
 
 def plan_generate(config: GenerateConfig) -> Plan:
-    """Find identities and what is missing; raises ValueError for what cannot work."""
+    """Find identities and what is missing; raises UserError for what cannot work."""
     check_diffusion(config.sd_model_name, "sd_model_name")
     learnt = {one.name: one for one in find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")}
     given = [config.input_files] if isinstance(config.input_files, str) else config.input_files
     asked = [name.rstrip("/").rsplit("/", 1)[-1] for name in given]
     names = [name if name in learnt else name.rpartition(".")[0] for name in asked] or list(learnt)
     if unknown := sorted({asked[number] for number, name in enumerate(names) if name not in learnt}):
-        raise ValueError(f"input_files: {', '.join(unknown)} are not in {config.imagic_pretrained_path}")
+        raise UserError(f"input_files: {', '.join(unknown)} are not in {config.imagic_pretrained_path}")
     ranges = (config.seed_range, config.alpha_range, config.guidance_scale_range)
     swept = [values(given, "") for given in ranges]
     drawings = [
@@ -57,7 +58,7 @@ def plan_generate(config: GenerateConfig) -> Plan:
     ]
     files = Counter(drawing.file for drawing in drawings)
     if twice := [file for file, count in files.items() if count > 1]:
-        raise ValueError(f"two pictures would be named {twice[0]}: rename an identity")
+        raise UserError(f"two pictures would be named {twice[0]}: rename an identity")
     there = {entry.name for entry in storage.listing(config.output_folder, (".png",))}
     todo = [drawing for drawing in drawings if drawing.file not in there]
     return Plan([learnt[name] for name in dict.fromkeys(names)], drawings, todo)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import ray
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from actors.movie_characters.diffusion import (
@@ -85,7 +86,7 @@ class PreselectConfig:
 
     def __post_init__(self) -> None:
         if self.best < 2:
-            raise ValueError(f"best={self.best}: it starts at 2, since of one class there is nothing to ask")
+            raise UserError(f"best={self.best}: it starts at 2, since of one class there is nothing to ask")
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ class IdentifyConfig:
 
     def __post_init__(self) -> None:
         if self.category_class and self.imagic_pipe:
-            raise ValueError(
+            raise UserError(
                 "category_class with imagic_pipe: an average of embeddings has no UNet of its own; leave one of them"
             )
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}: it lies in 0..1")
+            raise UserError(f"alpha={self.alpha}: it lies in 0..1")
         self.question()
 
     @property
@@ -190,13 +191,13 @@ class Plan:
 
 
 def check_identify(config: IdentifyConfig) -> list[Learnt]:
-    """Find the identities; raises ValueError where there are none, or the model or an extra is missing."""
+    """Find the identities; raises UserError where there are none, or the model or an extra is missing."""
     check_diffusion(config.sd_model_name, "sd_model_name")
     return find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
 
 
 def plan_identify(config: IdentifyConfig) -> Plan:
-    """Find pictures, identities and what is missing; raises ValueError for what cannot work."""
+    """Find pictures, identities and what is missing; raises UserError for what cannot work."""
     learnt = check_identify(config)
     given = config.image_list
     pictures = find_pictures(given if isinstance(given, str) else list(given), "image_list")
@@ -220,7 +221,7 @@ class Preselection:
     """What another model says of pictures, by name and whatever their suffix."""
 
     def __init__(self, config: PreselectConfig, identities: Sequence[Identity]) -> None:
-        """Read its results; raises ValueError where there are none."""
+        """Read its results; raises UserError where there are none."""
         scores = by_class(read_results(config.folder, config.clip_csv))
         classes = {key(cls): column for column, cls in enumerate(scores.columns)}
         self._column = np.array([classes.get(key(identity_class(one.name)), -1) for one in identities])
@@ -274,7 +275,7 @@ def conditions(config: IdentifyConfig, learnt: list[Learnt]) -> tuple[list[Ident
         return [Identity(one.name, blends[one.name]) for one in learnt], [""] * len(learnt)
     bare = [one.name for one in learnt if not (one.lora or one.unet)]
     if bare:
-        raise ValueError(
+        raise UserError(
             f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were learnt "
             "by textual inversion, which asks with imagic_pipe=false"
         )

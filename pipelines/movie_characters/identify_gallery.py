@@ -25,6 +25,7 @@ import ray
 from pyarrow import compute
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from actors.media.images import Shape, read_images
@@ -82,7 +83,7 @@ class GalleryConfig:
 
     def __post_init__(self) -> None:
         if self.nearest is not None and self.nearest < 1:
-            raise ValueError(f"nearest starts at 1, not {self.nearest}")
+            raise UserError(f"nearest starts at 1, not {self.nearest}")
 
     @property
     def root(self) -> str:
@@ -114,9 +115,7 @@ class ClipConfig(GalleryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.prompt or not self.probe_c > 0:
-            raise ValueError(
-                f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}"
-            )
+            raise UserError(f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}")
 
     @property
     def stage(self) -> EmbeddingsConfig:
@@ -167,16 +166,16 @@ def method_of(config: ClipConfig | FaceConfig) -> str:
 
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
-    """List both and find what is missing; raises ValueError where there is nothing, or another model was there."""
+    """List both and find what is missing; raises UserError where there is nothing, or another model was there."""
     if isinstance(config, FaceConfig):
         check_faces()
     images = find_pictures(config.image_list, "image_list")
     gallery = find_pictures(config.input_dir, "input_dir")
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
-        raise ValueError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
+        raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
     before = Store(config.output_dir).read_json("identified.json")
     if before is not None and before["by"] != method_of(config):
-        raise ValueError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
+        raise UserError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
     done = embedded(Store(config.root), model_of(config))
     # Of one method a model needs no images of the gallery.
     wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
@@ -266,7 +265,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     gallery = [one for one in plan.gallery if one.uri in vectors]
     needs_gallery = not (isinstance(config, ClipConfig) and config.method == "prompts")
     if needs_gallery and not gallery:
-        raise ValueError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
+        raise UserError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
     for rows in _answers(config, plan, images, gallery, vectors):
         write_results(config.output_dir, rows, descending=True)
     rows = [
@@ -348,7 +347,7 @@ def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(classes)) < 2:
-        raise ValueError("method=probe needs a gallery of two classes or more")
+        raise UserError("method=probe needs a gallery of two classes or more")
     model = LogisticRegression(C=c, max_iter=1000).fit(vectors, list(classes))
 
     def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score, roc_curve
 
+from actors.core.errors import UserError
 from pipelines.core import metrics as ranking
 from pipelines.movie_characters.results import UNKNOWN, Results
 
@@ -30,7 +31,7 @@ def topk(results: Results, k: int, average: bool = False) -> pd.Series:
     Of equal scores what comes first in the file, or in the alphabet, is better.
     """
     if k < 1:
-        raise ValueError(f"k starts at 1, not {k}")
+        raise UserError(f"k starts at 1, not {k}")
     rows = results.rows
     if average:
         rows = rows.groupby(["image", "truth", "cls"], sort=True, as_index=False).score.mean()
@@ -104,7 +105,7 @@ def confidence(scores: pd.DataFrame, lead: bool) -> pd.Series:
     if not lead:
         return pd.Series(best, scores.index)
     if values.shape[1] < 2:
-        raise ValueError("a lead needs two classes or more: set confidence=score")
+        raise UserError("a lead needs two classes or more: set confidence=score")
     others = values.copy()
     others[np.arange(len(values)), np.nanargmax(values, axis=1)] = np.nan
     # Others that are all alike leave a lead without a measure: it is then very large, or 0. One other has none either.
@@ -149,7 +150,7 @@ def learn_threshold(sure: pd.Series, right: pd.Series, known: pd.Series) -> floa
     no images of one of both kinds.
     """
     if known.nunique() < 2:
-        raise ValueError("a threshold is learnt from images of known and of unknown classes, and one kind is missing")
+        raise UserError("a threshold is learnt from images of known and of unknown classes, and one kind is missing")
     order = np.argsort(sure.to_numpy(), kind="stable")
     values = sure.to_numpy()[order]
     gain_accepted = (right & known).to_numpy()[order].astype(int)

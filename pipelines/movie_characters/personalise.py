@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.diffusion import (
@@ -49,7 +50,7 @@ class Plan:
 
 
 def plan_personalise(config: PersonaliseConfig) -> Plan:
-    """Find the pictures and what is missing; raises ValueError where the model or an extra is missing."""
+    """Find the pictures and what is missing; raises UserError where the model or an extra is missing."""
     check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     if config.use_8bit_adam:
         adam8bit()
@@ -63,7 +64,7 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
         for picture in pictures:
             name = stem(picture.name)
             if name in groups:
-                raise ValueError(f"input_image: two pictures are named {name}, with other endings")
+                raise UserError(f"input_image: two pictures are named {name}, with other endings")
             groups[name] = [picture]
     settings = json.dumps(config.learns(), sort_keys=True)
     tasks = [
@@ -111,7 +112,7 @@ def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
 
 
 def _check_hub(config: PersonaliseConfig) -> None:
-    """Make the repository where it is missing; raises ValueError where it may not be written, first of all."""
+    """Make the repository where it is missing; raises UserError where it may not be written, first of all."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -120,7 +121,7 @@ def _check_hub(config: PersonaliseConfig) -> None:
         HfApi().create_repo(config.hub_model_id, exist_ok=True)
     except (HFValidationError, OSError) as error:
         problem = str(error).partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"hub_model_id={config.hub_model_id} cannot be written ({problem}); check its name, and that HF_TOKEN may "
             "write there"
         ) from error

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.media.images import IMAGE_SUFFIXES, natural
 from actors.movie_characters.names import Picture, class_of
 
@@ -17,10 +18,10 @@ def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
         for picture in _below(one, setting):
             if found.setdefault(picture.name, picture).uri != picture.uri:
                 both = f"{found[picture.name].uri} and {picture.uri}"
-                raise ValueError(f"{setting}: two images are named {picture.name}: {both}")
+                raise UserError(f"{setting}: two images are named {picture.name}: {both}")
             class_of(picture.name)
     if not found:
-        raise ValueError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
     return [found[name] for name in sorted(found, key=natural)]
 
 
@@ -33,7 +34,7 @@ def _below(where: str, setting: str) -> list[Picture]:
         try:
             lines = storage.read_bytes(root).decode().splitlines()
         except FileNotFoundError as error:
-            raise ValueError(f"{setting}: there is no list {where}") from error
+            raise UserError(f"{setting}: there is no list {where}") from error
         return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
     entries = storage.listing(root, IMAGE_SUFFIXES)
     return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in entries]

