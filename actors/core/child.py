@@ -6,6 +6,7 @@ other; the child sends back what the function yields. A value of None is a sign 
 
 import atexit
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,24 @@ from typing import Any
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 
+DECODE_ATTEMPTS = 2
+"""Calls in all for a film whose decoding crashes: the crash may have been another's, as when memory ran out."""
+
 
 class BrokenRunError(RuntimeError):
     """What would fail for every file, as a library that is not there: it ends the run, whichever file met it first."""
 
 
 class ChildFault(Exception):
-    """The child crashed, hung, failed or took too long; `code` is the error code of the row that it worked on."""
+    """The child crashed, hung, failed or took too long.
+
+    code: the error code of the row that it worked on. attempts: how many calls were made.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+        self.attempts = 1
 
 
 class Child:
@@ -44,15 +52,46 @@ class Child:
         self._devices: str | None = None
 
     def stream(
-        self, function: Callable[..., Iterable[Any]], *args: Any, stall_s: float, timeout_s: float
+        self,
+        function: Callable[..., Iterable[Any]],
+        *args: Any,
+        stall_s: float,
+        timeout_s: float,
+        attempts: int = 1,
+        key: Callable[[Any], Hashable] | None = None,
     ) -> Generator[Any, None, float]:
         """Yield what a function of a module yields in the child, called with the arguments; return the CPU seconds.
 
+        attempts: calls in all; only a call that crashed is made again. key: what tells rows apart, by
+        which those that come again after a crash are skipped; without it they are yielded again.
+
         Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`),
-        `timeout` (`timeout_s` in all) or `exception` (the function raised; its traceback is logged); BrokenRunError
-        where the function raised that, or is not there.
+        `timeout` (`timeout_s` for one call) or `exception` (the function raised; its traceback is logged);
+        BrokenRunError where the function raised that, or is not there.
         """
         name = _name(function)
+        seen: set[Hashable] = set()
+
+        def fresh(row: Any) -> bool:
+            if key is None:
+                return True
+            count = len(seen)
+            seen.add(key(row))
+            return len(seen) > count
+
+        for attempt in itertools.count(1):
+            try:
+                return (yield from self._call(name, args, stall_s, timeout_s, fresh))
+            except ChildFault as fault:
+                fault.attempts = attempt
+                if fault.code != "crashed" or attempt == attempts:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _call(
+        self, name: str, args: tuple[Any, ...], stall_s: float, timeout_s: float, fresh: Callable[[Any], bool]
+    ) -> Generator[Any, None, float]:
+        """One call of the function by that name, as `stream` describes it; yields the rows that are `fresh`."""
         pipe = self._start()
         until = time.monotonic() + timeout_s
         done = False
@@ -75,7 +114,7 @@ class Child:
                     raise ChildFault("exception", value.strip().rpartition("\n")[2])
                 if kind == "end":
                     return value
-                if value is not None:
+                if value is not None and fresh(value):
                     yield value
         except (EOFError, OSError) as error:
             # An OSError also where it ended in the middle of a row.

@@ -5,18 +5,20 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 
 from actors.core.errors import UserError
 from actors.core.http import retry_after_s
 from actors.core.stage import Batch
 from actors.curation.captions import Answer, Captioner, CaptionsConfig, Pace, Refusal, Reply, Throttled, ask, prompt
+from actors.media.images import encode_jpeg
 
 MAX_OUTPUT_TOKENS = 4096
 """Bounds what one reply costs; a model that thinks spends of it, too."""
 LOCAL_TOKENS = 256
 """A model that runs here and says more than this has no caption of MAX_WORDS to say."""
+QUALITY = 90
+"""Of the JPEG files that a service gets."""
 
 
 # ------------------------------------------------------------------------------------------------------- who answers
@@ -58,7 +60,9 @@ class GoogleGenai:
         import httpx2
         from google.genai import errors, types
 
-        contents: list[Any] = [types.Part.from_bytes(data=jpeg, mime_type="image/jpeg") for jpeg in _jpegs(frames_THWC)]
+        contents: list[Any] = [
+            types.Part.from_bytes(data=encode_jpeg(frame, QUALITY), mime_type="image/jpeg") for frame in frames_THWC
+        ]
         contents.append(prompt(caption))
         try:
             response = self._client.models.generate_content(
@@ -104,7 +108,9 @@ class GoogleGenerativeAI:
         from google.api_core.exceptions import GoogleAPICallError
         from google.protobuf.json_format import ParseError
 
-        contents: list[Any] = [{"mime_type": "image/jpeg", "data": jpeg} for jpeg in _jpegs(frames_THWC)]
+        contents: list[Any] = [
+            {"mime_type": "image/jpeg", "data": encode_jpeg(frame, QUALITY)} for frame in frames_THWC
+        ]
         contents.append(prompt(caption))
         try:
             response = self._model.generate_content(contents, request_options=self._once)
@@ -184,12 +190,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _jpegs(frames_THWC: np.ndarray) -> list[bytes]:
-    return [
-        cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for frame in frames_THWC
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ a model of one's own

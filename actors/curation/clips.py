@@ -31,6 +31,7 @@ from av.stream import Disposition
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
+from actors.media.images import encode_jpeg
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 """Samples per second that AAC knows; sound of another rate is resampled to 48,000."""
@@ -374,11 +375,10 @@ class _Clip:
         if passed < self._due:
             return
         self._due = math.floor(passed) + 1
-        shown = cv2.cvtColor(picture.scaled(self._job.film.width, self._job.film.height), cv2.COLOR_RGB2BGR)
-        jpeg = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, self._job.config.jpeg_quality])[1]
+        shown = picture.scaled(self._job.film.width, self._job.film.height)
         path = self._stills / f"{len(self._still_paths):04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg.tobytes())
+        path.write_bytes(encode_jpeg(shown, self._job.config.jpeg_quality))
         self._still_paths.append(str(path))
 
     def finished(self) -> Row:

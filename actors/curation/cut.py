@@ -15,6 +15,7 @@ from actors.core.stage import Row
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, VideoConfig, in_shots, open_film
+from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 FEATURES = ("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "mse", "cos_sim", "no_frames")
@@ -116,7 +117,7 @@ def _about(scene: Row) -> Row:
 
 def _thumbnail(frame: np.ndarray) -> bytes:
     small = cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return encode_jpeg(small, quality=80)
 
 
 class _Span:

@@ -7,7 +7,6 @@ frame decoded before it is stored, in one step, under a name that follows from t
 already is never fetched again.
 """
 
-import fcntl
 import http.client
 import http.cookiejar
 import importlib.util
@@ -26,9 +25,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av.logging
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
@@ -142,22 +143,15 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
         source = (_PlainFile if by_itself else _Page)(url, Path(folder), config)
-        attempt = 0
+        tries = _tries(video_id, config)
         try:
             with _slot(host, config.per_host):
-                until = time.monotonic() + config.timeout_s
-                while True:
-                    attempt += 1
-                    try:
-                        path = source.get(until)
-                        break
-                    except _Fault as fault:
-                        _pause(video_id, fault, attempt, config.attempts, until)
+                path = tries(source.get, time.monotonic() + config.timeout_s)
             _check(path)
         except _Fault as fault:
-            return Fetched(url, fault.code, str(fault), attempt)
+            return Fetched(url, fault.code, str(fault), tries.statistics["attempt_number"])
         storage.upload(path, target)
-        return Fetched(target, attempts=attempt, bytes=path.stat().st_size)
+        return Fetched(target, attempts=tries.statistics["attempt_number"], bytes=path.stat().st_size)
 
 
 def _file(url: str) -> Fetched:
@@ -171,19 +165,33 @@ def _file(url: str) -> Fetched:
         return Fetched(url, "bad_url", f"{error}, or an http(s) url")
 
 
-def _pause(video_id: str, fault: _Fault, attempt: int, attempts: int, until: float) -> None:
-    """Wait before the next try, or raise the fault where there is none."""
-    if fault.code != "fetch_failed" or attempt == attempts:
-        raise fault
-    wait_s = random.uniform(0.5, 1) * min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-    if fault.wait_s is not None:
-        if fault.wait_s > LONGEST_PAUSE_S:
-            raise fault
-        wait_s = max(wait_s, fault.wait_s)
-    if time.monotonic() + wait_s >= until:
-        raise fault
-    logger.info("%s: %s, try %d of %d in %.1f s", video_id, fault, attempt + 1, attempts, wait_s)
-    time.sleep(wait_s)
+def _tries(video_id: str, config: FetchConfig) -> Retrying:
+    """Calls what raises a _Fault until it passes, at most `attempts` times and within `timeout_s`; raises the last."""
+
+    def passing(fault: BaseException) -> bool:
+        return isinstance(fault, _Fault) and fault.code == "fetch_failed" and (fault.wait_s or 0) <= LONGEST_PAUSE_S
+
+    def pause_s(state: RetryCallState) -> float:
+        longest = min(BACKOFF_S * 2 ** (state.attempt_number - 1), LONGEST_PAUSE_S)
+        return max(random.uniform(0.5, 1) * longest, _fault(state).wait_s or 0)
+
+    def tell(state: RetryCallState) -> None:
+        number, fault = state.attempt_number + 1, _fault(state)
+        logger.info("%s: %s, try %d of %d in %.1f s", video_id, fault, number, config.attempts, state.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception(passing),
+        stop=stop_after_attempt(config.attempts) | stop_before_delay(config.timeout_s),
+        wait=pause_s,
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+def _fault(state: RetryCallState) -> _Fault:
+    fault = state.outcome.exception() if state.outcome else None
+    assert isinstance(fault, _Fault)
+    return fault
 
 
 @contextmanager
@@ -203,14 +211,12 @@ def _places() -> Path:
     return folder
 
 
-def _free(folder: Path, name: str, count: int) -> IO[bytes] | None:
+def _free(folder: Path, name: str, count: int) -> AcquireReturnProxy | None:
     for number in range(count):
-        place = open(folder / f"{name}.{number}", "wb")  # noqa: SIM115, closed by whoever gets it
         try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return place
-        except BlockingIOError:
-            place.close()
+            return FileLock(folder / f"{name}.{number}").acquire(blocking=False)
+        except Timeout:
+            continue
     return None
 
 

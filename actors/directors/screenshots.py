@@ -14,6 +14,7 @@ from av.error import FFmpegError
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.media.film import Beat, Film, FilmError, Picture, in_shots, open_film
+from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 AHEAD_S = 2.0
@@ -161,7 +162,5 @@ def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -
 def _row(film: Film, picture: Picture, number: int, shot_s: float, config: ScreenshotsConfig) -> Row:
     shrink = min(1.0, config.side / min(film.width, film.height))
     image = picture.scaled(max(1, round(film.width * shrink)), max(1, round(film.height * shrink)))
-    options = [cv2.IMWRITE_JPEG_QUALITY, config.quality]
-    jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
     about = {"time_s": picture.time, "frame": number, "shot_s": shot_s}
-    return {**about, "jpeg": jpeg, "error": "", "message": ""}
+    return {**about, "jpeg": encode_jpeg(image, config.quality), "error": "", "message": ""}

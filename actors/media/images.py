@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Batch
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -155,3 +157,11 @@ def read_images(batch: Batch, shape: Shape) -> Batch:
         for _ in threads.map(read, wanted):
             pass
     return {**batch, "image": images, "error": errors.astype(str), "message": messages.astype(str)}
+
+
+def encode_jpeg(image_HWC: np.ndarray, quality: int) -> bytes:
+    """An image uint8 (H, W, 3) RGB as a JPEG file; quality up to 100. Raises ValueError where JPEG cannot hold it."""
+    sound, data = cv2.imencode(".jpg", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not sound:
+        raise UserError(f"an image of {image_HWC.shape} cannot be written as JPEG: its sides end at 65,500 pixels")
+    return data.tobytes()

@@ -1,18 +1,16 @@
 """Frames of a film as JPEG, from one decode: all that lie in listed intervals, or some of each shot."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import av.logging
 import cv2
-import numpy as np
 
-from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.media.film import ROUNDING_S, Beat, FilmError, in_shots, open_film
+from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 QUALITY = 95
@@ -27,17 +25,6 @@ class Interval:
     """As it stands in file names."""
     start_s: float
     end_s: float
-
-
-def seconds(text: str) -> float:
-    """A time as seconds: HH:MM:SS, MM:SS or seconds, each with or without a fraction; raises UserError for others."""
-    found = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)\s*", text)
-    if not found:
-        raise UserError(f"{text!r} is no time; write HH:MM:SS, HH:MM:SS.fff or seconds")
-    hours, minutes, rest = found.groups()
-    if minutes is not None and (float(rest.replace(",", ".")) >= 60 or (hours is not None and int(minutes) >= 60)):
-        raise UserError(f"{text!r} is no time: minutes and seconds end at 59")
-    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest.replace(",", "."))
 
 
 def frame_name(category: str, number: int) -> str:
@@ -84,7 +71,7 @@ def frames_in(
             files[category] += 1
             name = frame_name(category, index if by_index else numbers[category])
             if name not in there:
-                jpeg = jpeg or _jpeg(picture.scaled(film.width, film.height))
+                jpeg = jpeg or encode_jpeg(picture.scaled(film.width, film.height), QUALITY)
                 yield {"name": name, "jpeg": jpeg}
         about["damaged"] += bool(hit and picture.damaged)
         for i in hit:
@@ -121,7 +108,7 @@ def frames_of_shots(
         due = shot["times"][-1] + every_s if shot["times"] else shot["start_s"]
         if picture.time >= due - ROUNDING_S and not picture.damaged:
             shot["times"].append(picture.time)
-            shot["jpegs"].append(_jpeg(picture.scaled(*size)))
+            shot["jpegs"].append(encode_jpeg(picture.scaled(*size), QUALITY))
         shot["end_s"] = picture.time + (picture.duration or film.step_s)
         yield from beat
     yield shot
@@ -129,10 +116,3 @@ def frames_of_shots(
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
     yield {"shot": -1, "shots": shot["shot"] + 1, "error": code, "message": message}
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    sound, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not sound:
-        raise UserError(f"a frame of {image.shape} cannot be written as JPEG")
-    return data.tobytes()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import DisjointSet, fcluster, linkage
 from scipy.spatial.distance import cdist, squareform
 
 Method = Literal["agglomerative", "dbscan"]
@@ -69,29 +69,23 @@ def _nearest_pairs(heights: np.ndarray, cannot: np.ndarray, far: float) -> np.nd
     left, right = np.triu_indices(count, 1)
     order = np.argsort(heights[left, right], kind="stable")
     apart = cannot.copy()
-    parent = list(range(count))
-    number, sizes = list(range(count)), [1] * count
+    number = list(range(count))
     merges: list[tuple[float, ...]] = []
-
-    def root(one: int) -> int:
-        while parent[one] != one:
-            parent[one] = one = parent[parent[one]]
-        return one
+    clusters = DisjointSet(range(count))
 
     def join(a: int, b: int, height: float) -> None:
-        parent[b] = a
-        sizes[a] += sizes[b]
-        apart[a] |= apart[b]
-        apart[:, a] |= apart[:, b]
-        merges.append((*sorted((number[a], number[b])), height, sizes[a]))
-        number[a] = count + len(merges) - 1
+        clusters.merge(a, b)
+        root = clusters[a]
+        apart[root] = apart[:, root] = apart[a] | apart[b]
+        merges.append((*sorted((number[a], number[b])), height, clusters.subset_size(root)))
+        number[root] = count + len(merges) - 1
 
     for i, j in zip(left[order].tolist(), right[order].tolist(), strict=True):
-        a, b = root(i), root(j)
+        a, b = clusters[i], clusters[j]
         if a != b and not apart[a, b]:
             join(a, b, float(heights[i, j]))
     for other in range(1, count):
-        if (a := root(0)) != (b := root(other)):
+        if (a := clusters[0]) != (b := clusters[other]):
             join(a, b, far)
     return np.array(merges)
 

@@ -5,6 +5,7 @@ nowhere in a mean. Intervals are of the bootstrap over films: films, not frames,
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -53,17 +54,23 @@ def _precisions(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> 
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], films: int, draws: int = 1000, seed: int = 0
+    statistic: Callable[[np.ndarray], np.ndarray],
+    films: int,
+    draws: int = 1000,
+    seed: int | np.random.Generator = 0,
+    at_once: int = 50,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 and 97.5 % points (K,) of a statistic over films drawn with replacement.
+    """2.5 and 97.5 % points (K,) of a statistic over films drawn with replacement: the percentile bootstrap.
 
     `statistic` takes weights float64 (R, N), how often each film was drawn, and gives (R, K); a draw in which it is NaN
-    (a class that does not occur) does not count.
+    (a class that does not occur) does not count. at_once: R at most, which bounds memory.
+
+    Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 13.
     """
     random = np.random.default_rng(seed)
     rows = [
-        statistic(random.multinomial(films, np.full(films, 1 / films), min(50, draws - first)).astype(float))
-        for first in range(0, draws, 50)
+        statistic(random.multinomial(films, np.full(films, 1 / films), min(at_once, draws - first)).astype(float))
+        for first in range(0, draws, at_once)
     ]
     values = np.concatenate(rows)
     points = np.full((2, values.shape[1]), np.nan)
@@ -156,16 +163,24 @@ def curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return precision, recall
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> tuple[pd.DataFrame, float]:
-    """Mean probability, share that is true and count of each bin of equal width, and the expected calibration error.
+def calibration(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 10, by: Literal["width", "count"] = "width"
+) -> tuple[pd.DataFrame, float]:
+    """Mean probability, share that is true and count of each bin, and the expected calibration error.
 
-    The error is the mean distance of the two, weighted by count (Guo et al., "On Calibration of Modern Neural
-    Networks", 2017), over all films and classes; empty bins are left out.
+    by: bins are equally wide, or each holds equally many probabilities. The error is the mean distance of the two,
+    weighted by count (Guo et al., "On Calibration of Modern Neural Networks", 2017), over all films and classes; empty
+    bins are left out.
     """
     probabilities, truth = _checked(probabilities, labels)
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError("calibration is of probabilities, and some lie outside 0..1")
-    which = np.minimum((probabilities * bins).astype(int), bins - 1).ravel()
+    if by == "width":
+        which = np.minimum((probabilities * bins).astype(int), bins - 1).ravel()
+    else:
+        which = np.empty(probabilities.size, int)
+        for number, part in enumerate(np.array_split(np.argsort(probabilities, axis=None, kind="stable"), bins)):
+            which[part] = number
     pairs = pd.DataFrame({"probability": probabilities.ravel(), "true": truth.ravel().astype(float), "bin": which})
     binned = pairs.groupby("bin").agg(
         probability=("probability", "mean"), true=("true", "mean"), count=("true", "size")

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ class Clips:
         """scenes: as `in_order` gives them, only those that are still to be labelled."""
         self._scenes = scenes
         self._store = Store(config.output)
-        self._limits = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
+        self._limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
         # To be looked at once: soon is better than small.
         self._config = replace(config.export, crf=23, preset="superfast")
         self._folder = tempfile.TemporaryDirectory(prefix="filmray-", ignore_cleanup_errors=True)

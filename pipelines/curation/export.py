@@ -180,7 +180,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], config: CurationCon
     try:
         with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
             interval = config.frames.interval_ms if config.export.frames else None
-            limits = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
+            limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
             for clip in CHILD.stream(write_clips, str(film), wanted, folder, config.export, interval, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)

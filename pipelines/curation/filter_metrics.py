@@ -1,18 +1,13 @@
 """Metrics of a filter on held-out folds: accuracy, ROC-AUC, calibration, intervals over videos."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
+from pipelines.core import metrics
 from pipelines.curation.filter import BINS
 
 DRAWS = 1000
 """Of the bootstrap."""
-
-
-# ------------------------------------------------------------------------------------------------------------- judging
+MEASURES = ("accuracy", "roc_auc", "pr_auc", "brier", "gain")
 
 
 def judged(labels: np.ndarray, chance: np.ndarray, videos: np.ndarray, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -27,27 +22,26 @@ def judged(labels: np.ndarray, chance: np.ndarray, videos: np.ndarray, seed: int
         chance: (N,) probability of 1
         videos: int (N,) the video of each, from 0 without gaps
     """
-    values = {name: float(value[0]) for name, value in _measures(labels, chance, np.ones((1, len(labels)))).items()}
-    random, count = np.random.default_rng(seed), int(videos.max()) + 1
-    at_once = max(1, 4_000_000 // len(labels))
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
-    for start in range(0, DRAWS, at_once):
-        weights = random.multinomial(count, [1 / count] * count, min(at_once, DRAWS - start))[:, videos]
-        for name, value in _measures(labels, chance, weights.astype(np.float64)).items():
-            drawn[name].append(value)
+    (values,) = _measures(labels, chance, np.ones((1, len(labels))))
+    lows, highs = metrics.bootstrap(
+        lambda weights: _measures(labels, chance, weights[:, videos]),
+        int(videos.max()) + 1,
+        DRAWS,
+        seed,
+        at_once=max(1, 4_000_000 // len(labels)),
+    )
     good = float(labels.mean())
     share = max(good, 1 - good)
-    always = {"accuracy": share, "roc_auc": 0.5, "pr_auc": good, "brier": 1 - share, "gain": 0.0}
+    always = (share, 0.5, good, 1 - share, 0.0)
     report = {}
-    for name, value in values.items():
-        low, high = np.nanpercentile(np.concatenate(drawn[name]), [2.5, 97.5])
-        numbers = {"value": value, "low": float(low), "high": float(high), "always": always[name]}
-        report[name] = {key: round(number, 4) for key, number in numbers.items()}
+    for name, *numbers in zip(MEASURES, values, lows, highs, always, strict=True):
+        each = zip(("value", "low", "high", "always"), numbers, strict=True)
+        report[name] = {key: round(float(number), 4) for key, number in each}
     return report
 
 
-def _measures(labels: np.ndarray, chance: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Each measure for every row of weights (D, N); NaN where a draw has scenes of one kind only."""
+def _measures(labels: np.ndarray, chance: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """MEASURES, float64 (D, 5), for every row of weights (D, N); NaN where a draw has scenes of one kind only."""
     order = np.argsort(-chance, kind="stable")
     y, p, w = labels[order].astype(np.float64), chance[order].astype(np.float64), weights[:, order]
     # What is equally likely stands on one side of a threshold.
@@ -59,27 +53,20 @@ def _measures(labels: np.ndarray, chance: np.ndarray, weights: np.ndarray) -> di
     with np.errstate(invalid="ignore", divide="ignore"):
         under = (np.diff(alarms, prepend=0.0, axis=1) * (hits - steps / 2)).sum(axis=1)
         roc_auc = under / (positive * (total - positive))
-        precision = np.nan_to_num(hits / (hits + alarms))
-        pr_auc = (steps * precision).sum(axis=1) / positive
+    pr_auc = metrics.average_precision(chance[:, None], labels[:, None], weights)[:, 0]
     accuracy = (w * ((p >= 0.5) == y)).sum(axis=1) / total
     share = positive / total
-    return {
-        "accuracy": accuracy,
-        "roc_auc": roc_auc,
-        "pr_auc": pr_auc,
-        "brier": (w * (p - y) ** 2).sum(axis=1) / total,
-        "gain": accuracy - (share if y.mean() >= 0.5 else 1 - share),
-    }
+    brier = (w * (p - y) ** 2).sum(axis=1) / total
+    gain = accuracy - (share if y.mean() >= 0.5 else 1 - share)
+    return np.column_stack([accuracy, roc_auc, pr_auc, brier, gain])
 
 
 def calibration(labels: np.ndarray, chance: np.ndarray) -> list[dict[str, float]]:
     """What share of scenes is good where the model says how likely it is, in bins of as many scenes each."""
-    parts = np.array_split(np.argsort(chance, kind="stable"), int(np.clip(len(labels) // BINS, 1, BINS)))
+    bins = int(np.clip(len(labels) // BINS, 1, BINS))
+    binned, _ = metrics.calibration(chance[:, None], labels[:, None], bins, by="count")
+    rows = zip(binned.probability, binned.true, binned["count"], strict=True)
     return [
-        {
-            "predicted": round(float(chance[part].mean()), 4),
-            "good": round(float(labels[part].mean()), 4),
-            "scenes": len(part),
-        }
-        for part in parts
+        {"predicted": round(float(predicted), 4), "good": round(float(good), 4), "scenes": int(count)}
+        for predicted, good, count in rows
     ]

@@ -258,7 +258,7 @@ def _models_on_ray(
     check_room("CPU", workers)
     rows = -(-len(table) // workers)
     blocks = [table.iloc[start : start + rows] for start in range(0, len(table), rows)]
-    store = Store(output if "://" in output else str(Path(output).absolute()))
+    store = Store(storage.absolute(output))
     trainer = XGBoostTrainer(
         loop,
         scaling_config=train.ScalingConfig(num_workers=workers),

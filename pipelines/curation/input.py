@@ -11,13 +11,11 @@ cut stays, as a Rejected: the scenes and the rejected of all videos are the scen
 
 import csv
 import io
-import math
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import ijson
@@ -27,14 +25,13 @@ import pyarrow.parquet as pq
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.media.film import VIDEO_SUFFIXES
+from actors.media.times import parse_time
 
 COLUMNS = ("video_id", "url", "start", "end")
 """What a table must have; start and end are seconds or hh:mm:ss.mmm, empty: from the start, to the end of the film."""
 
 _METADATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 _ID_BYTES = 200  # file systems take names of 255 bytes at most, and an id gets a suffix
-_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_CLOCK = re.compile(r"(?:([0-9]{1,6}):([0-5]?[0-9])|([0-9]{1,6})):([0-5]?[0-9](?:\.[0-9]*)?)")
 
 # The backend in C, by name: ijson by itself falls back to one in Python without a word.
 _kvitems = ijson.get_backend("yajl2_c").kvitems
@@ -140,29 +137,12 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
     elif suffix == ".parquet":
         videos = _grouped(input, _parquet_rows(input))
     elif suffix in VIDEO_SUFFIXES and storage.exists(input):
-        uri = _absolute(input)
+        uri = storage.absolute(input)
         videos = [_film(PurePosixPath(uri).name, uri)]
     else:
-        films = storage.listing(_absolute(input), tuple(VIDEO_SUFFIXES))
+        films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES))
         videos = (_film(entry.name, entry.uri) for entry in films)
     return _ranged(input, videos, start, end)
-
-
-def parse_time(value: Any) -> float:
-    """Seconds from "hh:mm:ss.mmm", "mm:ss", "1.5" or a number; fractions may have any length, so "1.5" is 1500 ms.
-
-    Raises ValueError for anything else, also for what is negative or not finite.
-    """
-    seconds = math.nan
-    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
-        hours, minutes, many_minutes, rest = clock.groups(default="0")
-        # Decimal rounds once, so that "00:01:01.1" and 61.1 are the same number.
-        seconds = float(int(hours) * 3600 + (int(minutes) + int(many_minutes)) * 60 + Decimal(rest))
-    elif type(value) in (int, float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
-        seconds = float(Decimal(value))
-    if not 0 <= seconds < math.inf:
-        raise UserError(f"{_shown(value)} is not a time; write seconds (1.5) or hh:mm:ss.mmm (00:00:01.500)")
-    return seconds
 
 
 _Raw = tuple[str, str, list[Span] | None]
@@ -445,12 +425,7 @@ def _skip_byte_order_mark(file: Any) -> None:
 
 
 def _folder(input: str) -> str:
-    return _absolute(input).rpartition("/")[0]
-
-
-def _absolute(uri: str) -> str:
-    """A path from the root, since workers have another working directory; s3:// as it is."""
-    return uri if uri.startswith("s3://") else str(Path(storage.join(uri) or "/").absolute())
+    return storage.absolute(input).rpartition("/")[0]
 
 
 def _resolved(url: str, folder: str) -> str:

@@ -12,6 +12,8 @@ from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
 
+from sklearn.metrics import cohen_kappa_score
+
 from actors.core import storage
 from actors.core.errors import UserError
 
@@ -77,12 +79,10 @@ def kappa(labels: dict[str, Labels]) -> dict[tuple[str, str], Agreement]:
     for one, other in combinations(sorted(labels), 2):
         pairs = [(label, labels[other][key]) for key, label in labels[one].items() if key in labels[other]]
         if pairs:
-            count = len(pairs)
-            share = sum(a == b for a, b in pairs) / count
-            good, good_too = sum(a for a, _ in pairs) / count, sum(b for _, b in pairs) / count
-            chance = good * good_too + (1 - good) * (1 - good_too)
-            value = (share - chance) / (1 - chance) if chance < 1 else math.nan
-            found[one, other] = Agreement(count, share, value)
+            ours, theirs = zip(*pairs, strict=True)
+            share = sum(a == b for a, b in pairs) / len(pairs)
+            value = float(cohen_kappa_score(ours, theirs)) if len({*ours, *theirs}) > 1 else math.nan
+            found[one, other] = Agreement(len(pairs), share, value)
     return found
 
 

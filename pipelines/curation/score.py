@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import ray
 from ray.data import Dataset
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.curation.cut import cut, film_row, scene_row
@@ -35,8 +36,6 @@ from pipelines.curation.tables import SCORES, THUMBNAILS
 
 log = logging.getLogger(__name__)
 
-CUT_ATTEMPTS = 2
-"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 CUT_ROWS = 4
 """Scenes that leave the decode at once, at most 40 MB of frames."""
 READ = Stage(num_cpus=0.1)
@@ -174,44 +173,33 @@ def _cut_video(task: Row, config: CurationConfig) -> Iterator[Row]:
     try:
         # Opened here too: what may not be read is known before a child is busy with it.
         with storage.local(uri) as path, path.open("rb"):
-            for attempt in range(1, CUT_ATTEMPTS + 1):
-                left = None if spans is None else _without(spans, skip)
-                arguments = (config.video, config.frames, config.shots, config.motion)
-                rows = CHILD.stream(
-                    cut,
-                    *(str(path), task["video_id"], left, frozenset(skip), *arguments),
-                    stall_s=config.video.stall_s,
-                    timeout_s=config.video.timeout_s,
-                )
-                film: Row = {}
+            rows = CHILD.stream(
+                cut,
+                *(str(path), task["video_id"], spans, frozenset(skip)),
+                *(config.video, config.frames, config.shots, config.motion),
+                stall_s=config.video.stall_s,
+                timeout_s=config.video.timeout_s,
+                attempts=DECODE_ATTEMPTS,
+                key=itemgetter("scene_id"),
+            )
+            film: Row = {}
+            while True:
                 try:
-                    while True:
-                        try:
-                            row = next(rows)
-                        except StopIteration as end:
-                            film["cut_s"] = end.value
-                            break
-                        if row["scene_id"]:
-                            skip.add(row["scene_id"])
-                            yield finished(row, "cut")
-                        else:
-                            film.update(row)
-                except ChildFault as fault:
-                    if fault.code == "crashed" and attempt < CUT_ATTEMPTS:
-                        continue
-                    yield from lost(fault.code, str(fault), "cut", attempt)
+                    row = next(rows)
+                except StopIteration as end:
+                    yield finished(film, "cut", cut_s=end.value, fetch_s=fetched["fetch_s"])
                     return
-                yield finished(film, "cut", cut_s=film["cut_s"], fetch_s=fetched["fetch_s"])
-                return
+                if row["scene_id"]:
+                    skip.add(row["scene_id"])
+                    yield finished(row, "cut")
+                else:
+                    film = row
+    except ChildFault as fault:
+        yield from lost(fault.code, str(fault), "cut", fault.attempts)
     except FileNotFoundError:
         yield from lost("not_found", f"there is no {uri}", "fetch", 1)
     except PermissionError as error:
         yield from lost("forbidden", str(error), "fetch", 1)
-
-
-def _without(spans: list[Row], skip: set[str]) -> list[Row]:
-    kept = [{**span, "scenes": [s for s in span["scenes"] if s["scene_id"] not in skip]} for span in spans]
-    return [span for span in kept if span["scenes"]]
 
 
 def _columns(rows: list[Row], size: int) -> Batch:

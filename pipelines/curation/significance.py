@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core.errors import UserError
+from pipelines.core.metrics import bootstrap
 
 CHUNK = 1 << 22
 """Random numbers that are held at once."""
@@ -79,14 +80,15 @@ def _interval(sums: np.ndarray, resamples: int, random: np.random.Generator) -> 
     videos = len(sums)
     if videos < 2:
         return math.nan, math.nan
-    found = []
-    for rounds in _rounds(resamples, videos):
-        total = random.multinomial(videos, np.full(videos, 1 / videos), rounds) @ sums
+
+    def difference(weights: np.ndarray) -> np.ndarray:
+        total = weights @ sums
         # A round may draw none of the videos that one group comes from.
-        total = total[(total[:, 1] > 0) & (total[:, 3] > 0)]
-        found.append(total[:, 0] / total[:, 1] - total[:, 2] / total[:, 3])
-    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
-    return float(low), float(high)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (total[:, 0] / total[:, 1] - total[:, 2] / total[:, 3])[:, None]
+
+    low, high = bootstrap(difference, videos, resamples, random, at_once=max(1, CHUNK // videos))
+    return float(low[0]), float(high[0])
 
 
 def _p(sums: np.ndarray, resamples: int, random: np.random.Generator) -> float:
@@ -96,15 +98,12 @@ def _p(sums: np.ndarray, resamples: int, random: np.random.Generator) -> float:
     # What differs in its last digits only is as large.
     least = abs(shares.sum()) - 1e-9 * np.abs(shares).sum()
     larger = 0
-    for rounds in _rounds(resamples, len(shares)):
+    at_once = max(1, CHUNK // len(shares))
+    for first in range(0, resamples, at_once):
+        rounds = min(at_once, resamples - first)
         signs = random.integers(0, 2, (rounds, len(shares)), dtype=np.int8) * 2 - 1
         larger += int((np.abs(signs @ shares) >= least).sum())
     return (1 + larger) / (1 + resamples)
-
-
-def _rounds(resamples: int, videos: int) -> list[int]:
-    size = max(1, CHUNK // videos)
-    return [min(size, resamples - done) for done in range(0, resamples, size)]
 
 
 def _effect(a: np.ndarray, b: np.ndarray, paired: bool) -> float:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -41,8 +42,6 @@ COLUMNS = ("film", "director", "time_s", "frame", "path")
 """Of the manifest; `shot_s` follows where it is known. path: relative to the manifest."""
 RESERVED = frozenset(("explore", "features", "rejected", "runs", "screenshots"))
 """Names that a director's folder cannot have, since other things lie there."""
-ATTEMPTS = 2
-"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 SCREENSHOTS = pa.schema(
     [
         ("director", pa.string()),
@@ -248,21 +247,13 @@ def sample_films(batch: Batch, config: SampleConfig) -> Batch:
 
 def _screenshots(about: Row, config: ScreenshotsConfig) -> list[Row]:
     name = f"{about['director']}/{about['film']}"
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return list(
-                CHILD.stream(
-                    screenshots,
-                    *(about["uri"], name, config),
-                    stall_s=config.stall_s,
-                    timeout_s=config.timeout_s,
-                )
-            )
-        except ChildFault as fault:
-            if fault.code != "crashed" or attempt == ATTEMPTS:
-                nothing = {"time_s": math.nan, "frame": -1, "shot_s": math.nan}
-                return [{**nothing, "error": fault.code, "message": str(fault)}]
-    raise AssertionError("unreachable")
+    limits: dict[str, Any] = {"stall_s": config.stall_s, "timeout_s": config.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("time_s")}
+    try:
+        return list(CHILD.stream(screenshots, about["uri"], name, config, **limits, **again))
+    except ChildFault as fault:
+        nothing = {"time_s": math.nan, "frame": -1, "shot_s": math.nan}
+        return [{**nothing, "error": fault.code, "message": str(fault)}]
 
 
 # ----------------------------------------------------------------------------------------------------------- read again

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,7 +25,7 @@ import ray
 from ray.data import Dataset
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
@@ -44,8 +45,6 @@ REJECTED = pa.schema([(name, pa.string()) for name in ("film", "name", "uri", "c
 """One row for each image that could not be read, and one with no name for each film that could not to its end."""
 SHOTS_AT_ONCE = 16
 """Key frames that leave the decode together."""
-ATTEMPTS = 2
-"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 REQUESTS = 16
 """Small files that the driver reads at once."""
 
@@ -276,22 +275,16 @@ def _columns(rows: list[Row]) -> Batch:
 def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
     """Rows of `actors.media.images.key_frames`, whatever happens to the decoding process."""
     done = 0
-    limits = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
+    limits: dict[str, Any] = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("number")}
     try:
         with storage.local(uri) as path:
-            for attempt in range(ATTEMPTS):
-                arguments = (str(path), shape, images.video, images.shots)
-                try:
-                    for row in CHILD.stream(key_frames, *arguments, **limits):
-                        # After a crash the same shots come again.
-                        if row["number"] < 0 or row["number"] == done:
-                            done += row["number"] == done
-                            yield {name: value for name, value in row.items() if name != "end_s"}
-                    return
-                except ChildFault as fault:
-                    if attempt == ATTEMPTS - 1 or fault.code == "timeout":
-                        yield {"number": -1, "images": done, "error": fault.code, "message": str(fault)}
-                        return
+            arguments = (str(path), shape, images.video, images.shots)
+            for row in CHILD.stream(key_frames, *arguments, **limits, **again):
+                done += row["number"] >= 0
+                yield {name: value for name, value in row.items() if name != "end_s"}
+    except ChildFault as fault:
+        yield {"number": -1, "images": done, "error": fault.code, "message": str(fault)}
     except FileNotFoundError as error:
         yield {"number": -1, "images": done, "error": "not_found", "message": str(error)}
     except PermissionError as error:

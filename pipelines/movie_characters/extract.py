@@ -9,17 +9,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VideoConfig
-from actors.movie_characters.film_frames import Interval, frames_in, seconds
+from actors.media.times import parse_time
+from actors.movie_characters.film_frames import Interval, frames_in
 from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,6 @@ log = logging.getLogger(__name__)
 START, END = "start_time", "end_time"
 OF = "frames_of.json"
 """Of each category a digest of what its frames are of; written before they are."""
-ATTEMPTS = 2
-"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 REJECTED = pa.schema(
     [("row", pa.int64()), *((name, pa.string()) for name in ("category", START, END, "code", "message"))]
 )
@@ -104,7 +105,7 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
     if not name:
         return "no_category", "the row names no category"
     try:
-        interval = Interval(name, seconds(start), seconds(end))
+        interval = Interval(name, parse_time(start), parse_time(end))
     except ValueError as error:
         return "bad_time", str(error)
     if interval.end_s < interval.start_s:
@@ -188,25 +189,21 @@ def _lack(film: Row, interval: Interval, count: int) -> tuple[str, str]:
 
 def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     """The film's own row, and how many frames were written."""
-    there, written = set(plan.there), 0
+    written = 0
     progress = Progress("extract", None, "frames")
-    limits = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
-    nothing: Row = {"frames": [0] * len(plan.intervals), "files": {}, "damaged": 0}
-    fault: Exception | None = None
-    with storage.local(config.video) as path:
-        for _ in range(ATTEMPTS):
-            arguments: Sequence[object] = (str(path), plan.intervals, config.by_index, frozenset(there))
-            try:
-                rows = CHILD.stream(frames_in, *arguments, config.decode.decoder, **limits)
-                for row in tracked(rows, progress):
-                    if not row["name"]:
-                        return row, written
-                    storage.write_bytes(store.uri(row["name"]), row["jpeg"])
-                    there.add(row["name"])
-                    written += 1
-            except ChildFault as error:
-                fault = error
-                if error.code != "crashed":
-                    break
-    assert isinstance(fault, ChildFault)
-    return {**nothing, "error": fault.code, "message": str(fault)}, written
+    limits: dict[str, Any] = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("name")}
+    film: Row = {}
+    try:
+        with storage.local(config.video) as path:
+            arguments = (str(path), plan.intervals, config.by_index, frozenset(plan.there), config.decode.decoder)
+            for row in tracked(CHILD.stream(frames_in, *arguments, **limits, **again), progress):
+                if not row["name"]:
+                    film = row
+                    continue
+                storage.write_bytes(store.uri(row["name"]), row["jpeg"])
+                written += 1
+    except ChildFault as fault:
+        nothing = {"frames": [0] * len(plan.intervals), "files": {}, "damaged": 0}
+        return {**nothing, "error": fault.code, "message": str(fault)}, written
+    return film, written

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,7 +20,7 @@ import pandas as pd
 import ray
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -33,9 +34,6 @@ from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.results import UNKNOWN, Results, by_class, write_csv
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 2
-"""A film whose decoding crashed is decoded once more: the crash may have been another's, as when memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -127,24 +125,14 @@ def write_frames(batch: Batch, config: TimelineConfig, store: Store) -> Batch:
 
 def _shots(uri: str, config: TimelineConfig) -> Iterator[Row]:
     """Rows of `actors.movie_characters.film_frames.frames_of_shots`, whatever happens to the decoding process."""
-    limits = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
-    done = 0
+    limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
     try:
         with storage.local(uri) as path:
-            for attempt in range(1, ATTEMPTS + 1):
-                arguments = (str(path), config.shots, config.every_s, config.max_side, config.video.decoder)
-                try:
-                    for row in CHILD.stream(frames_of_shots, *arguments, **limits):
-                        # After a crash the same shots come again.
-                        if row["shot"] < 0 or row["shot"] == done:
-                            done += row["shot"] == done
-                            yield row
-                    return
-                except ChildFault as fault:
-                    if fault.code == "crashed" and attempt < ATTEMPTS:
-                        continue
-                    yield {"shot": -1, "error": fault.code, "message": str(fault)}
-                    return
+            arguments = (str(path), config.shots, config.every_s, config.max_side, config.video.decoder)
+            yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
+    except ChildFault as fault:
+        yield {"shot": -1, "error": fault.code, "message": str(fault)}
     except FileNotFoundError as error:
         yield {"shot": -1, "error": "not_found", "message": str(error)}
     except PermissionError as error:

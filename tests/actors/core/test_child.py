@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +24,16 @@ def count(n: int) -> Iterator[int | None]:
 def die(after: int, how: int) -> Iterator[int]:
     yield from range(after)
     os.kill(os.getpid(), how)
+
+
+def die_until(tries: int, tally: str) -> Iterator[int]:
+    """0 and 1 and a crash, `tries` times, each a byte longer file; then 0 to 3."""
+    with open(tally, "ab") as file:
+        file.write(b".")
+        calls = file.tell()
+    yield from range(2 if calls <= tries else 4)
+    if calls <= tries:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang() -> Iterator[int]:
@@ -77,6 +89,39 @@ def test_a_crash_keeps_what_came_before_and_names_the_signal(child: Child, how: 
         next(stream)
     assert fault.value.code == "crashed"
     assert list(child.stream(count, 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+@pytest.mark.parametrize(("key", "expected"), [(None, [0, 1, 0, 1, 0, 1, 2, 3]), (abs, [0, 1, 2, 3])])
+def test_a_call_that_crashed_is_made_again(
+    child: Child, tmp_path: Path, key: Callable[[int], int] | None, expected: list[int]
+):
+    tally = str(tmp_path / "calls")
+    assert list(child.stream(die_until, 2, tally, stall_s=20, timeout_s=30, attempts=3, key=key)) == expected
+
+
+def test_the_last_crash_is_raised_with_the_number_of_attempts(child: Child, tmp_path: Path):
+    tally = tmp_path / "calls"
+    stream = child.stream(die_until, 9, str(tally), stall_s=20, timeout_s=30, attempts=2, key=abs)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ChildFault, match="SIGKILL") as fault:
+        next(stream)
+    assert (fault.value.code, fault.value.attempts, tally.stat().st_size) == ("crashed", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "code"),
+    [
+        (hang, {"stall_s": 3, "timeout_s": 30}, "stalled"),
+        (beat_forever, {"stall_s": 3, "timeout_s": 2}, "timeout"),
+        (fail, {"stall_s": 20, "timeout_s": 30}, "exception"),
+    ],
+)
+def test_only_a_crash_is_followed_by_another_attempt(
+    child: Child, function: Callable[[], Iterator[int]], limits: dict[str, Any], code: str
+):
+    with pytest.raises(ChildFault) as fault:
+        list(child.stream(function, **limits, attempts=2))
+    assert (fault.value.code, fault.value.attempts) == (code, 1)
 
 
 def test_a_hang_ends_after_the_stall_and_endless_work_after_the_timeout(child: Child):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
-from actors.media.images import ImageError, Shape, decode, natural, read_images
+from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, read_images
 from actors.media.shots import ShotsConfig
 from tests.support import films
 
@@ -100,6 +100,14 @@ def test_rows_keep_their_images_and_bad_rows_say_why(tmp_path: Path) -> None:
     assert read["error"].tolist() == ["", "not_an_image", "not_found", "", "no_images"]
     assert read["image"][:, 0, 0, 0].tolist() == [200, 0, 0, 10, 0] and read["image"].shape == (5, 4, 4, 3)
     assert "gone.jpg" in read["message"][2] and read["message"][4] == "none"
+
+
+@pytest.mark.parametrize(("quality", "most"), [(95, 2), (50, 8)])
+def test_a_jpeg_is_rgb_and_keeps_its_quality(quality: int, most: float) -> None:
+    image = picture()
+    back = np.asarray(Image.open(io.BytesIO(encode_jpeg(image, quality))).convert("RGB")).astype(int)
+    assert abs(back - image).mean() < most
+    assert len(encode_jpeg(image, quality)) > len(encode_jpeg(image, quality - 30))
 
 
 def test_the_middle_picture_of_every_shot(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Times as people write them, and exactly the frames of an interval, read back from the files."""
+"""Exactly the frames of an interval, read back from the files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,30 +9,8 @@ import pytest
 
 from actors.core.stage import Row
 from actors.media.shots import ShotsConfig
-from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots, seconds
+from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots
 from tests.support import films
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("00:00:01", 1),
-        ("01:02:03", 3723),
-        ("00:00:01.250", 1.25),
-        (" 2.5 ", 2.5),
-        ("90", 90),
-        ("1:30", 90),
-        ("7,5", 7.5),
-    ],
-)
-def test_times(text: str, expected: float):
-    assert seconds(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "-1", "00:60:00", "00:00:60", "noon", "1:2:3:4", "nan"])
-def test_what_is_no_time(text: str):
-    with pytest.raises(ValueError, match="is no time"):
-        seconds(text)
 
 
 def read(film: Path, intervals: Sequence[Interval], by_index: bool = False, there: Sequence[str] = ()) -> tuple:

@@ -1,9 +1,11 @@
 """Figures against scikit-learn's, and intervals against what statistics says of them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
 from pipelines.core.metrics import average_precision, bootstrap, calibration, curve, difference, table, thresholds
@@ -96,6 +98,19 @@ def test_bootstrap_finds_the_interval_of_a_mean():
     assert (low[0], high[0]) == (again[0][0], again[1][0])
 
 
+def test_the_bootstrap_is_the_percentile_one_of_scipy():
+    values = np.random.default_rng(5).exponential(size=60)
+    low, high = bootstrap(lambda weights: weights @ values[:, None] / 60, 60, draws=9999)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(6)).confidence_interval
+    assert (low[0], high[0]) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_bootstrap_draws_do_not_depend_on_how_many_are_held_at_once():
+    values = np.random.default_rng(7).normal(size=(30, 1))
+    ends = [bootstrap(lambda weights: weights @ values, 30, 200, at_once=size) for size in (1, 50, 1000)]
+    assert np.ptp(np.array(ends), axis=0) == pytest.approx(0, abs=1e-9)
+
+
 def test_a_difference_is_paired(sample: tuple[np.ndarray, np.ndarray]):
     scores, labels = sample
     same = difference(scores, scores**2, labels, draws=50)
@@ -118,6 +133,18 @@ def test_calibration_of_a_known_case():
     assert bins["count"].tolist() == [3, 3]
     assert bins.true.tolist() == pytest.approx([1 / 3, 2 / 3])
     assert error == pytest.approx((1 / 3 - 0.1) / 2 + (2.8 / 3 - 2 / 3) / 2)
+
+
+@pytest.mark.parametrize(("by", "strategy"), [("width", "uniform"), ("count", "quantile")])
+def test_calibration_bins_are_those_of_sklearn(by: Literal["width", "count"], strategy: str):
+    random = np.random.default_rng(8)
+    chance = random.random(200)
+    labels = random.random(200) < chance**2
+    true, probability = calibration_curve(labels, chance, n_bins=10, strategy=strategy)
+    binned, error = calibration(chance[:, None], labels[:, None], 10, by)
+    np.testing.assert_allclose(binned[["probability", "true"]], np.column_stack([probability, true]))
+    assert error == pytest.approx(np.average(abs(probability - true), weights=binned["count"]))
+    assert binned["count"].sum() == 200 and (by == "width" or set(binned["count"]) == {20})
 
 
 def test_what_has_no_rank_is_refused():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curation.input import MetadataError, Rejected, Scene, Span, Video, parse_time, read_videos
+from pipelines.curation.input import MetadataError, Rejected, Scene, Span, Video, read_videos
 
 SCENE = {"clip_id": "a.0_0", "scene_cut": [0, -1], "caption": "a cat"}
 CLIP = {"span": ["00:00:01.000", "00:00:03.500"], "fps": 25.0, "scene_split": [SCENE]}
@@ -39,40 +39,6 @@ def one(folder: Path, clips: dict[str, Any]) -> Video:
 
 def reasons(video: Video) -> list[tuple[str, str, int]]:
     return [(scene.scene_id, scene.code, scene.ordinal) for scene in video.rejected]
-
-
-class TestTime:
-    @pytest.mark.parametrize(
-        ("text", "seconds"),
-        [
-            ("00:00:01.500", 1.5),
-            ("1.5", 1.5),
-            ("1.005", 1.005),
-            ("01:02:03.0004", 3723.0004),
-            ("2:03", 123.0),
-            ("75:30", 4530.0),
-            ("100:00:00", 360000.0),
-            (" 7 ", 7.0),
-            ("1e-05", 1e-05),
-            ("00:01:01.1", 61.1),
-            ("0.123456789123", 0.123456789123),
-            (0, 0.0),
-            (2.25, 2.25),
-        ],
-    )
-    def test_seconds(self, text: Any, seconds: float) -> None:
-        assert parse_time(text) == seconds
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            *("", "-1", "-00:00:01", "1:2:3:4", "00:60:00", "00:00:60", "1,5", "soon", "nan", "inf", "1:", ":1", "1_0"),
-            *("٣", -0.5, float("nan"), float("inf"), 10**400, True, None, [1]),
-        ],
-    )
-    def test_nonsense_is_refused(self, text: Any) -> None:
-        with pytest.raises(ValueError, match=r"is not a time; write seconds"):
-            parse_time(text)
 
 
 class TestJson:
