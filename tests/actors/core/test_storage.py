@@ -183,7 +183,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: p
 
 def test_a_killed_write_is_never_listed(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from actors import storage\n"
+        "import os, sys; from actors.core import storage\n"
         "with storage._replacing(sys.argv[1] + '/film.mp4') as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)"
     )

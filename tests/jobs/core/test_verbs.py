@@ -1,0 +1,182 @@
+"""The runner: what every verb has without a line of its own."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import yaml
+from typer.testing import CliRunner, Result
+
+from actors.core.errors import UserError
+from actors.core.stage import Stage
+from jobs.core.status import Status
+from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, versions
+from pipelines.core.progress import Progress
+
+app = Verbs("A capability of a test.")
+app.verb(Status)
+
+
+@dataclass(frozen=True)
+class CountConfig:
+    """Settings of `count-films`."""
+
+    input: str
+    """A folder."""
+    output: str
+    """Another."""
+    rows: int = 5
+    """Rows of the input."""
+    out: int = 3
+    """Those that are sound."""
+    fail: str = ""
+    """How it fails."""
+
+
+@app.verb
+class CountFilms(Verb):
+    """Count the films of a folder."""
+
+    positional = ("output",)
+
+    def settings(self) -> type[CountConfig]:
+        return CountConfig
+
+    def plan(self, config: CountConfig) -> int:
+        if config.fail == "plan":
+            raise UserError("there are no films")
+        return config.rows
+
+    def preview(self, config: CountConfig, plan: int) -> Preview:
+        return Preview(
+            [f"input: {plan} films"], {"table": f"{config.output}/table"}, {"embed": Stage(2)}, {"read": Stage(0)}
+        )
+
+    def work(self, config: CountConfig, plan: int, run: Run) -> None:
+        with Progress("count", plan, "films") as progress:
+            progress.advance(config.out)
+            if config.fail == "users":
+                raise UserError("a film is none")
+            if config.fail:
+                raise OSError("the disk is full")
+        run.record["rows"] = {"in": plan, "out": config.out, "rejected": {"broken": 2}}
+        run.stage("count", plan, 0.5)
+        run.say(f"table: {run.store.uri('table')}")
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """Settings of `look`."""
+
+    output: str
+    """A folder."""
+
+
+@app.verb
+class Look(Verb):
+    """Look at an output."""
+
+    positional = ("output",)
+
+    def settings(self) -> type[LookConfig]:
+        return LookConfig
+
+    def root(self, config: LookConfig) -> None:
+        return None
+
+    def work(self, config: LookConfig, plan: None, run: Run) -> None:
+        run.say(f"seen {config.output}")
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "runs" / "count-films.json").read_text())
+
+
+def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path):
+    told = run("count-films", "input=films", f"output={tmp_path}").stdout
+    found = record_of(tmp_path)
+    assert (found["status"], found["error"], found["command"]) == ("done", None, "count-films")
+    assert found["settings"] == asdict(CountConfig("films", str(tmp_path)))
+    assert found["versions"] == versions() and found["seconds"] >= 0
+    assert "5 rows = 3 done + 2 rejected" in told and "broken 2" in told and "10.0 rows/s" in told
+    assert told.splitlines()[-1] == f"table: {tmp_path}/table"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["count-films.json"], "no progress file is left"
+
+
+def test_settings_come_in_any_form_and_around_options(tmp_path: Path):
+    run("count-films", "--dry-run", tmp_path, "--input", "films", "--rows=7")
+    told = run("count-films", tmp_path, "--input", "films", "--dry-run", "--out", "5", "rows=7").stdout
+    assert "input: 7 films" in told and "out: 5" in told
+    assert "embed: 2 actors of 1 CPUs" in told and "read: as many as fit tasks of" in told
+    assert f"table: {tmp_path}/table" in told and not list(tmp_path.iterdir())
+
+
+def test_rows_that_do_not_add_up_fail_the_verb(tmp_path: Path):
+    told = run("count-films", tmp_path, "input=a", "rows=6", code=1).output
+    assert told.splitlines()[-1] == "failed: RuntimeError: 6 rows in, but 3 out and 2 rejected"
+    assert record_of(tmp_path)["status"] == "failed"
+
+
+def test_more_rejected_rows_than_allowed_end_with_their_exit_code(tmp_path: Path):
+    run("count-films", tmp_path, "input=a", "--max-rejected", "2")
+    run("count-films", tmp_path, "input=a", "--max_rejected=1", code=3)
+    assert record_of(tmp_path)["status"] == "rejected"
+
+
+def test_a_fault_is_recorded_and_a_users_mistake_leaves_the_record_before(tmp_path: Path):
+    assert "failed: OSError: the disk is full" in run("count-films", tmp_path, "input=a", "fail=disk", code=1).output
+    before = record_of(tmp_path)
+    assert (before["status"], before["error"]) == ("failed", "OSError: the disk is full")
+    for how, told in {"plan": "there are no films", "users": "a film is none"}.items():
+        assert run("count-films", tmp_path, "input=b", f"fail={how}", code=2).output.strip() == f"error: {told}"
+        assert record_of(tmp_path) == before
+
+
+def test_a_verb_that_only_looks_leaves_nothing(tmp_path: Path):
+    assert run("look", tmp_path).stdout == f"seen {tmp_path}\n"
+    assert not list(tmp_path.iterdir())
+    assert "changes nothing" in run("look", tmp_path, "--dry-run").stdout
+
+
+def test_settings_and_schema_are_printed_without_any_setting(tmp_path: Path):
+    text = run("count-films", "--settings").stdout
+    assert "# Rows of the input.\nrows: 5  # int" in text
+    assert yaml.safe_load(run("count-films", "--settings", "input=a", "output=b", "rows=9").stdout)["rows"] == 9
+    assert json.loads(run("count-films", "--schema").stdout)["required"] == ["input", "output"]
+
+
+def test_status_shows_records_and_the_stages_that_are_in_progress(tmp_path: Path):
+    assert "no run records" in run("status", tmp_path).stdout
+    run("count-films", tmp_path, "input=a")
+    about = {"done": 4, "total": 8, "unit": "films", "rate": 2.0, "remaining_s": 2.0, "note": "loss 0.5", "time": 0}
+    (tmp_path / "runs" / "embed.progress.json").write_text(json.dumps({"embed": about}))
+    lines = run("status", tmp_path).stdout.splitlines()
+    assert lines[0].startswith("count-films done after")
+    assert lines[-1].startswith("embed embed: 4 of 8 films, 2/s, 2 s left, loss 0.5 (")
+
+
+def test_help_is_the_docstring_and_names_come_from_classes():
+    told = run("--help").stdout
+    assert "count-films" in told and "Count the films of a folder." in told
+
+
+def test_only_our_own_lines_are_logged_unless_verbose(tmp_path: Path):
+    root = logging.getLogger()
+    run("look", tmp_path)
+    assert root.level == logging.ERROR and logging.getLogger("pipelines").level == logging.INFO
+    run("look", tmp_path, "--verbose")
+    assert root.level == logging.INFO
+
+
+def test_counts_and_versions():
+    assert listed({"a": 1, "b": 2}) == ": a 1, b 2" and listed({}) == ""
+    assert versions()["av"] == av.__version__ and {"python", "ray", "torch"} <= versions().keys()
