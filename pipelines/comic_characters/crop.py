@@ -28,8 +28,8 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, ray_task, set_context
 
 if TYPE_CHECKING:
     # Workers that cut pay for no import of torch.

@@ -43,8 +43,8 @@ from pipelines.comic_characters.features import (
 from pipelines.comic_characters.pairs import find_pairs
 from pipelines.comic_characters.sequences import SPLITS, Instance, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 
 EMBEDDINGS = pa.schema(
     [

@@ -23,8 +23,8 @@ from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.sequences import Instance
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 
 KEY = ["series_id", "page_id", "face", "body"]
 _KEY = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]

@@ -24,8 +24,8 @@ from actors.core.stage import Batch, Stage
 from actors.core.store import Store
 from pipelines.comic_characters.crop import CROPS
 from pipelines.comic_characters.sequences import read_sequences
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, ray_task, set_context
 
 if TYPE_CHECKING:
     # Workers that decode pay for no import of torch.

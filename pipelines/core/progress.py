@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -15,9 +15,6 @@ from rich.progress import Progress as Live
 
 from actors.core import storage
 from actors.core.store import Store
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -155,10 +152,3 @@ def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = 
         for item in items:
             yield item
             progress.advance(count(item))
-
-
-def finish(rows: "Dataset", column: str, progress: Progress) -> None:
-    """Run a dataset whose batches say in a column how much they have done."""
-    batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
-    for _ in tracked(batches, progress, lambda counts: int(counts[column].sum())):
-        pass

@@ -1,16 +1,17 @@
 """How stages run on Ray: what of them fits the cluster, and how often a worker that died is started again."""
 
 import logging
-import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
+from ray.data._internal.logical.operators.map_operator import AbstractMap
 
 from actors.core.errors import UserError
-from actors.core.stage import Stage
+from actors.core.stage import Batch, Stage
+from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +29,13 @@ def set_context() -> None:
     # It tells of the memory that a Python process takes before it does anything.
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Ray 2.60 has no other way to bound how often a task is repeated.
-    warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated", RayDeprecationWarning)
 
 
 def fit(
     pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
 ) -> tuple[dict[str, Stage], list[str]]:
-    """Scale stages down until one task of each kind runs beside all actors; tells in lines what was asked and is not.
+    """Scale stages down until one task of each kind runs beside all actors; returns them, and a line for each that
+    has fewer workers or less than half of its CPUs.
 
     Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
     are too few for one worker of each stage, or there is no CPU.
@@ -64,13 +64,16 @@ def fit(
         )
     if (share := cpus / wanted("num_cpus")) < 1:
         fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
-    lines = [
-        f"{name}: {stage.workers} x {stage.num_cpus:g} CPUs, {stage.num_gpus:g} GPUs a worker instead of "
-        f"{asked[name].workers} x {asked[name].num_cpus:g}, {asked[name].num_gpus:g}, "
-        f"to fit {cpus:g} CPUs, {gpus:g} GPUs"
-        for name, stage in fitting.items()
-        if stage != asked[name] and (name in pools or asked[name].num_cpus >= 0.5)
-    ]
+    lines = []
+    for name, stage in fitting.items():
+        before, changes = asked[name], []
+        if stage.workers != before.workers:
+            changes.append(f"{stage.workers} workers instead of {before.workers}")
+        # CPUs are a share for Ray's planning; a little less of it slows nothing down.
+        if stage.num_cpus < before.num_cpus / 2:
+            changes.append(f"{stage.num_cpus:g} CPUs per worker instead of {before.num_cpus:g}")
+        if changes:
+            lines.append(f"{name}: {', '.join(changes)}, to fit {cpus:g} CPUs and {gpus:g} GPUs")
     return fitting, lines
 
 
@@ -92,7 +95,7 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
     """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
     there = ray.cluster_resources()
     if autoscaling or not there.get("CPU"):
-        log.warning("the cluster is to grow by what is asked for: whether the pools will fit is not checked")
+        log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
         return {**pools, **tasks}
     stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
     check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -104,10 +107,23 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
 def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:
     """The same rows in blocks of so many, so that the next stage can divide them among its workers."""
     divided = dataset.repartition(target_num_rows_per_block=rows)
-    # Ray 2.60 asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
+    # Ray asks for a whole CPU here, has no argument for it, and waits without end where pools leave less.
     step: Any = divided._logical_plan.dag
     step.ray_remote_args.update(stage.resources())
     return divided
+
+
+def batches(dataset: Dataset) -> Iterator[Batch]:
+    """Run a dataset and yield its batches as they are written.
+
+    A task that kills its worker is repeated three times and an actor is started again three times: by Ray's own default
+    both go on without end, and Ray 2.60 has no argument for it that will stay.
+    """
+    for step in dataset._logical_plan.dag.post_order_iter():
+        if isinstance(step, AbstractMap):
+            actors = isinstance(step.compute, ActorPoolStrategy)
+            step.ray_remote_args.update(actor_retries() if actors else {"max_retries": 3})
+    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0)
 
 
 def ray_task(stage: Stage) -> dict[str, Any]:
@@ -115,7 +131,6 @@ def ray_task(stage: Stage) -> dict[str, Any]:
     return {
         "compute": TaskPoolStrategy(stage.workers or None),
         **stage.resources(),
-        "ray_remote_args_fn": _task_retries,
     }
 
 
@@ -125,15 +140,15 @@ def ray_actors(stage: Stage) -> dict[str, Any]:
     return {
         "compute": ActorPoolStrategy(min_size=1, max_size=stage.workers),
         **stage.resources(),
-        "ray_remote_args_fn": actor_retries,
     }
-
-
-def _task_retries() -> dict[str, int]:
-    # By Ray's own default a task that kills its worker is repeated without end.
-    return {"max_retries": 3}
 
 
 def actor_retries() -> dict[str, int]:
     """How often Ray starts an actor again, and repeats what it was at."""
     return {"max_restarts": 3, "max_task_retries": 3}
+
+
+def finish(rows: Dataset, column: str, progress: Progress) -> None:
+    """Run a dataset whose batches say in a column how much they have done."""
+    for _ in tracked(batches(rows), progress, lambda counts: int(counts[column].sum())):
+        pass

@@ -35,8 +35,8 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions, strings

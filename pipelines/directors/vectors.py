@@ -20,8 +20,8 @@ from actors.core.store import Store
 from actors.directors.pictures import ViewsConfig, read_pictures
 from actors.directors.style import FEATURES
 from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
-from pipelines.core.progress import Progress, finish
-from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import finish, fitted, in_blocks, ray_actors, ray_task, set_context
 
 VECTORS = pa.schema(
     [

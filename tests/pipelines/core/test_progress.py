@@ -5,13 +5,11 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from actors.core.store import Store
-from pipelines.core.progress import Progress, duration, finish, reporting, tracked
+from pipelines.core.progress import Progress, duration, reporting, tracked
 
 
 @pytest.fixture
@@ -48,26 +46,6 @@ def test_items_count_once_they_are_dealt_with():
     for item in tracked([1, 2, 3], progress, lambda item: 10 * item):
         seen.append((item, progress.done))
     assert seen == [(1, 0), (2, 10), (3, 30)] and progress.done == 60
-
-
-class Slow:
-    """A dataset of three batches, each of which takes six seconds of the clock."""
-
-    def __init__(self, clock: list[float]) -> None:
-        self.clock = clock
-
-    def iter_batches(self, **_: object) -> Any:
-        for size in (1, 2, 4):
-            self.clock[0] += 6
-            yield {"boxes": np.ones(size, int)}
-
-
-def test_a_dataset_is_run_to_its_end(clock: list[float], caplog: pytest.LogCaptureFixture):
-    rows: Any = Slow(clock)
-    with caplog.at_level(logging.INFO):
-        finish(rows, "boxes", Progress("crop", 7, "boxes"))
-    assert clock == [118], "all three batches were asked for"
-    assert caplog.messages == ["crop: 3 of 7 boxes, 0.25/s, 16 s left"]
 
 
 def test_the_file_is_there_while_a_verb_runs_and_stays_after_a_kill(tmp_path: Path, clock: list[float]):

@@ -1,7 +1,10 @@
 """What of the stages fits a cluster."""
 
+import os
+from functools import partial
 from itertools import product
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -10,7 +13,8 @@ from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
 from actors.media.film import VideoConfig
-from pipelines.core.ray_data import check_nodes, fit, fitted
+from pipelines.core.progress import Progress
+from pipelines.core.ray_data import batches, check_nodes, finish, fit, fitted, in_blocks, ray_task, set_context
 from pipelines.curation.score import stages_of
 from pipelines.curation.settings import CurationConfig
 
@@ -54,7 +58,11 @@ def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, 
             for resource, there in (("num_cpus", cpus), ("num_gpus", gpus))
         )
         assert (stages == asked) is fits
-        assert bool(lines) is not fits
+        assert not (lines and fits)
+        assert len(lines) == sum(
+            stage.workers < asked[name].workers or stage.num_cpus < asked[name].num_cpus / 2
+            for name, stage in stages.items()
+        )
         for name, stage in stages.items():
             assert 1 <= stage.workers <= asked[name].workers or stage.workers == asked[name].workers
             assert 0 < stage.num_cpus <= asked[name].num_cpus
@@ -73,12 +81,12 @@ def test_lines_tell_what_was_asked_and_what_is_had():
     tasks: dict[str, Stage] = {"read": Stage(num_cpus=0.1), "video": Stage(workers=0)}
     stages, lines = fit(pools, tasks, 10, 2)
     assert stages["latents"].workers == 4
-    assert lines == [
-        "latents: 4 x 2 CPUs, 0.5 GPUs a worker instead of 8 x 2, 0.5, to fit 10 CPUs, 2 GPUs",
-    ]
+    assert lines == ["latents: 4 workers instead of 8, to fit 10 CPUs and 2 GPUs"]
     _, lines = fit(pools, tasks, 1, 1)
-    assert [line.partition(":")[0] for line in lines] == ["latents", "video"]
-    assert "video: 0 x 0.322 CPUs" in lines[1]
+    assert [line.partition(":")[0] for line in lines] == ["latents", "read", "video"]
+    assert lines[2] == "video: 0.322 CPUs per worker instead of 1, to fit 1 CPUs and 1 GPUs"
+    _, lines = fit({"latents": Stage()}, {"video": Stage(workers=0), "read": Stage(num_cpus=0.1)}, 2, 0)
+    assert lines == [], "a share that is a little smaller is no news"
     assert fit(pools, tasks, 64, 8) == ({**pools, **tasks}, [])
 
 
@@ -108,3 +116,38 @@ def test_where_the_cluster_grows_pools_stay_as_asked(ray_cluster: None):
 def test_a_cluster_without_cpus_is_refused():
     with pytest.raises(ValueError, match="no CPUs"):
         fit({"latents": Stage()}, {"read": Stage(num_cpus=0.1)}, 0, 0)
+
+
+def test_blocks_are_made_with_the_cpus_that_are_left(ray_cluster: None):
+    """The way to them is no public one: checked with the version that is pinned, to be looked at with another."""
+    import ray
+
+    assert ray.__version__ == "2.60.0"
+    divided = in_blocks(ray.data.range(6), 2, Stage(num_cpus=0.25))
+    assert divided._logical_plan.dag.ray_remote_args == {"num_cpus": 0.25, "num_gpus": 0.0}
+    assert sorted(row for batch in batches(divided) for row in batch["id"].tolist()) == list(range(6))
+
+
+def test_a_dataset_is_run_to_its_end_and_counted(ray_cluster: None):
+    import ray
+
+    progress = Progress("count", 6, "rows")
+    finish(ray.data.range(6), "id", progress)
+    assert progress.done == sum(range(6))
+
+
+def die(batch: dict[str, Any], file: str) -> dict[str, Any]:
+    with open(file, "a") as there:
+        there.write("x")
+    os._exit(1)
+
+
+def test_a_task_that_kills_its_worker_is_tried_four_times(ray_cluster: None, tmp_path: Path):
+    import ray
+
+    set_context()
+    file = tmp_path / "tries"
+    rows = ray.data.range(1).map_batches(partial(die, file=str(file)), **ray_task(Stage(num_cpus=0.5)))
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        list(batches(rows))
+    assert file.read_text() == "xxxx"
