@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from actors.core import storage
 from actors.core.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#1f6feb", "#c4472b", "#2f9e6e", "#9c5fd0", "#d29a1f", "#4a5560", "#3fa7b8", "#b3bcc6")
 """Of the series of a figure, in this order."""
@@ -45,19 +47,22 @@ class Section:
     content: Sequence[Picture | Table] = ()
 
 
-def figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float) -> "Figure":
     """A figure in inches; it needs no display."""
+    # It takes longer to import than most commands that have a page.
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def png(drawing: Figure) -> bytes:
+def png(drawing: "Figure") -> bytes:
     """A figure as it is stored."""
     image = io.BytesIO()
     drawing.savefig(image, format="png", dpi=110)
     return image.getvalue()
 
 
-def draw(store: Store, name: str, drawing: Figure, caption: str = "") -> Picture:
+def draw(store: Store, name: str, drawing: "Figure", caption: str = "") -> Picture:
     """Write a figure as NAME.png below the store's root; returns it for a page."""
     image = png(drawing)
     storage.write_bytes(store.uri(f"{name}.png"), image)

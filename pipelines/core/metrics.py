@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve
 
 AVERAGES = ("micro", "macro", "weighted")
 """Over all films and classes at once; over classes that occur; the same, weighted by how often they do."""
@@ -144,6 +143,8 @@ def thresholds(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5, m
     class. With `most`, at most so many times as many films are chosen as have the class: of one that is hardly told,
     F1 is highest where nearly every film is chosen.
     """
+    from sklearn.metrics import precision_recall_curve
+
     scores, truth = _checked(scores, labels)
     found = np.full(truth.shape[1], float(otherwise))
     for number in np.flatnonzero(truth.any(0)):
@@ -159,6 +160,8 @@ def thresholds(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5, m
 
 def curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall of one class, from scores and labels (N,), by falling recall from 1 to 0."""
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(labels, scores)
     return precision, recall
 

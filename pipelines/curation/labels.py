@@ -12,8 +12,6 @@ from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
 
-from sklearn.metrics import cohen_kappa_score
-
 from actors.core import storage
 from actors.core.errors import UserError
 
@@ -75,6 +73,8 @@ def kappa(labels: dict[str, Labels]) -> dict[tuple[str, str], Agreement]:
     would by chance, each keeping their own share of good ones (Cohen 1960, A coefficient of agreement for nominal
     scales).
     """
+    from sklearn.metrics import cohen_kappa_score
+
     found = {}
     for one, other in combinations(sorted(labels), 2):
         pairs = [(label, labels[other][key]) for key, label in labels[one].items() if key in labels[other]]
