@@ -268,6 +268,15 @@ class Verbs(typer.Typer):
         self.command(verb.name, help=inspect.getdoc(kind), context_settings=context)(_command(verb))
         return kind
 
+    def commands(self) -> dict[str, Verb]:
+        """Every verb by what is typed for it, those of groups included."""
+        found = dict(self.verbs)
+        for group in self.registered_groups:
+            if isinstance(group.typer_instance, Verbs):
+                inner = group.typer_instance.commands()
+                found |= {f"{group.name} {name}": verb for name, verb in inner.items()}
+        return found
+
 
 def _nothing() -> None:
     """Without a callback Typer makes an app of one verb a command without a name."""
