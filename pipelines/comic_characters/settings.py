@@ -11,7 +11,7 @@ from actors.core.stage import Stage
 from actors.models import backbones
 from pipelines.comic_characters.augment import ViewsConfig
 from pipelines.comic_characters.retrieval import Rerank
-from pipelines.core.training import TrainingConfig
+from pipelines.core.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """How far a stage is: a live line on a terminal, elsewhere log lines at growing intervals, and a file for `status`."""
 
 import logging
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,6 +25,9 @@ FIRST_S, LAST_S = 10.0, 600.0
 """Seconds between two log lines of a stage: first, and at most; each interval is twice the one before."""
 FILE_S = 10.0
 """Seconds between two writes of the progress file."""
+FOLLOW_S = 2.0
+"""Seconds between two looks at how far a training is."""
+PROGRESS_FILE = "training.progress.json"
 
 _REPORT: "ContextVar[_Report | None]" = ContextVar("report", default=None)
 
@@ -152,3 +157,39 @@ def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = 
         for item in items:
             yield item
             progress.advance(count(item))
+
+
+class ProgressFile:
+    """How a training worker tells the driver how far it is: a file below the output, written once a second at most."""
+
+    def __init__(self, output: str) -> None:
+        self._store, self._written = Store(output), -math.inf
+
+    def write(self, done: int, note: str) -> None:
+        """Write how much is done, and a note such as a loss."""
+        if time.monotonic() - self._written >= 1:
+            self._store.write_json({"done": done, "note": note}, PROGRESS_FILE)
+            self._written = time.monotonic()
+
+
+@contextmanager
+def following(output: str, progress: Progress) -> Iterator[None]:
+    """Show what workers write into the progress file while the driver waits for them; removes the file in the end."""
+    store, over = Store(output), threading.Event()
+
+    def follow() -> None:
+        while not over.wait(FOLLOW_S):
+            if (about := store.read_json(PROGRESS_FILE)) and about["done"] != progress.done:
+                progress.advance(about["done"] - progress.done, about["note"])
+
+    # In a copy of the context, where the verb's progress file is known.
+    thread = threading.Thread(target=copy_context().run, args=(follow,), daemon=True)
+    with progress:
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if store.read_json(PROGRESS_FILE) is not None:
+                storage.delete(store.uri(PROGRESS_FILE))

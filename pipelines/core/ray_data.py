@@ -119,28 +119,24 @@ def batches(dataset: Dataset) -> Iterator[Batch]:
     A task that kills its worker is repeated three times and an actor is started again three times: by Ray's own default
     both go on without end, and Ray 2.60 has no argument for it that will stay.
     """
+    step: Any
     for step in dataset._logical_plan.dag.post_order_iter():
-        if isinstance(step, AbstractMap):
+        if AbstractMap in type(step).__mro__:
             actors = isinstance(step.compute, ActorPoolStrategy)
             step.ray_remote_args.update(actor_retries() if actors else {"max_retries": 3})
-    yield from dataset.iter_batches(batch_size=None, prefetch_batches=0)
+    found: Any = dataset.iter_batches(batch_size=None, prefetch_batches=0)
+    yield from found
 
 
 def ray_task(stage: Stage) -> dict[str, Any]:
     """Arguments of a stage of tasks."""
-    return {
-        "compute": TaskPoolStrategy(stage.workers or None),
-        **stage.resources(),
-    }
+    return {"compute": TaskPoolStrategy(stage.workers or None), **stage.resources()}
 
 
 def ray_actors(stage: Stage) -> dict[str, Any]:
     """Arguments of a stage of actors."""
     # One worker is enough to start with; the pool grows with what waits for it.
-    return {
-        "compute": ActorPoolStrategy(min_size=1, max_size=stage.workers),
-        **stage.resources(),
-    }
+    return {"compute": ActorPoolStrategy(min_size=1, max_size=stage.workers), **stage.resources()}
 
 
 def actor_retries() -> dict[str, int]:

@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy
 from actors.core.checkpoints import Tensors
 from actors.directors.head import FrameHead
 from pipelines.core.curves import Row
-from pipelines.core.training import TrainingConfig, best_epoch, finished, fit, learning_rate, train_epoch
+from pipelines.core.epochs import train_epoch
+from pipelines.core.training import fit
+from pipelines.core.training_config import TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Share
 from pipelines.directors.frames import TRAIN, VALID, Frames
 from pipelines.directors.settings import DirectorsConfig, HeadConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from actors.core.errors import UserError
-from pipelines.core.training import TrainingConfig
+from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.vectors import PicturesConfig
 
 

@@ -21,7 +21,8 @@ from actors.core.store import Store
 from actors.genres.heads import HeadConfig, MeanProbe, make_head, mean_directions
 from pipelines.core.film_vectors import Films, split
 from pipelines.core.metrics import average_precision, averages, thresholds
-from pipelines.core.training import TrainingConfig, fit, gpus
+from pipelines.core.training import fit
+from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres import losses
 from pipelines.genres.closed_form import SolveConfig, solve
 from pipelines.genres.process import fused, read_any

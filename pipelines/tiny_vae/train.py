@@ -24,7 +24,8 @@ from torch.nn.functional import cosine_similarity, l1_loss
 
 from actors.core import storage
 from actors.core.errors import UserError
-from pipelines.core.training import report, restore, train
+from pipelines.core.epochs import report, restore
+from pipelines.core.training import train
 
 FILM = ("iscc-samples", "demo.mp4")
 """60 s of H.264, 176×144, 24 frames/s, CC-BY-4.0 (© Titusz Pan); the package that carries it, and its name."""

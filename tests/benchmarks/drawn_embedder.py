@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actors.core.checkpoints import Tensors
-from pipelines.core.training import TrainingConfig, fit
+from pipelines.core.training import fit
+from pipelines.core.training_config import TrainingConfig
 from tests.benchmarks.drawn_model import PICTURES, dataset, pictures
 from tests.support.drawn import SIZE, Cast, Identity
 

@@ -22,7 +22,8 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from actors.core.checkpoints import Tensors
-from pipelines.core.training import TrainingConfig, fit
+from pipelines.core.training import fit
+from pipelines.core.training_config import TrainingConfig
 from tests.support.drawn import SIZE, Cast, Identity, picture
 from tests.support.tiny_models import letters, save_pipeline, schedule
 

@@ -28,7 +28,7 @@ from actors.media.film import open_film
 from actors.media.images import read_images
 from actors.models.clip import Clip, EmbeddingsConfig, ImageEmbedder, input_shape, load_clip
 from jobs.samples import copy_films
-from pipelines.core.training import train_epoch
+from pipelines.core.epochs import train_epoch
 from pipelines.core.training_rows import Share
 from tests.benchmarks.curation import alternate, line, ratio
 

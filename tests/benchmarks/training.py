@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from jobs.core.run import ray_session
-from pipelines.core.training import TrainingConfig, fit
+from pipelines.core.training import fit
+from pipelines.core.training_config import TrainingConfig
 
 ROWS, FRAMES, WIDTH, LABELS = 896, 16, 512, 21
 CONFIG = TrainingConfig(epochs=30, batch_size=32, seed=1)

@@ -16,7 +16,7 @@ from pipelines.comic_characters.augment import ViewsConfig
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pretrain import evaluate, loss, make_model, nt_xent
 from pipelines.comic_characters.settings import PretrainConfig
-from pipelines.core.training import train_epoch
+from pipelines.core.epochs import train_epoch
 from pipelines.core.training_rows import Share
 
 PLAIN = ViewsConfig(flip=0, min_scale=1, jitter=0, grey=0, max_sigma=0.1)

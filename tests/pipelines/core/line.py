@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.core.run import ray_session
-from pipelines.core.training import Trained, TrainingConfig, fit
+from pipelines.core.training import Trained, fit
+from pipelines.core.training_config import TrainingConfig
 
 # 33 rows in batches of 8: with two workers one has no row of the last batch.
 CONFIG = TrainingConfig(epochs=8, batch_size=8, learning_rate=0.05, checkpoint_s=0, schedule="step", decay_epochs=3)

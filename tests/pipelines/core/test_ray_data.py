@@ -124,7 +124,8 @@ def test_blocks_are_made_with_the_cpus_that_are_left(ray_cluster: None):
 
     assert ray.__version__ == "2.60.0"
     divided = in_blocks(ray.data.range(6), 2, Stage(num_cpus=0.25))
-    assert divided._logical_plan.dag.ray_remote_args == {"num_cpus": 0.25, "num_gpus": 0.0}
+    step: Any = divided._logical_plan.dag
+    assert step.ray_remote_args == {"num_cpus": 0.25, "num_gpus": 0.0}
     assert sorted(row for batch in batches(divided) for row in batch["id"].tolist()) == list(range(6))
 
 
@@ -144,10 +145,12 @@ def die(batch: dict[str, Any], file: str) -> dict[str, Any]:
 
 def test_a_task_that_kills_its_worker_is_tried_four_times(ray_cluster: None, tmp_path: Path):
     import ray
+    from ray.exceptions import WorkerCrashedError
 
     set_context()
     file = tmp_path / "tries"
-    rows = ray.data.range(1).map_batches(partial(die, file=str(file)), **ray_task(Stage(num_cpus=0.5)))
-    with pytest.raises(ray.exceptions.WorkerCrashedError):
+    work: Any = partial(die, file=str(file))
+    rows = ray.data.range(1).map_batches(work, **ray_task(Stage(num_cpus=0.5)))
+    with pytest.raises(WorkerCrashedError):
         list(batches(rows))
     assert file.read_text() == "xxxx"

@@ -20,16 +20,9 @@ from torch import Tensor, nn
 
 from actors.core import storage
 from pipelines.core.curves import Row, draw_curves
-from pipelines.core.training import (
-    Trained,
-    TrainingConfig,
-    best_epoch,
-    finished,
-    fit,
-    learning_rate,
-    train,
-    train_epoch,
-)
+from pipelines.core.epochs import train_epoch
+from pipelines.core.training import Trained, fit, train
+from pipelines.core.training_config import TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Rows, Share
 from tests.pipelines.core import line
 from tests.support import corpus
@@ -85,7 +78,11 @@ def test_a_step_follows_the_gradient_of_the_mean_over_the_batch(accumulate: int)
 @pytest.fixture(scope="module")
 def numbered(ray_cluster: None) -> ray.data.Dataset:
     """1,003 rows in several blocks."""
-    return ray.data.range(1003, override_num_blocks=7).materialize()
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, True
+    dataset = ray.data.range(1003, override_num_blocks=7).materialize()
+    options.preserve_order = before
+    return dataset
 
 
 @pytest.fixture(params=[1 << 20, 3000], ids=["kept", "streamed"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.core.film_vectors import Films
-from pipelines.core.training import TrainingConfig
+from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.baselines import style_importance
 from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
 from pipelines.directors.guess import Model, guess
