@@ -6,6 +6,7 @@ python -m jobs.genres train input=s3://runs/genres/films.npz output=s3://runs/ge
 """
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -14,12 +15,12 @@ from actors.core.store import Store
 from actors.models.clip import check_clip
 from jobs.core.status import Status
 from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
-from jobs.genres.page import write_report
-from pipelines.genres import embed, process, train
-from pipelines.genres.embed import EmbedConfig, EmbedPlan, stored_films
-from pipelines.genres.process import ProcessConfig, read_any
-from pipelines.genres.score import LOGISTIC, ScoreConfig, figures, judge
-from pipelines.genres.train import PredictConfig, TrainConfig, load_model
+
+if TYPE_CHECKING:
+    from pipelines.genres.embed import EmbedConfig, EmbedPlan
+    from pipelines.genres.process import ProcessConfig
+    from pipelines.genres.score import ScoreConfig
+    from pipelines.genres.train import PredictConfig, TrainConfig
 
 app = Verbs(__doc__)
 app.verb(Status)
@@ -33,13 +34,17 @@ def _places(output: str, *names: str) -> dict[str, str]:
 class Embed(Verb):
     """Embed key frames with CLIP: one float16 array per film. Rerun to resume."""
 
-    def settings(self) -> type[EmbedConfig]:
+    def settings(self) -> "type[EmbedConfig]":
+        from pipelines.genres.embed import EmbedConfig
+
         return EmbedConfig
 
-    def plan(self, config: EmbedConfig) -> EmbedPlan:
-        return embed.plan_embed(config)
+    def plan(self, config: "EmbedConfig") -> "EmbedPlan":
+        from pipelines.genres.embed import plan_embed
 
-    def preview(self, config: EmbedConfig, plan: EmbedPlan) -> Preview:
+        return plan_embed(config)
+
+    def preview(self, config: "EmbedConfig", plan: "EmbedPlan") -> Preview:
         videos = sum(source.video for source in plan.sources)
         facts = [
             f"input: {len(plan.sources) - videos} folders of images, {videos} video files",
@@ -47,10 +52,12 @@ class Embed(Verb):
         ]
         return Preview(facts, _places(config.output, "features", "rejected", "runs/embed.json"), *plan.stages(config))
 
-    def work(self, config: EmbedConfig, plan: EmbedPlan, run: Run) -> None:
+    def work(self, config: "EmbedConfig", plan: "EmbedPlan", run: Run) -> None:
+        from pipelines.genres.embed import embed
+
         if plan.todo:
             run.ray()
-        done = embed.embed(config, plan)
+        done = embed(config, plan)
         count = done.embedded + sum(done.rejected.values())
         run.record["rows"] = {"in": count, "out": done.embedded, "rejected": done.rejected}
         run.stage("embed", done.new, done.seconds)
@@ -61,16 +68,22 @@ class Embed(Verb):
 class Process(Verb):
     """Write the embedded films with their genres as one .npz file, the input of `train`."""
 
-    def settings(self) -> type[ProcessConfig]:
+    def settings(self) -> "type[ProcessConfig]":
+        from pipelines.genres.process import ProcessConfig
+
         return ProcessConfig
 
-    def preview(self, config: ProcessConfig, plan: None) -> Preview:
+    def preview(self, config: "ProcessConfig", plan: None) -> Preview:
+        from pipelines.genres.embed import stored_films
+
         store = Store(config.output)
         facts = [f"input: {len(stored_films(store))} films in {store.uri('features')}"]
         return Preview(facts, _places(config.output, "films.npz", "runs/process.json"))
 
-    def work(self, config: ProcessConfig, plan: None, run: Run) -> None:
-        made = process.process(config)
+    def work(self, config: "ProcessConfig", plan: None, run: Run) -> None:
+        from pipelines.genres.process import process
+
+        made = process(config)
         codes = Counter(row["code"] for row in made.rejected)
         run.record["rows"] = {"in": made.films, "out": made.films - codes.total(), "rejected": dict(codes)}
         run.record |= {"rejected": made.rejected, "unknown_genres": made.unknown_genres, "pieces": made.pieces}
@@ -83,10 +96,14 @@ class Process(Verb):
 class Train(Verb):
     """Train a genre classifier and report its average precision on held-out films. Rerun to resume."""
 
-    def settings(self) -> type[TrainConfig]:
+    def settings(self) -> "type[TrainConfig]":
+        from pipelines.genres.train import TrainConfig
+
         return TrainConfig
 
-    def preview(self, config: TrainConfig, plan: None) -> Preview:
+    def preview(self, config: "TrainConfig", plan: None) -> Preview:
+        from pipelines.genres.process import read_any
+
         films = read_any(config.input).whole()
         workers = Stage(config.workers, 1.0, config.num_gpus, config.batch_size)
         names = ("model/model.safetensors", "model/config.json", "test.parquet", "runs/train.json")
@@ -94,10 +111,12 @@ class Train(Verb):
         facts = [f"input: {len(films)} films with {len(films.genre_names)} genres"]
         return Preview(facts, artefacts, {} if config.solved else {"train": workers})
 
-    def work(self, config: TrainConfig, plan: None, run: Run) -> None:
+    def work(self, config: "TrainConfig", plan: None, run: Run) -> None:
+        from pipelines.genres.train import train
+
         if not config.solved:
             run.ray()
-        run.record |= train.train(config)
+        run.record |= train(config)
         counts = ", ".join(f"{count} {part}" for part, count in run.record["films"].items())
         run.say(f"films: {counts}")
         if found := run.record["test_ap"]:
@@ -109,10 +128,15 @@ class Train(Verb):
 class Predict(Verb):
     """Predict the genres of films, with probabilities."""
 
-    def settings(self) -> type[PredictConfig]:
+    def settings(self) -> "type[PredictConfig]":
+        from pipelines.genres.train import PredictConfig
+
         return PredictConfig
 
-    def preview(self, config: PredictConfig, plan: None) -> Preview:
+    def preview(self, config: "PredictConfig", plan: None) -> Preview:
+        from pipelines.genres.process import read_any
+        from pipelines.genres.train import load_model
+
         model = load_model(config.model)
         facts = [
             f"input: {len(read_any(config.input).whole())} films",
@@ -120,8 +144,10 @@ class Predict(Verb):
         ]
         return Preview(facts, _places(config.output, "predictions.parquet", "runs/predict.json"))
 
-    def work(self, config: PredictConfig, plan: None, run: Run) -> None:
-        count, chosen = train.predict(config)
+    def work(self, config: "PredictConfig", plan: None, run: Run) -> None:
+        from pipelines.genres.train import predict
+
+        count, chosen = predict(config)
         run.record["films"] = count
         counts = {str(name): int(films) for name, films in chosen.sort_values(ascending=False).items()}
         run.say(f"{count} films{listed(counts)}")
@@ -132,19 +158,26 @@ class Predict(Verb):
 class Score(Verb):
     """Evaluate predictions, or classifiers by cross-validation: average precision, calibration, curves, a page."""
 
-    def settings(self) -> type[ScoreConfig]:
+    def settings(self) -> "type[ScoreConfig]":
+        from pipelines.genres.score import ScoreConfig
+
         return ScoreConfig
 
-    def plan(self, config: ScoreConfig) -> None:
+    def plan(self, config: "ScoreConfig") -> None:
         if config.zero_shot:
             check_clip(config.embeddings)
 
-    def preview(self, config: ScoreConfig, plan: None) -> Preview:
+    def preview(self, config: "ScoreConfig", plan: None) -> Preview:
+        from pipelines.genres.process import read_any
+
         what = f"{config.folds} folds of {', '.join(config.heads)}" if config.folds else _predicted(config)
         facts = [f"input: {len(read_any(config.input).whole())} films", f"to score: {what}"]
         return Preview(facts, _places(config.output, "score.json", "report.html", "runs/score.json"))
 
-    def work(self, config: ScoreConfig, plan: None, run: Run) -> None:
+    def work(self, config: "ScoreConfig", plan: None, run: Run) -> None:
+        from jobs.genres.page import write_report
+        from pipelines.genres.score import LOGISTIC, figures, judge
+
         if not config.folds and not storage.exists(_predicted(config)):
             raise UserError(f"{_predicted(config)} does not exist. Run `train` or `predict` first, or set folds=5.")
         if config.folds and any(name != "mean" for name in config.heads):
@@ -167,7 +200,7 @@ class Score(Verb):
         run.say(f"report: {page}")
 
 
-def _predicted(config: ScoreConfig) -> str:
+def _predicted(config: "ScoreConfig") -> str:
     return config.predictions or Store(config.output).uri("test.parquet")
 
 
