@@ -19,17 +19,17 @@ class Stage:
     """Resources of one stage; the settings of an actor extend it."""
 
     workers: int = 1
-    """How many run at once over the whole cluster; 0, where a stage loads no model: as many as there are CPUs for."""
+    """Workers at once over the whole cluster. 0, for stages that load no model: as many as CPUs allow."""
     num_cpus: float = 1.0
-    """CPUs that one worker holds."""
+    """CPUs that one worker reserves."""
     num_gpus: float = 0.0
-    """GPUs that one worker holds; above 0 the stage computes there."""
+    """GPUs that one worker reserves, a fraction to share one; above 0 the stage computes on the GPU."""
     batch_size: int = 1
-    """Rows that one call gets."""
+    """Rows per call of a worker, from 1."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
-            raise UserError(f"batch_size starts at 1, workers, num_cpus and num_gpus at 0: {self}")
+            raise UserError(f"batch_size is 1 or more; workers, num_cpus and num_gpus are 0 or more: {self}")
 
     def resources(self) -> dict[str, Any]:
         """Arguments that Ray takes for one worker of this stage."""

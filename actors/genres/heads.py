@@ -20,21 +20,21 @@ class HeadConfig:
     """Which head, and its size. The defaults of the LSTM are the reference's."""
 
     head: Literal["mean", "lstm", "attention", "transformer"] = "mean"
-    """What is made of the frames: their mean, an LSTM over their order, learned weights, or a transformer."""
+    """How key frames are combined: their mean, an LSTM over their order, attention pooling, or a transformer."""
     hidden_size: int = 128
-    """Width of the LSTM, a direction, and of the transformer."""
+    """Hidden units of the LSTM (per direction) or width of the transformer."""
     num_layers: int = 1
-    """Layers of the LSTM or of the transformer."""
+    """Layers of the LSTM or of the transformer, from 1."""
     bidirectional: bool = False
-    """Read the film from both ends (LSTM)."""
+    """LSTM: read the film in both directions."""
     max_pooling: int = 4
-    """Steps of time over which the LSTM's outputs are pooled by their maximum; the windows are then averaged."""
+    """LSTM: window of max pooling over time, in key frames; the windows are then averaged."""
     reference: bool = False
-    """The reference's own form of the LSTM: the maximum over channels, at the last step alone. For comparison."""
+    """LSTM as the reference has it, for comparison: maximum over channels of the last step only."""
     attention: int = 4
-    """Weightings that attention learns, or heads of the transformer."""
+    """Attention poolings, or attention heads of the transformer, from 1."""
     dropout: float = 0.0
-    """Share of what reaches the last layer that is left out in training."""
+    """Dropout before the last layer during training, in [0, 1)."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "max_pooling", "attention"):

@@ -40,16 +40,16 @@ TORCHCODEC_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class VideoConfig(Stage):
-    """How films are decoded."""
+    """Decoding of films."""
 
     workers: int = 0
-    """Films decoded at once; 0: as many as there are CPUs for."""
+    """Films decoded at once over the whole cluster; 0: as many as CPUs allow."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
-    """torchcodec needs the extra of that name; with num_gpus above 0 it decodes there (NVDEC)."""
+    """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
     stall_s: float = 120
-    """A film whose decoding shows no progress for this long is given up."""
+    """Seconds without progress after which decoding of a film is given up (error code `stalled`)."""
     timeout_s: float = 4 * 3600
-    """A film whose decoding takes longer than this in all is given up."""
+    """Seconds in all after which decoding of a film is given up (error code `timeout`)."""
 
 
 class FilmError(ValueError):

@@ -13,16 +13,16 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
 @dataclass(frozen=True)
 class ShotsConfig:
-    """How a film without metadata is cut into shots."""
+    """Shot detection in films without metadata."""
 
     detector: Literal["none", "content", "adaptive"] = "adaptive"
-    """none: the whole film is one scene."""
+    """Shot detector, as PySceneDetect names them; none: the whole film is one scene."""
     threshold: float | None = None
-    """Score above which a frame starts a shot; where it is not given, PySceneDetect's: content 27, adaptive 3."""
+    """Frame score above which a shot starts; null: PySceneDetect's default (content 27, adaptive 3)."""
     min_length_s: float = 0.6
-    """A cut sooner than this after the one before is ignored."""
+    """Shortest shot in seconds; a cut sooner after the last one is ignored."""
     width: int = 256
-    """Frames are compared at about this width."""
+    """Width in pixels at which frames are compared; smaller is faster and less exact."""
 
 
 class _MeanDifference:

@@ -26,19 +26,19 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BackboneConfig(Stage):
-    """Which network looks at pictures, and what it sees of them."""
+    """The image network (backbone) and its input."""
 
     model: str = "resnet50"
-    """resnet18 to resnet152 are torchvision's; another name is timm's; or a folder with its config.json and weights."""
+    """resnet18 to resnet152 (torchvision), any other name of timm, or a folder with config.json and weights."""
     weights: str | None = None
-    """A file of weights (.safetensors, or a .pth of tensors alone) for a model that is known by name; none: the
-    model's own, which are downloaded."""
+    """Weights file (.safetensors, or a .pth of tensors only) for a model given by name; null: download its pretrained
+    weights."""
     fit: Literal["letterbox", "crop"] = "letterbox"
-    """All of the picture between grey bars, or its middle."""
+    """letterbox: the whole image between grey bars; crop: its centre."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the network; vectors are float16."""
+    """Precision of the network; vectors are stored as float16."""
     batch_size: int = 32
-    """Pictures that the network gets at once."""
+    """Images per call of the network."""
 
 
 def check_backbone(config: BackboneConfig) -> None:

@@ -28,18 +28,18 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 @dataclass(frozen=True)
 class EmbeddingsConfig(Stage):
-    """Which CLIP model embeds images and texts, and how."""
+    """The CLIP model that embeds images and texts."""
 
     model: str = "ViT-g-14"
-    """A name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with its open_clip_config.json and weights."""
+    """A model name of open_clip, hf-hub:ORGANISATION/NAME, or a folder with open_clip_config.json and weights."""
     pretrained: str | None = "laion2b_s12b_b42k"
-    """Weights of a model that is known by name: their tag, or a file; hf-hub: and folders have their own."""
+    """Pretrained weights for a model given by name: a tag of open_clip or a file. hf-hub: and folders have their own."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the model; embeddings are always float32."""
+    """Precision of the model; embeddings are float32."""
     batch_size: int = 4
-    """Rows of images that one call of a worker gets."""
+    """Rows of images per call of a worker."""
     images_per_call: int = 32
-    """Images, or texts, that the model gets at once."""
+    """Images or texts per call of the model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,46 +21,46 @@ class TrainingConfig:
     """How `fit` trains."""
 
     epochs: int = 100
-    """Passes over the training rows at most."""
+    """Epochs at most: passes over the training rows."""
     batch_size: int = 32
-    """Rows of one optimizer step, over all workers together."""
+    """Rows per optimizer step, over all workers together."""
     learning_rate: float = 1e-3
-    """Of AdamW, at the start."""
+    """Initial learning rate of AdamW."""
     weight_decay: float = 0.0
-    """Of AdamW; with 0 it is Adam."""
+    """Weight decay of AdamW; 0 makes it Adam."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """How the learning rate goes on: as it is, down to 0 along a cosine, or times `decay_ratio` at every step."""
+    """Learning rate schedule: constant, cosine down to 0, or step (times `decay_ratio` every `decay_epochs`)."""
     decay_epochs: int = 150
-    """Epochs of one step."""
+    """schedule=step: epochs between two decays."""
     decay_ratio: float = 0.6
-    """What a step multiplies the learning rate by."""
+    """schedule=step: factor of each decay."""
     clip: float | None = None
-    """Longest gradient that a step follows as it is; a longer one is shortened to this."""
+    """Gradient clipping: largest gradient norm; null: no clipping."""
     drop_last: bool = False
-    """Leave out the last rows of an epoch where they fill no batch, for losses that depend on how many rows it has."""
+    """Skip an incomplete last batch of an epoch, for losses that depend on the number of rows."""
     accumulate: int = 1
-    """Pieces in which a worker computes its part of a batch: as many times less memory, the same gradient."""
+    """Gradient accumulation: pieces of a worker's share of a batch, for less memory and the same gradient."""
     bf16: bool = True
-    """On a GPU, compute in bfloat16 where PyTorch's autocast deems it safe."""
+    """On a GPU: mixed precision with bfloat16 (autocast)."""
     monitor: str = "valid_loss"
-    """The value that says which epoch is best: one that `evaluate` returns, or train_loss."""
+    """Metric that selects the best epoch: a validation metric, or train_loss."""
     mode: Literal["min", "max"] = "min"
-    """Which value of `monitor` is best."""
+    """Whether a small (min) or large (max) value of `monitor` is better."""
     patience: int | None = None
-    """Epochs without a better value after which training ends; none: it never ends early."""
+    """Early stopping: epochs without a better value of `monitor`; null: never."""
     seed: int = 0
-    """Of the first weights, the order of rows and what layers draw."""
+    """Seed of initial weights, row order and dropout."""
     keep_mb: int = 1024
-    """A data set up to this size is read once and kept on the device of every worker; a larger one is streamed in every
-    epoch, and shuffled within a window of this size."""
+    """Data sets up to this size, in MB, stay on the device of every worker; larger ones are streamed in every epoch and
+    shuffled within a window of this size."""
     checkpoint_s: float = 30.0
-    """Seconds between two checkpoints; the last epoch always makes one, and 0 means every epoch."""
+    """Seconds between checkpoints; 0: one per epoch. The last epoch always makes one."""
     workers: int = 1
-    """Processes that train side by side, each on its part of every batch."""
+    """Training processes (data parallel), each on its share of every batch."""
     num_cpus: float = 1.0
-    """CPUs that one worker holds."""
+    """CPUs per training process."""
     num_gpus: float = 0.0
-    """GPUs that one worker holds; above 0 it trains there."""
+    """GPUs per training process; above 0 it trains there."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"use_gpu": ("num_gpus", gpus)}
 

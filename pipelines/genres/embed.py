@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,14 +24,12 @@ import ray
 from ray.data import Dataset
 
 from actors.core import storage
-from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.genres.key_frames import key_frames
-from actors.media.film import VIDEO_SUFFIXES, VideoConfig
-from actors.media.images import IMAGE_SUFFIXES, Shape, natural, read_images
-from actors.media.shots import ShotsConfig
+from actors.genres.film_images import ImagesConfig, cut_films, list_images
+from actors.media.film import VIDEO_SUFFIXES
+from actors.media.images import Shape, natural, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
@@ -43,8 +40,6 @@ LIST = Stage(num_cpus=0.1)
 """Listing a film's images."""
 REJECTED = pa.schema([(name, pa.string()) for name in ("film", "name", "uri", "code", "message")])
 """One row for each image that could not be read, and one with no name for each film that could not to its end."""
-SHOTS_AT_ONCE = 16
-"""Key frames that leave the decode together."""
 REQUESTS = 16
 """Small files that the driver reads at once."""
 
@@ -61,18 +56,6 @@ class Source:
     """A video file; else a folder of images."""
 
 
-@dataclass(frozen=True)
-class ImagesConfig:
-    """How images are read, and found in video files."""
-
-    read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
-    """Reading and decoding image files."""
-    video: VideoConfig = field(default_factory=VideoConfig)
-    """How video files are decoded."""
-    shots: ShotsConfig = field(default_factory=ShotsConfig)
-    """How they are cut into shots, of each of which the middle picture is taken."""
-
-
 def clip() -> EmbeddingsConfig:
     """The model of the reference, in batches that go across films."""
     return EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai", batch_size=256, images_per_call=64)
@@ -83,15 +66,15 @@ class EmbedConfig:
     """Settings of `embed`."""
 
     input: str
-    """A folder or prefix that holds a folder of images for each film (MovieNet's layout), video files, or both."""
+    """A folder or prefix with one folder of images per film (MovieNet's layout), video files, or both."""
     output: str = "output/genres"
-    """A path or s3://: features/, rejected/."""
+    """Folder or s3:// prefix for features/ (one array per film) and rejected/."""
     embeddings: EmbeddingsConfig = field(default_factory=clip)
-    """Which CLIP model, and its workers."""
+    """The CLIP model that embeds images, and its actors."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
-    """How images are read, and found in video files."""
+    """Reading images, and finding key frames in video files."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for: pools are not made to fit it."""
+    """Set on an autoscaling cluster: pools stay as requested instead of being scaled to the nodes that are up."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +133,10 @@ def find_films(input: str) -> list[Source]:
         if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
     ]
     if not found:
-        raise UserError(f"{input} holds neither folders of images nor video files: one of either for each film")
+        raise UserError(f"{input} has neither folders of images nor video files. Give one of either per film.")
     counts = Counter(source.film for source in found)
     if twice := sorted(film for film, count in counts.items() if count > 1):
-        raise UserError(f"more than one film is called {', '.join(twice[:5])} in {input}: rename or move them")
+        raise UserError(f"Several films in {input} have the name {', '.join(twice[:5])}. Rename or move them.")
     return sorted(found, key=lambda source: natural(source.film))
 
 
@@ -241,54 +224,6 @@ def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages:
 def _films(sources: Sequence[Source], in_a_block: int) -> Dataset:
     rows: Any = [{"film": source.film, "uri": source.uri} for source in sources]
     return ray.data.from_items(rows, override_num_blocks=min(-(-len(rows) // in_a_block), 1000))
-
-
-def list_images(film: Row) -> list[Row]:
-    """The images below a film's folder as rows; of a folder without any, one row that says so."""
-    found = sorted(storage.listing(film["uri"], IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
-    about = {"film": film["film"], "images": len(found), "start_s": 0.0, "error": "", "message": ""}
-    if not found:
-        message = f"{film['uri']} holds no image; their names end in {', '.join(IMAGE_SUFFIXES)}"
-        return [about | {"number": -1, "name": "", "uri": film["uri"], "error": "no_images", "message": message}]
-    return [about | {"number": i, "name": entry.name, "uri": entry.uri} for i, entry in enumerate(found)]
-
-
-def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batch]:
-    """The key frames of video files as batches of rows, each film with a row of its own at its end."""
-    for film, uri in zip(map(str, films["film"]), map(str, films["uri"]), strict=True):
-        blank = {"film": film, "images": -1, "name": "", "uri": uri, "start_s": 0.0, "error": "", "message": ""}
-        rows: list[Row] = []
-        for row in _key_frames(uri, shape, images):
-            rows.append({**blank, "image": np.zeros((shape.size, shape.size, 3), np.uint8), **row})
-            if len(rows) == SHOTS_AT_ONCE:
-                yield _columns(rows)
-                rows = []
-        if rows:
-            yield _columns(rows)
-
-
-def _columns(rows: list[Row]) -> Batch:
-    names = ("film", "number", "images", "name", "uri", "start_s", "image", "error", "message")
-    return {name: np.array([row[name] for row in rows]) for name in names}
-
-
-def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
-    """Rows of `actors.media.images.key_frames`, whatever happens to the decoding process."""
-    done = 0
-    limits: dict[str, Any] = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
-    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("number")}
-    try:
-        with storage.local(uri) as path:
-            arguments = (str(path), shape, images.video, images.shots)
-            for row in CHILD.stream(key_frames, *arguments, **limits, **again):
-                done += row["number"] >= 0
-                yield {name: value for name, value in row.items() if name != "end_s"}
-    except ChildFault as fault:
-        yield {"number": -1, "images": done, "error": fault.code, "message": str(fault)}
-    except FileNotFoundError as error:
-        yield {"number": -1, "images": done, "error": "not_found", "message": str(error)}
-    except PermissionError as error:
-        yield {"number": -1, "images": done, "error": "forbidden", "message": str(error)}
 
 
 class _Film:

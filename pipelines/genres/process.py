@@ -47,14 +47,14 @@ class ProcessConfig:
     """Settings of `process`."""
 
     meta: str
-    """A folder or prefix with <film>.json for each film, which holds {"genres": [names]}."""
+    """Folder or s3:// prefix with one FILM.json per film: {"genres": [names]}."""
     output: str = "output/genres"
-    """Where `embed` wrote features/; films.npz goes there, too."""
+    """The output of `embed`, with features/; films.npz is written beside it."""
     patch_size: int = 256
-    """Rows of one piece of a film at most, at equal steps of a longer one; shorter ones are padded on the left where
-    heads read them."""
+    """Key frames per piece of a film at most, sampled at equal steps from a longer film. Shorter pieces are padded on
+    the left where a classifier needs one length."""
     number_patches: int = 1
-    """Pieces into which a film is cut, one after the other, where it has rows for so many."""
+    """Consecutive pieces per film, where it has enough key frames; more pieces mean more training rows."""
 
     def __post_init__(self) -> None:
         if min(self.patch_size, self.number_patches) < 1:

@@ -49,27 +49,27 @@ class ScoreConfig:
     """Settings of `score`."""
 
     input: str = "output/genres/films.npz"
-    """Films with their genres, as .npz."""
+    """Films with genres: the .npz that `process` writes."""
     output: str = "output/genres"
-    """A path or s3://: score.json, report.html, and PNGs; of folds also folds/."""
+    """Folder or s3:// prefix for score.json, report.html, figures, and folds/ with cross-validation."""
     predictions: str | None = None
-    """What is scored: a table as `predict` writes it; by default OUTPUT/test.parquet, of the test films of `train`."""
+    """Predictions to evaluate, as `predict` writes them; null: OUTPUT/test.parquet, the test films of `train`."""
     folds: int = 0
-    """Score heads instead, by cross-validation over the films, in so many folds."""
+    """Cross-validate classifiers in this many folds of films instead of evaluating predictions; 0: off, else from 2."""
     heads: list[str] = field(default_factory=lambda: ["mean"])
-    """Which heads: mean, mean-descent, attention, transformer, lstm, lstm-reference."""
+    """Classifiers to cross-validate: mean, mean-descent, attention, transformer, lstm, lstm-reference."""
     seeds: int = 1
-    """How often the folds are drawn anew; figures are means over the draws."""
+    """Random assignments to folds, from 1; figures are means over them."""
     learn: LearnConfig = field(default_factory=LearnConfig)
-    """How these heads learn."""
+    """Training of the cross-validated classifiers."""
     extra: list[str] = field(default_factory=list)
-    """Other features of the same films, put beside each frame."""
+    """Other features of the same films (.npz), concatenated to each key frame's vector."""
     zero_shot: bool = False
-    """Compare with prompts, by the text side of the model that embedded the films."""
+    """Also classify by text prompts, with the text encoder of the model that embedded the films."""
     embeddings: EmbeddingsConfig = field(default_factory=clip)
-    """That model."""
+    """The CLIP model that embedded the films, for zero_shot."""
     draws: int = 1000
-    """Draws of the bootstrap over films."""
+    """Bootstrap samples of films for the 95 % intervals."""
 
     ALIASES: ClassVar[dict[str, str]] = {"films": "input"}
 

@@ -42,42 +42,42 @@ class LearnConfig(HeadConfig):
     """How a head learns; the names, and the defaults of the LSTM, are the reference's."""
 
     solve: bool = True
-    """The mean's weights in closed form instead of by descent."""
+    """head=mean: solve its weights in closed form instead of by gradient descent; faster and better on small data."""
     ridge: float = 4.0
-    """Of the closed form: weight of the squares of the weights."""
+    """Closed form only: L2 penalty on the weights, above 0; raise it if held-out films score far worse."""
     coupling: float = 1.0
-    """Of the closed form: how far genres lend each other what they know."""
+    """Closed form only: coupling between genres, from 0 (each genre alone); higher shares more between related ones."""
     train_split_proportion: float = 0.8
-    """Share of films that is learnt from; the rest are validation and test films, as many of each. At 1 all are learnt
-    from and nothing is tested, which only the closed form can."""
+    """Share of films in the training split, in (0, 1]; the rest is halved into validation and test. At 1 all films
+    train and none tests, which only the closed form allows."""
     n_epochs: int = 60
-    """Passes over the films at most."""
+    """Gradient descent only: epochs at most."""
     sequence_length: int = 256
-    """Frames of a film that a head sees at most; of a longer one they are taken at equal steps."""
+    """Key frames per film that a classifier reads at most, sampled at equal steps from a longer film."""
     batch_size: int = 32
-    """Films of one step."""
+    """Gradient descent only: films per optimizer step."""
     loss: Literal["cross_entropy", "asymmetric"] = "cross_entropy"
-    """Binary cross-entropy, or the asymmetric loss, which cares less for what is easy."""
+    """Gradient descent only: binary cross-entropy, or the asymmetric loss, which down-weights easy negatives."""
     class_weights_crossentropy: bool = True
-    """Weigh the cross-entropy so that rare genres count as much as frequent ones."""
+    """Weight the cross-entropy so that rare genres count as much as frequent ones."""
     learning_rate: float = 1e-3
-    """At the start."""
+    """Initial learning rate of gradient descent."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate goes on; step: times learning_decay_ratio every learning_decay epochs."""
+    """Learning rate schedule; step multiplies by learning_decay_ratio every learning_decay epochs."""
     learning_decay: int = 150
-    """Epochs of one step."""
+    """schedule=step: epochs between two decays."""
     learning_decay_ratio: float = 0.6
-    """What a step multiplies the learning rate by."""
+    """schedule=step: factor of each decay."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW; 0 makes it Adam."""
     patience: int = 160
-    """Epochs without a better validation loss after which training ends."""
+    """Early stopping: epochs without a better validation loss."""
     seed: int = 0
-    """Of the split, the first weights and the order of films."""
+    """Seed of the split, the initial weights and the order of films."""
     workers: int = 1
-    """Processes that train side by side."""
+    """Training processes (data parallel); results match up to rounding."""
     num_gpus: float = 0.0
-    """GPUs that one worker holds; above 0 it trains there."""
+    """GPUs per training process; above 0 it trains there."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"use_gpu": ("num_gpus", gpus)}
 
@@ -126,14 +126,14 @@ class TrainConfig(LearnConfig):
     """Settings of `train`."""
 
     input: str = "output/genres/films.npz"
-    """Films with genres: an .npz as `process` writes it."""
+    """Films with genres: the .npz that `process` writes."""
     output: str = "output/genres"
-    """A path or s3://: model/, test.parquet, and for heads that descend training/."""
+    """Folder or s3:// prefix for model/, test.parquet and, with gradient descent, training/."""
     refit: bool | None = None
-    """Keep a model that has learnt from all films, after what one of the split is worth has been measured; by default
+    """Train the final model on all films, after a model of the training split has been evaluated; by default
     where the weights are had in closed form, which alone can do so."""
     extra: list[str] = field(default_factory=list)
-    """Other features of the same films (sound, plot), .npz of the same layout: their means stand beside each frame."""
+    """Other features of the same films, as .npz of the same layout; their means are concatenated to each key frame."""
 
     ALIASES: ClassVar[dict[str, Any]] = {**LearnConfig.ALIASES, "films": "input"}
 
@@ -331,13 +331,13 @@ class PredictConfig:
     """Settings of `predict`."""
 
     input: str
-    """Films, with or without genres: an .npz, or the output of `embed`."""
+    """Films to classify, with or without genres: an .npz file, or the output of `embed`."""
     model: str = "output/genres/model"
-    """The model/ of a training."""
+    """The model/ folder that `train` wrote."""
     output: str = "output/genres"
-    """A path or s3://: predictions.parquet."""
+    """Folder or s3:// prefix for predictions.parquet."""
     extra: list[str] = field(default_factory=list)
-    """Other features of the same films, as the model has learnt from them."""
+    """Other features of the same films (.npz), in the order that the model was trained with."""
 
     ALIASES: ClassVar[dict[str, str]] = {"films": "input"}
 

@@ -11,15 +11,14 @@ from PIL import Image
 
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
+from actors.genres.film_images import ImagesConfig, list_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, input_shape
 from pipelines.genres.embed import (
     REJECTED,
-    ImagesConfig,
     Source,
     embed_films,
     find_films,
     gathered,
-    list_images,
     read_stored,
     stages_of,
     store_films,

@@ -1,0 +1,79 @@
+"""Images of films as rows: listed in folders, or the key frames of video files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from actors.core import storage
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.stage import Batch, Row, Stage
+from actors.genres.key_frames import key_frames
+from actors.media.film import VideoConfig
+from actors.media.images import IMAGE_SUFFIXES, Shape, natural
+from actors.media.shots import ShotsConfig
+
+SHOTS_AT_ONCE = 16
+"""Key frames that leave the decode together."""
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Reading images, and finding key frames in video files."""
+
+    read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
+    """Tasks that read and decode image files."""
+    video: VideoConfig = field(default_factory=VideoConfig)
+    """Decoding of video files, and the tasks that do it."""
+    shots: ShotsConfig = field(default_factory=ShotsConfig)
+    """Shot detection in video files; the middle frame of each shot is its key frame."""
+
+
+def list_images(film: Row) -> list[Row]:
+    """The images below a film's folder as rows; of a folder without any, one row that says so."""
+    found = sorted(storage.listing(film["uri"], IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
+    about = {"film": film["film"], "images": len(found), "start_s": 0.0, "error": "", "message": ""}
+    if not found:
+        message = f"{film['uri']} holds no image; their names end in {', '.join(IMAGE_SUFFIXES)}"
+        return [about | {"number": -1, "name": "", "uri": film["uri"], "error": "no_images", "message": message}]
+    return [about | {"number": i, "name": entry.name, "uri": entry.uri} for i, entry in enumerate(found)]
+
+
+def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batch]:
+    """The key frames of video files as batches of rows, each film with a row of its own at its end."""
+    for film, uri in zip(map(str, films["film"]), map(str, films["uri"]), strict=True):
+        blank = {"film": film, "images": -1, "name": "", "uri": uri, "start_s": 0.0, "error": "", "message": ""}
+        rows: list[Row] = []
+        for row in _key_frames(uri, shape, images):
+            rows.append({**blank, "image": np.zeros((shape.size, shape.size, 3), np.uint8), **row})
+            if len(rows) == SHOTS_AT_ONCE:
+                yield _columns(rows)
+                rows = []
+        if rows:
+            yield _columns(rows)
+
+
+def _columns(rows: list[Row]) -> Batch:
+    names = ("film", "number", "images", "name", "uri", "start_s", "image", "error", "message")
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
+def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
+    """Rows of `key_frames`, with an error row where the decoding process fails."""
+    done = 0
+    limits: dict[str, Any] = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("number")}
+    try:
+        with storage.local(uri) as path:
+            arguments = (str(path), shape, images.video, images.shots)
+            for row in CHILD.stream(key_frames, *arguments, **limits, **again):
+                done += row["number"] >= 0
+                yield {name: value for name, value in row.items() if name != "end_s"}
+    except ChildFault as fault:
+        yield {"number": -1, "images": done, "error": fault.code, "message": str(fault)}
+    except FileNotFoundError as error:
+        yield {"number": -1, "images": done, "error": "not_found", "message": str(error)}
+    except PermissionError as error:
+        yield {"number": -1, "images": done, "error": "forbidden", "message": str(error)}
