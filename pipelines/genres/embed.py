@@ -32,7 +32,7 @@ from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import Shape, natural, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
 from pipelines.core.progress import Progress
-from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 
 log = logging.getLogger(__name__)
 
@@ -191,8 +191,7 @@ def embed_films(
     rows = _rows(sources, shape, images, stages).map_batches(
         embedder, fn_constructor_args=[model], batch_size=model.batch_size, **ray_actors(model)
     )
-    batches: Any = rows.iter_batches(batch_size=None, prefetch_batches=0)
-    yield from gathered(batches)
+    yield from gathered(batches(rows))
 
 
 def stages_of(sources: Sequence[Source], images: ImagesConfig) -> dict[str, Stage]:
@@ -239,10 +238,10 @@ class _Film:
         return len(self.rows) == self.images
 
 
-def gathered(batches: Iterable[Batch]) -> Iterator[Embedded]:
+def gathered(parts: Iterable[Batch]) -> Iterator[Embedded]:
     """Films from batches of their rows in any order, each as soon as it is complete."""
     open_films: dict[str, _Film] = {}
-    for batch in batches:
+    for batch in parts:
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
             film = open_films.setdefault(str(row["film"]), _Film())

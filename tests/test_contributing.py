@@ -1,0 +1,48 @@
+"""The examples of CONTRIBUTING.md apply to this code, pass its checks, and do what they say."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHARP = """
+import numpy as np
+from actors.curation.sharpness import add_sharpness
+from actors.curation.tables import SCORES
+from pipelines.curation.score import _sharpened
+
+noise = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+frames = np.empty(3, object)
+frames[:] = [noise, np.full_like(noise, 9), noise[:0]]
+sharp, flat, none = add_sharpness({"frames": frames})["sharpness"]
+assert sharp > 1000 and flat == 0 and np.isnan(none) and "sharpness" in SCORES.names
+"""
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_examples_apply_pass_the_checks_and_work(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert len(diffs) == 3
+    patch = tmp_path / "patch.diff"
+    for part in re.split(r"^(?=--- )", "".join(diffs), flags=re.MULTILINE)[1:]:
+        patch.write_text(part)
+        run(tree, "git", "apply", "--recount", "--unidiff-zero", str(patch))
+    tools = Path(sys.executable).parent
+    run(tree, str(tools / "ruff"), "check", "--no-cache", ".")
+    run(tree, str(tools / "ruff"), "format", "--no-cache", "--check", ".")
+    run(tree, str(tools / "lint-imports"), "--no-cache")
+    (tree / "out").mkdir()
+    assert run(tree, sys.executable, "-m", "jobs.genres", "count", "out").splitlines()[-1] == "0 films"
+    assert "films" in (tree / "out" / "runs" / "count.json").read_text()
+    assert "no run records" in run(tree, sys.executable, "-m", "jobs.weather", "status", "empty")
+    run(tree, sys.executable, "-c", SHARP)
