@@ -33,7 +33,7 @@ class EmbeddingsConfig(Stage):
     model: str = "ViT-g-14"
     """A model name of open_clip, hf-hub:ORGANISATION/NAME, or a folder with open_clip_config.json and weights."""
     pretrained: str | None = "laion2b_s12b_b42k"
-    """Pretrained weights of a model given by name: a tag of open_clip, or a file; hf-hub: and folders have their own."""
+    """Pretrained weights of a model given by name: a tag of open_clip, or a file; hf-hub: and folders have theirs."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the model; embeddings are float32."""
     batch_size: int = 4
