@@ -216,82 +216,113 @@ def _lacks_samples(container: InputContainer, stream: av.VideoStream) -> bool:
     return last.pos + last.size > container.size
 
 
-def _decoded(
-    container: InputContainer, stream: av.VideoStream, film: Film, start: float
-) -> Iterator[tuple[av.VideoFrame, float | None, bool]]:
+_Timed = tuple[av.VideoFrame, float | None, bool]
+"""A frame, its time in seconds, and whether it is damaged."""
+
+
+def _decoded(container: InputContainer, stream: av.VideoStream, film: Film, start: float) -> Iterator[_Timed]:
     """Frames in order of presentation, each with its time and whether it is damaged, whatever the file holds.
 
     Damage lasts until the next key frame; so long each frame that was to come is there, so that frames can be counted,
     but not its own picture. Of what decoders conceal without a word (HEVC, VP9, MPEG-2, MJPEG) nothing is known.
     """
-    base = stream.time_base or Fraction(1)
-    # AVI stores no times, only the order of decoding, and a frame leaves the decoder when its turn has come.
-    clock = attrgetter("dts" if film.container == _AVI else "pts")
-    awaited: list[int] = []  # a heap: stamps of packets whose frames have not come out
-    latest, harm = -math.inf, math.inf  # the last stamp of all packets, the first that is damaged
-    end, partial = 0.0, False
-    picture: av.VideoFrame | None = None
+    return _Decoding(container, stream, film, start).frames()
 
-    def given_up(before: float = math.inf, keep: int = 0) -> Iterator[tuple[av.VideoFrame, float | None, bool]]:
-        while picture is not None and len(awaited) > keep and awaited[0] < before:
-            yield picture, _seconds(heappop(awaited), base), True
 
-    with container:
-        demuxed = container.demux()
-        last = False
+class _Decoding:
+    """One pass over a film's packets, with what is known of frames that have not come out yet."""
+
+    def __init__(self, container: InputContainer, stream: av.VideoStream, film: Film, start: float) -> None:
+        self._container, self._stream, self._film, self._start = container, stream, film, start
+        self._base = stream.time_base or Fraction(1)
+        # AVI stores no times, only the order of decoding, and a frame leaves the decoder when its turn has come.
+        self._clock = attrgetter("dts" if film.container == _AVI else "pts")
+        self._awaited: list[int] = []  # a heap: stamps of packets whose frames have not come out
+        self._latest, self._harm = -math.inf, math.inf  # the last stamp of all packets, the first that is damaged
+        self._picture: av.VideoFrame | None = None
+        self._broken = False
+
+    def frames(self) -> Iterator[_Timed]:
+        """As `_decoded`."""
+        with self._container:
+            for packet in self._packets():
+                for frame in self._frames_of(packet):
+                    yield from self._dealt(frame)
+                if self._harm < math.inf:
+                    yield from self._given_up(keep=_REORDERED)
+        if self._harm < math.inf and not self._broken:
+            yield from self._given_up()
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """The stream's packets up to the empty one that is the last; fewer where the file breaks off."""
+        demuxed = self._container.demux()
+        last = partial = False
+        end = 0.0
         # Not until the packets run out, since PyAV fails there if a stream has turned up on the way.
         while not last:
             try:
                 packet = next(demuxed)
             except FFmpegError as error:
                 logger.info("cannot be read on: %s", error)
-                film.truncated = True
+                self._film.truncated = self._broken = True
                 return
-            ours = packet.stream.index == stream.index
+            ours = packet.stream.index == self._stream.index
             last = ours and packet.dts is None and packet.pts is None and not packet.size
-            if not (film.frames or last) and (stamp := packet.dts if packet.pts is None else packet.pts) is not None:
-                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base) - start)
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if not (self._film.frames or last) and stamp is not None:
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base) - self._start)
             # An empty packet says that the frame before stays.
             if not ours or not (packet.size or last):
                 continue
-            if last:
-                if film.frames and film.container == _AVI:
-                    film.truncated = latest + 1 < film.frames - max(2, film.frames // 200)
-                elif not film.frames:
-                    film.truncated = film.falls_short(end)
-                film.truncated |= partial
-                # What the decoder still holds has gaps where frames of the lost part belong.
-                if film.truncated:
-                    return
+            if last and self._breaks_off(end, partial):
+                self._broken = True
+                return
             partial = packet.is_corrupt
-            stamp = clock(packet)
-            try:
-                frames = stream.decode(packet)
-            except FFmpegError:
-                frames = []
-                harm = min(harm, latest + 1, math.inf if stamp is None else stamp)
-            if stamp is not None and not packet.is_discard:
-                heappush(awaited, stamp)
-                latest = max(latest, stamp)
-            for frame in frames:
-                shown = clock(frame)
-                picture = picture or frame
-                if frame.is_corrupt:
-                    harm = min(harm, latest if shown is None else shown)
-                elif frame.key_frame and harm < math.inf and (shown is None or shown > harm):
-                    yield from given_up(math.inf if shown is None else shown)
-                    harm = math.inf
-                picture = frame
-                if shown is None:
-                    yield frame, None, harm < math.inf
-                elif shown < harm:
-                    while awaited and awaited[0] <= shown:
-                        heappop(awaited)
-                    yield frame, _seconds(shown, base), False
-            if harm < math.inf:
-                yield from given_up(keep=_REORDERED)
-    if harm < math.inf:
-        yield from given_up()
+            yield packet
+
+    def _breaks_off(self, end: float, partial: bool) -> bool:
+        """Whether packets that the container declares are not there: what the decoder still holds has gaps then."""
+        film = self._film
+        if film.frames and film.container == _AVI:
+            film.truncated = self._latest + 1 < film.frames - max(2, film.frames // 200)
+        elif not film.frames:
+            film.truncated = film.falls_short(end)
+        film.truncated |= partial
+        return film.truncated
+
+    def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:
+        stamp = self._clock(packet)
+        try:
+            frames = self._stream.decode(packet)
+        except FFmpegError:
+            frames = []
+            self._harm = min(self._harm, self._latest + 1, math.inf if stamp is None else stamp)
+        if stamp is not None and not packet.is_discard:
+            heappush(self._awaited, stamp)
+            self._latest = max(self._latest, stamp)
+        return frames
+
+    def _dealt(self, frame: av.VideoFrame) -> Iterator[_Timed]:
+        """A frame that came out, after those that it shows to be lost."""
+        shown = self._clock(frame)
+        self._picture = self._picture or frame
+        if frame.is_corrupt:
+            self._harm = min(self._harm, self._latest if shown is None else shown)
+        elif frame.key_frame and self._harm < math.inf and (shown is None or shown > self._harm):
+            yield from self._given_up(math.inf if shown is None else shown)
+            self._harm = math.inf
+        self._picture = frame
+        if shown is None:
+            yield frame, None, self._harm < math.inf
+        elif shown < self._harm:
+            while self._awaited and self._awaited[0] <= shown:
+                heappop(self._awaited)
+            yield frame, _seconds(shown, self._base), False
+
+    def _given_up(self, before: float = math.inf, keep: int = 0) -> Iterator[_Timed]:
+        """Frames that were to come before a time, each with the picture that there is."""
+        while self._picture is not None and len(self._awaited) > keep and self._awaited[0] < before:
+            yield self._picture, _seconds(heappop(self._awaited), self._base), True
 
 
 _REORDERED = 32
@@ -302,9 +333,7 @@ def _seconds(stamp: int, base: Fraction) -> float:
     return stamp * base.numerator / base.denominator
 
 
-def _pictures(
-    film: Film, frames: Iterable[tuple[av.VideoFrame, float | None, bool]], start: float, tick_s: float
-) -> Iterator[Picture]:
+def _pictures(film: Film, frames: Iterable[_Timed], start: float, tick_s: float) -> Iterator[Picture]:
     scalers: dict[Any, VideoReformatter] = {}
     time = -film.step_s
     for frame, stamp, damaged in frames:
