@@ -1,4 +1,4 @@
-"""What the features of comic characters are compared with: colours, and a network that knows photographs."""
+"""Baselines of comic characters: colour histograms, and a network trained on photographs."""
 
 import cv2
 import numpy as np
@@ -10,18 +10,18 @@ from actors.media.images import squared
 from actors.models.backbones import Backbone, BackboneConfig, input_shape
 
 BINS = (12, 4, 4)
-"""Of hue, saturation and value."""
+"""Bins of hue, saturation and value."""
 
 
 def colours(crop: Image.Image) -> np.ndarray:
-    """The square roots of the shares of a picture's colours, float32 (192,): distances are those of Hellinger."""
+    """Square roots of a picture's colour histogram, float32 (192,): their distance is the Hellinger distance."""
     pixels = cv2.cvtColor(np.asarray(crop), cv2.COLOR_RGB2HSV)
     counts = cv2.calcHist([pixels], [0, 1, 2], None, list(BINS), [0, 180, 0, 256, 0, 256])
     return np.sqrt(counts.ravel() / counts.sum()).astype(np.float32)
 
 
 class ColourExtractor:
-    """The colours of faces and bodies; reads and adds what `with_features` does."""
+    """Colour histograms of faces and bodies; reads and adds the columns of `with_features`."""
 
     def __init__(self, crops: str) -> None:
         self._crops = crops
@@ -31,7 +31,7 @@ class ColourExtractor:
 
 
 class PhotographExtractor:
-    """What a network that has learnt from photographs sees in crops; reads and adds what `with_features` does."""
+    """Features of crops by a network trained on photographs; reads and adds the columns of `with_features`."""
 
     def __init__(self, config: BackboneConfig, crops: str) -> None:
         self._network, self._shape, self._crops = Backbone(config), input_shape(config), crops

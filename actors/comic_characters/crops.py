@@ -1,25 +1,50 @@
-"""Faces and bodies cut out of the pictures of a comic, each as a file of its own."""
+"""Cut faces and bodies out of the pictures of a comic, each into a file of its own."""
 
 import io
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
+from actors.core.store import Store
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels; right and bottom are the first that do not belong to it."""
+"""left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 BODIES, FACES = "comics_crops", "comics_crops_large_faces"
-"""The folders of the two layouts."""
+"""Folders of the crops below the output."""
+NAME = ["series_id", "page_id", "type", "index"]
+"""Columns that name a box."""
+BOX = ["x_0", "y_0", "x_1", "y_1"]
+"""Columns of its corners, in pixels of the picture."""
+CROPS = pa.schema(
+    [
+        *((name, pa.string()) for name in NAME[:3]),
+        ("index", pa.int64()),
+        ("char_index", pa.int64()),
+        *((name, pa.float64()) for name in BOX),
+        ("picture", pa.string()),
+        *((name, pa.int32()) for name in ("left", "top", "right", "bottom")),
+        ("img_path", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row per box. x_0 to y_1: as given; left to bottom: what was cut, in pixels, right and bottom exclusive;
+img_path: the file below the output. Without a crop, these are null, img_path is "" and error is not."""
+CUT = ["left", "top", "right", "bottom", "img_path", "error", "message"]
+"""Columns that cutting adds to a row."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +52,18 @@ class CropConfig(Stage):
     """How faces and bodies are cut out of pictures."""
 
     workers: int = 0
+    """Tasks that cut at once over the whole cluster; 0: as many as there are CPUs for."""
     batch_size: int = 64
-    """Pictures of one call; what a kill loses of each worker."""
+    """Pictures per call. A kill loses at most this much work of each worker."""
     face_scale: float = 1.2
-    """Side of a face's square by the longer side of its box."""
+    """Side of a face's square, as a multiple of the longer side of its box; above 1 it includes hair and chin."""
     quality: int = 95
-    """Of the JPEG files, 1 to 95."""
+    """JPEG quality of the crops, 1 to 95."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.face_scale > 0 or not 1 <= self.quality <= 95:
-            raise UserError(f"face_scale is above 0 and quality lies in 1..95: {self}")
+            raise UserError(f"face_scale must be above 0, quality in 1..95, not {self.face_scale} and {self.quality}")
 
 
 def crop_name(series: str, page: str, kind: Kind, index: int) -> str:
@@ -54,7 +80,7 @@ def parse_instance(name: str) -> tuple[str, str, Kind, int]:
     """Series, page (with its panel), kind and index of `instance_name`. Raises ValueError."""
     found = re.fullmatch(r"(.+?)_([^_]+_[^_]+)_(face|body)_(\d+)", name)
     if not found:
-        raise UserError(f"{name!r} names no instance: <series>_<page>_<panel>_<face|body>_<number>")
+        raise UserError(f"{name!r} is no instance. Write <series>_<page>_<panel>_<face|body>_<number>.")
     series, page, kind, index = found.groups()
     return series, page, "face" if kind == "face" else "body", int(index)
 
@@ -64,8 +90,8 @@ def window(
 ) -> Window | None:
     """What to cut for a box (x_0, y_0, x_1, y_1), x_0 < x_1 and y_0 < y_1, of a picture of width x height pixels.
 
-    A body is its box, with every pixel that it touches. A face is a square about the same middle whose side is the
-    longer one of the box times `face_scale`. Both end at the border of the picture; None where the box lies beyond it.
+    A body is its box, with every pixel that it touches. A face is a square around the centre of its box, with the box's
+    longer side times `face_scale`. Both end at the border of the picture; None where the box lies outside.
     """
     x_0, y_0, x_1, y_1 = box
     if x_1 <= 0 or y_1 <= 0 or x_0 >= width or y_0 >= height:
@@ -82,15 +108,15 @@ def window(
 
 
 def decode(data: bytes) -> Image.Image:
-    """A picture in RGB. Raises ValueError where it is none, or not all of it is there."""
+    """A picture in RGB. Raises UserError where it cannot be decoded, or is truncated."""
     try:
-        # Pillow, since OpenCV fills up with grey what is missing of a torn file.
+        # Pillow, because OpenCV fills the missing part of a truncated file with grey.
         return Image.open(io.BytesIO(data)).convert("RGB")
     except UnidentifiedImageError:
-        # Its message tells where the bytes lay in memory.
-        raise UserError("no picture that can be read: of no known format") from None
+        # Its message holds a memory address.
+        raise UserError("not a readable picture: unknown format") from None
     except (OSError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
-        raise UserError(f"no picture that can be read: {error}") from error
+        raise UserError(f"not a readable picture: {error}") from error
 
 
 def encode(picture: Image.Image, quality: int) -> bytes:
@@ -100,8 +126,39 @@ def encode(picture: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
+    """Cut the boxes of some pictures, write the files, then a part of crops/; returns its rows in column `boxes`.
+
+    table: rows of CROPS, those of one picture together.
+    """
+    rows = table.to_pylist()
+    for picture, group in groupby(rows, itemgetter("picture")):
+        try:
+            page = decode(storage.read_bytes(picture))
+        except (FileNotFoundError, PermissionError, ValueError) as error:
+            code = "broken_page" if isinstance(error, ValueError) else "missing_page"
+            for row in group:
+                row |= {"error": code, "message": str(error)}
+            continue
+        for row in group:
+            row |= _cut_box(row, page, store, config)
+    names = ["/".join(str(row[name]) for name in [*NAME, *BOX]) for row in rows]
+    store.write_part("crops", pa.Table.from_pylist(rows, CROPS), names)
+    return {"boxes": np.array([len(rows)])}
+
+
+def _cut_box(row: dict[str, Any], page: Image.Image, store: Store, config: CropConfig) -> dict[str, Any]:
+    x_0, y_0, x_1, y_1 = (row[name] for name in BOX)
+    cut = window((x_0, y_0, x_1, y_1), row["type"], *page.size, config.face_scale)
+    if cut is None:
+        return {"error": "outside", "message": f"the box is outside the picture, {page.width} x {page.height} pixels"}
+    path = crop_name(row["series_id"], row["page_id"], row["type"], row["index"])
+    storage.write_bytes(store.uri(path), encode(page.crop(cut), config.quality))
+    return {**dict(zip(CUT[:4], cut, strict=True)), "img_path": path}
+
+
 def prepare(picture: Image.Image, kind: Kind, size: int) -> np.ndarray:
-    """A crop as the network takes it, uint8 (size, size, 3): a face stretched, a body as it is between black bars."""
+    """A crop as input of the network, uint8 (size, size, 3): a face stretched, a body letterboxed."""
     if kind == "face":
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
     scale = size / max(picture.size)
@@ -119,7 +176,7 @@ def with_features(
     look: Callable[[Image.Image, Kind], np.ndarray],
     see: Callable[[np.ndarray], np.ndarray],
 ) -> Batch:
-    """What is seen in the face and the body of instances.
+    """Features of the face and the body of instances.
 
     Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
     Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
@@ -127,8 +184,8 @@ def with_features(
 
     Args:
         crops: the root below which the crops lie.
-        look: makes an array of a crop, for all of a kind of one shape.
-        see: makes features (M, F) of M such arrays.
+        look: turns a crop into an array; arrays of one kind have one shape.
+        see: turns M such arrays into features (M, F).
     """
     count = len(batch["series_id"])
     error, message = np.full(count, "", object), np.full(count, "", object)

@@ -1,4 +1,4 @@
-"""The ResNet that faces and bodies share, frozen once it is trained, and the head that makes one vector of both."""
+"""The ResNet that faces and bodies share, frozen once trained, and the head that fuses both into one vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,31 +24,31 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
 }
-"""Kind and number of blocks, as torchvision has them; resnet10 is for CPUs."""
+"""Kind and number of blocks, as in torchvision; resnet10 is for CPUs."""
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The network that faces and bodies share, and the size at which it sees them."""
+    """The network that faces and bodies share, and its input sizes."""
 
     name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """Its architecture."""
+    """Architecture of the network. resnet10 suits CPUs; larger ones need GPUs and more training data."""
     face_size: int = 96
-    """Pixels of a face's square."""
+    """Side of a face's square in pixels, from 16."""
     body_size: int = 128
-    """Pixels of the square that a body is fitted into."""
+    """Side in pixels, from 16, of the square that a body is fitted into."""
 
     def __post_init__(self) -> None:
         if min(self.face_size, self.body_size) < 16:
-            raise UserError(f"face_size and body_size start at 16: {self}")
+            raise UserError(f"face_size and body_size start at 16, not {self.face_size} and {self.body_size}")
 
     def sizes(self) -> dict[Kind, int]:
-        """Pixels of a side, by kind."""
+        """Side of the input in pixels, by kind."""
         return {"face": self.face_size, "body": self.body_size}
 
 
 def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
-    """A ResNet with its first weights, without its last layer: (N, 3, S, S) to features (N, `feature_size`)."""
+    """An untrained ResNet without its last layer: (N, 3, S, S) to features (N, `feature_size`)."""
     block, layers = RESNETS[name]
     backbone = ResNet(block, layers, norm_layer=norm)
     backbone.add_module("fc", nn.Identity())
@@ -56,7 +56,7 @@ def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
 
 
 def feature_size(name: str) -> int:
-    """Features that a ResNet gives."""
+    """Number of features of a ResNet."""
     return 512 * RESNETS[name][0].expansion
 
 
@@ -66,15 +66,15 @@ Fusion = Literal["sum", "cat", "mean", "weighted", "self_attention", "face_to_bo
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What makes one vector of the features of a face and a body."""
+    """The head that fuses the features of a face and a body into one vector."""
 
     fusion: Fusion = "sum"
-    """sum; cat: one behind the other; mean; weighted: a learned share of each; self_attention: both look at both;
-    face_to_body: the face looks at both."""
+    """How features of face and body are fused: sum; cat (concatenated); mean; weighted (by learned weights);
+    self_attention (both attend to both); face_to_body (the face attends to both)."""
     padding: Literal["zero", "learned"] = "zero"
-    """What stands for a face or body that is not there."""
+    """Features of a missing face or body: zeros, or a learned vector."""
     dimensions: int = 256
-    """Of the vector."""
+    """Length of an instance's vector, from 2."""
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
@@ -84,8 +84,8 @@ class HeadConfig:
 class Head(nn.Module):
     """Features of faces and bodies (N, F), and bool (N, 2) whether they are there, to vectors (N, D) of length 1.
 
-    Where a part is not there its features never matter. An instance has one part at least. With padding by zero a
-    part that is missing is no part of a mean, and attention does not look at it.
+    Features of a missing part are ignored; an instance has at least one part. With zero padding, a missing part
+    does not count in a mean, and attention skips it.
     """
 
     def __init__(self, config: HeadConfig, features: int) -> None:
@@ -143,7 +143,7 @@ def load_head(config: HeadConfig, features: int, weights: bytes) -> Head:
     try:
         head.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"these weights are not those of a head of {config}: {error}") from error
+        raise UserError(f"The weights are not those of a head of {config}: {error}") from error
     return head.eval().requires_grad_(False)
 
 
@@ -155,36 +155,40 @@ def embed(head: Head, features: Sequence[Parts]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EmbedConfig(Stage):
-    """How the head is applied to features."""
+    """Actor pool that applies the head to stored features."""
 
     batch_size: int = 512
-    """Instances of one part, and of one call."""
+    """Instances per part of embeddings/, and per call."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.num_gpus:
-            raise UserError(f"workers starts at 1, and num_gpus is 0, since a head needs none: {self}")
+            raise UserError(
+                f"embed.workers must be 1 or more and embed.num_gpus 0 (a head needs no GPU), not {self.workers} and "
+                f"{self.num_gpus}"
+            )
 
 
 @dataclass(frozen=True)
 class FeaturesConfig(Stage):
-    """How the backbone is applied to crops."""
+    """Actor pool that applies the frozen backbone to crops."""
 
     weights: str | None = None
-    """A .safetensors file, of `pretrain` or of a ResNet with torchvision's names; none: those of `pretrain.folder`."""
+    """Weights of the backbone: a .safetensors file of `pretrain`, or of a ResNet with torchvision's names. null: those
+    of `pretrain` in the output."""
     batch_size: int = 64
-    """Instances that one call gets."""
+    """Instances per call; raise it on a GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network; features are float32."""
+    """Precision of the network: bfloat16 is faster on GPUs. Stored features are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1:
-            raise UserError(f"workers starts at 1: {self}")
+            raise UserError(f"features.workers starts at 1, not {self.workers}")
 
 
 def load_backbone(name: str, weights: bytes) -> ResNet:
-    """A ResNet with weights, in evaluation mode: none of its numbers ever changes, those of batch norm included.
+    """A frozen ResNet with weights, in evaluation mode, statistics of batch norm included.
 
     Raises ValueError where they are those of another network.
     """
@@ -192,14 +196,14 @@ def load_backbone(name: str, weights: bytes) -> ResNet:
     try:
         tensors = load(weights)
     except SafetensorError as error:
-        raise UserError(f"these weights are no safetensors: {error}") from error
+        raise UserError(f"The weights are no safetensors: {error}") from error
     if own := {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}:
         tensors = own
     tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
     try:
         backbone.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"these weights are not those of a {name}: {error}") from error
+        raise UserError(f"The weights are not those of a {name}: {error}") from error
     return backbone.eval().requires_grad_(False)
 
 

@@ -1,18 +1,45 @@
-"""The head that classifies a frame's vector by director."""
+"""The head that classifies the vector of a single frame by director, its loss and its validation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from actors.core.checkpoints import Tensors
+from actors.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The layers that are trained on top of the frozen network."""
+
+    hidden: int = 128
+    """Width of the hidden layer, from 1. More units fit more directors, and overfit sooner on few films."""
+    dropout: float = 0.5
+    """Share of hidden units dropped in training, 0 to below 1. Raise it where training overfits."""
+    balanced: bool = True
+    """Weigh all directors alike in the loss, however many pictures each has. false: weigh all pictures alike."""
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"head.hidden must be 1 or more and head.dropout in [0, 1), not {self.hidden} and {self.dropout}"
+            )
 
 
 class FrameHead(nn.Module):
-    """Two layers on the vector of a single picture, each of its values brought to mean 0 and deviation 1.
+    """Two layers on the vector of a single picture, standardised to mean 0 and standard deviation 1.
 
-    Takes vectors float (B, D), gives logits (B, C).
+    Takes vectors float (B, D), returns logits (B, C).
     """
 
     mean: Tensor
-    """float32 (D,), of the pictures it was trained on, as is `scale`."""
+    """float32 (D,), mean of the training vectors."""
     scale: Tensor
+    """float32 (D,), standard deviation of the training vectors."""
 
     def __init__(self, dimensions: int, classes: int, hidden: int = 128, dropout: float = 0.5) -> None:
         super().__init__()
@@ -24,3 +51,32 @@ class FrameHead(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return self.layers((vectors.float() - self.mean) / self.scale)
+
+
+def make_head(config: HeadConfig, mean: list[float], scale: list[float], classes: int) -> FrameHead:
+    """A head with its initial weights, and the mean and deviation of the training vectors (D values each)."""
+    head = FrameHead(len(mean), classes, config.hidden, config.dropout)
+    head.mean.copy_(torch.tensor(mean))
+    head.scale.copy_(torch.tensor(scale))
+    return head
+
+
+def head_loss(model: Any, batch: Tensors, weights: list[float]) -> Tensor:
+    """Mean cross-entropy of a batch, each row multiplied by the weight of its class.
+
+    weights: C values whose mean over the training rows is 1.
+    """
+    losses = cross_entropy(model(batch["vector"]), batch["label"], reduction="none")
+    return (losses * torch.tensor(weights, device=losses.device)[batch["label"]]).mean()
+
+
+def head_values(model: Any, batches: Iterable[Tensors], weights: list[float]) -> dict[str, float]:
+    """Loss and accuracy over the validation rows."""
+    loss = right = rows = 0.0
+    for batch in batches:
+        logits, labels = model(batch["vector"]), batch["label"]
+        each = cross_entropy(logits, labels, reduction="none")
+        loss += float((each * torch.tensor(weights, device=each.device)[labels]).sum())
+        right += float((logits.argmax(1) == labels).sum())
+        rows += len(labels)
+    return {"valid_loss": loss / rows, "valid_accuracy": right / rows}

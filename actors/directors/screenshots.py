@@ -1,59 +1,125 @@
 """Screenshots of a film: different frames at random times, by seeking where the container has an index for that."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import av.logging
 import cv2
 import numpy as np
+import pyarrow as pa
 from av.error import FFmpegError
 
+from actors.core import storage
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
-from actors.core.stage import Row, Stage
+from actors.core.stage import Batch, Row, Stage
+from actors.core.store import Store
 from actors.media.film import Beat, Film, FilmError, Picture, in_shots, open_film
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 AHEAD_S = 2.0
-"""What lies so close ahead is decoded rather than sought."""
+"""A time at most this many seconds ahead is reached by decoding, not by seeking."""
 ROUNDS = 6
-"""How often times are drawn for those at which there was no new or no sound frame."""
+"""How often times are drawn again for those without a new, sound frame."""
+SCREENSHOTS = pa.schema(
+    [
+        ("director", pa.string()),
+        ("film", pa.string()),
+        ("uri", pa.string()),
+        ("time_s", pa.float64()),
+        ("frame", pa.int64()),
+        ("shot_s", pa.float64()),
+        ("path", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("settings", pa.string()),
+    ]
+)
+"""One row per screenshot; a film without any has one row, with an error."""
 
 
 @dataclass(frozen=True)
 class ScreenshotsConfig(Stage):
-    """Which frames of a film, and how they are stored."""
+    """Which frames of a film are taken, and how they are stored."""
 
     workers: int = 0
-    """Films decoded at once; 0: as many as there are CPUs for."""
+    """Films decoded at once over the whole cluster; 0: as many as there are CPUs for."""
     per_film: int = 30
-    """Frames of each film; all that there are where it has fewer."""
+    """Screenshots of each film, from 1; a film with fewer frames gives all of them."""
     begin: float = 0.15
-    """Share of the film's length before which none is taken."""
+    """Start of the part of each film that is sampled, as a share of its length; 0.15 skips opening credits."""
     end: float = 0.85
-    """Share of the film's length after which none is taken."""
+    """End of the part of each film that is sampled, as a share of its length; 0.85 skips end credits."""
     side: int = 480
-    """A frame whose short side is longer, in pixels, is scaled down to it; its shape stays."""
+    """Longest short side of a screenshot in pixels, from 16; larger frames are scaled down, in their own shape."""
     quality: int = 92
-    """Of the JPEG, to 100."""
+    """JPEG quality, 1 to 100; lower values make smaller files and lose fine texture."""
     shots: bool = False
-    """Decode all of each film to tell how long the shot of each frame lasts."""
+    """Also measure how long the shot of each screenshot lasts (shot_s). Decodes each film whole, which takes longer."""
     seed: int = 0
-    """Of the times; each film has its own."""
+    """Seed of the random times. Together with a film's name it decides which of its frames are taken."""
     stall_s: float = 120
-    """A film whose decoding shows no progress for this long is given up."""
+    """Seconds without decoding progress after which a film is given up and rejected."""
     timeout_s: float = 4 * 3600
-    """A film whose decoding takes longer than this in all is given up."""
+    """Seconds of decoding in all after which a film is given up and rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per_film < 1 or self.side < 16 or not 1 <= self.quality <= 100 or self.seed < 0:
-            raise UserError(f"per_film from 1, side from 16, quality 1 to 100, seed from 0: {self}")
+            raise UserError(
+                f"screenshots: per_film from 1, side from 16, quality 1 to 100, seed from 0, not {self.per_film}, "
+                f"{self.side}, {self.quality}, {self.seed}"
+            )
         if not 0 <= self.begin < self.end <= 1:
-            raise UserError(f"0 <= begin < end <= 1, not {self.begin} and {self.end}")
+            raise UserError(f"screenshots: 0 <= begin < end <= 1 must hold, not begin {self.begin} and end {self.end}")
+
+
+def settings_key(config: ScreenshotsConfig) -> str:
+    """The settings that decide which frames a film's screenshots are, as JSON."""
+    names = ("per_film", "begin", "end", "side", "quality", "shots", "seed")
+    return json.dumps({name: getattr(config, name) for name in names})
+
+
+def sample_films(batch: Batch, config: ScreenshotsConfig, output: str) -> Batch:
+    """Take the screenshots of the films of a batch and write them below the output.
+
+    Reads:    director, film, uri  str (N,)
+    Returns:  screenshots  int (N,), how many were written of each film
+
+    A film is done when its part of screenshots/ exists, which is written after its pictures.
+    """
+    store = Store(output)
+    counts = []
+    for director, film, uri in zip(batch["director"], batch["film"], batch["uri"], strict=True):
+        about = {"director": str(director), "film": str(film), "uri": str(uri), "settings": settings_key(config)}
+        rows = _screenshots(about, config)
+        for row in rows:
+            row |= about
+            row["path"] = ""
+            if not row["error"]:
+                row["path"] = f"{director}/{film}.{round(row['time_s'] * 1000):08d}.jpg"
+                storage.write_bytes(store.uri(row["path"]), row["jpeg"])
+        table = pa.Table.from_pylist([{name: row[name] for name in SCREENSHOTS.names} for row in rows], SCREENSHOTS)
+        store.write_part("screenshots", table, [about["director"], about["film"], about["uri"]])
+        counts.append(sum(not row["error"] for row in rows))
+    return {"screenshots": np.array(counts)}
+
+
+def _screenshots(about: Row, config: ScreenshotsConfig) -> list[Row]:
+    name = f"{about['director']}/{about['film']}"
+    limits: dict[str, Any] = {"stall_s": config.stall_s, "timeout_s": config.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("time_s")}
+    try:
+        return list(CHILD.stream(screenshots, about["uri"], name, config, **limits, **again))
+    except ChildFault as fault:
+        nothing = {"time_s": math.nan, "frame": -1, "shot_s": math.nan}
+        return [{**nothing, "error": fault.code, "message": str(fault)}]
 
 
 def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row | None]:
@@ -63,7 +129,7 @@ def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row 
     average rate), shot_s (NaN where not asked for), jpeg, error, message. The same file, name and settings give the
     same rows.
 
-    uri: a path or s3://, of which is read what is decoded. name: the film's, from which its times are drawn.
+    uri: a path or s3://; only what is decoded is read. name: of the film; seeds the random times.
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
@@ -77,12 +143,12 @@ def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row 
         if rows is None:
             rows = yield from _counted(uri, config, random)
         if not rows:
-            raise FilmError("decode_error", "all of the frames that were looked at are damaged")
+            raise FilmError("decode_error", "every frame that was decoded is damaged")
         yield from sorted(rows, key=lambda row: row["time_s"])
     except FilmError as error:
         yield _failed(error.code, str(error))
     except FileNotFoundError:
-        yield _failed("not_found", f"there is no {uri}")
+        yield _failed("not_found", f"{uri} does not exist")
     except PermissionError as error:
         yield _failed("forbidden", str(error))
 
@@ -92,13 +158,13 @@ def _failed(code: str, message: str) -> Row:
 
 
 def _sought(film: Film, config: ScreenshotsConfig, random: np.random.Generator) -> Any:
-    """Rows of frames that were sought; None where a time was not found, so that all has to be decoded."""
+    """Rows of frames reached by seeking; None where a seek failed, so that the whole film has to be decoded."""
     if film.truncated:
-        raise FilmError("truncated", "the film breaks off before its declared end")
+        raise FilmError("truncated", "the film ends before its declared end")
     assert film.seek and film.duration_s
     step, beat = film.step_s, Beat()
     low, high = config.begin * film.duration_s, config.end * film.duration_s
-    # Each place holds about one frame, so that few are drawn twice.
+    # One place per frame, so that few frames are drawn twice.
     places = random.permutation(max(1, math.floor((high - low) / step)))
     rows: dict[float, Row] = {}
     for _ in range(ROUNDS):
@@ -128,7 +194,7 @@ def _sought(film: Film, config: ScreenshotsConfig, random: np.random.Generator) 
 
 
 def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -> Any:
-    """Rows of frames of a film that is decoded twice: first to know when its frames are shown, then for their sake."""
+    """Rows of frames of a film that is decoded twice: once for the times of its frames, once for the chosen ones."""
     film, beat = open_film(uri), Beat()
     times: list[float] = []
     shots: list[int] = []
@@ -141,7 +207,7 @@ def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -
         end = picture.time + (picture.duration or film.step_s)
         yield from beat
     if film.truncated:
-        raise FilmError("truncated", f"the film breaks off at {end:.3f} s, before its declared end")
+        raise FilmError("truncated", f"the film ends at {end:.3f} s, before its declared end")
     ends = np.array([*times[1:], end])
     there = (ends > config.begin * end) & (np.array(times) < config.end * end)
     found = np.flatnonzero(there & np.array(sound))

@@ -1,4 +1,4 @@
-"""What a picture's style can be told from without a model: its shape, bars, light, colours and sharpness."""
+"""Style features of a picture, without a model: shape, letterbox bars, light, colours, sharpness."""
 
 import cv2
 import numpy as np
@@ -17,17 +17,17 @@ sharpness   logarithm of 1 + the variance of the Laplacian of grey at a height o
 red ...     share of chroma that has this hue; all 0 in a picture without colour
 """
 DARK = 28
-"""Brightness below which nearly all of a line of a bar lies: JPEG does not keep black at 0."""
+"""Largest brightness, 0 to 255, of nearly all pixels in a line of a bar: JPEG does not keep black at 0."""
 WIDEST = 0.7
-"""Bars are not more than this share of a side."""
+"""Largest share of a side that bars may take."""
 HEIGHT = 240
-"""Pictures are looked at in this height at most."""
+"""Height in pixels to which taller pictures are scaled down before they are measured."""
 
 
 def bars(image: np.ndarray) -> tuple[int, int, int, int]:
     """Lines of the black bars at the top, bottom, left and right of a picture uint8 (H, W, 3).
 
-    Bars come in pairs of about one width: what is dark on one side only is a part of the picture.
+    Bars come in pairs of about equal width: a dark edge on one side only belongs to the picture.
     """
     bright = image.max(2)
     top, bottom = _pair(np.percentile(bright, 99, axis=1) < DARK)
@@ -58,7 +58,7 @@ def style(image: np.ndarray) -> np.ndarray:
     hue = cv2.cvtColor(inner, cv2.COLOR_RGB2HSV)[..., 0]  # 0 to 179, red at 0
     shares = np.bincount((((hue.astype(int) + 15) % 180) // 30).ravel(), chroma.ravel(), 6)
     laplacian = cv2.Laplacian(cv2.cvtColor(inner, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
-    # Of grey pictures rounding alone leaves a hue.
+    # In grey pictures, rounding alone would give a hue.
     shares = shares / shares.sum() if chroma.mean() > 0.005 else np.zeros(6)
     values = (
         columns / rows,
@@ -71,7 +71,7 @@ def style(image: np.ndarray) -> np.ndarray:
 
 
 def palette(images: list[np.ndarray], colours: int = 6) -> np.ndarray:
-    """The colours that stand for pictures uint8 (H, W, 3) RGB best, the commonest first: uint8 (C, 3), C <= colours."""
+    """Dominant colours of pictures uint8 (H, W, 3) RGB by k-means, the commonest first: uint8 (C, 3), C <= colours."""
     small = [cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA) for image in images]
     pixels = cv2.cvtColor((np.stack(small) / 255).astype(np.float32).reshape(1, -1, 3), cv2.COLOR_RGB2LAB)[0]
     count = min(colours, len(np.unique(pixels, axis=0)))

@@ -125,9 +125,10 @@ def read_arguments(config: Any, arguments: Sequence[str]) -> tuple[Tree, list[st
 
 
 def _following(left: list[str], kind: Any) -> list[str]:
-    """The values that belong to an option of this type; a flag without one is true."""
+    """The values that belong to an option of this type; a flag without one is true, also one that may be text."""
     if bool in members(kind):
-        return [left.pop(0)] if left and left[0].lower() in _WORDS else ["true"]
+        text = left and str in members(kind) and not re.match(rf"--|-[A-Za-z]|{_NAME}=|.*\.ya?ml$", left[0])
+        return [left.pop(0)] if text or (left and left[0].lower() in _WORDS) else ["true"]
     values: list[str] = []
     while left and not re.match(r"--|-[A-Za-z]", left[0]) and not (values and re.match(rf"{_NAME}=", left[0])):
         values.append(left.pop(0))

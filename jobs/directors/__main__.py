@@ -1,223 +1,215 @@
-"""Directors: whose film is it, from screenshots.
+"""Directors: classify whose film a screenshot is from.
 
 python -m jobs.directors sample input=films/ output=screenshots/ screenshots.per_film=30
-python -m jobs.directors train data=screenshots/ output=model/
+python -m jobs.directors train input=screenshots/ output=model/
 python -m jobs.directors guess model/ --image frame.jpg
 """
 
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any
-
-import typer
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from actors.core import storage
 from actors.core.store import Store
-from jobs.core import run as job
-from pipelines.directors.sample import MANIFEST, SampleConfig, plan_sample, read_screenshots
+from jobs.core.settings import load
+from jobs.core.status import Status
+from jobs.core.verbs import Preview, Run, Verb, Verbs
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+if TYPE_CHECKING:
+    from pipelines.directors.frames import Frames
+    from pipelines.directors.guess import GuessPlan
+    from pipelines.directors.sample import SampleConfig, SamplePlan, Screenshot
+    from pipelines.directors.settings import DirectorsConfig, ExploreConfig, GuessConfig
+    from pipelines.directors.train import TrainPlan
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="Settings from a file, then single ones."),
-]
+app = Verbs(__doc__)
+app.verb(Status)
 
 
-@app.command()
-def sample(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
-    """Take screenshots of films, by director. The same command after a kill takes only what is missing."""
-    with job.exit_codes():
-        config = job.load(SampleConfig, settings or [])
-        plan = plan_sample(config)
-        store = Store(config.output)
-        if dry_run:
-            bad = sum(bool(film["error"]) for film in plan.films)
-            directors = len({film["director"] for film in plan.films if not film["error"]})
-            done = len(plan.films) - bad - len(plan.todo)
-            facts = [
-                f"{len(plan.films)} films of {directors} directors: {len(plan.todo)} to do, {done} done, "
-                f"{bad} that cannot be taken"
-            ]
-            places = {name: store.uri(name) for name in (MANIFEST, "screenshots", "rejected", "runs/sample.json")}
-            job.tell_plan(config, facts, {}, {"screenshots": config.screenshots}, places)
-            return
+def _places(output: str, *names: str) -> dict[str, str]:
+    return {name: Store(output).uri(name) for name in names}
+
+
+@app.verb
+class Sample(Verb):
+    """Take screenshots of films, by director. Rerun to resume."""
+
+    def settings(self) -> "type[SampleConfig]":
+        from pipelines.directors.sample import SampleConfig
+
+        return SampleConfig
+
+    def plan(self, config: "SampleConfig") -> "SamplePlan":
+        from pipelines.directors.sample import plan_sample
+
+        return plan_sample(config)
+
+    def preview(self, config: "SampleConfig", plan: "SamplePlan") -> Preview:
+        done = len(plan.films) - plan.bad - len(plan.todo)
+        facts = [
+            f"input: {len(plan.films)} films of {plan.directors} directors",
+            f"to do: {len(plan.todo)} films; {done} done, {plan.bad} rejected by name",
+        ]
+        places = _places(config.output, "manifest.csv", "screenshots", "rejected", "runs/sample.json")
+        return Preview(facts, places, {}, plan.tasks(config))
+
+    def work(self, config: "SampleConfig", plan: "SamplePlan", run: Run) -> None:
         from pipelines.directors.sample import sample
 
-        with job.recorded("sample", config, config.output, max_rejected) as record, job.ray_session():
-            record |= sample(config, plan)
-            print(f"{record['screenshots']} screenshots: {store.uri(MANIFEST)}")
+        if plan.todo:
+            run.ray()
+        run.record |= sample(config, plan)
+        run.say(f"{run.record['screenshots']} screenshots: {run.store.uri('manifest.csv')}")
 
 
-@app.command()
-def explore(settings: Settings = None, dry_run: job.DryRun = False, max_rejected: job.MaxRejected = None) -> None:
-    """Show how many screenshots and films there are of each director, and some of them: a page and its pictures."""
-    with job.exit_codes():
-        from jobs.directors.pages import ExploreConfig, write_exploration
+@app.verb
+class Explore(Verb):
+    """Count screenshots and films by director, on a page with a contact sheet."""
 
-        config = job.load(ExploreConfig, settings or [])
-        shots = read_screenshots(config.data)
-        store = Store(config.output or storage.join(config.data, "explore"))
-        if dry_run:
-            facts = [f"{len(shots)} screenshots of {len({shot.director for shot in shots})} directors"]
-            names = ("screenshots.png", "films.png", "contact.png", "report.html", "runs/explore.json")
-            job.tell_plan(config, facts, {}, {}, {name: store.uri(name) for name in names})
-            return
-        with job.recorded("explore", config, store.root, max_rejected) as record:
-            record["rows"] = write_exploration(store, shots, config)
-            print(f"page: {store.uri('report.html')}")
+    positional = ("input",)
+
+    def settings(self) -> "type[ExploreConfig]":
+        from pipelines.directors.settings import ExploreConfig
+
+        return ExploreConfig
+
+    def root(self, config: "ExploreConfig") -> str:
+        return config.output or storage.join(config.input, "explore")
+
+    def plan(self, config: "ExploreConfig") -> "list[Screenshot]":
+        from pipelines.directors.sample import read_screenshots
+
+        return read_screenshots(config.input)
+
+    def preview(self, config: "ExploreConfig", plan: "list[Screenshot]") -> Preview:
+        facts = [f"input: {len(plan)} screenshots of {len({shot.director for shot in plan})} directors"]
+        names = ("screenshots.png", "films.png", "contact.png", "report.html", "runs/explore.json")
+        return Preview(facts, _places(self.root(config), *names))
+
+    def work(self, config: "ExploreConfig", plan: "list[Screenshot]", run: Run) -> None:
+        from jobs.directors.pages import write_exploration
+
+        run.record["rows"] = write_exploration(run.store, plan, config)
+        run.say(f"page: {run.store.uri('report.html')}")
 
 
-@app.command()
-def train(
-    settings: Settings = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Show the training curves in the report.")] = False,
-    dry_run: job.DryRun = False,
-    max_rejected: job.MaxRejected = None,
-) -> None:
-    """Train a head on screenshots (data=) or vectors of films (films=) and say how well it works on films not seen."""
-    with job.exit_codes():
-        from actors.models.backbones import check_backbone
-        from jobs.directors.pages import reject
-        from pipelines.core.film_vectors import read_films
-        from pipelines.directors.frames import frames_of_films, frames_of_pictures
+@app.verb
+class Train(Verb):
+    """Train a head on screenshots (input=) or vectors (films=), and report its accuracy on held-out films.
+
+    Rerun to resume. --plot shows the training curves in the report; --plot PATH also writes them to that path.
+    """
+
+    def settings(self) -> "type[DirectorsConfig]":
         from pipelines.directors.settings import DirectorsConfig
-        from pipelines.directors.vectors import embed, missing, read_pictures_of, stages_of, wanted
 
-        config = job.load(DirectorsConfig, settings or [])
-        store = Store(config.output)
+        return DirectorsConfig
+
+    def plan(self, config: "DirectorsConfig") -> "TrainPlan":
+        from pipelines.directors.train import plan_train
+
+        return plan_train(config)
+
+    def preview(self, config: "DirectorsConfig", plan: "TrainPlan") -> Preview:
+        from pipelines.directors.train import plot_uri
+        from pipelines.directors.vectors import stages_of
+
         names = ("model.json", "model.safetensors", "report.json", "report.html", "curves.csv", "runs/train.json")
-        places = {name: store.uri(name) for name in names}
-        if config.films:
-            films = read_films(config.films)
-            frames = frames_of_films(films, config)
-            if dry_run:
-                job.tell_plan(config, [_told(frames)], {}, {}, places)
-                return
-            with job.recorded("train", config, config.output, max_rejected) as record, job.ray_session():
-                nobody = sum(not director for director in films.directors)
-                rejected = {"no_director": nobody} if nobody else {}
-                record["rows"] = {"in": len(films), "out": len(films) - nobody, "rejected": rejected}
-                _train(frames, config, record, plot, {"films": config.films})
-            return
-        check_backbone(config.pictures.backbone)
-        shots = read_screenshots(config.data)
-        cache = Store(config.data)
-        rows = wanted([(s.path, s.uri, s.size) for s in shots], config.pictures.views, {s.path for s in shots})
-        todo = missing(cache, rows, config.pictures)
-        if dry_run:
-            facts = [
-                f"{len(shots)} screenshots of {len({(s.director, s.film) for s in shots})} films by "
-                f"{len({s.director for s in shots})} directors; {len(rows) - len(todo)} of {len(rows)} vectors there"
-            ]
-            job.tell_plan(config, facts, *stages_of(config.pictures), {"features": cache.uri("features"), **places})
-            return
-        with job.recorded("train", config, config.output, max_rejected) as record, job.ray_session():
-            with _timed(record, "embed", len(todo)):
-                if todo:
-                    embed(cache, todo, config.pictures)
-            pictures = read_pictures_of(cache, rows, config.pictures)
-            reject(store, pictures.rejected)
-            codes = dict(Counter(row["error"] for row in pictures.rejected))
-            record["rows"] = {"in": len(shots), "out": len(shots) - len(pictures.rejected), "rejected": codes}
-            frames = frames_of_pictures(shots, pictures, config)
-            _train(
-                frames, config, record, plot, {"screenshots": config.data, "network": config.pictures.backbone.model}
-            )
+        places = _places(config.output, *names)
+        if isinstance(config.plot, str):
+            places["plot"] = plot_uri(config.plot)
+        if plan.frames is not None:
+            return Preview([_counts(plan.frames)], places)
+        shots = plan.shots
+        facts = [
+            f"input: {len(shots)} screenshots of {len({(s.director, s.film) for s in shots})} films by "
+            f"{len({s.director for s in shots})} directors",
+            f"to do: {len(plan.todo)} of {len(plan.rows)} vectors",
+        ]
+        return Preview(facts, _places(config.input, "features") | places, *stages_of(config.pictures))
+
+    def work(self, config: "DirectorsConfig", plan: "TrainPlan", run: Run) -> None:
+        from jobs.directors.pages import figure_lines, write_report
+        from pipelines.directors.train import train
+
+        run.ray()
+        trained = train(config, plan)
+        run.record["rows"] = trained.rows
+        if not config.films:
+            run.stage("embed", len(plan.todo), trained.seconds["embed"])
+        run.stage("train", len(trained.frames.film), trained.seconds["train"])
+        page = write_report(config, trained)
+        for line in (_counts(trained.frames), *figure_lines(trained.report), f"report: {page}"):
+            run.say(line)
 
 
-@contextmanager
-def _timed(record: dict[str, Any], stage: str, rows: int) -> Iterator[None]:
-    """Tell in the record how long a stage took for so many rows."""
-    started = time.monotonic()
-    yield
-    record.setdefault("stages", {})[stage] = {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _told(frames: Any) -> str:
-    learned, strange = (frames.director >= 0).sum(), (frames.director < 0).sum()
+def _counts(frames: "Frames") -> str:
+    known, unknown = (frames.director >= 0).sum(), (frames.director < 0).sum()
     return (
-        f"{learned} films of {len(frames.directors)} directors are learned, {strange} films of others are strangers; "
+        f"{known} films of {len(frames.directors)} directors to train on, {unknown} films of unknown directors; "
         f"{len(frames.film)} vectors"
     )
 
 
-def _train(frames: Any, config: Any, record: dict[str, Any], plot: bool, facts: dict[str, str]) -> None:
-    from jobs.directors.pages import tell_figures, write_report
-    from pipelines.directors.train import train
+@app.verb
+class Guess(Verb):
+    """Classify a picture by director; or each picture of a folder, and all of them as one film.
 
-    print(_told(frames))
-    with _timed(record, "train", len(frames.film)):
-        report = train(frames, config)
-    write_report(Store(config.output), config, frames, report, plot, facts)
-    tell_figures(report)
-    print(f"report: {storage.join(config.output, 'report.html')}")
+    python -m jobs.directors guess model/ --image frame.jpg --save answer.jpg
+    """
 
+    positional = ("model",)
 
-@app.command()
-def guess(
-    model: Annotated[str, typer.Argument(help="The output of `train`: a path or s3://bucket/prefix.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
-    image: Annotated[str, typer.Option(help="A picture, or a folder or prefix of pictures of one film.")] = "",
-    top: Annotated[int, typer.Option(min=1, help="Tell so many of the likeliest directors.")] = 3,
-    save: Annotated[
-        str | None, typer.Option(help="Write each picture with its answer into this folder; or, of one, to this file.")
-    ] = None,
-    dry_run: job.DryRun = False,
-    max_rejected: job.MaxRejected = None,
-) -> None:
-    """Say who directed a picture, and a folder of pictures as one film. Settings are of backbone, read and write."""
-    with job.exit_codes():
-        from actors.models.backbones import check_backbone
-        from jobs.directors.pages import GuessConfig, find_images, save_answers, tell_guess
-        from pipelines.directors.guess import check_space, guess, network, read_model
-        from pipelines.directors.vectors import (
-            FEW,
-            PicturesConfig,
-            embed,
-            embed_few,
-            missing,
-            read_pictures_of,
-            stages_of,
-            wanted,
-        )
+    def settings(self) -> "type[GuessConfig]":
+        from pipelines.directors.settings import GuessConfig
 
-        known = read_model(model)
-        pictures = job.load(PicturesConfig, settings or [], network(known))
-        check_backbone(pictures.backbone)
-        check_space(known, pictures.backbone)
-        config = GuessConfig(model, image, top, save, pictures)
-        found = find_images(image)
-        store = Store(model)
-        rows = wanted([(entry.uri, entry.uri, entry.size) for entry in found], pictures.views, set())
-        todo = missing(store, rows, pictures)
-        if dry_run:
-            facts = [
-                f"{len(found)} pictures, {len(rows) - len(todo)} of them with vectors; {len(known.directors)} directors"
-            ]
-            places = {"features": store.uri("features"), "record": store.uri("runs/guess.json")}
-            job.tell_plan(config, facts, *stages_of(pictures), places | ({"pictures": save} if save else {}))
+        return GuessConfig
+
+    def load(self, arguments: Sequence[str]) -> "GuessConfig":
+        from pipelines.directors.guess import network
+
+        # Pictures are embedded as the model's were, unless settings say otherwise.
+        model = super().load(arguments).model
+        return load(self.settings(), arguments, {"pictures": network(model)}, self.positional)
+
+    def root(self, config: "GuessConfig") -> str:
+        return config.model
+
+    def plan(self, config: "GuessConfig") -> "GuessPlan":
+        from pipelines.directors.guess import plan_guess
+
+        return plan_guess(config)
+
+    def preview(self, config: "GuessConfig", plan: "GuessPlan") -> Preview:
+        from pipelines.directors.vectors import stages_of
+
+        facts = [
+            f"input: {len(plan.found)} pictures; model: {len(plan.model.directors)} directors",
+            f"to do: {len(plan.todo)} vectors",
+        ]
+        places = _places(config.model, "features", "runs/guess.json") | ({"save": config.save} if config.save else {})
+        return Preview(facts, places, *stages_of(config.pictures))
+
+    def work(self, config: "GuessConfig", plan: "GuessPlan", run: Run) -> None:
+        from jobs.directors.pages import in_words, save_answers
+        from pipelines.directors.guess import guess
+
+        if plan.needs_ray:
+            run.ray()
+        done = guess(config, plan)
+        run.stage("embed", len(plan.todo), done.seconds)
+        run.record["rows"] = {"in": len(plan.found), "out": len(done.each), "rejected": done.codes}
+        for row in done.rejected:
+            run.say(f"{row['path']}: {row['error']}: {row['message']}")
+        for path, answer in done.each.items():
+            run.say(f"{path.rpartition('/')[2]}: {in_words(answer)}")
+        if done.whole is None:
             return
-        with job.recorded("guess", config, model, max_rejected) as record, ExitStack() as session:
-            with _timed(record, "embed", len(todo)):
-                if len(todo) > FEW:
-                    session.enter_context(job.ray_session())
-                    embed(store, todo, pictures)
-                elif todo:
-                    embed_few(store, todo, pictures)
-            got = read_pictures_of(store, rows, pictures)
-            codes = dict(Counter(row["error"] for row in got.rejected))
-            record["rows"] = {"in": len(found), "out": len(got.path), "rejected": codes}
-            for row in got.rejected:
-                print(f"{row['path']}: {row['error']}: {row['message']}")
-            if got.path:
-                each, whole = guess(known, got.vectors, top)
-                record["answer"] = {"name": whole.name, "top": whole.top}
-                tell_guess(got.path, each, whole)
-                if save:
-                    save_answers(save, found, dict(zip(got.path, each, strict=True)))
+        run.record["answer"] = {"name": done.whole.name, "top": done.whole.top}
+        if len(done.each) > 1:
+            run.say(f"all {len(done.each)} as one film: {in_words(done.whole)}")
+        if config.save:
+            save_answers(config.save, plan.found, done.each)
+            run.say(f"saved: {config.save}")
 
 
 if __name__ == "__main__":

@@ -1,72 +1,34 @@
-"""What directors show: bars, a contact sheet, the figures of a training, answers drawn on pictures."""
+"""Pages and pictures of directors: bars, a contact sheet, the report of a training, answers drawn on pictures."""
 
 import io
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageDraw
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from actors.core import storage
-from actors.core.errors import UserError
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
-from actors.media.images import IMAGE_SUFFIXES, ImageError, natural, open_image
+from actors.media.images import ImageError, open_image
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
 from pipelines.core.drawing import letters
-from pipelines.directors.frames import Frames
-from pipelines.directors.guess import Guess
+from pipelines.directors.guess import Guess, is_picture
 from pipelines.directors.metrics import reliability
 from pipelines.directors.sample import Screenshot
-from pipelines.directors.settings import DirectorsConfig
-from pipelines.directors.vectors import PicturesConfig
+from pipelines.directors.settings import DirectorsConfig, ExploreConfig
+from pipelines.directors.train import Trained
 
-REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])
 CELL = (192, 108)
-"""Width and height of a picture on the contact sheet."""
+"""Largest width and height of a picture on the contact sheet, in pixels."""
 BARS = 60
-"""Directors that a figure shows; tables have all."""
+"""Directors shown in a figure; tables have all."""
 SMALLEST = 320
-"""A picture on which an answer is drawn has this width at least, and text of at least 14 pixels."""
-
-
-@dataclass(frozen=True)
-class ExploreConfig:
-    """Settings of `explore`."""
-
-    data: str = ""
-    """A folder of screenshots, as `sample` makes it, or <director>/<film>/<image>; a path or s3://."""
-    output: str = ""
-    """Where the page goes; else `explore` in data."""
-    per_director: int = 6
-    """Screenshots of each on the contact sheet."""
-    directors: int = 40
-    """Directors on the contact sheet, those with most screenshots."""
-    seed: int = 0
-    """Of which screenshots are shown."""
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise UserError("data is needed: data=SCREENSHOTS")
-        if self.per_director < 1 or self.directors < 1:
-            raise UserError(f"per_director and directors start at 1: {self}")
-
-
-@dataclass(frozen=True)
-class GuessConfig:
-    """What `guess` was asked."""
-
-    model: str
-    image: str
-    top: int
-    save: str | None
-    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+"""Least width, in pixels, of a picture with an answer drawn on it."""
 
 
 # ------------------------------------------------------------------------------------------------------------- explore
@@ -95,14 +57,14 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
         store.uri("report.html"),
         "Screenshots by director",
         f"{len(there):,} screenshots of {sum(map(len, films.values())):,} films by {len(names):,} directors",
-        {"Screenshots": config.data, "Not there": f"{lost:,}"},
+        {"Screenshots": config.input, "Missing files": f"{lost:,}"},
         [
-            Section("How many", "", [*counts, Table(["director", "films", "screenshots", "a film"], rows)]),
+            Section("Counts", "", [*counts, Table(["director", "films", "screenshots", "per film"], rows)]),
             Section(
                 "Contact sheet",
-                f"{config.per_director} of each, drawn at random in their own shape, and beside them the colours that "
-                "stand for them best, the commonest on top.",
-                [Picture(sheet, "" if palettes else "None of them can be read.")],
+                f"{config.per_director} screenshots of each director, drawn at random, with their dominant colours; "
+                "the commonest is on top.",
+                [Picture(sheet, "" if palettes else "None of these files can be read.")],
             ),
         ],
     )
@@ -121,7 +83,7 @@ def _bars(names: Sequence[str], values: Mapping[str, float], label: str) -> Any:
 
 
 def _contact_sheet(shots: Sequence[Screenshot], names: Sequence[str], config: ExploreConfig) -> tuple[bytes, int]:
-    """A PNG with a line for each director, and of how many a picture could be read."""
+    """A PNG with one line per director, and the number of directors with a readable picture."""
     width, height = CELL
     name_font, label = letters(15), 260
     sheet = Image.new("RGB", (label + (width + 4) * config.per_director + 28, (height + 8) * len(names) or 1), "white")
@@ -160,46 +122,50 @@ def _png(image: Image.Image) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- train
 
 
-def write_report(
-    store: Store,
-    config: DirectorsConfig,
-    frames: Frames,
-    report: Mapping[str, Any],
-    plot: bool,
-    facts: Mapping[str, str],
-) -> None:
-    """Write report.html and its pictures."""
-    names, labels = report["directors"], report["labels"]
-    chosen = report["answers"].argmax(1)
-    table, sure, stranger = report["table"], report["calibration"], report["unknown"]
+def write_report(config: DirectorsConfig, trained: Trained) -> str:
+    """Write report.html and its pictures below the output; returns where."""
+    store, frames, report = Store(config.output), trained.frames, trained.report
+    by, best = {"film": "film", "frame": "picture"}[config.split], report["table"][0]
+    held_out = "held-out films" if config.split == "film" else "held-out pictures, whose films were trained on"
     views = config.pictures.views.count
-    how = (
-        "off: a frozen network sees each picture once" if not views else f"views of each picture in the store: {views}"
+    source = (
+        {"Films": config.films}
+        if config.films
+        else {"Screenshots": config.input, "Network": config.pictures.backbone.model}
     )
-    measured = (
-        f"{report['folds']} folds" if report["folds"] else f"a test of {config.test:.0%} of each director's films"
+    return write_page(
+        store.uri("report.html"),
+        "Directors",
+        f"{best[f'{by}_top1']:.1%} accuracy on {held_out}, among {len(report['directors'])} directors",
+        {
+            **source,
+            "Trained on": f"{(frames.director >= 0).sum():,} films, beside {(frames.director < 0).sum():,} of unknown "
+            f"directors; {len(report['labels']):,} pictures were classified",
+            "Augmentation": f"{views} stored views of each picture" if views else "off: one vector per picture",
+            "Epochs": f"{report['epochs']['trained']}, the best {report['epochs']['best']}",
+        },
+        _sections(store, config, report),
     )
+
+
+def _sections(store: Store, config: DirectorsConfig, report: Mapping[str, Any]) -> list[Section]:
+    names, labels, chosen = report["directors"], report["labels"], report["answers"].argmax(1)
+    sure, stranger = report["calibration"], report["unknown"]
     sections = [
-        Section(
-            "How often it is right",
-            f"By {measured}. Pictures of a film that was trained on are easy: what the split by picture has more than "
-            "that by film is the film recognised, not the director. A film's answer is the mean log-probability of its "
-            "pictures.",
-            [_figures(table)],
-        ),
+        _accuracy(config, report),
         Section("Each director", "", [_classes(names, labels, chosen), _confusion(store, names, labels, chosen)]),
         Section(
-            "How sure it is",
-            f"Logits are divided by a temperature of {sure['temperature']:.2f}, learnt on the validation. Expected "
-            f"calibration error: {sure['ece']:.3f}, without it {sure['ece_before']:.3f}.",
+            "Calibration",
+            f"Logits are divided by a temperature of {sure['temperature']:.2f}, fitted on the validation split. "
+            f"Expected calibration error: {sure['ece']:.3f}; without the temperature: {sure['ece_before']:.3f}.",
             [_reliability(store, report)],
         ),
         Section(
             "Unknown directors",
-            f'Below a confidence the answer is "unknown". Strangers: {stranger["strangers"]}.',
+            f'Below the threshold the answer is "unknown". Unknown directors here: {stranger["strangers"]}.',
             [
                 Table(
-                    ["of", "answers count from", "AUROC"],
+                    ["answer for a", "threshold", "AUROC"],
                     [[what, value, stranger["auroc"].get(what)] for what, value in stranger["threshold"].items()],
                 )
             ],
@@ -209,45 +175,41 @@ def write_report(
         sections.append(
             Section(
                 "Style",
-                "What a forest that knows nothing else makes of palette, light, shape, sharpness and length of shots: "
-                "by how much fewer answers are right when one of them is shuffled. Below: medians of each director.",
+                "A random forest on palette, light, shape, sharpness and shot length alone: how much its accuracy "
+                "falls when one of them is shuffled. Below: medians of each director.",
                 [_importance(store, report["importance"]), _table(report["style"])],
             )
         )
-    sections.append(Section("What it learned from", "", [_table(report["counts"])]))
-    if plot:
+    sections.append(Section("Training data", "", [_table(report["counts"])]))
+    if config.plot:
         curves = storage.read_bytes(store.uri("curves.png"))
         sections.append(Section("Training", "", [Picture(curves, f"Best epoch: {report['epochs']['best']}.")]))
-    best = table[0]
-    by = "film" if config.split == "film" else "picture"
-    write_page(
-        store.uri("report.html"),
-        "Directors",
-        f"{best[f'{by}_top1']:.1%} of {by}s that it has not seen are given to their director among {len(names)}"
-        if config.split == "film"
-        else f"{best['picture_top1']:.1%} of pictures, of films that it has seen",
-        {
-            **facts,
-            "Learned": f"{(frames.director >= 0).sum():,} films of its directors, beside "
-            f"{(frames.director < 0).sum():,} of strangers; {len(labels):,} pictures were asked about",
-            "Augmentation": how,
-            "Epochs": f"{report['epochs']['trained']}, the best {report['epochs']['best']}",
-        },
-        sections,
+    return sections
+
+
+def _accuracy(config: DirectorsConfig, report: Mapping[str, Any]) -> Section:
+    measured = f"in {report['folds']} folds" if report["folds"] else f"on {config.test:.0%} of each director's films"
+    return Section(
+        "Accuracy",
+        f"Measured {measured}. A split by picture leaks: pictures of each test film were trained on. What it scores "
+        "above the split by film is films recognised, not directors. The answer for a film is the mean log-probability "
+        "of its pictures.",
+        [_figures(report["table"])],
     )
 
 
-def tell_figures(report: Mapping[str, Any]) -> None:
-    """The table of figures on standard output."""
-    print(f"{'':20}{'split':8}{'picture':>9}{'top 3':>8}{'film':>8}{'top 3':>8}")
+def figure_lines(report: Mapping[str, Any]) -> list[str]:
+    """Accuracy, calibration and AUROC as lines of text."""
+    lines = [f"{'':20}{'split':8}{'picture':>9}{'top 3':>8}{'film':>8}{'top 3':>8}"]
     for row in report["table"]:
         cells = "".join(
             f"{'-' if row[key] is None else format(row[key], '.1%'):>{width}}"
             for key, width in (("picture_top1", 9), ("picture_top3", 8), ("film_top1", 8), ("film_top3", 8))
         )
-        print(f"{row['method']:20}{row['split']:8}{cells}")
+        lines.append(f"{row['method']:20}{row['split']:8}{cells}")
     auroc = ", ".join(f"{what} {value:.3f}" for what, value in report["unknown"]["auroc"].items())
-    print(f"calibration error {report['calibration']['ece']:.3f}; unknown directors, AUROC: {auroc or 'no strangers'}")
+    error = report["calibration"]["ece"]
+    return [*lines, f"calibration error {error:.3f}; AUROC of unknown directors: {auroc or 'not measured'}"]
 
 
 def _figures(table: Sequence[Mapping[str, Any]]) -> Table:
@@ -271,7 +233,7 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> Table:
         for row in table
     ]
     columns = ["", "split", "picture, top 1", "top 3", "macro F1", "film, top 1", "top 3", "macro F1"]
-    return Table(columns, rows, "In brackets 95 % of a bootstrap over films.")
+    return Table(columns, rows, "In brackets: 95 % intervals from a bootstrap over films.")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -301,7 +263,12 @@ def _confusion(store: Store, names: Sequence[str], labels: np.ndarray, chosen: n
             for column in np.flatnonzero(counts[row]).tolist():
                 shade = "white" if shares[row, column] > 0.6 else "black"
                 axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=shade)
-    return draw(store, "confusion", drawing, "Pictures of each director by answer; the darker, the larger the share.")
+    return draw(
+        store,
+        "confusion",
+        drawing,
+        "Confusion matrix: pictures by director and answer. Darker is a larger share of the director's pictures.",
+    )
 
 
 def _reliability(store: Store, report: Mapping[str, Any]) -> Picture:
@@ -311,9 +278,9 @@ def _reliability(store: Store, report: Mapping[str, Any]) -> Picture:
     for name, key, colour in (("with temperature", "answers", COLOURS[0]), ("without", "raw", COLOURS[1])):
         bins = reliability(report[key], report["labels"])
         axis.plot(bins.probability, bins.true, marker="o", label=name, color=colour)
-    axis.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axis.legend()
-    return draw(store, "calibration", drawing, "On the dotted line answers are as sure as they should be.")
+    return draw(store, "calibration", drawing, "On the dotted line, probabilities equal accuracy.")
 
 
 def _importance(store: Store, rows: Sequence[Mapping[str, Any]]) -> Picture:
@@ -322,49 +289,21 @@ def _importance(store: Store, rows: Sequence[Mapping[str, Any]]) -> Picture:
     losses, deviations = ([row[key] for row in rows] for key in ("loss", "deviation"))
     axis.barh([row["name"] for row in rows], losses, xerr=deviations, color=COLOURS[0], ecolor=COLOURS[5])
     axis.invert_yaxis()
-    axis.set(xlabel="share of right answers lost")
+    axis.set(xlabel="accuracy lost")
     return draw(store, "importance", drawing)
-
-
-def reject(store: Store, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what could not be read to rejected/."""
-    store.replace_table("rejected", [pa.Table.from_pylist([dict(row) for row in rows], REJECTED)])
 
 
 # --------------------------------------------------------------------------------------------------------------- guess
 
 
-def find_images(uri: str) -> list[Entry]:
-    """The picture, or those of a folder or prefix in the order of names; raises UserError where there is none."""
-    if not uri:
-        raise UserError("--image is needed: a picture, or a folder or prefix of pictures")
-    root = storage.absolute(uri)
-    if storage.exists(root):
-        return [Entry(root.rpartition("/")[2], root, storage.size(root))]
-    found = sorted(storage.listing(root, IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
-    if not found:
-        raise UserError(f"{uri}: no picture there; their names end in {', '.join(IMAGE_SUFFIXES)}")
-    return found
-
-
-def tell_guess(paths: Sequence[str], each: Sequence[Guess], whole: Guess) -> None:
-    """Answers on standard output, a line each."""
-    for path, answer in zip(paths, each, strict=True):
-        print(f"{path.rpartition('/')[2]}: {in_words(answer)}")
-    if len(each) > 1:
-        print(f"all {len(each)} as one film: {in_words(whole)}")
-
-
 def in_words(answer: Guess) -> str:
-    """As "Agnès Varda (Agnès Varda 63 %, …)"."""
+    """An answer as text: "Agnès Varda (Agnès Varda 63%, …)"."""
     return f"{answer.name} ({', '.join(f'{name} {chance:.0%}' for name, chance in answer.top)})"
 
 
 def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]) -> None:
-    """Write pictures with their answers: into a folder as NAME.png, or, where it is a name of a picture, one there."""
-    single = save.lower().endswith((".png", ".jpg", ".jpeg"))
-    if single and len(found) > 1:
-        raise UserError(f"--save {save} is one file, and there are {len(found)} pictures: give a folder")
+    """Write pictures with their answers into a folder, as NAME.png; or, where `save` names a picture, one there."""
+    single = is_picture(save)
     for entry in found:
         if answer := answers.get(entry.uri):
             image = open_image(storage.read_bytes(entry.uri), lambda *sides: min(sides))
@@ -372,11 +311,10 @@ def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]
             data = io.BytesIO()
             with_answer(image, answer).save(data, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)
             storage.write_bytes(name, data.getvalue())
-    print(f"saved: {save}")
 
 
 def with_answer(image: Image.Image, answer: Guess) -> Image.Image:
-    """A picture with the answer on a band below it, in letters that suit its size; a tiny one is enlarged first."""
+    """A picture with its answer on a band below, in letters that fit its size; a tiny picture is enlarged first."""
     if image.width < SMALLEST:
         image = image.resize((SMALLEST, max(1, round(image.height * SMALLEST / image.width))), Image.Resampling.NEAREST)
     size = max(14, round(0.04 * max(image.width, image.height)))
@@ -396,7 +334,7 @@ def with_answer(image: Image.Image, answer: Guess) -> Image.Image:
 
 
 def _wrapped(text: str, font: Any, room: float) -> list[str]:
-    """Lines of at most so many pixels; a word that is longer is broken."""
+    """Text as lines of at most `room` pixels; a longer word is broken."""
     lines = [""]
     for word in text.split():
         if lines[-1] and font.getlength(f"{lines[-1]} {word}") > room:

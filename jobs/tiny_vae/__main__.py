@@ -1,64 +1,63 @@
-"""The tiny VAE that ships with the project: train it anew.
+"""The tiny VAE that ships with the project: train it again.
 
-python -m jobs.tiny_vae train output=s3://runs/tiny_vae model.steps=20000 use_gpu=true
+python -m jobs.tiny_vae train output=s3://runs/tiny_vae model.steps=20000 num_gpus=1
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+from actors.core.stage import Stage
+from actors.core.store import Store
+from jobs.core.status import Status
+from jobs.core.verbs import Preview, Run, Verb, Verbs
 
-from actors.core.errors import UserError
-from jobs.core import run as job
-from pipelines.tiny_vae.train import AutoencoderConfig, describe, measure, train_autoencoder, write
+if TYPE_CHECKING:
+    from pipelines.tiny_vae.settings import TrainConfig
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="Settings from a file, then single ones."),
-]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of `train`."""
-
-    output: str = "output/tiny_vae"
-    """A path or s3:// that every worker can write to: weights, card and checkpoints."""
-    workers: int = 1
-    """Processes that train side by side, each with a batch of its own."""
-    use_gpu: bool = False
-    """A GPU for each worker."""
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """The model and how it is trained."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers starts at 1, not {self.workers}")
+app = Verbs(__doc__)
+app.verb(Status)
 
 
-@app.callback()
-def main() -> None:
-    pass
+@app.verb
+class Train(Verb):
+    """Train, measure on held-out pictures, write weights and card. Rerun to resume."""
 
+    def settings(self) -> "type[TrainConfig]":
+        from pipelines.tiny_vae.settings import TrainConfig
 
-@app.command()
-def train(settings: Settings = None) -> None:
-    """Train, measure on held-out pictures, write weights and card. The same command after a kill goes on."""
-    with job.exit_codes():
-        config = job.load(TrainConfig, settings or [])
-        with job.ray_session():
-            vae, metrics = train_autoencoder(
-                config.model, output=config.output, workers=config.workers, num_gpus=float(config.use_gpu)
-            )
-        figures = measure(vae)
-        weights, card = write(config.output, vae, describe(config.model, config.workers, metrics, figures))
-        begin = f", continued from step {metrics['resumed_from']}" if metrics["resumed_from"] else ""
-        print(f"{metrics['step']} steps{begin}, loss {metrics['loss']:.4f}")
-        print(f"PSNR on held-out film {figures.film_psnr:.2f} dB, on held-out stills {figures.stills_psnr:.2f} dB")
-        print(f"weights: {weights}")
-        print(f"card: {card}")
+        return TrainConfig
+
+    def plan(self, config: "TrainConfig") -> list[Path]:
+        from pipelines.tiny_vae.train import sources
+
+        return sources()
+
+    def preview(self, config: "TrainConfig", plan: list[Path]) -> Preview:
+        store, model = Store(config.output), config.model
+        facts = [
+            f"input: {', '.join(path.name for path in plan)}",
+            f"to do: {model.steps} steps of {model.batch_size * config.workers} crops; resumes from a checkpoint",
+        ]
+        names = ("encoder.safetensors", "config.json", "README.md", "checkpoints", "runs/train.json")
+        workers = Stage(config.workers, 1.0, config.num_gpus, model.batch_size)
+        return Preview(facts, {name: store.uri(name) for name in names}, {"train": workers})
+
+    def work(self, config: "TrainConfig", plan: list[Path], run: Run) -> None:
+        from pipelines.tiny_vae.train import train
+
+        run.ray()
+        trained = train(config)
+        metrics, figures = trained.metrics, trained.figures
+        done = metrics["step"] - metrics["resumed_from"]
+        run.stage("train", done * config.model.batch_size * config.workers, trained.seconds)
+        run.record |= {name: metrics[name] for name in ("step", "loss", "resumed_from", "device")}
+        run.record["figures"] = asdict(figures)
+        begin = f", resumed from step {metrics['resumed_from']}" if metrics["resumed_from"] else ""
+        run.say(f"{metrics['step']} steps{begin}, loss {metrics['loss']:.4f}")
+        run.say(f"PSNR on held-out film {figures.film_psnr:.2f} dB, on held-out stills {figures.stills_psnr:.2f} dB")
+        run.say(f"weights: {trained.weights}")
+        run.say(f"card: {trained.card}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Who is the same in each sequence of panels: clusters, names where they are known, and pictures of it.
+"""Cluster the instances of each sequence of panels into characters, with names from a bank, and draw pictures.
 
-plan      the sequences of a label file, or of so many consecutive panels; their vectors; the bank; the threshold
-assign    a tree for each sequence, cut at the threshold: clusters.json, rejected/assign/
-pictures  of some sequences; those of the same clusters that are there are not drawn again
+plan      the sequences of a label file, or of consecutive panels; their vectors; the bank; the threshold
+assign    a tree per sequence, cut at the threshold: clusters.json, rejected/assign/
+pictures  of some sequences; existing ones of the same clusters are not drawn again
 """
 
 import logging
@@ -18,82 +18,82 @@ import pandas as pd
 import pyarrow as pa
 from scipy.spatial.distance import cdist
 
-from actors.comic_characters.crops import Kind, decode, instance_name
+from actors.comic_characters.crops import BOX, CROPS, Kind, decode, instance_name
+from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance, as_instance
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
-from pipelines.comic_characters.crop import BOX, CROPS, read_csv
+from pipelines.comic_characters.crop import read_csv
 from pipelines.comic_characters.embed import Embeddings, check_head, crop_instances, read_embeddings
-from pipelines.comic_characters.features import KEY, REJECTED_INSTANCES, as_instance
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
-from pipelines.comic_characters.sequences import Instance, Sequence, read_sequences
+from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
 from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
 
 THRESHOLDS = np.round(np.arange(0.02, 1.61, 0.02), 2)
-"""Of the curve. Vectors of length 1 are at most 2 apart, and about 1.41 where they have nothing in common."""
+"""Thresholds of the curve. Vectors of length 1 are at most 2 apart, and about 1.41 where they are unrelated."""
 DEFAULT = 0.82
-"""The threshold where nothing has taught a better one."""
+"""The threshold where none was fitted."""
 DRAWN = 24
-"""Panels of one picture at most."""
+"""Largest number of panels in a picture."""
 THREADS = 8
-"""Pictures that are read and drawn at once."""
+"""Pictures read and drawn at once."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Up to which distance two are the same."""
+    """Largest distance between instances of one character."""
 
     value: float
     why: str
-    """Where it is from."""
+    """How it was chosen."""
     taught: dict[str, Any] | None = None
-    """What threshold.json holds: what the validation split teaches."""
+    """Content of threshold.json: the fit on the validation split."""
 
 
 @dataclass(frozen=True)
 class AssignPlan:
-    """What is to be assigned, and by what."""
+    """Sequences to cluster, with their vectors, bank and threshold."""
 
     sequences: list[Sequence]
     labelled: bool
-    """Whether a label file says who is who in them."""
+    """Whether they are from a label file."""
     vectors: dict[Instance, np.ndarray]
     """float32 (D,) of length 1."""
     errors: dict[Instance, tuple[str, str]]
-    """Code and message of those that have no vector."""
+    """Code and message of instances without a vector."""
     crops: pd.DataFrame
     """Rows of CROPS."""
     people: dict[Instance, int]
-    """char_index of those of which it is known."""
+    """char_index of instances where it is known."""
     bank: Bank | None
     examples: dict[Instance, int]
-    """Of which character of the bank an instance is an example."""
+    """Number of the bank's character that an instance is an example of."""
     threshold: Threshold
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """A sequence, and who is the same in it."""
+    """A sequence with its clusters."""
 
     sequence: Sequence
     clusters: np.ndarray
     """int (N,), from 0; -1 where an instance has no vector."""
     names: dict[int, str]
-    """Of the clusters that are known."""
+    """Names of clusters, where the bank has one."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """All sequences, and what they come to."""
+    """All sequences with their clusters."""
 
     sequences: list[Assigned]
     agreement: Agreement | None
-    """B-cubed over all instances of which it is known who they are."""
+    """B-cubed over all instances with a certain label."""
     pictures: dict[int, str]
     """Files below the folder, by number of the sequence."""
 
@@ -102,7 +102,7 @@ class Assignment:
 
 
 def plan_assignment(config: ComicsConfig) -> AssignPlan:
-    """Read what is needed. Raises ValueError where something is missing, or vectors are those of another head."""
+    """Read sequences, vectors, bank and threshold. Raises UserError where one is missing or does not fit."""
     store, settings = Store(config.output), config.assign
     embeddings = read_embeddings(store)
     check_head(config)
@@ -115,7 +115,7 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     where = Store(config.labels).uri(f"{settings.split}_sequences.json") if labelled else store.uri("crops")
     sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
     if not sequences:
-        raise UserError(f"{where} holds no sequence")
+        raise UserError(f"{where} has no sequence")
     _check_known(sequences, vectors, errors, where)
     bank, examples = read_bank(settings.bank, embeddings) if settings.bank else (None, {})
     threshold = find_threshold(config, vectors, errors, people)
@@ -129,13 +129,13 @@ def _check_known(
     if unknown:
         series, page, face, body = unknown[0]
         raise UserError(
-            f"{where} has {len(unknown)} instances that embeddings/ has not, as face {face} and body {body} of "
-            f"{series}_{page}: `embed` with the same labels makes their vectors"
+            f"{where} has {len(unknown)} instances that are not in embeddings/, such as face {face} and body {body} of "
+            f"{series}_{page}. Run `embed` with the same labels."
         )
 
 
 def consecutive(instances: Iterable[Instance], panels: int) -> list[Sequence]:
-    """Sequences of so many panels of a series, one behind another; 0: a series each. Nobody is known in them."""
+    """Unlabelled sequences of so many consecutive panels of a series; 0: one sequence per series."""
     found = []
     by_series: defaultdict[str, defaultdict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
     for one in instances:
@@ -151,7 +151,7 @@ def consecutive(instances: Iterable[Instance], panels: int) -> list[Sequence]:
 
 
 def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Instance, int]:
-    """The char_index of instances, by their face, else by their body, where it is known."""
+    """The char_index of instances, from their face, else from their body, where it is known."""
     named = crops[crops.char_index.notna()]
     columns = (named[name] for name in ("series_id", "page_id", "type", "index", "char_index"))
     known = {tuple(row): int(number) for *row, number in zip(*columns, strict=True)}
@@ -165,7 +165,7 @@ def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Inst
 
 
 def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
-    """Characters and their examples. Raises ValueError where a row names nothing that has a vector."""
+    """Characters and their examples. Raises UserError where a row names no instance with a vector."""
     table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
         raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
@@ -175,7 +175,7 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
     members: dict[str, list[int]] = {}
     for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
         if not name.strip() or instance.strip() not in rows:
-            raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} is nothing that has a vector")
+            raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} has no vector")
         members.setdefault(name.strip(), []).append(rows[instance.strip()])
     numbers = [row for of_one in members.values() for row in of_one]
     starts = np.cumsum([0, *map(len, members.values())])[:-1]
@@ -184,7 +184,7 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
 
 
 def names_of(instance: Instance) -> dict[Kind, str]:
-    """What label files call the face and the body of an instance."""
+    """Names of the face and the body of an instance, as in label files."""
     series, page, *parts = instance
     kinds: tuple[Kind, Kind] = ("face", "body")
     return {k: instance_name(series, page, k, n) for k, n in zip(kinds, parts, strict=True) if n is not None}
@@ -199,7 +199,7 @@ def find_threshold(
     errors: dict[Instance, Any],
     people: dict[Instance, int],
 ) -> Threshold:
-    """What the settings say; else what the validation split teaches, or has taught of the same vectors."""
+    """The threshold of the settings; else fitted on the validation split, now or before on the same vectors."""
     store, settings = Store(config.output), config.assign
     about = {"method": settings.method, "constraints": settings.constraints, "by": store.read_json("embeddings.json")}
     uri = Store(config.labels).uri("validation_sequences.json")
@@ -224,7 +224,7 @@ def teach(
     vectors: dict[Instance, np.ndarray],
     people: dict[Instance, int],
 ) -> dict[str, Any]:
-    """B-cubed at each of THRESHOLDS, and where it is best. Raises ValueError where nobody is known."""
+    """B-cubed at each of THRESHOLDS, and the best one. Raises UserError where no label is certain."""
     trees, labels, known = [], [], []
     for number, one in enumerate(sequences):
         kept = [i for i in range(len(one.instances)) if one.instances[i] in vectors]
@@ -236,7 +236,7 @@ def teach(
         labels.append(np.array([f"{number} {one.characters[i]}" for i in kept]))
         known.append(np.array([not one.uncertain[i] for i in kept]))
     if not any(some.any() for some in known):
-        raise UserError("the validation split has nobody of whom it is known who he is: set assign.threshold")
+        raise UserError("The validation split has no labelled characters. Set assign.threshold.")
     found = curve(trees, labels, known, THRESHOLDS)
     threshold = best(THRESHOLDS, np.array([one.f1 for one in found]))
     at_best = found[int(np.flatnonzero(threshold == THRESHOLDS)[0])]
@@ -252,7 +252,7 @@ def teach(
 def relations(
     instances: list[Instance], people: dict[Instance, int], constraints: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Groups and pairs that cannot be, for `tree`."""
+    """Groups that belong together and pairs that cannot, for `tree`."""
     if not constraints:
         return np.arange(len(instances)), np.zeros((len(instances),) * 2, bool)
     return in_panels(np.array([one[1] for one in instances]), np.array([people.get(one, -1) for one in instances]))
@@ -262,7 +262,7 @@ def relations(
 
 
 def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assignment]:
-    """Write clusters and pictures; returns what the record tells, too."""
+    """Write clusters and pictures; returns the run record's values and the clusters."""
     store, folder = Store(config.output), config.assign.folder
     if taught := plan.threshold.taught:
         store.write_json(taught, "threshold.json")
@@ -276,7 +276,7 @@ def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assi
     pictures = {somebody[i]: f"pictures/{somebody[i]:06d}.jpg" for i in chosen.tolist()}
     tree_of_all = [as_json(one, plan.errors, pictures.get(number)) for number, one in enumerate(found)]
     if store.read_json(folder, "clusters.json") != tree_of_all:
-        # Pictures show what was before.
+        # The existing pictures show other clusters.
         for entry in list(storage.listing(store.uri(folder, "pictures"), (".jpg",))):
             storage.delete(entry.uri)
         store.write_json(tree_of_all, folder, "clusters.json")
@@ -303,7 +303,7 @@ def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assi
 
 
 def assign_sequence(sequence: Sequence, plan: AssignPlan, settings: AssignConfig) -> Assigned:
-    """Who is the same in one sequence."""
+    """The clusters of one sequence."""
     kept = [i for i, one in enumerate(sequence.instances) if one in plan.vectors]
     clusters = np.full(len(sequence.instances), -1)
     names: dict[int, str] = {}
@@ -321,7 +321,7 @@ def assign_sequence(sequence: Sequence, plan: AssignPlan, settings: AssignConfig
 
 
 def agreed(found: list[Assigned]) -> Agreement:
-    """B-cubed over the instances of all sequences of which it is known who they are."""
+    """B-cubed over the instances of all sequences with a certain label."""
     labels: list[str] = []
     clusters: list[str] = []
     for number, one in enumerate(found):
@@ -335,7 +335,7 @@ def agreed(found: list[Assigned]) -> Agreement:
 
 
 def as_json(one: Assigned, errors: dict[Instance, tuple[str, str]], picture: str | None) -> dict[str, Any]:
-    """A sequence as label files have it: one annotation a cluster."""
+    """A sequence in the layout of label files: one annotation per cluster."""
     annotations = [
         {
             "charId": one.names.get(number, f"{one.sequence.name}/{number}"),
@@ -353,7 +353,7 @@ def as_json(one: Assigned, errors: dict[Instance, tuple[str, str]], picture: str
 
 
 def draw_pictures(config: ComicsConfig, plan: AssignPlan, found: list[Assigned], pictures: dict[int, str]) -> None:
-    """Draw those that are not there."""
+    """Draw the missing pictures."""
     folder = Store(config.output).uri(config.assign.folder)
     there = {entry.name for entry in storage.listing(storage.join(folder, "pictures"), (".jpg",))}
     todo = {number: name for number, name in pictures.items() if name.rpartition("/")[2] not in there}
@@ -372,7 +372,7 @@ def draw_pictures(config: ComicsConfig, plan: AssignPlan, found: list[Assigned],
 
 
 def panels_of(one: Assigned, boxes: dict[tuple[Any, ...], dict[Any, Any]]) -> list[Panel]:
-    """The first DRAWN pictures of a sequence that show somebody; a page that was cut by boxes of several panels once.
+    """The first DRAWN pictures of a sequence with a character; a page with boxes of several panels appears once.
 
     boxes: rows of CROPS by series, page, type and index.
     """
@@ -400,5 +400,5 @@ def _picture(uri: str) -> Any:
     try:
         return decode(storage.read_bytes(uri))
     except (FileNotFoundError, PermissionError, ValueError) as error:
-        log.warning("%s cannot be shown: %s", uri, error)
+        log.warning("cannot draw %s: %s", uri, error)
         return None

@@ -1,7 +1,7 @@
-"""Views of pictures for contrastive learning: each picture of a batch is changed in its own way, all at once.
+"""Random views of pictures for contrastive learning, computed for a whole batch at once.
 
-The transforms of torchvision change all pictures of a batch alike, or one by one at a step of its own each; these are
-the same changes with a parameter for every picture, so that a GPU is not kept waiting.
+torchvision's transforms change all pictures of a batch alike, or each in a step of its own. These have one parameter
+per picture, so that a GPU does not wait.
 """
 
 import math
@@ -15,47 +15,50 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 from actors.core.errors import UserError
 
 GREY = (0.2989, 0.587, 0.114)
-"""How much red, green and blue add to what is seen as bright, as in torchvision."""
+"""Weights of red, green and blue in brightness, as in torchvision."""
 Uniform = Callable[..., Tensor]
 """(low, high, *shape) to random numbers (N, *shape)."""
 KERNEL = 9
-"""Pixels of a side of the blur."""
+"""Side of the blur's kernel in pixels."""
 
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """How a view may differ from its picture."""
+    """Augmentation: how each view differs from its picture."""
 
     flip: float = 0.5
-    """Share of views that are mirrored."""
+    """Share of views that are mirrored, 0 to 1."""
     min_scale: float = 0.2
-    """Of the picture's area, the least that a view shows."""
+    """Least share of the picture's area that a view shows, above 0 to 1."""
     jitter: float = 0.8
-    """Share of views whose colours are changed."""
+    """Share of views whose colours change, 0 to 1."""
     brightness: float = 0.5
-    """Brightness, contrast and saturation are multiplied by 1 - x to 1 + x."""
+    """Strength x of the change of brightness, 0 to 1: a factor from 1 - x to 1 + x."""
     contrast: float = 0.5
-    """As brightness."""
+    """Strength x of the change of contrast, 0 to 1: a factor from 1 - x to 1 + x."""
     saturation: float = 0.5
-    """As brightness."""
+    """Strength x of the change of saturation, 0 to 1: a factor from 1 - x to 1 + x."""
     hue: float = 0.1
-    """Turns of the colour wheel, at most so many to either side."""
+    """Largest change of hue either way, in turns of the colour wheel, 0 to 0.5."""
     light: float = 0.0
-    """Red, green and blue are multiplied by 1 - x to 1 + x, each by a factor of its own, as a coloured light does it:
-    what stands in one panel is in one light, by which a face and its body match without knowing who it is."""
+    """Strength x of a coloured light, 0 to 1: red, green and blue each get a factor from 1 - x to 1 + x. Raise it where
+    panels are tinted, because a face and its body then match by the colour of their panel."""
     grey: float = 0.2
-    """Share of views without colour."""
+    """Share of views without colour, 0 to 1."""
     max_sigma: float = 2.0
-    """Of the blur, in pixels, from 0.1."""
+    """Largest sigma of the blur in pixels, from 0.1; the least is 0.1."""
     mask: float = 0.0
-    """Share of views in which a rectangle, 2 to 33 % of the area, is not seen."""
+    """Share of views, 0 to 1, in which a rectangle of 2 to 33 % of the area is hidden."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "brightness", "contrast", "saturation", "light", "grey", "mask"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} lies in [0, 1], not at {getattr(self, name)}")
+                raise UserError(f"views.{name} must be in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5 or not 0 < self.min_scale <= 1 or self.max_sigma < 0.1:
-            raise UserError(f"hue lies in [0, 0.5], min_scale in (0, 1], and max_sigma starts at 0.1: {self}")
+            raise UserError(
+                f"views: hue must be in [0, 0.5], min_scale in (0, 1] and max_sigma 0.1 or more, not {self.hue}, "
+                f"{self.min_scale} and {self.max_sigma}"
+            )
 
 
 def views(pictures: Tensor, config: ViewsConfig, generator: torch.Generator | None = None) -> Tensor:
@@ -98,9 +101,9 @@ def views(pictures: Tensor, config: ViewsConfig, generator: torch.Generator | No
 
 
 def _windows(uniform: Uniform, min_scale: float) -> Tensor:
-    """Windows (N, 4) of left, top, width, height as shares of the picture, drawn as RandomResizedCrop does it.
+    """Windows (N, 4) of left, top, width, height as shares of the picture, drawn as by torchvision's RandomResizedCrop.
 
-    Of ten that are drawn the first that fits in counts; where none does, the whole picture.
+    The first of ten draws that fits is used; where none fits, the whole picture.
     """
     area, ratio = uniform(min_scale, 1, 10), uniform(math.log(3 / 4), math.log(4 / 3), 10).exp()
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()

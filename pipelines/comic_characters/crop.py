@@ -1,7 +1,7 @@
 """Cut faces and bodies out of the pictures of comics.
 
-plan   driver   the boxes, less those that cannot be and those that are cut already; a block for every few pictures
-cut    task     N -> 1: each picture is decoded once; the files, then a whole part of crops/ that tells of them
+plan   driver   the boxes, without invalid ones and those already cut; one block per few pictures
+cut    task     N -> 1: each picture is decoded once; files first, then a whole part of crops/ that lists them
 collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lists of files
 """
 
@@ -13,20 +13,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import ray
-from PIL.Image import Image
 
-from actors.comic_characters.crops import CropConfig, crop_name, decode, encode, window
+from actors.comic_characters.crops import BOX, CROPS, CUT, NAME, CropConfig, cut_pictures
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 from actors.core.store import Store
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_task, set_context
@@ -35,70 +32,50 @@ if TYPE_CHECKING:
     # Workers that cut pay for no import of torch.
     from pipelines.comic_characters.settings import ComicsConfig
 
-BOX = ["x_0", "y_0", "x_1", "y_1"]
-NAME = ["series_id", "page_id", "type", "index"]
-CROPS = pa.schema(
-    [
-        *((name, pa.string()) for name in NAME[:3]),
-        ("index", pa.int64()),
-        ("char_index", pa.int64()),
-        *((name, pa.float64()) for name in BOX),
-        ("picture", pa.string()),
-        *((name, pa.int32()) for name in ("left", "top", "right", "bottom")),
-        ("img_path", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row a box. x_0 to y_1: as it was given; left to bottom: what was cut, in pixels, right and bottom exclusive;
-img_path: the file below the output. Where there is no crop these are null, and img_path is "".
-error: "" where there is one."""
-CUT = ["left", "top", "right", "bottom", "img_path", "error", "message"]
-"""What cutting adds to a row."""
 REJECTED = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in (*NAME, *BOX, "error", "message"))])
-"""One row for every box without a crop, with what the CSV says of it. line: in the CSV, whose first row is line 2."""
+"""One row per box without a crop, with its values in the CSV. line: in the CSV, whose first row is line 2."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LISTS = {"face": "filtered_all_face.csv", "body": "filtered_all_body.csv"}
 
 
 @dataclass(frozen=True)
 class CropPlan:
-    """The boxes, and which of them are to be cut."""
+    """The boxes, and which of them have to be cut."""
 
     given: pd.DataFrame
     """The CSV as text, with the columns of REJECTED before error."""
     boxes: pd.DataFrame
-    """The same rows with the columns of CROPS; error says what is wrong with a box or its picture."""
+    """These rows with the columns of CROPS; error is the code of what is wrong with a box or its picture."""
     todo: np.ndarray
-    """bool: those that are sound and not yet cut."""
+    """bool (N,): boxes that are sound and not yet cut."""
 
 
 def plan_crops(config: "ComicsConfig") -> CropPlan:
-    """Read the boxes, find their pictures and what is cut already.
+    """Read the boxes, find their pictures and the existing crops.
 
-    Raises ValueError where the CSV cannot be read, or where the output holds crops that were cut in another way.
+    Raises UserError where the CSV cannot be read, or where the output has crops made with other settings.
     """
-    for name in ("pictures", "boxes"):
+    for name in ("input", "boxes"):
         if not getattr(config, name):
-            raise UserError(f"{name}: this setting is needed")
+            raise UserError(f"{name}: this setting is required")
     store = Store(config.output)
     made = store.read_json("crops.json")
     if made not in (None, _way(config.crop)):
-        raise UserError(f"{config.output} holds crops cut with {made}: use another output, or these settings")
+        raise UserError(f"{config.output} has crops made with {made}. Use another output, or these settings.")
     given = read_boxes(config.boxes)
-    boxes = located(checked(given), config.pictures)
+    boxes = located(checked(given), config.input)
     cut = _with_cuts(boxes, store).img_path != ""
     return CropPlan(given, boxes, ((boxes.error == "") & ~cut).to_numpy())
 
 
 def read_csv(uri: str, setting: str) -> pd.DataFrame:
-    """A CSV as text. Raises ValueError, which names the setting that gave it."""
+    """A CSV as text. Raises UserError, which names the setting."""
     try:
         return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise UserError(f"{setting}={uri}: there is no such file") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{setting}={uri} is no CSV: {error}") from error
+        raise UserError(f"{setting}={uri} is not a CSV file: {error}") from error
 
 
 def read_boxes(uri: str) -> pd.DataFrame:
@@ -113,10 +90,10 @@ def read_boxes(uri: str) -> pd.DataFrame:
 
 
 def checked(given: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `read_boxes` with the columns of CROPS, and an error where a box cannot be.
+    """The rows of `read_boxes` with the columns of CROPS, and an error code for invalid boxes.
 
-    bad_name: no series, page or index, or one that cannot be part of a path; bad_type: neither face nor body; bad_box:
-    no numbers; empty_box: no width or height; duplicate: the name of a box further up.
+    bad_name: series, page or index is missing or cannot be part of a path; bad_type: neither face nor body; bad_box:
+    not numbers; empty_box: no width or height; duplicate: an earlier box has the same name.
     """
     boxes = given[NAME[:3]].copy()
     numbers = given[["index", "char_index", *BOX]].apply(pd.to_numeric, errors="coerce")
@@ -147,7 +124,7 @@ def _part_of_path(name: str) -> bool:
 
 
 def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
-    """Boxes with the picture of each: that of its panel, else that of its page; else the error missing_page."""
+    """Boxes with the picture of their panel, else of their page; else the error missing_page."""
     found: dict[str, str] = {}
     for entry in storage.listing(pictures, ENDINGS):
         found.setdefault(entry.name.rpartition(".")[0], entry.uri)
@@ -155,7 +132,7 @@ def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
     page = panel.str.replace(r"_[^_]*$", "", regex=True)
     uris = panel.map(found).fillna(page.map(found)).fillna("")
     lost = (uris == "") & (boxes.error == "")
-    message = "there is no " + storage.join(pictures) + "/" + panel + ".jpg or " + page + ".jpg"
+    message = "neither " + storage.join(pictures) + "/" + panel + ".jpg nor " + page + ".jpg exists"
     return boxes.assign(
         picture=uris,
         error=boxes.error.where(~lost, "missing_page"),
@@ -164,14 +141,14 @@ def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
 
 
 def _way(config: CropConfig) -> dict[str, Any]:
-    """What a crop looks like."""
+    """The settings that crops depend on."""
     return {"face_scale": config.face_scale, "quality": config.quality}
 
 
 def _with_cuts(boxes: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """Sound boxes with what crops/ has of the same box; where it has nothing, img_path and error are empty."""
+    """Boxes, the sound ones with their row of crops/; without one, img_path and error are empty."""
     key = [*NAME, *BOX]
-    # Of a box that was tried again the row without an error counts.
+    # A box that was tried again has several rows; the sound one counts.
     found = store.read_table("crops", CROPS).to_pandas().sort_values("error", kind="stable").drop_duplicates(key)
     sound = boxes[boxes.error == ""].drop(columns=CUT).reset_index(names="row")
     known = sound.merge(found[[*key, *CUT]], "inner", on=key).set_index("row")
@@ -181,7 +158,7 @@ def _with_cuts(boxes: pd.DataFrame, store: Store) -> pd.DataFrame:
 
 
 def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
-    """Cut what is missing; returns rows and stages for the record of the run."""
+    """Cut the missing boxes; returns rows and stages for the run record."""
     Store(config.output).write_json(_way(config.crop), "crops.json")
     started = time.monotonic()
     if plan.todo.any():
@@ -191,7 +168,7 @@ def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
 
 
 def collect(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
-    """Write crops/, rejected/crop/ and the lists of files anew from all that was cut; returns how many they are."""
+    """Rewrite crops/, rejected/crop/ and the lists of files from all crops; returns the rows of the run record."""
     store = Store(config.output)
     rows = _with_cuts(plan.boxes, store)
     bad = (rows.error != "").to_numpy()
@@ -214,43 +191,15 @@ def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
-    """The stages of `crop`, by name."""
+    """Task stages of `crop` by name."""
     return {"crop": config.crop}
 
 
 def blocks(plan: CropPlan, pictures: int) -> Iterator[pa.Table]:
-    """What is to be cut, as tables of the boxes of so many pictures, those of one picture together."""
+    """Boxes to cut, as tables of the boxes of so many pictures, those of one picture together."""
     ordered = plan.boxes[plan.todo].sort_values("picture", kind="stable")
     number = (ordered.picture != ordered.picture.shift()).cumsum().to_numpy() - 1
     table = pa.Table.from_pandas(ordered, CROPS, preserve_index=False)
     ends = np.flatnonzero(np.diff(number // pictures, append=-1)) + 1
     for first, end in zip([0, *ends[:-1]], ends, strict=True):
         yield table.slice(first, end - first)
-
-
-def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
-    """Cut the boxes of some pictures, write the files and then a part of crops/; returns how many boxes they were."""
-    rows = table.to_pylist()
-    for picture, group in groupby(rows, itemgetter("picture")):
-        try:
-            page = decode(storage.read_bytes(picture))
-        except (FileNotFoundError, PermissionError, ValueError) as error:
-            code = "broken_page" if isinstance(error, ValueError) else "missing_page"
-            for row in group:
-                row |= {"error": code, "message": str(error)}
-            continue
-        for row in group:
-            row |= _cut_box(row, page, store, config)
-    names = ["/".join(str(row[name]) for name in [*NAME, *BOX]) for row in rows]
-    store.write_part("crops", pa.Table.from_pylist(rows, CROPS), names)
-    return {"boxes": np.array([len(rows)])}
-
-
-def _cut_box(row: dict[str, Any], page: Image, store: Store, config: CropConfig) -> dict[str, Any]:
-    x_0, y_0, x_1, y_1 = (row[name] for name in BOX)
-    cut = window((x_0, y_0, x_1, y_1), row["type"], *page.size, config.face_scale)
-    if cut is None:
-        return {"error": "outside", "message": f"the picture is {page.width} x {page.height} pixels"}
-    path = crop_name(row["series_id"], row["page_id"], row["type"], row["index"])
-    storage.write_bytes(store.uri(path), encode(page.crop(cut), config.quality))
-    return {**dict(zip(CUT[:4], cut, strict=True)), "img_path": path}

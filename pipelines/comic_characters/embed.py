@@ -1,10 +1,10 @@
-"""Vectors of instances: each of those that were cropped, and of those that label files name, by the head of stage 2.
+"""Vectors of all cropped instances, and of those in the labels, by the head of stage 2.
 
-plan   driver  the instances in parts that are the same for the same instances, and which of the parts are missing
-       actors  features that are missing, see `features`
+plan   driver  the instances in parts, the same for the same instances, and the missing parts
+       actors  missing features, see `features`
 read   task    the features of one part's instances
 embed  actors  1 -> 1: the head
-write  task    a whole part of embeddings/, which holds the vectors of one head and one backbone only
+write  task    a whole part of embeddings/, which has vectors of one head and one backbone only
 """
 
 import hashlib
@@ -20,19 +20,26 @@ import pyarrow as pa
 import ray
 from pyarrow import compute
 
-from actors.comic_characters.network import InstanceEmbedder, feature_size, load_head
-from actors.core import storage
-from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
-from actors.core.store import Store
-from pipelines.comic_characters.crop import CROPS
-from pipelines.comic_characters.features import (
+from actors.comic_characters.crops import CROPS
+from actors.comic_characters.instances import (
+    EMBEDDINGS,
     FEATURES,
     KEY,
     REJECTED_INSTANCES,
+    Instance,
+    as_instance,
+    part_name,
+    read_rows,
+    write_vectors,
+)
+from actors.comic_characters.network import InstanceEmbedder, feature_size, load_head
+from actors.core import storage
+from actors.core.errors import UserError
+from actors.core.stage import Stage
+from actors.core.store import Store
+from pipelines.comic_characters.features import (
     WRITES,
     Backbone,
-    as_instance,
     beside,
     extract,
     find_backbone,
@@ -41,40 +48,32 @@ from pipelines.comic_characters.features import (
     without_features,
 )
 from pipelines.comic_characters.pairs import find_pairs
-from pipelines.comic_characters.sequences import SPLITS, Instance, read_sequences
+from pipelines.comic_characters.sequences import SPLITS, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 
-EMBEDDINGS = pa.schema(
-    [
-        *(FEATURES.field(name) for name in KEY),
-        ("vector", pa.list_(pa.float32())),
-        *(FEATURES.field(name) for name in ("error", "message")),
-    ]
-)
-"""One row an instance. vector: (D,) of length 1, null where there is an error."""
 READS = 0.25
 """CPUs of a task that reads features."""
 
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """The instances, and what is missing of them."""
+    """The instances, and the missing features and vectors."""
 
     backbone: Backbone
     weights: bytes
-    """Of the head."""
+    """Weights of the head."""
     parts: list[list[Instance]]
     """All instances in the order of `ordered`."""
     todo: list[list[Instance]]
-    """The parts that have no vectors of this head."""
+    """Parts without vectors of this head."""
     features: list[Instance]
-    """Those of their instances that have no features."""
+    """Instances of these parts without features."""
 
 
 class Embeddings(NamedTuple):
-    """The sound ones of what `embed` has made."""
+    """Sound instances with their vectors."""
 
     instances: list[Instance]
     vectors: np.ndarray
@@ -82,7 +81,7 @@ class Embeddings(NamedTuple):
 
 
 def crop_instances(crops: pd.DataFrame) -> list[Instance]:
-    """A face and body of one char_index are one instance; what has no partner is one by itself. Rows of CROPS."""
+    """Instances of crops (rows of CROPS): a face and body of one char_index are one instance; others are one each."""
     pairs, _ = find_pairs(crops)
     found = [as_instance(row) for row in pairs.to_dict("records")]
     paired = {(series, page, "face", face) for series, page, face, _ in found}
@@ -96,7 +95,7 @@ def crop_instances(crops: pd.DataFrame) -> list[Instance]:
 
 
 def plan_embedding(config: ComicsConfig) -> EmbedPlan:
-    """Find the instances and what is missing. Raises ValueError where there are none, no backbone or no head."""
+    """Find the instances and what is missing. Raises UserError where there are no instances, no backbone or no head."""
     store = Store(config.output)
     backbone = find_backbone(config)
     weights = head_weights(config)
@@ -107,11 +106,11 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
         if config.labels and storage.exists(uri):
             wanted.update(instance for one in read_sequences(uri) for instance in one.instances)
     if not wanted:
-        raise UserError(f"{config.output} has no faces or bodies in crops/: `crop` makes them")
+        raise UserError(f"{config.output} has no faces or bodies in crops/. Run `crop` first.")
     instances, size = ordered(wanted), config.embed.batch_size
     parts = [instances[first : first + size] for first in range(0, len(instances), size)]
     done = _sound_parts(store) if store.read_json("embeddings.json") == _made_by(config, backbone, weights) else set()
-    todo = [part for part in parts if _part_name(part) not in done]
+    todo = [part for part in parts if part_name(part) not in done]
     missing = without_features(store, backbone.folder, [one for part in todo for one in part])
     return EmbedPlan(backbone, weights, parts, todo, missing)
 
@@ -121,16 +120,16 @@ def _head_uri(config: ComicsConfig) -> str:
 
 
 def head_weights(config: ComicsConfig) -> bytes:
-    """The head that `fine-tune` has left. Raises ValueError where there is none."""
+    """Weights of the head that `fine-tune` wrote. Raises UserError where there are none."""
     uri = _head_uri(config)
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise UserError(f"there is no head {uri}: `fine-tune` makes it") from error
+        raise UserError(f"{uri} does not exist. Run `fine-tune` first.") from error
 
 
 def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:
-    """What vectors depend on."""
+    """The settings and weights that vectors depend on."""
     return {"features": backbone.folder, "head": _about_head(config, weights)}
 
 
@@ -139,15 +138,15 @@ def _about_head(config: ComicsConfig, weights: bytes) -> dict[str, Any]:
 
 
 def check_head(config: ComicsConfig) -> None:
-    """Raise UserError where embeddings/ is of another head than the one that `fine-tune` has left since."""
+    """Raise UserError where embeddings/ was computed by another head than the one that `fine-tune` wrote last."""
     store, uri = Store(config.output), _head_uri(config)
     made = store.read_json("embeddings.json")
     if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
-        raise UserError(f"{store.uri('embeddings')} is of another head than {uri}: `embed` makes it anew")
+        raise UserError(f"{store.uri('embeddings')} is of another head than {uri}. Run `embed` again.")
 
 
 def _sound_parts(store: Store) -> set[str]:
-    """Names of the parts that can be read and have no error."""
+    """Names of the readable parts without errors."""
     found = set()
     for name in store.parts("embeddings"):
         part = store.read_part("embeddings", name, ["error"])
@@ -156,21 +155,17 @@ def _sound_parts(store: Store) -> set[str]:
     return found
 
 
-def _part_name(part: list[Instance]) -> str:
-    return f"part-{hashlib.sha256(repr(part).encode()).hexdigest()[:20]}.parquet"
-
-
 def begin(config: ComicsConfig, plan: EmbedPlan) -> None:
-    """See to it that embeddings/ holds vectors of this head only."""
+    """Remove vectors of another head from embeddings/."""
     store, made = Store(config.output), _made_by(config, plan.backbone, plan.weights)
     if store.read_json("embeddings.json") != made:
-        # Before the first part of this head is there, none of another one is left.
+        # Parts of another head go before the first part of this one is written.
         store.replace_table("embeddings", [])
         store.write_json(made, "embeddings.json")
 
 
 def embed(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
-    """Embed what is missing; returns rows and stages for the record of the run."""
+    """Compute missing features and vectors; returns rows and stages for the run record."""
     begin(config, plan)
     stages = {"features": extract(config, plan.backbone, plan.features)}
     started = time.monotonic()
@@ -206,38 +201,14 @@ _READ = pa.schema([*(FEATURES.field(name) for name in KEY), ("part", pa.string()
 
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pools and the tasks, by name."""
+    """Actor pools and task stages by name."""
     return {"embed": config.embed}, {"read": beside(config.embed, READS), "write": beside(config.embed, WRITES)}
 
 
-def read_rows(table: pa.Table, store: Store, folder: str) -> pa.Table:
-    """Instances, and the part of features/ in which each lies, as rows of FEATURES."""
-    rows = table.to_pylist()
-    wanted = {as_instance(row): row["part"] for row in rows}
-    found: dict[Instance, dict[str, Any]] = {}
-    for name in sorted(set(wanted.values())):
-        part = store.read_part(folder, name, FEATURES.names)
-        if part is None:
-            raise RuntimeError(f"{store.uri(folder, name)} is torn: the same command makes it again")
-        found |= {one: row for row in part.to_pylist() if wanted.get(one := as_instance(row)) == name}
-    return pa.Table.from_pylist([found[one] for one in wanted], FEATURES)
-
-
-def write_vectors(batch: Batch, store: Store) -> Batch:
-    """Write what InstanceEmbedder gives as a part of embeddings/; returns how many instances they are."""
-    rows = [{name: batch[name][row] for name in EMBEDDINGS.names} for row in range(len(batch["error"]))]
-    for row in rows:
-        for kind in ("face", "body"):
-            row[kind] = None if np.isnan(row[kind]) else int(row[kind])
-    name = _part_name([as_instance(row) for row in rows])
-    store.write_table(pa.Table.from_pylist(rows, EMBEDDINGS), "embeddings", name)
-    return {"instances": np.array([len(rows)])}
-
-
 def collect(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
-    """Remove parts that are of other instances, and write rejected/embed/; returns how many rows there are."""
+    """Remove parts of other instances and write rejected/embed/; returns the rows of the run record."""
     store = Store(config.output)
-    for name in set(store.parts("embeddings")) - {_part_name(part) for part in plan.parts}:
+    for name in set(store.parts("embeddings")) - {part_name(part) for part in plan.parts}:
         storage.delete(store.uri("embeddings", name))
     rows = 0
     bad: list[dict[str, Any]] = []
@@ -245,13 +216,13 @@ def collect(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
         rows += len(part)
         bad += [row for row in part.to_pylist() if row["error"]]
     if rows != (wanted := sum(map(len, plan.parts))):
-        raise RuntimeError(f"embeddings/ holds {rows} of {wanted} instances: the same command makes the others")
+        raise RuntimeError(f"embeddings/ has {rows} of {wanted} instances. Rerun the same command.")
     store.replace_table("rejected/embed", [pa.Table.from_pylist(bad, REJECTED_INSTANCES)])
     return {"in": rows, "out": rows - len(bad), "rejected": dict(Counter(row["error"] for row in bad))}
 
 
 def read_embeddings(store: Store) -> Embeddings:
-    """What `embed` has made, in the order of `ordered`. Raises ValueError where there is nothing."""
+    """The sound vectors of embeddings/, in the order of `ordered`. Raises UserError where there are none."""
     found: dict[Instance, np.ndarray] = {}
     for part in store.read_parts("embeddings", EMBEDDINGS.names):
         sound = part.filter(compute.field("error") == "").combine_chunks()
@@ -259,6 +230,6 @@ def read_embeddings(store: Store) -> Embeddings:
         flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(sound), -1)
         found.update(zip(map(as_instance, sound.select(KEY).to_pylist()), flat, strict=True))
     if not found:
-        raise UserError(f"{store.uri('embeddings')} holds no vectors: `embed` makes them")
+        raise UserError(f"{store.uri('embeddings')} has no vectors. Run `embed` first.")
     instances = ordered(found)
     return Embeddings(instances, np.stack([found[one] for one in instances]))

@@ -1,13 +1,13 @@
-"""Features of faces and bodies by a frozen backbone, each computed once.
+"""Features of faces and bodies by a frozen backbone, computed once and stored.
 
-They lie in features/<name>, a name that is made of the weights and the backbone's settings: several may stand side by
-side, and none is taken for another.
+They are in features/<name>, a hash of the weights and the backbone's settings, so that features of several backbones
+are never mixed.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,39 +16,31 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from actors.comic_characters.instances import FEATURES, KEY, KEY_TYPES, Instance, as_instance, write_features
 from actors.comic_characters.network import FeatureExtractor
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 from actors.core.store import Store
-from pipelines.comic_characters.sequences import Instance
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 
-KEY = ["series_id", "page_id", "face", "body"]
-_KEY = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]
-_WHY = [("error", pa.string()), ("message", pa.string())]
-FEATURES = pa.schema(
-    [*_KEY, ("face_features", pa.list_(pa.float32())), ("body_features", pa.list_(pa.float32())), *_WHY]
-)
-"""One row an instance. face, body: their index, null where it has none; features null, too."""
-REJECTED_INSTANCES = pa.schema([*_KEY, *_WHY])
 WRITES = 0.1
 """CPUs of a task that writes parts."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Which weights make the features, and where they lie."""
+    """Weights of the backbone, and the folder of its features."""
 
     weights: str
     folder: str
-    """Of the features, below the output."""
+    """Folder of the features, below the output."""
 
 
 class Features(NamedTuple):
-    """What the backbone made of an instance: float32 (F,) of its face and body, None where there is none."""
+    """Features of an instance: float32 (F,) of its face and body, None where there is no such part."""
 
     face: np.ndarray | None
     body: np.ndarray | None
@@ -57,65 +49,60 @@ class Features(NamedTuple):
 
 
 def beside(pool: Stage, cpus: float) -> Stage:
-    """Tasks that read or write for a pool: no more of them than of its actors.
+    """Tasks that read or write for a pool, no more at once than its actors.
 
-    Ray would start a process for each that there are CPUs for, at seconds of imports where its work is milliseconds.
+    Ray would start a process for every free CPU, whose imports take seconds, for work that takes milliseconds.
     """
     return Stage(pool.workers, cpus)
 
 
 def find_backbone(config: ComicsConfig) -> Backbone:
-    """The weights that the settings name. Raises ValueError where there are none."""
+    """The weights that the settings name. Raises UserError where there are none."""
     weights = config.features.weights or Store(config.output).uri(config.pretrain.folder, "model.safetensors")
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:
-        raise UserError(f"there are no weights {weights}: `pretrain`, or name some in features.weights") from error
+        raise UserError(f"{weights} does not exist. Run `pretrain` first, or set features.weights.") from error
     about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 
 
 def located(store: Store, folder: str) -> dict[Instance, tuple[str, bool]]:
-    """In which part the features of each instance lie, and whether they are sound."""
+    """The part that holds the features of each instance, and whether they are sound."""
     found: dict[Instance, tuple[str, bool]] = {}
     for name in store.parts(folder):
         table = store.read_part(folder, name, [*KEY, "error"])
         for row in table.to_pylist() if table is not None else ():
             instance, sound = as_instance(row), row["error"] == ""
-            # Of one that was tried again the row without an error counts.
+            # An instance that was tried again has several rows; the sound one counts.
             if sound or instance not in found:
                 found[instance] = name, sound
     return found
 
 
 def without_features(store: Store, folder: str, instances: Iterable[Instance]) -> list[Instance]:
-    """Those that have no features there, or none that are sound."""
+    """Instances without sound features in this folder."""
     found = located(store, folder)
     return ordered(one for one in set(instances) if not found.get(one, ("", False))[1])
 
 
 def ordered(instances: Iterable[Instance]) -> list[Instance]:
-    """By series, page, face and body, what has none first."""
+    """Instances sorted by series, page, face and body; those without a part first."""
     return sorted(instances, key=lambda one: tuple(-1 if part is None else part for part in one))
-
-
-def as_instance(row: Mapping[Any, Any]) -> Instance:
-    """The instance of a row with the columns of KEY."""
-    return row["series_id"], row["page_id"], row["face"], row["body"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What makes features."""
+    """An actor that computes features, and their folder."""
 
     folder: str
-    """Where they lie, below the output."""
+    """Folder of the features, below the output."""
     actor: type
-    """As FeatureExtractor."""
+    """Actor class, such as FeatureExtractor."""
     stage: Stage
-    """Its pool."""
+    """Its actor pool."""
     arguments: Callable[[Any], list[Any]]
-    """What the actor is made with, from the stage as it fits the cluster."""
+    """Arguments of the actor, from its stage as fitted to the cluster."""
 
 
 def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> dict[str, Any]:
@@ -147,8 +134,8 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
     set_context()
     stage: Any = stages["features"]
     table = pa.Table.from_pylist([dict(zip(KEY, one, strict=True)) for one in instances])
-    # Ray would make floats of integers in those blocks only where a value is missing.
-    table = table.cast(pa.schema([*_KEY[:2], ("face", pa.float64()), ("body", pa.float64())]))
+    # Ray turns integers into floats only in blocks with missing values; this makes all blocks alike.
+    table = table.cast(pa.schema([*KEY_TYPES[:2], ("face", pa.float64()), ("body", pa.float64())]))
     size = source.stage.batch_size
     blocks = [table.slice(first, size) for first in range(0, len(table), size)]
     store = Store(config.output)
@@ -161,25 +148,12 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
 
 
 def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pool and the tasks, by name."""
+    """Actor pools and task stages by name."""
     return {"features": config.features}, {"write": beside(config.features, WRITES)}
 
 
-def write_features(batch: Batch, store: Store, folder: str) -> Batch:
-    """Write what FeatureExtractor gives as a part of features/; returns how many instances they are."""
-    rows = [{name: batch[name][row] for name in FEATURES.names} for row in range(len(batch["error"]))]
-    for row in rows:
-        for kind in ("face", "body"):
-            row[kind] = None if np.isnan(row[kind]) else int(row[kind])
-        if row["error"]:
-            row |= {"face_features": None, "body_features": None}
-    names = ["/".join(map(str, as_instance(row))) for row in rows]
-    store.write_part(folder, pa.Table.from_pylist(rows, FEATURES), names)
-    return {"instances": np.array([len(rows)])}
-
-
 def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> dict[Instance, Features]:
-    """What is known of these instances; of one that was tried again the row without an error counts."""
+    """Features of these instances; a sound row counts more than one with an error."""
     wanted = set(instances)
     found: dict[Instance, Features] = {}
     for part in store.read_parts(folder, FEATURES.names):

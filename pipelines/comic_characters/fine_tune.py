@@ -1,7 +1,7 @@
-"""Stage 2: learn from sequences in which people have said who is who, what makes two drawn persons the same.
+"""Stage 2: train a head on labelled sequences, so that vectors of one character are close.
 
-The backbone stays as it is; its features are computed once. What learns is the head that makes one vector of a face
-and a body. Pairs that are not known to be different are no negatives, unless asked for.
+The backbone stays frozen; its features are computed once. The head fuses a face and a body into one vector. Pairs that
+are not known to differ are no negatives, unless fine_tune.uncertain is set.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from pytorch_metric_learning import losses, miners
 from ray.data import Dataset
 from torch import Tensor, nn
 
+from actors.comic_characters.instances import REJECTED_INSTANCES, Instance
 from actors.comic_characters.network import Head, feature_size, stacked
 from actors.core.checkpoints import Tensors
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.comic_characters.features import (
-    REJECTED_INSTANCES,
     Backbone,
     Features,
     extract,
@@ -33,7 +33,7 @@ from pipelines.comic_characters.features import (
     read_features,
     without_features,
 )
-from pipelines.comic_characters.sequences import Instance, Sequence, known_to_differ, read_sequences
+from pipelines.comic_characters.sequences import Sequence, known_to_differ, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
 from pipelines.core.training import Trained, fit
 
@@ -45,7 +45,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "tuplet": losses.TupletMarginLoss,
     "n_pairs": losses.NPairsLoss,
 }
-"""With the margins and scales of pytorch-metric-learning; contrastive and triplet go by L2 distance."""
+"""With the default margins and scales of pytorch-metric-learning; contrastive and triplet use L2 distance."""
 MINERS: dict[str, Callable[[], Any]] = {
     "multi_similarity": miners.MultiSimilarityMiner,
     "pair_margin": miners.PairMarginMiner,
@@ -55,7 +55,7 @@ MINERS: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class FineTunePlan:
-    """The sequences of training and validation, and the features that are missing."""
+    """The sequences of training and validation, and the missing features."""
 
     train: list[Sequence]
     valid: list[Sequence]
@@ -64,14 +64,14 @@ class FineTunePlan:
 
     @property
     def instances(self) -> list[Instance]:
-        """Those of all sequences, each as often as it stands there."""
+        """The instances of all sequences, repeated where they are in several."""
         return [instance for one in (*self.train, *self.valid) for instance in one.instances]
 
 
 def plan_fine_tuning(config: ComicsConfig) -> FineTunePlan:
-    """Read the sequences and find what is missing. Raises ValueError where there are none, or no backbone."""
+    """Read the sequences and find missing features. Raises UserError where there are no sequences, or no backbone."""
     if not config.labels:
-        raise UserError("labels: this setting is needed")
+        raise UserError("labels: this setting is required")
     train, valid = (
         read_sequences(Store(config.labels).uri(f"{name}_sequences.json")) for name in ("train", "validation")
     )
@@ -87,7 +87,7 @@ def plan_fine_tuning(config: ComicsConfig) -> FineTunePlan:
 def sequence_rows(
     sequences: list[Sequence], features: dict[Instance, Features], width: int, longest: int
 ) -> list[dict[str, np.ndarray]]:
-    """One row a sequence, its instances padded to `longest`; those without features are left out.
+    """One row per sequence, its instances padded to `longest`; those without features are left out.
 
     faces, bodies float32 (M, F); there uint8 (M, 2); character, sequence, series int64 (M,), numbers that stand for
     names in all rows of one call, and -1 where a place is empty; uncertain uint8 (M,).
@@ -120,7 +120,7 @@ def sequence_rows(
 
 
 def flat(batch: Tensors) -> Tensors:
-    """The instances of all sequences of a batch, one a row."""
+    """The instances of all sequences of a batch, one per row."""
     used = batch["character"] >= 0
     rows = {name: column[used] for name, column in batch.items()}
     return {**rows, "there": rows["there"].bool(), "uncertain": rows["uncertain"].bool()}
@@ -135,7 +135,7 @@ def relations(rows: Tensors) -> tuple[Tensor, Tensor]:
 
 
 def masked(there: Tensor, share: float) -> Tensor:
-    """Hide the face or the body of so large a share of those that have both."""
+    """Hide the face or the body of this share of the instances that have both."""
     both = there.all(1)
     hidden = (torch.rand(len(there), device=there.device) < share) & both
     part = torch.rand(len(there), device=there.device) < 0.5
@@ -153,7 +153,7 @@ def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
     """The loss of vectors (N, D) of the rows of `flat`."""
     labels, criterion = rows["character"], LOSSES[config.loss]()
     if config.loss == "n_pairs" or config.miner != "none":
-        # What takes all others for different gets groups in which all are.
+        # These treat all other labels as negatives, so they get groups in which all others are known to differ.
         groups = [torch.arange(len(labels), device=labels.device)] if config.uncertain else _sure_groups(rows)
         if config.loss == "n_pairs":
             return torch.stack([criterion(found[group], labels[group]) for group in groups]).mean()
@@ -167,7 +167,7 @@ def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
 
 
 def _sure_groups(rows: Tensors) -> list[Tensor]:
-    """Numbers of rows that are known to be the same or different: a sequence of each series, as often as needed."""
+    """Row numbers in groups whose pairs are all known to be the same or to differ: one sequence per series in each."""
     groups: dict[int, list[Tensor]] = {}
     for series in rows["series"].unique():
         for number, sequence in enumerate(rows["sequence"][rows["series"] == series].unique()):
@@ -179,7 +179,7 @@ def _sure_groups(rows: Tensors) -> list[Tensor]:
 def query_mrr(found: np.ndarray, same: np.ndarray, differ: np.ndarray) -> float:
     """Mean over queries of 1 / rank of the first of the same character, among all that are known to differ.
 
-    A query counts that has both; what is as far as the first one stands before it. NaN where no query counts.
+    Queries with both count; at equal distance, wrong answers come first. NaN where no query counts.
 
     Args:
         found: vectors float (N, D) of length 1.
@@ -193,7 +193,7 @@ def query_mrr(found: np.ndarray, same: np.ndarray, differ: np.ndarray) -> float:
 
 
 def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
-    """query_mrr, where every instance is searched for in its own series, and valid_loss, a mean over batches."""
+    """query_mrr, with each instance as a query in its own series, and valid_loss, a mean over batches."""
     rows: list[Tensors] = []
     vectors: list[Tensor] = []
     values: list[float] = []
@@ -209,12 +209,12 @@ def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors
 
 
 def make_model(config: FineTuneConfig, backbone: str) -> nn.Module:
-    """The head with its first weights."""
+    """An untrained head."""
     return Head(config.head, feature_size(backbone))
 
 
 def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any], Trained]:
-    """Compute the features that are missing, then train; the same call after a kill goes on."""
+    """Compute missing features, then train; resumes. Returns the run record's values and the training."""
     store, settings = Store(config.output), config.fine_tune
     stages = {"features": extract(config, plan.backbone, plan.todo)}
     features = read_features(store, plan.backbone.folder, plan.instances)

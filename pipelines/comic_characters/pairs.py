@@ -1,28 +1,27 @@
-"""Faces and bodies of one character in one panel, as pairs: found, decoded once, and kept small for training.
+"""Pairs of a face and a body of one character in one panel: found, decoded once, and stored small for training.
 
-plan   driver  the pairs of crops/, which part each series belongs to, and what is decoded already
+plan   driver  the pairs of crops/, the part of each series, and the pairs still to decode
 decode task    N -> 1: each crop is decoded once; a whole part of pairs/
 read   task    1 -> N: the pairs of some series, from pairs/
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from actors.comic_characters.crops import Kind, crop_name, decode, prepare
+from actors.comic_characters.crops import CROPS
+from actors.comic_characters.pairs import KEY, REJECTED_PAIRS, Sizes, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 from actors.core.store import Store
-from pipelines.comic_characters.crop import CROPS
 from pipelines.comic_characters.sequences import read_sequences
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_task, set_context
@@ -31,31 +30,13 @@ if TYPE_CHECKING:
     # Workers that decode pay for no import of torch.
     from pipelines.comic_characters.settings import ComicsConfig
 
-Sizes = dict[Kind, int]
-"""Pixels of a side of what is kept, by kind."""
-KEY = ["series_id", "page_id", "face", "body"]
-PAIRS = pa.schema(
-    [
-        ("series_id", pa.string()),
-        ("page_id", pa.string()),
-        ("face", pa.int64()),
-        ("body", pa.int64()),
-        ("face_pixels", pa.binary()),
-        ("body_pixels", pa.binary()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row a pair. face, body: their index; pixels: uint8 (S, S, 3) RGB as they lie in memory, null where there is an
-error."""
-REJECTED_PAIRS = pa.schema([PAIRS.field(name) for name in (*KEY, "error", "message")])
 PARTS = ("train", "valid", "test")
 PAIRS_A_PART = 256
 
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """The pairs, in which part each series is, and what is to be decoded."""
+    """The pairs, the part of each series, and the pairs to decode."""
 
     pairs: pd.DataFrame
     """Columns of KEY."""
@@ -64,27 +45,27 @@ class PretrainPlan:
     parts: dict[str, str]
     """Series to one of PARTS."""
     todo: pd.DataFrame
-    """Pairs that pairs/ does not hold."""
+    """Pairs that are not in pairs/."""
 
 
 def plan_pretraining(config: "ComicsConfig") -> PretrainPlan:
-    """Find the pairs of crops/ and what is decoded already.
+    """Find the pairs of crops/, and those to decode.
 
-    Raises ValueError where there are no crops, too few series or pairs, or pairs decoded at another size.
+    Raises UserError where there are no crops, too few series or pairs, or pairs decoded at another size.
     """
     store = Store(config.output)
     made = store.read_json("pairs.json")
     if made not in (None, config.backbone.sizes()):
-        raise UserError(f"{config.output} holds pairs of {made} pixels: use another output, or these sizes")
+        raise UserError(f"{config.output} has pairs of {made} pixels. Use another output, or these sizes.")
     pairs, alone = find_pairs(store.read_table("crops", CROPS).to_pandas())
     if pairs.empty:
-        raise UserError(f"{config.output} has no face and body of one character in crops/: `crop` makes them")
+        raise UserError(f"{config.output} has no face and body of one character in crops/. Run `crop` first.")
     parts = split_series(
         pairs.series_id, config.pretrain.shares, config.pretrain.training.seed, held_out(config.labels)
     )
     count, least = int((pairs.series_id.map(parts) == "train").sum()), config.pretrain.training.batch_size
     if count < least:
-        raise UserError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}: lower it")
+        raise UserError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}. Lower it.")
     done = prepared(store)
     known = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(done[done.error == ""][KEY]))
     return PretrainPlan(pairs, alone, parts, pairs[~known])
@@ -106,7 +87,7 @@ def find_pairs(crops: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def held_out(labels: str) -> dict[str, str]:
-    """Series that the label files validate and test by, with their part: what has been seen proves nothing."""
+    """Series in the validation and test labels, with their part, so that none of them is trained on."""
     found = {}
     for split, part in (("validation", "valid"), ("test", "test")):
         uri = Store(labels).uri(f"{split}_sequences.json")
@@ -118,11 +99,11 @@ def held_out(labels: str) -> dict[str, str]:
 def split_series(
     series: Iterable[str], shares: tuple[float, float, float], seed: int, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Deal series out to PARTS, each of which gets one at least; a series that comes later moves few others.
+    """Split series into PARTS, at least one each; adding a series moves few others.
 
-    `known` names series whose part is told; others are then not dealt to a part that has some of these.
+    known: series whose part is fixed; a part that has some of these gets no others.
 
-    Raises ValueError where there are fewer than three.
+    Raises UserError where there are fewer than three.
     """
 
     def place(name: str) -> bytes:
@@ -130,7 +111,7 @@ def split_series(
 
     names = sorted(set(series), key=place)
     if len(names) < len(PARTS):
-        raise UserError(f"{len(names)} series cannot be split into {', '.join(PARTS)}: three are needed")
+        raise UserError(f"{len(names)} series cannot be split into {', '.join(PARTS)}. At least 3 are needed.")
     told = {name: part for name, part in (known or {}).items() if name in names}
     kinds = []
     for part, share in zip(PARTS[1:], shares[1:], strict=True):
@@ -139,37 +120,17 @@ def split_series(
     rest = [name for name in names if name not in told]
     if len(rest) <= len(kinds):
         raise UserError(
-            f"of {len(names)} series {len(told)} are kept for tests by the labels: none is left to train on"
+            f"none is left to train on: {len(told)} of {len(names)} series are in the validation or test labels"
         )
     return told | dict(zip(rest, kinds + ["train"] * (len(rest) - len(kinds)), strict=True))
 
 
 def prepared(store: Store) -> pd.DataFrame:
-    """What pairs/ holds, with the columns of REJECTED_PAIRS."""
+    """The rows of pairs/, with the columns of REJECTED_PAIRS."""
     parts = [part.to_pandas() for part in store.read_parts("pairs", REJECTED_PAIRS.names)]
     rows = pd.concat([REJECTED_PAIRS.empty_table().to_pandas(), *parts])
-    # Of a pair that was tried again the row without an error counts.
+    # A pair that was tried again has several rows; the sound one counts.
     return rows.sort_values("error", kind="stable").drop_duplicates(KEY)
-
-
-def prepare_pairs(table: pa.Table, store: Store, sizes: Sizes) -> Batch:
-    """Decode the crops of some pairs and write a part of pairs/; returns how many they were."""
-    rows = table.to_pylist()
-    for row in rows:
-        try:
-            for kind, size in sizes.items():
-                row[f"{kind}_pixels"] = _pixels(store, row, kind, size)
-        except (FileNotFoundError, PermissionError, ValueError) as error:
-            code = "broken_crop" if isinstance(error, ValueError) else "missing_crop"
-            row |= {"face_pixels": None, "body_pixels": None, "error": code, "message": str(error)}
-    names = ["/".join(str(row[name]) for name in KEY) for row in rows]
-    store.write_part("pairs", pa.Table.from_pylist(rows, PAIRS), names)
-    return {"pairs": np.array([len(rows)])}
-
-
-def _pixels(store: Store, row: dict[str, Any], kind: Kind, size: int) -> bytes:
-    uri = store.uri(crop_name(row["series_id"], row["page_id"], kind, row[kind]))
-    return prepare(decode(storage.read_bytes(uri)), kind, size).tobytes()
 
 
 def pair_tables(todo: pd.DataFrame, rows: int) -> list[pa.Table]:
@@ -190,7 +151,7 @@ def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
 
 
 def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
-    """The stages of `pretrain` before its training, by name."""
+    """Task stages of `pretrain` before its training, by name."""
     return {"decode": config.pretrain.decode}
 
 
@@ -201,17 +162,3 @@ def dataset(store: Store, series: set[str], sizes: Sizes) -> Dataset:
     return ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
         read, batch_size=1, **ray_task(Stage(workers=0, num_cpus=0.5))
     )
-
-
-def read_pairs(batch: Batch, store: Store, series: set[str], sizes: Sizes) -> Iterator[Batch]:
-    """Sound pairs of these series in parts of pairs/, which are to be decoded again where they are torn."""
-    for name in batch["part"]:
-        table = store.read_part("pairs", str(name), ["series_id", "error", "face_pixels", "body_pixels"])
-        if table is None:
-            continue
-        rows = [row for row in table.to_pylist() if row["series_id"] in series and row["error"] == ""]
-        if rows:
-            yield {
-                kind: np.stack([np.frombuffer(row[f"{kind}_pixels"], np.uint8).reshape(size, size, 3) for row in rows])
-                for kind, size in sizes.items()
-            }

@@ -1,7 +1,7 @@
-"""Stage 1: learn from faces and their bodies, without labels, what a drawn person looks like.
+"""Stage 1: train the backbone on pairs of a face and its body, without labels.
 
-Every pair is seen in two views. Loss = NT-Xent(face, face') + NT-Xent(body, body') + NT-Xent(face, body), of which the
-last, the identity term, makes a face and its own body alike. NT-Xent is that of Chen et al., "A Simple Framework for
+Every pair has two views. Loss = NT-Xent(face, face') + NT-Xent(body, body') + NT-Xent(face, body); the last one, the
+identity term, makes a face and its own body similar. NT-Xent is that of Chen et al., "A Simple Framework for
 Contrastive Learning of Visual Representations", 2020; negatives come from all workers.
 """
 
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from actors.comic_characters.network import feature_size, make_backbone
+from actors.comic_characters.pairs import KEY, REJECTED_PAIRS
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from pipelines.comic_characters.augment import views
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
-from pipelines.comic_characters.pairs import KEY, PARTS, REJECTED_PAIRS, PretrainPlan, dataset, decode_pairs, prepared
+from pipelines.comic_characters.pairs import PARTS, PretrainPlan, dataset, decode_pairs, prepared
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 from pipelines.core.ray_data import set_context
 from pipelines.core.training import Trained, fit
@@ -33,10 +34,10 @@ from pipelines.core.training import Trained, fit
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, everyones: bool = True) -> tuple[Tensor, Tensor]:
-    """The loss of two views (n, D), rows of length 1 of which those of one number belong together.
+    """The loss of two views (n, D) with rows of length 1; equal row numbers are partners.
 
-    Each vector is to be found by its partner among all others of both views; with `everyones`, among those of all
-    workers. Returns the mean over this worker's 2n vectors, and the position of each one's partner, from 1, (2n,).
+    Each vector has to find its partner among all others of both views; with `everyones`, among those of all workers.
+    Returns the mean over this worker's 2n vectors, and the rank of each one's partner, from 1, (2n,).
     """
     left, begin = gathered(first) if everyones else (first, 0)
     right, _ = gathered(second) if everyones else (second, 0)
@@ -49,7 +50,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, everyones: bool =
 
 
 class Contrastive(nn.Module):
-    """The ResNet that faces and bodies share, and a head that is for training only."""
+    """The ResNet that faces and bodies share, and a projection head for training only."""
 
     def __init__(self, backbone: str, dimensions: int) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Contrastive(nn.Module):
         )
 
     def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
-        """Groups of pictures (N, 3, S, S), each of a size of its own, as vectors (N, D) of length 1."""
+        """Groups of pictures (N, 3, S, S), one size per group, to vectors (N, D) of length 1."""
         return tuple(normalize(self.head(self.backbone(pictures)).float(), dim=1) for pictures in groups)
 
 
@@ -74,7 +75,7 @@ def terms(
     generator: torch.Generator | None = None,
     everyones: bool = True,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Loss and positions of `nt_xent` for face, body and, where it is on, identity.
+    """Loss and ranks of `nt_xent` for face, body and, unless switched off, identity.
 
     batch: face and body, uint8 (N, S, S, 3), pairs by row.
     """
@@ -95,9 +96,9 @@ def loss(config: PretrainConfig, model: nn.Module, batch: Tensors) -> Tensor:
 
 
 def evaluate(config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
-    """valid_loss, and of each term the loss, how often the partner comes first and among the first five, and where.
+    """valid_loss, and for each term its loss, the partner's top-1 and top-5 accuracy and its mean rank.
 
-    The views are the same in every epoch. All depend on how many rows a batch has.
+    The views are the same in every epoch. All values depend on the batch size.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     count = 0
@@ -121,12 +122,12 @@ def evaluate(config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors
 
 
 def make_model(backbone: str, dimensions: int) -> nn.Module:
-    """The network with its first weights."""
+    """An untrained network."""
     return Contrastive(backbone, dimensions)
 
 
 def pretrain(config: ComicsConfig, plan: PretrainPlan) -> tuple[dict[str, Any], Trained]:
-    """Decode what is missing, then train; the same call after a kill goes on. Returns what the record tells, too."""
+    """Decode missing pairs, then train; resumes. Returns the run record's values and the training."""
     store, settings = Store(config.output), config.pretrain
     store.write_json(config.backbone.sizes(), "pairs.json")
     started = time.monotonic()

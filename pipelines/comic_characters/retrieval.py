@@ -1,7 +1,7 @@
-"""How well vectors bring together what shows one character: ranks of those that are searched for, and clusters.
+"""How well vectors bring instances of one character together: ranks of retrieval, and clusters.
 
-The scores are those of pytorch-metric-learning's AccuracyCalculator, and CMC, told for every query, so that means can
-be taken over what was drawn anew. Whatever is as near as the one that is searched for stands before it.
+The scores are those of pytorch-metric-learning's AccuracyCalculator, and CMC, per query, so that a bootstrap can
+average them. Among equal distances, wrong answers come first.
 """
 
 from collections import defaultdict
@@ -15,10 +15,11 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
+from actors.comic_characters.instances import Instance
 from actors.core.errors import UserError
 from pipelines.comic_characters.clusters import bcubed
-from pipelines.comic_characters.sequences import Instance, known_to_differ
 from pipelines.comic_characters.sequences import Sequence as Panels
+from pipelines.comic_characters.sequences import known_to_differ
 
 RANKS: tuple[str, ...] = ("map_at_r", "map", "mrr", "r_precision", "cmc_1", "cmc_5", "cmc_10")
 """Mean average precision at R and over all, mean reciprocal rank, precision at R; share of queries with one of their
@@ -251,18 +252,20 @@ def largest_known(rows: Labelled) -> list[str]:
 
 @dataclass(frozen=True)
 class Rerank:
-    """Re-rank by shared neighbours, see `k_reciprocal`."""
+    """Re-ranking by k-reciprocal neighbours, see `k_reciprocal`."""
 
     k1: int = 20
-    """Nearest neighbours among which neighbours are mutual."""
+    """Nearest neighbours, from 1, among which two instances are mutual neighbours."""
     k2: int = 6
-    """Nearest neighbours whose neighbours are averaged."""
+    """Nearest neighbours, from 1, whose neighbourhoods are averaged."""
     weight: float = 0.3
-    """Of the distance itself; the rest is that of neighbours."""
+    """Weight of the original distance, 0 to 1; the rest is the distance of neighbourhoods."""
 
     def __post_init__(self) -> None:
         if self.k1 < 1 or self.k2 < 1 or not 0 <= self.weight <= 1:
-            raise UserError(f"k1 and k2 start at 1, weight lies in [0, 1]: {self}")
+            raise UserError(
+                f"score.rerank: k1 and k2 start at 1, weight lies in [0, 1], not {self.k1}, {self.k2} and {self.weight}"
+            )
 
 
 def distances_of(vectors: np.ndarray, rerank: Rerank | None = None) -> np.ndarray:

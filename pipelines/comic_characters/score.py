@@ -1,9 +1,9 @@
-"""What the vectors of comic characters are worth: in search and in clusters, beside what costs less or was left out.
+"""Scores of the vectors of comic characters, in retrieval and clustering, beside baselines and ablations.
 
-plan    driver  the labelled instances, who is searched for where, and the features that are missing
-extract actors  features by the backbone, of colours, and by a network that knows photographs
-ablate  task    each training that differs in some settings, as many at once as fit; its vectors are kept
-score   driver  ranks and clusters of every method, with intervals of the bootstrap over series
+plan    driver  the labelled instances, and the missing features
+extract actors  features by the backbone, of colours, and by a network trained on photographs
+ablate  task    each training with other settings, as many at once as fit; its vectors are stored
+score   driver  ranks and clusters of every method, with intervals from a bootstrap over series
 """
 
 import csv
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
+from actors.comic_characters.instances import FEATURES, KEY, REJECTED_INSTANCES, Instance, as_instance
 from actors.comic_characters.network import Parts, embed, feature_size, load_head
 from actors.core import storage
 from actors.core.errors import UserError
@@ -30,12 +31,8 @@ from actors.core.store import Store
 from actors.models import backbones
 from pipelines.comic_characters.embed import head_weights, read_embeddings
 from pipelines.comic_characters.features import (
-    FEATURES,
-    KEY,
-    REJECTED_INSTANCES,
     Features,
     Source,
-    as_instance,
     extract_by,
     find_backbone,
     read_features,
@@ -60,7 +57,7 @@ from pipelines.comic_characters.retrieval import (
     score_within,
     within,
 )
-from pipelines.comic_characters.sequences import Instance, read_sequences
+from pipelines.comic_characters.sequences import read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.metrics import bootstrap
 from pipelines.core.ray_data import actor_retries
@@ -68,9 +65,9 @@ from pipelines.core.ray_data import actor_retries
 log = logging.getLogger(__name__)
 
 OURS = "stage 2"
-"""The method that others are compared with: what `embed` has left."""
+"""The method that others are compared with: the vectors of `embed`."""
 VECTORS = pa.schema([*(FEATURES.field(name) for name in KEY), ("vector", pa.list_(pa.float32()))])
-"""What is kept of an ablation: one row an instance."""
+"""The stored vectors of an ablation: one row per instance."""
 SCORES = (*RANKS, *CLUSTERS)
 PLACES = ("between", "within")
 """Across all series at once, and in each series alone."""
@@ -78,18 +75,20 @@ PLACES = ("between", "within")
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What is scored, and what is missing for it."""
+    """The instances to score, and the missing features and trainings."""
 
     instances: list[Instance]
-    """Those of the labels."""
+    """Instances of the labels."""
     vectors: dict[Instance, np.ndarray]
-    """What `embed` has made of them."""
+    """Their vectors by `embed`."""
     sources: dict[str, Source]
-    """What makes features, by name."""
+    """Sources of features by name."""
     todo: dict[str, list[Instance]]
-    """Instances that have no features, by source."""
+    """Instances without features, by source."""
     notes: dict[str, str]
-    """Methods that cannot be had, and why."""
+    """Methods that are not available, and why."""
+    variants: Mapping[str, ComicsConfig]
+    """Settings of the ablations, as `variant` returns them."""
 
 
 @dataclass(frozen=True)
@@ -99,29 +98,33 @@ class Method:
     vectors: np.ndarray
     """float32 (N, D) of length 1."""
     guessed: int = 0
-    """How many of them are random, since the instance has no such part."""
+    """How many of them are random, because the instance has no such part."""
     rerank: Rerank | None = None
 
 
-def plan_scores(config: ComicsConfig) -> ScorePlan:
-    """Find what is to be scored. Raises ValueError where there are no labels, or no vectors of what they name."""
+def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> ScorePlan:
+    """Find what to score. Raises UserError where there are no labels, or no vectors.
+
+    others: the settings of each ablation, with those in which it differs.
+    """
     if not config.labels:
-        raise UserError("labels: this setting is needed")
+        raise UserError("labels: this setting is required")
+    variants = {name: variant(config, name, other) for name, other in others.items()}
     uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
     instances = list(dict.fromkeys(one for sequence in read_sequences(uri) for one in sequence.instances))
     if config.score.parts == "both":
         instances = [one for one in instances if None not in one]
     if not instances:
-        raise UserError(f"{uri} names no instance to score")
+        raise UserError(f"{uri} has no instance to score")
     store = Store(config.output)
     found = read_embeddings(store)
     sources, notes = find_sources(config)
     todo = {name: without_features(store, source.folder, instances) for name, source in sources.items()}
-    return ScorePlan(instances, dict(zip(found.instances, found.vectors, strict=True)), sources, todo, notes)
+    return ScorePlan(instances, dict(zip(found.instances, found.vectors, strict=True)), sources, todo, notes, variants)
 
 
 def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str]]:
-    """What makes the features that are compared, and what of it cannot be had."""
+    """Sources of the features that are compared, and those that are not available, with the reason."""
     root, photographs = Store(config.output).root, config.score.photographs
     sources = {"stage 1": source_of(config, find_backbone(config))}
     pool = Stage(config.features.workers, batch_size=config.features.batch_size)
@@ -146,7 +149,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def fused(features: Sequence[Features], kinds: Sequence[str], seed: int) -> Method:
-    """The sum of the directions of face and body, or one of them; what has no such part is guessed."""
+    """The sum of the normalised features of face and body, or of one of them; without such a part, a random vector."""
     width = next((len(part) for one in features for part in one[:2] if part is not None), 1)
     total = np.zeros((len(features), width), np.float32)
     for row, one in enumerate(features):
@@ -164,7 +167,7 @@ def _guessed(vectors: np.ndarray, there: np.ndarray, seed: int) -> Method:
 
 
 def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Method:
-    """What the head of stage 2 makes of faces or bodies alone."""
+    """Vectors of faces or bodies alone, by the head of stage 2."""
     head = load_head(config.fine_tune.head, feature_size(config.backbone.name), head_weights(config))
     there = np.array([getattr(one, kind) is not None for one in features])
     parts: list[Parts] = [
@@ -181,7 +184,7 @@ def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Metho
 def methods_of(
     config: ComicsConfig, plan: ScorePlan, features: Mapping[str, Mapping[Instance, Features]], sound: list[Instance]
 ) -> dict[str, Method]:
-    """Every method but ablations, by name: what costs nothing first, what is to be proved last."""
+    """Every method but ablations, by name; the cheapest first."""
     seed = config.score.seed
     known = {name: [found[one] for one in sound] for name, found in features.items()}
     both = ("face", "body")
@@ -201,9 +204,9 @@ def methods_of(
 
 
 def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfig:
-    """Settings of an ablation, whose trainings have folders of their own; a stage that is the same is not trained anew.
+    """Settings of an ablation, whose trainings have folders of their own; an equal stage is not trained again.
 
-    Raises ValueError where it differs in what is no training.
+    Raises UserError where it differs in settings that are not of a training.
     """
     folder = f"{config.score.folder}/ablations/{name}"
     groups = {group: getattr(config, group) for group in ("pretrain", "fine_tune", "features", "score")}
@@ -213,7 +216,7 @@ def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfi
         if other.features.weights and other.features.weights == config.features.weights:
             raise UserError(
                 f"score.ablations.{name}: with features.weights={other.features.weights} another pretraining changes "
-                "nothing: add features.weights=null, or name its weights"
+                "nothing: add features.weights=null, or set its own weights"
             )
         other = replace(other, pretrain=replace(other.pretrain, folder=f"{folder}/pretrain"))
     return replace(other, fine_tune=replace(other.fine_tune, folder=f"{folder}/fine-tune"))
@@ -225,7 +228,7 @@ def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
 
 
 def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
-    """Train an ablation and keep its vectors of these instances; returns where. What is there is not made again."""
+    """Train an ablation and store its vectors of these instances, unless they are stored already; returns where."""
     store = Store(config.output)
     if trained_anew(config, other):
         pretrain(other, plan_pretraining(other))
@@ -248,7 +251,7 @@ def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance])
 
 
 def cpus_of(other: ComicsConfig) -> float:
-    """CPUs that an ablation holds at once: those of its training, and one that reads."""
+    """CPUs that an ablation holds at once: those of its training, and one to read."""
     return 1 + max(one.workers * one.num_cpus for one in (other.pretrain.training, other.fine_tune.training))
 
 
@@ -268,17 +271,17 @@ def run_ablations(
             if running and not growing and asked > there:
                 break
             name = waiting.pop(0)
-            log.info("ablation %s begins", name)
+            log.info("ablation %s: training", name)
             running[work.remote(config, variants[name], instances)] = name
         (done,), _ = ray.wait(list(running), num_returns=1)
         name = running.pop(done)
         found[name] = ray.get(done)
-        log.info("ablation %s is done", name)
+        log.info("ablation %s: done", name)
     return {name: found[name] for name in variants}
 
 
 def read_vectors(uri: str) -> dict[Instance, np.ndarray]:
-    """What `ablate` has kept."""
+    """The vectors that `ablate` has stored."""
     rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
     return {as_instance(row): np.array(row["vector"], np.float32) for row in rows}
 
@@ -287,24 +290,24 @@ def read_vectors(uri: str) -> dict[Instance, np.ndarray]:
 
 
 Value = dict[str, float]
-"""value, low and high, and by how much stage 2 is ahead: ahead, ahead_low, ahead_high; NaN where there is none."""
+"""value, low and high, and the lead of stage 2: ahead, ahead_low, ahead_high; NaN where there is none."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What becomes scores.json."""
+    """The content of scores.json."""
 
     facts: dict[str, int]
-    """How many there were, by name."""
+    """Counts by name."""
     methods: dict[str, dict[str, dict[str, Value]]]
     """By method, by place, by score; all in 0..1."""
     guessed: dict[str, int]
     """Instances of each method whose vector is random."""
     notes: dict[str, str]
-    """Methods that could not be had, and why."""
+    """Methods that were not available, and why."""
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values; what is no number is None."""
+        """All of it as JSON values; NaN becomes None."""
         tree = asdict(self)
         for scores in (scores for places in tree["methods"].values() for scores in places.values()):
             for score, value in scores.items():
@@ -312,7 +315,7 @@ class Found:
         return tree
 
     def as_csv(self) -> bytes:
-        """One row for each method, place and score; methods that could not be had with nothing but the reason."""
+        """One row per method, place and score; methods that were not available have a row with the reason."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         names = ("value", "low", "high", "ahead", "ahead_low", "ahead_high")
@@ -327,8 +330,8 @@ class Found:
         return text.getvalue().encode()
 
 
-def score(config: ComicsConfig, plan: ScorePlan, variants: Mapping[str, ComicsConfig]) -> tuple[dict[str, Any], Found]:
-    """Compute what is missing, train ablations, and score everything; returns what the record tells, too."""
+def score(config: ComicsConfig, plan: ScorePlan) -> tuple[dict[str, Any], Found]:
+    """Compute missing features, train ablations, and score all methods; returns the run record's values and scores."""
     store = Store(config.output)
     stages = {name: extract_by(config, source, plan.todo[name]) for name, source in plan.sources.items()}
     features = {name: read_features(store, source.folder, plan.instances) for name, source in plan.sources.items()}
@@ -336,8 +339,8 @@ def score(config: ComicsConfig, plan: ScorePlan, variants: Mapping[str, ComicsCo
     bad = {one: why for one, why in errors.items() if why}
     sound = [one for one in plan.instances if one not in bad]
     if missing := [one for one in sound if one not in plan.vectors]:
-        raise UserError(f"embeddings/ has no vectors of {len(missing)} instances of the labels: `embed` makes them")
-    written = run_ablations(config, variants, plan.instances)
+        raise UserError(f"embeddings/ has no vectors of {len(missing)} instances of the labels. Run `embed` first.")
+    written = run_ablations(config, plan.variants, plan.instances)
     methods = methods_of(config, plan, features, sound)
     for name, uri in written.items():
         vectors = read_vectors(uri)
@@ -361,26 +364,26 @@ def scores_of(
     methods: Mapping[str, Method],
     notes: dict[str, str],
 ) -> Found:
-    """Score methods on labelled rows. Raises ValueError where nobody can be searched for between series.
+    """Score methods on labelled rows. Raises UserError where there are no queries between series.
 
-    place: of each instance, its row in the methods' vectors.
+    place: the row of each instance in the methods' vectors.
     """
     settings = config.score
     groups, search = within(rows, settings.least), between(rows, settings.seed)
     if len(search.queries) < 2:
-        raise UserError("the labels have no two characters who are known to differ and have two instances each")
+        raise UserError("The labels need two characters that are known to differ, with two instances each.")
     order = np.array([place[one] for one in rows.instances])
     values: dict[str, dict[str, dict[str, Value]]] = {}
     told: dict[str, tuple[Across, Tally]] = {}
-    # The one that others are compared with comes first.
+    # The method that others are compared with comes first.
     for name in sorted(methods, key=lambda name: name != OURS):
         told[name] = _told(rows, groups, search, methods[name], order, settings.seed)
-        log.info("%s is scored", name)
+        log.info("scored %s", name)
     for name in methods:
         across, inside = told[name]
         ours, ours_inside = told[OURS]
         ranks = _values(RANKS, across.ranks, ours.ranks, settings.draws, settings.seed)
-        # Without some of the series the others are confused less: no interval of a bootstrap holds for these.
+        # These depend on which series there are, so a bootstrap over series gives no valid interval.
         nothing = [np.nan] * 5
         clusters = {score: _value(x, *nothing) for score, x in zip(CLUSTERS, across.clusters, strict=True)}
         values[name] = {

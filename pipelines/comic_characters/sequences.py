@@ -1,9 +1,9 @@
-"""Who is the same in sequences of panels, as people have said it, and which pairs that tells to be different.
+"""Labelled sequences of panels: who is the same character, and which pairs are known to differ.
 
 `<split>_sequences.json`: [{seq_id: "1014_14_0+1014_14_1+...", annotations: [{charId, charInstances: [{face?, body?}],
 uncertain?}]}], with names <series>_<page>_<panel>_<face|body>_<number>. One charId is one character, wherever it
-stands. Others are known to be someone else where they stand in one sequence, or in another series; in other sequences
-of the same series they may be the same, and so may one whose annotation says `uncertain: true`.
+appears. Others are known to differ in the same sequence, and in another series. In other sequences of the same series
+they may be the same, and so may those with `uncertain: true`.
 """
 
 import json
@@ -13,23 +13,22 @@ from typing import Any
 import numpy as np
 
 from actors.comic_characters.crops import parse_instance
+from actors.comic_characters.instances import Instance
 from actors.core import storage
 from actors.core.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-Instance = tuple[str, str, int | None, int | None]
-"""series, page, index of the face and of the body."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A few panels in a row, and who is in them."""
+    """A few consecutive panels, and the instances in them."""
 
     name: str
     """seq_id."""
     series: str
     instances: list[Instance]
-    """A character in a panel each."""
+    """One per character and panel."""
     characters: list[str]
     """charId of each instance."""
     uncertain: list[bool]
@@ -37,15 +36,15 @@ class Sequence:
 
 
 def read_sequences(uri: str) -> list[Sequence]:
-    """The sequences of a file. Raises ValueError where it has another layout, and tells where."""
+    """The sequences of a file. Raises UserError where its layout is wrong; the message says where."""
     try:
         tree = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
-        raise UserError(f"there is no {uri}") from error
+        raise UserError(f"{uri} does not exist") from error
     except ValueError as error:
-        raise UserError(f"{uri} is no JSON: {error}") from error
+        raise UserError(f"{uri} is not JSON: {error}") from error
     if not isinstance(tree, list):
-        raise UserError(f"{uri} holds no list of sequences")
+        raise UserError(f"{uri} is not a list of sequences")
     found = []
     for number, one in enumerate(tree):
         try:
@@ -65,7 +64,7 @@ def _sequence(one: dict[str, Any]) -> Sequence:
             characters.append(str(annotation["charId"]))
             uncertain.append(bool(annotation.get("uncertain", False)))
     if len(series := {instance[0] for instance in instances}) > 1:
-        raise UserError(f"its instances are of several series: {', '.join(sorted(series))}")
+        raise UserError(f"instances of several series: {', '.join(sorted(series))}")
     return Sequence(one["seq_id"], series.pop() if series else "", instances, characters, uncertain)
 
 
@@ -75,7 +74,7 @@ def _instance(parts: dict[str, Any]) -> Instance:
     if not found or any(kind != parsed[2] for kind, parsed in found.items()):
         raise UserError(f"an instance is a face, a body or both, not {parts}")
     if len(places := {parsed[:2] for parsed in found.values()}) > 1:
-        raise UserError(f"a face and its body stand in one panel, not {parts}")
+        raise UserError(f"a face and its body must be in one panel, not {parts}")
     series, page = places.pop()
     face, body = (found[kind][3] if kind in found else None for kind in ("face", "body"))
     return series, page, face, body

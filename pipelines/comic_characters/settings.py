@@ -1,8 +1,8 @@
-"""Settings of comic characters: one tree for all verbs, so that one file of settings runs them all."""
+"""Settings of comic characters: one tree for all verbs, so that one settings file runs them all."""
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from actors.comic_characters.crops import CropConfig
 from actors.comic_characters.network import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
@@ -16,14 +16,15 @@ from pipelines.core.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class DecodeConfig(Stage):
-    """How crops are decoded for training."""
+    """Task stage that decodes crops for training."""
 
     workers: int = 0
+    """Tasks that decode at once over the whole cluster; 0: as many as there are CPUs for."""
 
 
 @dataclass(frozen=True)
 class PretrainTraining(TrainingConfig):
-    """How long and how fast stage 1 trains."""
+    """Training of stage 1."""
 
     epochs: int = 500
     batch_size: int = 320
@@ -37,37 +38,43 @@ class PretrainTraining(TrainingConfig):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Stage 1: how the backbone is trained on pairs of face and body, without labels."""
+    """Stage 1: training of the backbone on pairs of face and body, without labels."""
 
     folder: str = "pretrain"
-    """Where below the output the weights go."""
+    """Folder of the weights of stage 1, below the output."""
     identity: bool = True
-    """Make a face and its body alike: the identity term."""
+    """Add the identity term to the loss, which makes a face and its own body similar. false: for comparison."""
     temperature: float = 0.07
-    """What cosines are divided by; the lower, the more the hardest negatives count."""
+    """Temperature of the loss, above 0. The lower it is, the more the hardest negatives count."""
     dimensions: int = 128
-    """Of the vectors that are compared."""
+    """Length of the vectors that the loss compares, from 2."""
     shares: tuple[float, float, float] = (0.92, 0.04, 0.04)
-    """Of series, not pairs: to train on, to validate, to test. Series of the labels' validation and test stay there."""
+    """Shares of series for training, validation and test. Series in the validation or test labels keep their part."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    """How a view may differ from its picture."""
+    """Augmentation: how each view differs from its picture."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Decoding each crop once."""
+    """Task stage that decodes each crop once."""
     training: PretrainTraining = field(default_factory=PretrainTraining)
-    """How long and how fast."""
+    """Training of stage 1: epochs, batch size, learning rate, workers."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0 or self.dimensions < 2 or min(self.shares) <= 0:
-            raise UserError(f"temperature and shares are above 0 and dimensions start at 2: {self}")
+            raise UserError(
+                f"pretrain: temperature and shares must be above 0 and dimensions 2 or more, not {self.temperature}, "
+                f"{self.shares} and {self.dimensions}"
+            )
         if self.training.accumulate > 1 or not self.training.drop_last:
-            raise UserError("training.accumulate is 1 and training.drop_last true: the loss is of a batch as a whole")
+            raise UserError("pretrain.training: accumulate must be 1 and drop_last true; the loss needs whole batches")
         if self.training.batch_size < max(2, self.training.workers):
-            raise UserError(f"training.batch_size starts at 2 and at training.workers: {self.training}")
+            raise UserError(
+                f"pretrain.training.batch_size={self.training.batch_size} must be at least 2 and at least "
+                f"training.workers={self.training.workers}"
+            )
 
 
 @dataclass(frozen=True)
 class FineTuneTraining(TrainingConfig):
-    """How long and how fast stage 2 trains; a batch is one of sequences."""
+    """Training of stage 2; a batch is a batch of sequences."""
 
     epochs: int = 20
     batch_size: int = 16
@@ -83,118 +90,173 @@ class FineTuneTraining(TrainingConfig):
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """Stage 2: how the head is trained on sequences in which it is known who is who."""
+    """Stage 2: training of the head on labelled sequences."""
 
     folder: str = "fine-tune"
-    """Where below the output the weights go."""
+    """Folder of the weights of stage 2, below the output."""
     head: HeadConfig = field(default_factory=HeadConfig)
-    """What makes one vector of a face and a body."""
+    """The head that fuses a face and a body into one vector."""
     loss: Literal["contrastive", "triplet", "multi_similarity", "circle", "tuplet", "n_pairs"] = "contrastive"
-    """Of pytorch-metric-learning."""
+    """Metric loss, from pytorch-metric-learning."""
     miner: Literal["none", "multi_similarity", "pair_margin", "triplet_margin"] = "none"
-    """Which pairs the loss is of: all that are known, or what a miner of pytorch-metric-learning picks of them."""
+    """Miner of pytorch-metric-learning that picks the pairs for the loss; none: all pairs with known labels."""
     uncertain: bool = False
-    """Take characters that may be the same for different ones."""
+    """Use characters that may be the same as negatives, too. false: only pairs known to differ are negatives."""
     mask: float = 0.0
-    """Share of instances with face and body of which, in training, one or the other is not seen."""
+    """Share, 0 to 1, of instances with face and body of which training hides one at random; makes the head robust."""
     training: FineTuneTraining = field(default_factory=FineTuneTraining)
-    """How long and how fast."""
+    """Training of stage 2: epochs, batch size, learning rate."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask <= 1:
-            raise UserError(f"mask lies in [0, 1], not at {self.mask}")
+            raise UserError(f"fine_tune.mask must be in [0, 1], not {self.mask}")
         if self.loss == "n_pairs" and self.miner != "none":
-            raise UserError("n_pairs takes pairs of its own: miner=none")
+            raise UserError("fine_tune.loss=n_pairs picks its own pairs. Set fine_tune.miner=none.")
         if self.training.workers > 1 or self.training.accumulate > 1:
-            raise UserError("training.workers and training.accumulate are 1: a batch is taken as a whole")
+            raise UserError("fine_tune.training: workers and accumulate must be 1; the loss needs whole batches")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """How vectors are scored, and beside what."""
+    """Scores of vectors, and the baselines and ablations beside them."""
 
     folder: str = "scores"
-    """Where below the output tables, pictures and the page go."""
+    """Folder of tables, figures and the page, below the output."""
     split: Literal["train", "validation", "test"] = "test"
-    """Of which labels."""
+    """Label file that is scored: <split>_sequences.json."""
     parts: Literal["any", "both"] = "any"
-    """Score all instances, or only those of which both face and body are known."""
+    """Instances that are scored: all (any), or only those with both face and body (both)."""
     least: int = 5
-    """Series and sequences of fewer instances are not scored within."""
+    """Least number of instances, from 2, of a series or sequence to be scored within."""
     rerank: Rerank | None = None
-    """Also score the vectors re-ranked by shared neighbours: {} for the usual k1, k2 and weight."""
+    """Also score vectors re-ranked by k-reciprocal neighbours; {} sets the usual k1, k2 and weight. null: do not."""
     draws: int = 1000
-    """Of the bootstrap over series."""
+    """Draws of the bootstrap over series, from 1, by which intervals are computed."""
     seed: int = 0
-    """Of queries, k-means, random vectors and the bootstrap."""
+    """Seed of queries, k-means, random vectors and the bootstrap."""
     photographs: backbones.BackboneConfig = field(default_factory=backbones.BackboneConfig)
-    """The network, trained on ImageNet, that is compared with."""
+    """Baseline network, trained on photographs (ImageNet)."""
     ablations: dict[str, list[str]] = field(default_factory=dict)
-    """Trainings to compare with, each by its name and the settings in which it differs, as
+    """Trainings to compare with: a name and the settings in which each differs, such as
     {cat: [fine_tune.head.fusion=cat], unaligned: [pretrain.identity=false]}."""
 
     def __post_init__(self) -> None:
         if self.least < 2 or self.draws < 1 or self.seed < 0:
-            raise UserError(f"least starts at 2, draws at 1, seed at 0: {self}")
+            raise UserError(
+                f"score: least starts at 2, draws at 1, seed at 0, not {self.least}, {self.draws}, {self.seed}"
+            )
         if wrong := [name for name in self.ablations if not re.fullmatch(r"[\w.-]+", name)]:
-            raise UserError(f"ablations are named by letters, digits, '.', '_' and '-', not {', '.join(wrong)}")
+            raise UserError(f"score.ablations are named by letters, digits, '.', '_' and '-', not {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)
 class AssignConfig:
-    """Who is the same in a few panels."""
+    """Clustering of the instances of each sequence into characters."""
 
     folder: str = "assign"
-    """Where below the output the result goes."""
+    """Folder of clusters, pictures and the page, below the output."""
     split: Literal["train", "validation", "test"] | None = "test"
-    """Of which label file the sequences are; null, or without labels: consecutive panels of all that was cropped."""
+    """Label file with the sequences to cluster: <split>_sequences.json. null, or without labels: consecutive panels of
+    all crops."""
     panels: int = 4
-    """So many consecutive panels of a series are a sequence, where no label file says so; 0: the whole series is."""
+    """Consecutive panels per sequence where there is no label file; 0: each series is one sequence."""
     method: Literal["agglomerative", "dbscan"] = "agglomerative"
-    """Average linkage, or DBSCAN with one neighbour; by Euclidean distance."""
+    """Clustering method on Euclidean distances: average linkage, or DBSCAN with one neighbour."""
     threshold: float | None = None
-    """Up to which distance, 0 to 2, two are the same; null: what the validation split of `labels` teaches, else what
-    it has taught before, else .82."""
+    """Largest distance, 0 to 2, between instances of one character. null: fitted on the validation split of `labels`;
+    else the one fitted before; else 0.82."""
     constraints: bool = True
-    """Nobody stands in a panel twice, and boxes of a panel with one char_index are of one character."""
+    """Keep instances of one panel apart, and boxes of a panel with one char_index together."""
     bank: str = ""
-    """CSV with the columns name and instance, <series>_<page>_<panel>_<face|body>_<number>: examples of characters."""
+    """Character bank: a CSV of examples with columns name and instance (<series>_<page>_<panel>_<face|body>_<number>).
+    Clusters close to a character's examples get its name. Empty: no names."""
     pictures: int = 24
-    """So many sequences, from the first to the last, get a picture with boxes."""
+    """Sequences, evenly spread, that get a picture with boxes."""
 
     def __post_init__(self) -> None:
         if self.panels < 0 or self.pictures < 0 or not 0 <= (self.threshold or 0) <= 2:
-            raise UserError(f"panels and pictures start at 0, and threshold lies in 0..2: {self}")
+            raise UserError(
+                f"assign: panels and pictures start at 0, and threshold lies in 0..2, not {self.panels}, "
+                f"{self.pictures} and {self.threshold}"
+            )
 
 
 @dataclass(frozen=True)
 class ComicsConfig:
-    """Settings of every verb."""
+    """Settings of crop, embed, assign and score; of pretrain and fine-tune, too."""
 
     output: str
-    """Where everything goes: a path or s3://bucket/prefix."""
-    pictures: str = ""
-    """Folder of panels, <series>/<page>_<panel>.jpg, or of pages, <series>/<page>.jpg; also .jpeg, .png and .webp."""
+    """Where all results go: a path or s3://bucket/prefix."""
+    input: str = ""
+    """Folder or prefix of panels, <series>/<page>_<panel>.jpg, or of pages, <series>/<page>.jpg; also .jpeg, .png and
+    .webp. Needed by `crop`."""
     boxes: str = ""
-    """CSV of boxes, in pixels of these pictures: series_id, page_id (<page>_<panel>), type (face or body), index,
-    char_index (the same for a face and its body; empty or -1 where unknown), x_0, y_0, x1, y_1."""
+    """CSV of boxes in pixels of the input's pictures: series_id, page_id (<page>_<panel>), type (face or body), index,
+    char_index (equal for a face and its body; empty or -1 where unknown), x_0, y_0, x1, y_1. Needed by `crop`."""
     labels: str = ""
-    """Folder of train_sequences.json, validation_sequences.json and test_sequences.json: who is who."""
+    """Folder of labels: train_sequences.json, validation_sequences.json, test_sequences.json. Needed by `fine-tune` and
+    `score`."""
+    experiment: str = ""
+    """Name of a settings file that ships with the project (jobs/comic_characters/experiments/NAME.yaml). Your settings
+    override it. Empty: none."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for: do not fit pools to what is there now."""
+    """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The network that faces and bodies share."""
+    """Network that faces and bodies share."""
     crop: CropConfig = field(default_factory=CropConfig)
-    """Faces and bodies cut out of pictures."""
+    """Cutting faces and bodies out of pictures."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    """Stage 1."""
+    """Stage 1: training of the backbone."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """The backbone, frozen, applied to crops."""
+    """Features of crops by the frozen backbone."""
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    """Stage 2."""
+    """Stage 2: training of the head."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
-    """The head applied to what the backbone sees."""
+    """Vectors of instances by the trained head."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    """What all that is worth."""
+    """Scores of the vectors, beside baselines and ablations."""
     assign: AssignConfig = field(default_factory=AssignConfig)
-    """Who is the same, by their vectors."""
+    """Clustering of instances into characters."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {"pictures": "input"}
+
+
+def gpus(gpus: int) -> dict[str, float]:
+    """Settings of a training that stand for PyTorch Lightning's `trainer.gpus`: that many workers with a GPU each."""
+    if gpus < 0:
+        raise UserError(f"trainer.gpus={gpus} is not supported. Set the number of GPUs, or 0 for CPUs.")
+    return {"workers": gpus, "num_gpus": 1.0} if gpus else {"num_gpus": 0.0}
+
+
+def _overrides(training: str) -> dict[str, Any]:
+    """Hydra overrides of the reference system, for the training at this path."""
+    return {
+        **ComicsConfig.ALIASES,
+        "trainer.max_epochs": f"{training}.epochs",
+        "trainer.gradient_clip_val": f"{training}.clip",
+        "trainer.gpus": (training, gpus),
+        "datamodule.batch_size": f"{training}.batch_size",
+    }
+
+
+_NOT_HERE = {
+    "trainer.min_epochs": "pretrain and fine_tune have training.epochs and training.patience",
+    "datamodule.num_workers": "Ray schedules decoding; see pretrain.decode.workers",
+    "datamodule.pin_memory": "a training keeps its data on the device",
+}
+
+
+@dataclass(frozen=True)
+class PretrainSettings(ComicsConfig):
+    """Settings of `pretrain`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = _overrides("pretrain.training")
+    IGNORED: ClassVar[dict[str, str]] = _NOT_HERE
+
+
+@dataclass(frozen=True)
+class FineTuneSettings(ComicsConfig):
+    """Settings of `fine-tune`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = _overrides("fine_tune.training")
+    IGNORED: ClassVar[dict[str, str]] = _NOT_HERE

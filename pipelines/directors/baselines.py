@@ -14,11 +14,11 @@ from pipelines.directors.frames import STYLE, TEST, TRAIN, Frames
 from pipelines.directors.settings import DirectorsConfig
 
 MANY = 20_000
-"""Pictures that the comparisons learn from at most, drawn at random."""
+"""Largest number of pictures that baselines are trained on, drawn at random."""
 
 
 def compared(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> dict[str, np.ndarray]:
-    """Log-probabilities float64 (N, C) that other methods give the pictures of TEST, by name of METHODS."""
+    """Log-probabilities float64 (N, C) of the baselines for the pictures of TEST, by name of METHODS."""
     random = np.random.default_rng(config.training.seed)
     rows = np.flatnonzero((parts == TRAIN) & (frames.view == 0))
     if len(rows) > MANY:
@@ -51,20 +51,21 @@ def _forest(config: DirectorsConfig) -> Any:
 
 
 def known_style(frames: Frames) -> list[int]:
+    """Columns of STYLE that are known for at least one picture."""
     return np.flatnonzero(~np.isnan(frames.style).all(0)).tolist()
 
 
 def _answers(model: Any, rows: np.ndarray, classes: int) -> np.ndarray:
-    # Not 0: no picture rules a director out for the whole film.
+    # Above 0, so that no single picture eliminates a director for the whole film.
     chances = np.full((len(rows), classes), 1e-3)
     chances[:, model.classes_] += model.predict_proba(rows)
     return np.log(chances / chances.sum(1, keepdims=True))
 
 
 def style_importance(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> list[dict[str, Any]]:
-    """What each value of STYLE is worth to a forest that knows only these: rows name, loss, deviation.
+    """Permutation importance of each style feature for a random forest on style alone: rows name, loss, deviation.
 
-    loss: by how much the share of right answers on TEST falls when this value is shuffled among the pictures.
+    loss: how much accuracy on TEST falls when this feature is shuffled among the pictures.
     """
     known = known_style(frames)
     if not known:

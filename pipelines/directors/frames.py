@@ -15,38 +15,38 @@ from pipelines.directors.settings import DirectorsConfig
 from pipelines.directors.vectors import Pictures
 
 TRAIN, VALID, TEST, NONE = 0, 1, 2, 3
-"""Parts; NONE: of a stranger, or of a view of a picture that is not trained on."""
+"""Parts; NONE: pictures of an unknown director, and views of pictures outside TRAIN."""
 STYLE = (*FEATURES, "shot_s")
-"""FEATURES of `actors.directors.style`, and how long the shot lasts, in seconds; NaN where that is not known."""
+"""FEATURES of `actors.directors.style`, and the length of the shot in seconds; NaN where unknown."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Vectors of pictures, and whose they are."""
+    """Vectors of pictures with their film and director."""
 
     vectors: np.ndarray
     """float16 (N, D)"""
     style: np.ndarray
-    """float32 (N, len(STYLE)), NaN where it is not known."""
+    """float32 (N, len(STYLE)), NaN where unknown."""
     view: np.ndarray
-    """int (N,), 0 for the picture itself."""
+    """int (N,), 0 for the picture itself, else the number of a random view."""
     film: np.ndarray
     """int (N,), the number of its film."""
     films: list[str]
     """F names, <director>/<film>."""
     director: np.ndarray
-    """int (F,), the number of each film's director; -1 for a stranger."""
+    """int (F,), the number of each film's director; -1 for an unknown director."""
     directors: list[str]
     """C names, sorted."""
 
     @property
     def labels(self) -> np.ndarray:
-        """int (N,), the number of each picture's director; -1 for a stranger."""
+        """int (N,), the number of each picture's director; -1 for an unknown director."""
         return self.director[self.film]
 
 
 def frames_of_pictures(shots: Sequence[Screenshot], pictures: Pictures, config: DirectorsConfig) -> Frames:
-    """What is learned from screenshots."""
+    """Labelled vectors of screenshots."""
     about = {shot.path: shot for shot in shots}
     rows = [about[path] for path in pictures.path]
     names = [(row.director, f"{row.director}/{row.film}") for row in rows]
@@ -56,10 +56,10 @@ def frames_of_pictures(shots: Sequence[Screenshot], pictures: Pictures, config: 
 
 
 def frames_of_films(films: Films, config: DirectorsConfig) -> Frames:
-    """What is learned from vectors of films; films whose director is not known are left out."""
+    """Labelled vectors of films; films without a director are left out."""
     known = [i for i, director in enumerate(films.directors) if director]
     if not known:
-        raise UserError(f"{config.films} names no director: its `director` is empty")
+        raise UserError(f"{config.films} has no directors: its array `director` is empty. Add directors.")
     some = films.take(known)
     names = [
         (director, f"{director}/{film}")
@@ -78,7 +78,9 @@ def _frames(
     pictures = Counter(director for director, _ in names)
     if absent := [name for name in config.unknown if name not in counts]:
         near = get_close_matches(absent[0], counts, 3, 0.3)
-        raise UserError(f"unknown={absent[0]} is no director of these films; near it: {', '.join(near) or 'none'}")
+        raise UserError(
+            f"unknown={absent[0]}: these films have no such director. Similar names: {', '.join(near) or 'none'}."
+        )
     directors = sorted(
         name
         for name, count in counts.items()
@@ -87,8 +89,8 @@ def _frames(
     if len(directors) < 2:
         few = ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
         raise UserError(
-            f"of {len(counts)} directors {len(directors)} can be learned: two or more, with {config.min_films} films "
-            f"and three pictures each, are needed (films: {few})"
+            f"{len(directors)} of {len(counts)} directors can be classes, and at least 2 are needed, with "
+            f"{config.min_films} films and 3 pictures each (films: {few}). Add films, or lower min_films."
         )
     films = sorted(owners)
     number = {name: i for i, name in enumerate(directors)}
@@ -108,9 +110,9 @@ def _frames(
 
 
 def deal(groups: np.ndarray, shares: tuple[float, float], seed: int) -> np.ndarray:
-    """A part for each item, int (N,): of every group the shares go to VALID and TEST, at least one each.
+    """A part for each item, int (N,): these shares of every group become VALID and TEST, at least one item each.
 
-    groups: int (N,); items of group -1 get NONE. A group needs three items.
+    groups: int (N,); items of group -1 get NONE. A group needs three items. shares: of VALID and TEST.
     """
     random = np.random.default_rng(seed)
     parts = np.full(len(groups), NONE)
@@ -124,7 +126,7 @@ def deal(groups: np.ndarray, shares: tuple[float, float], seed: int) -> np.ndarr
 
 
 def fold(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for each item, int (N,), each group dealt out evenly; -1 for items of group -1."""
+    """A fold for each item, int (N,), with each group spread evenly over the folds; -1 for items of group -1."""
     random = np.random.default_rng(seed)
     found = np.full(len(groups), -1)
     begin = 0
@@ -137,7 +139,7 @@ def fold(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def parts_of(frames: Frames, config: DirectorsConfig, split: str, folds: int = 0) -> list[np.ndarray]:
-    """The part of each picture, int (N,), once for every fold; views are trained on or not used."""
+    """The part of each picture, int (N,), once per fold (once without folds); views are in TRAIN or NONE."""
     own = frames.view == 0
     groups = frames.director if split == "film" else np.where(own, frames.labels, -1)
     seed = config.training.seed
@@ -154,7 +156,7 @@ def parts_of(frames: Frames, config: DirectorsConfig, split: str, folds: int = 0
         if split == "film":
             parts = parts[frames.film]
         else:
-            # A view goes where its picture, the last row before it that is none, goes.
+            # A view is in the part of its picture: the last row before it that is no view.
             parts = parts[np.maximum.accumulate(np.where(own, np.arange(len(own)), 0))]
         found.append(np.where((parts == TRAIN) | own, parts, NONE))
     return found

@@ -1,5 +1,8 @@
-"""Classify screenshots and films by a trained model."""
+"""Classify pictures, and all pictures together as one film, with a model that `train` has stored."""
 
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +12,17 @@ from scipy.special import log_softmax
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.stage import Row
+from actors.core.storage import Entry
 from actors.core.store import Store
-from actors.directors.head import FrameHead
-from actors.models.backbones import BackboneConfig
+from actors.directors.head import FrameHead, HeadConfig, make_head
+from actors.media.images import IMAGE_SUFFIXES, natural
+from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
-from pipelines.directors.head import logits, make_head
-from pipelines.directors.metrics import (
-    by_film,
-)
-from pipelines.directors.settings import HeadConfig
-
-# ---------------------------------------------------------------------------------------------------------------- guess
+from pipelines.directors.head import logits
+from pipelines.directors.metrics import by_film
+from pipelines.directors.settings import GuessConfig
+from pipelines.directors.vectors import FEW, embed, embed_few, missing, read_pictures_of, wanted
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,16 @@ class Model:
     directors: list[str]
     temperature: float
     threshold: dict[str, float]
-    """Probabilities below which nobody is named, for a picture and for a film."""
+    """Probability below which the answer is "unknown", by `picture` and `film`."""
     pictures: dict[str, Any] | None
-    """How its pictures became vectors, as settings; none where it was trained on vectors of films."""
+    """Settings by which its pictures were embedded; None where it was trained on vectors of films."""
     space: str
-    """The name of the network that gave the vectors."""
+    """Name of the network that computed the vectors."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Whose picture, or film, it is."""
+    """Answer for a picture or a film."""
 
     name: str
     """The director, or "unknown"."""
@@ -47,47 +50,138 @@ class Guess:
     """The likeliest directors with their probabilities."""
 
 
+@dataclass(frozen=True)
+class GuessPlan:
+    """Pictures to classify, and those that have no vector yet."""
+
+    model: Model
+    found: list[Entry]
+    """Every picture."""
+    rows: list[Row]
+    """One row per picture, as `wanted` returns them."""
+    todo: list[Row]
+    """Rows without a vector."""
+
+    @property
+    def needs_ray(self) -> bool:
+        """Whether there are enough pictures to embed that Ray is worth its start."""
+        return len(self.todo) > FEW
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Answers for pictures."""
+
+    each: dict[str, Guess]
+    """By URI of the picture, in order."""
+    whole: Guess | None
+    """For all of them as pictures of one film; None where no picture can be read."""
+    rejected: list[Row]
+    """Pictures that cannot be read: path, error, message."""
+    seconds: float
+    """How long embedding took."""
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """How many pictures were rejected, by error code."""
+        return dict(Counter(row["error"] for row in self.rejected))
+
+
+def plan_guess(config: GuessConfig) -> GuessPlan:
+    """Load the model and list the pictures; raises UserError where they, the network or `save` do not fit."""
+    check_backbone(config.pictures.backbone)
+    model = read_model(config.model)
+    check_space(model, config.pictures.backbone)
+    found = find_images(config.image)
+    if config.save and is_picture(config.save) and len(found) > 1:
+        raise UserError(f"save={config.save} is a file, but there are {len(found)} pictures. Set save to a folder.")
+    rows = wanted([(entry.uri, entry.uri, entry.size) for entry in found], config.pictures.views, set())
+    return GuessPlan(model, found, rows, missing(Store(config.model), rows, config.pictures))
+
+
+def guess(config: GuessConfig, plan: GuessPlan) -> Guesses:
+    """Embed the pictures that have no vector, on Ray where there are many, and classify all."""
+    store, started = Store(config.model), time.monotonic()
+    if plan.needs_ray:
+        embed(store, plan.todo, config.pictures)
+    elif plan.todo:
+        embed_few(store, plan.todo, config.pictures)
+    seconds = time.monotonic() - started
+    got = read_pictures_of(store, plan.rows, config.pictures)
+    if not got.path:
+        return Guesses({}, None, got.rejected, seconds)
+    each, whole = answers(plan.model, got.vectors, config.top)
+    return Guesses(dict(zip(got.path, each, strict=True)), whole, got.rejected, seconds)
+
+
+def find_images(uri: str) -> list[Entry]:
+    """A picture, or those of a folder or prefix in the order of their names; raises UserError where there is none."""
+    if not uri:
+        raise UserError("image is missing. Set --image to a picture, or to a folder or prefix of pictures.")
+    root = storage.absolute(uri)
+    if storage.exists(root):
+        return [Entry(root.rpartition("/")[2], root, storage.size(root))]
+    found = sorted(storage.listing(root, IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
+    if not found:
+        raise UserError(f"{uri} has no pictures. Their names must end in {', '.join(IMAGE_SUFFIXES)}.")
+    return found
+
+
+def is_picture(path: str) -> bool:
+    """Whether a path names one picture to write, not a folder."""
+    return path.lower().endswith((".png", ".jpg", ".jpeg"))
+
+
+def _about(folder: str) -> dict[str, Any]:
+    about = Store(folder).read_json("model.json")
+    if about is None:
+        raise UserError(f"{folder} has no model. Run `train output={folder}` first.")
+    return about
+
+
 def read_model(folder: str) -> Model:
     """A model of `train`; raises UserError where there is none."""
-    store = Store(folder)
-    about = store.read_json("model.json")
-    if about is None:
-        raise UserError(f"{folder} holds no model: `train output={folder}` makes one")
+    about = _about(folder)
     size = about["dimensions"]
     head = make_head(HeadConfig(**about["head"]), [0.0] * size, [1.0] * size, len(about["directors"]))
-    head.load_state_dict(load(storage.read_bytes(store.uri("model.safetensors"))))
+    head.load_state_dict(load(storage.read_bytes(Store(folder).uri("model.safetensors"))))
     return Model(
         head.eval(), about["directors"], about["temperature"], about["threshold"], about["pictures"], about["space"]
     )
 
 
-def network(model: Model) -> dict[str, Any]:
-    """The settings by which pictures become its vectors, on a CPU; raises UserError where it knows none."""
-    if model.pictures is None:
+def network(folder: str) -> dict[str, Any]:
+    """The settings by which a model's pictures are embedded, on CPUs and without views.
+
+    Raises UserError where there is no model, or where it was trained on vectors.
+    """
+    tree = _about(folder)["pictures"]
+    if tree is None:
         raise UserError(
-            "this model was trained on vectors of films (films=), and does not know how pictures become such"
+            f"{folder} was trained on vectors (films=) and cannot embed pictures. Use a model trained with input=."
         )
-    tree = dict(model.pictures)
     return tree | {"backbone": tree["backbone"] | {"num_gpus": 0.0}, "views": tree["views"] | {"count": 0}}
 
 
 def check_space(model: Model, backbone: BackboneConfig) -> None:
-    """Raise UserError where a network gives other vectors than those that the model was trained on."""
+    """Raise UserError where a network computes other vectors than those that the model was trained on."""
     if (found := space(backbone)) != model.space:
-        raise UserError(f"the model was trained on vectors of {model.space}, not of {found}: give its own network")
+        raise UserError(
+            f"The model was trained on vectors of {model.space}, not of {found}. Remove pictures.backbone settings."
+        )
 
 
-def guess(model: Model, vectors: np.ndarray, top: int) -> tuple[list[Guess], Guess]:
-    """Whose each picture is, and whose they are together, as pictures of one film: vectors float16 (N, D), N > 0."""
-    answers = log_softmax(logits(model.head, vectors) / model.temperature, 1)
-    whole = by_film(answers, np.zeros(len(answers), int))[0]
-    # One picture is no more certain for being called a film.
-    of_all = "film" if len(vectors) > 1 else "picture"
-    return [_guess(model, row, "picture", top) for row in answers], _guess(model, whole, of_all, top)
+def answers(model: Model, vectors: np.ndarray, top: int) -> tuple[Sequence[Guess], Guess]:
+    """The answer for each picture, and for all as one film, by mean log-probability: vectors float16 (N, D), N > 0."""
+    each = log_softmax(logits(model.head, vectors) / model.temperature, 1)
+    whole = by_film(each, np.zeros(len(each), int))[0]
+    # A film of one picture has the picture's confidence, so the picture's threshold applies.
+    kind = "film" if len(vectors) > 1 else "picture"
+    return [_guess(model, row, "picture", top) for row in each], _guess(model, whole, kind, top)
 
 
-def _guess(model: Model, answer: np.ndarray, what: str, top: int) -> Guess:
+def _guess(model: Model, answer: np.ndarray, kind: str, top: int) -> Guess:
     best = np.argsort(-answer, kind="stable")[:top]
     likeliest = [(model.directors[i], float(np.exp(answer[i]))) for i in best]
-    sure = float(np.exp(answer.max())) >= model.threshold[what]
+    sure = float(np.exp(answer.max())) >= model.threshold[kind]
     return Guess(likeliest[0][0] if sure else "unknown", likeliest)

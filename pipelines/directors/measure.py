@@ -24,29 +24,26 @@ from pipelines.directors.settings import DirectorsConfig
 log = logging.getLogger(__name__)
 METHODS = ("head", "linear probe", "nearest neighbours", "style alone", "majority")
 STRANGERS = 4
-"""Films of strangers from which their answers say something."""
+"""Least number of films by unknown directors to choose a threshold with."""
 KNOWN = 0.9
-"""The threshold lets this share of the validation through at least, whatever strangers say."""
-
-
-# ------------------------------------------------------------------------------------------------------------ measuring
+"""Least share of validation answers above the threshold, whatever films of unknown directors suggest."""
 
 
 @dataclass
 class Measured:
-    """Answers for pictures that were not seen, over all folds."""
+    """Answers for held-out pictures, over all folds."""
 
     answers: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """By name of METHODS log-probabilities of the pictures of TEST, a block a fold."""
+    """By name of METHODS: log-probabilities of the pictures of TEST, one block per fold."""
     raw: list[np.ndarray] = field(default_factory=list)
-    """Log-probabilities of the head before its temperature."""
+    """Log-probabilities of the head without its temperature."""
     rows: list[np.ndarray] = field(default_factory=list)
-    """Numbers of these pictures."""
+    """Row numbers of these pictures."""
     temperatures: list[float] = field(default_factory=list)
 
 
 def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig, head: FrameHead | None) -> Measured:
-    """Train on each division and answer its test; head: one that is trained on the first of them already."""
+    """Train on each fold and classify its test pictures; head: one already trained on the first fold."""
     found = Measured()
     for number, part in enumerate(parts):
         work = task(frames, frames.labels, _thinned(part, config), len(frames.directors), config.head)
@@ -61,7 +58,7 @@ def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig
         found.rows.append(np.flatnonzero(test))
         found.temperatures.append(warmth)
         if len(parts) > 1:
-            log.info("fold %d of %d measured", number + 1, len(parts))
+            log.info("measured fold %d of %d", number + 1, len(parts))
     return found
 
 
@@ -76,7 +73,7 @@ def _thinned(parts: np.ndarray, config: DirectorsConfig) -> np.ndarray:
 
 
 def tabled(measured: Measured, frames: Frames, split: str) -> list[dict[str, Any]]:
-    """A row for each method: method, split and `figures`; films mean nothing where pictures were split."""
+    """One row per method: method, split and `figures`; those of films are None where pictures were split."""
     rows = np.concatenate(measured.rows)
     films = np.unique(frames.film[rows], return_inverse=True)[1]
     table = []
@@ -92,11 +89,12 @@ def tabled(measured: Measured, frames: Frames, split: str) -> list[dict[str, Any
 def unknown(
     frames: Frames, parts: np.ndarray, head: FrameHead, warmth: float, config: DirectorsConfig
 ) -> dict[str, Any]:
-    """From which confidence an answer counts, for pictures and films: threshold of VALID, AUROC of TEST.
+    """Confidence below which an answer is "unknown", for pictures and films: threshold on VALID, AUROC on TEST.
 
-    Strangers are films of directors that were not learned, half of them for the threshold. Where there are few, a
-    second head is trained without a quarter of the directors, who are strangers to it; and where that leaves too few
-    of either, the threshold only lets most of VALID through, and there is no AUROC.
+    It is chosen with films of directors that are not classes, half of them for the threshold and half for the AUROC.
+    Where there are fewer than STRANGERS such films, a second head is trained without a quarter of the directors, whose
+    films serve instead. Where that leaves too few of either, the threshold accepts the share KNOWN of VALID, and there
+    is no AUROC.
     """
     directors = len(frames.directors)
     strange = frames.labels < 0
@@ -110,7 +108,7 @@ def unknown(
     else:
         random = np.random.default_rng(config.training.seed)
         left = np.sort(random.permutation(directors)[directors // 4 :])
-        number = np.full(directors + 1, -1)  # the last one is that of strangers
+        number = np.full(directors + 1, -1)  # the last entry is for unknown directors, whose number is -1
         number[left] = np.arange(len(left))
         labels = number[frames.labels]
         strangers = np.where((labels < 0) & ~strange, parts, NONE)
@@ -139,7 +137,7 @@ def unknown(
 
 
 def _confidence(frames: Frames, which: np.ndarray, head: FrameHead, warmth: float, what: str) -> np.ndarray:
-    """Probability of the likeliest director, of each picture or film among these rows."""
+    """Probability of the likeliest director for each picture, or film, among these rows."""
     if not which.any():
         return np.zeros(0)
     answers = log_softmax(logits(head, frames.vectors[which]) / warmth, 1)

@@ -1,6 +1,6 @@
-"""One answer of several classes, for pictures and for films of many pictures: how good, how sure, and when to say none.
+"""Accuracy, calibration and the threshold of "unknown" for a classifier of pictures, and of films as many pictures.
 
-Everywhere: log-probabilities float (N, C) and labels int (N,), the number of the class, a row a picture or a film.
+Everywhere: log-probabilities float (N, C) and labels int (N,), the number of the class; one row per picture or film.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 from pipelines.core.metrics import bootstrap, calibration
 
 BINS = 15
-"""Of the calibration error."""
+"""Bins of the calibration error."""
 _NOTHING: Any = {"zero_division": 0}
-"""F1 of a director to whom no answer goes."""
+"""F1 of a director who is never predicted is 0."""
 
 
 def by_film(log_probabilities: np.ndarray, films: np.ndarray) -> np.ndarray:
-    """Of each film 0 to F - 1 the mean log-probability of its pictures, made to sum to 1 again: float64 (F, C).
+    """Mean log-probability of the pictures of each film 0 to F - 1, renormalised to sum to 1: float64 (F, C).
 
     films: int (N,), the film of each picture.
     """
@@ -30,17 +30,17 @@ def by_film(log_probabilities: np.ndarray, films: np.ndarray) -> np.ndarray:
 
 
 def in_top(log_probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Whether the right class is among the k likeliest, float (N,); of classes that tie it counts its fair share."""
+    """Whether the right class is among the k likeliest, float (N,); a tie at the edge counts as its fair share."""
     own = log_probabilities[np.arange(len(labels)), labels][:, None]
     better, alike = (log_probabilities > own).sum(1), (log_probabilities == own).sum(1)
     return np.clip((k - better) / alike, 0, 1)
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """What logits are best divided by: the likelihood of these labels is highest there (Guo et al., 2017).
+    """The temperature that maximises the likelihood of these labels when logits are divided by it (Guo et al., 2017).
 
-    Its logarithm has a normal prior about 0 with a deviation of a half, which few labels that are all answered right do
-    not outweigh: they would make answers as sure as can be.
+    Its logarithm has a normal prior with mean 0 and deviation 0.5. Without it, a few labels that are all predicted
+    correctly would drive probabilities to 1.
     """
 
     def cost(log_t: float) -> float:
@@ -57,7 +57,7 @@ def calibration_error(log_probabilities: np.ndarray, labels: np.ndarray) -> floa
 
 
 def reliability(log_probabilities: np.ndarray, labels: np.ndarray) -> Any:
-    """Mean probability of the answer, share that is right and count of each bin, as `ranking.calibration` gives it."""
+    """Mean probability, accuracy and count of each bin of confidence; see `pipelines.core.metrics.calibration`."""
     return calibration(*_answers(log_probabilities, labels), BINS)[0]
 
 
@@ -68,7 +68,7 @@ def _answers(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
 
 def threshold(known: np.ndarray, strangers: np.ndarray) -> float:
-    """The confidence from which an answer counts: there the shares of both that are told apart sum highest."""
+    """The confidence that best separates known from unknown directors: true minus false positive rate is highest."""
     truth = np.repeat([1, 0], [len(known), len(strangers)])
     wrong, right, at = roc_curve(truth, np.concatenate([known, strangers]), drop_intermediate=False)
     best = int(np.argmax(right - wrong))
@@ -78,7 +78,7 @@ def threshold(known: np.ndarray, strangers: np.ndarray) -> float:
 
 
 def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
-    """How likely a known one's confidence is above a stranger's."""
+    """AUROC: probability that an answer for a known director is more confident than one for an unknown director."""
     truth = np.repeat([1, 0], [len(known), len(strangers)])
     return float(roc_auc_score(truth, np.concatenate([known, strangers])))
 
@@ -86,9 +86,9 @@ def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
 def figures(
     log_probabilities: np.ndarray, labels: np.ndarray, films: np.ndarray, ks: Sequence[int] = (1, 3), seed: int = 0
 ) -> dict[str, float]:
-    """Shares of pictures and films whose director is among the k likeliest, with intervals of top 1; macro F1 of both.
+    """Top-k accuracy of pictures and films, 95 % intervals of top 1, and macro F1 of both, all in 0..1.
 
-    All in 0..1. Intervals are of the bootstrap over films. films: int (N,), the film of each picture, 0 to F - 1.
+    Intervals are from a bootstrap over films. films: int (N,), the film of each picture, 0 to F - 1.
     """
     whole = by_film(log_probabilities, films)
     labels_of = np.zeros(len(whole), int)

@@ -1,77 +1,122 @@
-"""Settings of `directors train`."""
+"""Settings of the verbs of directors that work on screenshots: explore, train, guess."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from actors.core.errors import UserError
+from actors.directors.head import HeadConfig
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.vectors import PicturesConfig
 
 
 @dataclass(frozen=True)
-class HeadConfig:
-    """The layers that are trained."""
+class ExploreConfig:
+    """Settings of `explore`."""
 
-    hidden: int = 128
-    """Width of the hidden layer."""
-    dropout: float = 0.5
-    """Share of it that is left out in training."""
-    balanced: bool = True
-    """Directors weigh alike, however many pictures there are of each."""
+    input: str = ""
+    """Folder of screenshots, as `sample` writes it, or <director>/<film>/<image>: a path or s3://bucket/prefix."""
+    output: str = ""
+    """Where the page goes: a path or s3://bucket/prefix. Empty: the folder `explore` in the input."""
+    per_director: int = 6
+    """Screenshots of each director on the contact sheet, from 1, drawn at random."""
+    directors: int = 40
+    """Directors on the contact sheet, from 1; those with the most screenshots come first."""
+    seed: int = 0
+    """Seed that decides which screenshots the contact sheet shows."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {"data": "input"}
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"hidden starts at 1 and dropout lies in [0, 1): {self}")
+        if not self.input:
+            raise UserError("input is missing. Set input=SCREENSHOTS, a folder as `sample` writes it.")
+        if self.per_director < 1 or self.directors < 1:
+            raise UserError(f"per_director and directors start at 1, not {self.per_director} and {self.directors}")
 
 
 @dataclass(frozen=True)
 class DirectorsConfig:
     """Settings of `train`."""
 
-    data: str = ""
-    """A folder of screenshots, as `sample` makes it, or <director>/<film>/<image>; a path or s3://."""
+    input: str = ""
+    """Folder of screenshots, as `sample` writes it, or <director>/<film>/<image>: a path or s3://bucket/prefix.
+    Required unless `films` is set."""
     films: str = ""
-    """Instead of data: vectors of films in one npz file, with directors."""
+    """One npz file of precomputed frame vectors with directors, as `genres process` writes it, instead of `input`. A
+    model trained on it cannot classify pictures."""
     output: str = ""
-    """A path or s3:// for the model and its report."""
+    """Where the model and its report go: a path or s3://bucket/prefix."""
+    plot: bool | str = False
+    """Training curves: true shows them in the report; a path or s3://bucket/name.png also writes them there, as PNG."""
     split: Literal["film", "frame"] = "film"
-    """What is kept apart: films, or, for comparison, single pictures."""
+    """What is split into training, validation and test: whole films; or single pictures, which overstates accuracy,
+    because pictures of one film are then on both sides."""
     compare: bool = True
-    """Tell the figures of the other split, too."""
+    """Also report the accuracy of the other split, which shows how much it leaks. Takes about twice as long."""
     test: float = 0.1
-    """Share of each director's films (or pictures) that the figures are of."""
+    """Share of each director's films (or pictures) that accuracy is measured on, above 0."""
     valid: float = 0.1
-    """Share that decides when training ends, and how sure answers are."""
+    """Share of each director's films (or pictures) that decides when training stops, and calibrates probabilities."""
     folds: int = 0
-    """Measure by so many folds, so that each film is once among those not seen; 0: by the one split."""
+    """Folds of a cross-validation, from 3, in which each film is tested once; 0: one split. Use it for few films."""
     min_films: int = 3
-    """Directors with fewer films are not learned: they are the strangers by which "unknown" is measured."""
+    """Directors with fewer films are not classes. Their films serve as unknown directors, which set the threshold."""
     unknown: list[str] = field(default_factory=list)
-    """More directors to be strangers."""
+    """Further directors to keep out of the classes and use as unknown ones, by name."""
     neighbours: int = 10
-    """Pictures that the comparison by nearest neighbours asks."""
+    """Neighbours, from 1, of the nearest-neighbour baseline in the report."""
     head: HeadConfig = field(default_factory=HeadConfig)
-    """The layers that are trained."""
+    """Layers trained on top of the frozen network."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(epochs=200, batch_size=32, learning_rate=1e-4, patience=20)
     )
-    """How they are trained; the seed is that of the split, too."""
+    """Training of the head. training.seed also decides the split."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
-    """How pictures become vectors."""
+    """Embedding of screenshots by the frozen network."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {"data": "input", "p": "plot"}
 
     def __post_init__(self) -> None:
-        if bool(self.data) == bool(self.films) or not self.output:
-            raise UserError("output is needed, and one of data (screenshots) and films (an npz file)")
+        if bool(self.input) == bool(self.films) or not self.output:
+            raise UserError("Set output, and one of input (a folder of screenshots) and films (an npz file).")
         if not (0 < self.test < 1 and 0 < self.valid < 1 and self.test + self.valid < 1):
-            raise UserError(f"test and valid are above 0 and sum to less than 1, not {self.test} and {self.valid}")
+            raise UserError(
+                f"test and valid must be above 0 and sum to less than 1, not {self.test:g} and {self.valid:g}"
+            )
         if self.folds and self.folds < 3:
-            raise UserError(f"folds are 3 or more, or 0, not {self.folds}: one is to test, one to validate")
+            raise UserError(f"folds must be 0, or 3 or more (one to test, one to validate), not {self.folds}")
         if self.min_films < 3 and (self.split == "film" or self.compare or self.folds):
             raise UserError(
-                "min_films is 3 or more where films are split: training, validation and test need one each; with "
-                "fewer films there is split=frame compare=false"
+                f"min_films={self.min_films} is too low to split films: training, validation and test need one each. "
+                "Set min_films=3, or split=frame compare=false."
             )
         if self.films and self.pictures.views.count:
-            raise UserError("films are vectors already: pictures.views.count needs data")
+            raise UserError("pictures.views.count needs pictures, and films are vectors. Set input, or remove it.")
         if self.neighbours < 1 or self.min_films < 1:
-            raise UserError(f"neighbours and min_films start at 1: {self.neighbours}, {self.min_films}")
+            raise UserError(f"neighbours and min_films start at 1, not {self.neighbours} and {self.min_films}")
+
+
+@dataclass(frozen=True)
+class GuessConfig:
+    """Settings of `guess`."""
+
+    model: str
+    """Output of `train`: a path or s3://bucket/prefix."""
+    image: str = ""
+    """Picture to classify, or a folder or prefix of pictures, which are also classified together as one film."""
+    top: int = 3
+    """Likeliest directors to print, from 1, each with its probability."""
+    save: str | None = None
+    """Where to write each picture with its answer drawn below it: a folder or prefix; or, for a single picture, a file
+    (.png, .jpg). null: nothing is written."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Embedding of pictures. Defaults to the settings that the model was trained with, on CPUs and without views."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {
+        "i": "image",
+        "s": "save",
+        **{name: f"pictures.{name}" for name in ("backbone", "views", "read", "write", "autoscaling")},
+    }
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UserError(f"top starts at 1, not {self.top}")

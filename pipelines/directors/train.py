@@ -1,55 +1,114 @@
-"""Whose film is it? A head on the vectors of a frozen network, measured on films that it has not seen.
+"""Train a head on the vectors of a frozen network, and measure it on held-out films.
 
-Pictures of one film resemble each other, and those of one shot more so: a split by picture puts neighbours on both
-sides, and tells how well films are recognised, not directors. Both figures are told, so that the difference is seen.
+Pictures of one film resemble each other, and those of one shot more so. A split by picture therefore leaks: it measures
+how well films are recognised, not directors. The report has both figures, so that the difference shows.
 """
 
-import logging
-from dataclasses import asdict
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from actors.core import storage
+from actors.core.stage import Row
 from actors.core.store import Store
+from actors.directors.head import FrameHead
+from actors.models.backbones import check_backbone
 from actors.models.backbones import name as space
+from pipelines.core.film_vectors import read_films
 from pipelines.directors.baselines import known_style, style_importance
-from pipelines.directors.frames import STYLE, VALID, Frames, parts_of
+from pipelines.directors.frames import STYLE, VALID, Frames, frames_of_films, frames_of_pictures, parts_of
 from pipelines.directors.head import fit_stored, logits, task
-from pipelines.directors.measure import measure, tabled, unknown
-from pipelines.directors.metrics import (
-    calibration_error,
-    temperature,
-)
+from pipelines.directors.measure import Measured, measure, tabled, unknown
+from pipelines.directors.metrics import calibration_error, temperature
+from pipelines.directors.sample import Screenshot, read_screenshots
 from pipelines.directors.settings import DirectorsConfig
+from pipelines.directors.vectors import embed, missing, read_pictures_of, wanted
 
-log = logging.getLogger(__name__)
+REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])
+"""One row per screenshot that cannot be read."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- train
+@dataclass(frozen=True)
+class TrainPlan:
+    """Screenshots and their vectors to do; or films, whose vectors are there."""
+
+    shots: list[Screenshot]
+    rows: list[Row]
+    """One row per picture and view, as `wanted` returns them."""
+    todo: list[Row]
+    """Rows without a vector."""
+    films: int = 0
+    """Films of an npz file, those without a director included."""
+    frames: Frames | None = None
+    """Labelled vectors of these films."""
 
 
-def train(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What `train` has learned from, and its report."""
+
+    frames: Frames
+    rows: dict[str, Any]
+    """Rows of the run record: in, out, rejected by code."""
+    report: dict[str, Any]
+    """JSON values of report.json, and arrays that figures are drawn from: answers, raw, labels, rows."""
+    seconds: dict[str, float]
+    """How long the stages embed and train took."""
+
+
+def plan_train(config: DirectorsConfig) -> TrainPlan:
+    """The training data and the vectors to do; raises UserError where input or network do not fit."""
+    if config.films:
+        films = read_films(config.films)
+        return TrainPlan([], [], [], len(films), frames_of_films(films, config))
+    check_backbone(config.pictures.backbone)
+    shots = read_screenshots(config.input)
+    pictures = [(shot.path, shot.uri, shot.size) for shot in shots]
+    rows = wanted(pictures, config.pictures.views, {shot.path for shot in shots})
+    return TrainPlan(shots, rows, missing(Store(config.input), rows, config.pictures))
+
+
+def train(config: DirectorsConfig, plan: TrainPlan) -> Trained:
+    """Embed what has no vector, then train, measure and store a model; runs on Ray."""
+    started = time.monotonic()
+    if plan.frames is not None:
+        frames, rejected = plan.frames, {"no_director": plan.films - len(plan.frames.films)}
+        count = plan.films
+    else:
+        frames, rejected = _embedded(config, plan)
+        count = len(plan.shots)
+    rejected = {code: number for code, number in rejected.items() if number}
+    embedded = time.monotonic()
+    report = train_head(frames, config)
+    seconds = {"embed": embedded - started, "train": time.monotonic() - embedded}
+    rows = {"in": count, "out": count - sum(rejected.values()), "rejected": rejected}
+    return Trained(frames, rows, report, seconds)
+
+
+def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[str, int]]:
+    """Labelled vectors of the screenshots, and how many were rejected, by code."""
+    cache = Store(config.input)
+    if plan.todo:
+        embed(cache, plan.todo, config.pictures)
+    pictures = read_pictures_of(cache, plan.rows, config.pictures)
+    table = pa.Table.from_pylist([dict(row) for row in pictures.rejected], REJECTED)
+    Store(config.output).replace_table("rejected", [table])
+    codes = Counter(row["error"] for row in pictures.rejected)
+    return frames_of_pictures(plan.shots, pictures, config), dict(codes)
+
+
+def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
     """Train, measure and store a model; returns the report: JSON values, and arrays that figures are drawn from."""
     store = Store(config.output)
-    other = {"film": "frame", "frame": "film"}[config.split]
     parts = parts_of(frames, config, config.split)[0]
-    work = task(frames, frames.labels, parts, len(frames.directors), config.head)
-    about = {
-        "head": asdict(config.head),
-        "split": [config.split, config.test, config.valid],
-        "directors": frames.directors,
-        "films": [name for name, number in zip(frames.films, frames.director, strict=True) if number >= 0],
-        "pictures": {}
-        if config.films
-        else {"backbone": asdict(config.pictures.backbone), "views": asdict(config.pictures.views)},
-        "rows": len(frames.vectors),
-    }
-    head, history, best = fit_stored(work, config, about)
-    one = None if config.folds else head
-    measured = measure(frames, parts_of(frames, config, config.split, config.folds), config, one)
-    table = tabled(measured, frames, config.split)
-    if config.compare:
-        table += tabled(measure(frames, parts_of(frames, config, other, config.folds), config, None), frames, other)
+    head, history, best = _fit(frames, parts, config)
+    measured = measure(
+        frames, parts_of(frames, config, config.split, config.folds), config, None if config.folds else head
+    )
     rows = np.concatenate(measured.rows)
     labels = frames.labels[rows]
     answers, raw = np.concatenate(measured.answers["head"]), np.concatenate(measured.raw)
@@ -58,7 +117,7 @@ def train(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
     report = {
         "directors": frames.directors,
         "counts": _counts(frames),
-        "table": table,
+        "table": _table(frames, measured, config),
         "calibration": {
             "temperature": warmth,
             "ece_before": calibration_error(raw, labels),
@@ -70,18 +129,52 @@ def train(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
         "epochs": {"trained": len(history), "best": best},
         "folds": config.folds,
     }
-    model = {
+    store.write_json(_model(frames, warmth, report["unknown"]["threshold"], config), "model.json")
+    store.write_json(report, "report.json")
+    if isinstance(config.plot, str):
+        storage.write_bytes(plot_uri(config.plot), storage.read_bytes(store.uri("curves.png")))
+    return report | {"answers": answers, "raw": raw, "labels": labels, "rows": rows}
+
+
+def plot_uri(path: str) -> str:
+    """Where the curves are written: the path, with .png added where it lacks it."""
+    return path if path.lower().endswith(".png") else f"{path.rstrip('/')}.png"
+
+
+def _fit(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> tuple[FrameHead, list[dict[str, float]], int]:
+    work = task(frames, frames.labels, parts, len(frames.directors), config.head)
+    about = {
+        "head": asdict(config.head),
+        "split": [config.split, config.test, config.valid],
+        "directors": frames.directors,
+        "films": [name for name, number in zip(frames.films, frames.director, strict=True) if number >= 0],
+        "pictures": {}
+        if config.films
+        else {"backbone": asdict(config.pictures.backbone), "views": asdict(config.pictures.views)},
+        "rows": len(frames.vectors),
+    }
+    return fit_stored(work, config, about)
+
+
+def _table(frames: Frames, measured: Measured, config: DirectorsConfig) -> list[dict[str, Any]]:
+    """Accuracy by method, of the chosen split and, where asked for, of the other one."""
+    table = tabled(measured, frames, config.split)
+    if config.compare:
+        other = {"film": "frame", "frame": "film"}[config.split]
+        table += tabled(measure(frames, parts_of(frames, config, other, config.folds), config, None), frames, other)
+    return table
+
+
+def _model(frames: Frames, warmth: float, threshold: dict[str, float], config: DirectorsConfig) -> dict[str, Any]:
+    return {
         "directors": frames.directors,
         "head": asdict(config.head),
         "dimensions": frames.vectors.shape[1],
         "temperature": warmth,
-        "threshold": report["unknown"]["threshold"],
+        "threshold": threshold,
         "pictures": None if config.films else asdict(config.pictures),
         "space": "" if config.films else space(config.pictures.backbone),
     }
-    store.write_json(model, "model.json")
-    store.write_json(report, "report.json")
-    return report | {"answers": answers, "raw": raw, "labels": labels, "rows": rows}
 
 
 def _counts(frames: Frames) -> list[dict[str, Any]]:
@@ -93,7 +186,7 @@ def _counts(frames: Frames) -> list[dict[str, Any]]:
 
 
 def _style_by_director(frames: Frames) -> list[dict[str, Any]]:
-    """Medians of what is known of STYLE, a row a director."""
+    """Medians of the known values of STYLE, one row per director."""
     known = known_style(frames)
     return (
         [

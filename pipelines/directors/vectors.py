@@ -1,6 +1,6 @@
-"""Vectors and style of pictures, computed once and kept in the store: a network that is frozen says always the same.
+"""Vectors and style of pictures, computed once and stored: a frozen network always returns the same vectors.
 
-read     task     1 -> 1: files become what the network takes, and their style is told
+read     task     1 -> 1: files become input of the network, and their style is measured
 embed    actors   1 -> 1: vectors
 write    task     N -> 1: whole parts of features/
 """
@@ -11,55 +11,40 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from actors.core import storage
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.directors.pictures import ViewsConfig, read_pictures
+from actors.directors.pictures import VECTORS, ViewsConfig, read_pictures, write_vectors
 from actors.directors.style import FEATURES
 from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, in_blocks, ray_actors, ray_task, set_context
 
-VECTORS = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("view", pa.int32()),
-        ("model", pa.string()),
-        ("vector", pa.binary()),
-        ("style", pa.list_(pa.float32())),
-        ("error", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row a picture and view. size: bytes of the file, so that one that was replaced is looked at again; vector:
-float16, little-endian; style: FEATURES of `actors.directors.style`."""
 FEW = 64
-"""So many pictures are not worth the start of Ray."""
+"""Up to this many pictures, embedding in the driver is faster than starting Ray."""
 
 
 @dataclass(frozen=True)
 class PicturesConfig:
-    """How pictures become vectors."""
+    """Embedding of pictures by a frozen network."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The network."""
+    """Frozen network that turns each picture into a vector."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    """Random views of each picture for training."""
+    """Augmentation: random views of each picture, embedded for training."""
     read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=32))
-    """Reading and decoding files."""
+    """Task stage that reads and decodes image files."""
     write: Stage = field(default_factory=lambda: Stage(workers=0, num_cpus=0.1, batch_size=1024))
-    """Writing vectors; batch_size rows a part."""
+    """Task stage that writes vectors, write.batch_size rows per part."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for: take as many workers as asked, not as many as fit."""
+    """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is known of pictures and their views, row by row."""
+    """Vectors and style of pictures and their views, one row each."""
 
     path: list[str]
     view: np.ndarray
@@ -73,12 +58,12 @@ class Pictures:
 
 
 def stages_of(config: PicturesConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pools and the tasks, by name."""
+    """Actor pools and task stages by name."""
     return {"backbone": config.backbone}, {"read": config.read, "write": config.write}
 
 
 def wanted(pictures: Sequence[tuple[str, str, int]], views: ViewsConfig, viewed: set[str]) -> list[Row]:
-    """A row for each picture (path, uri, size), and for each view of those whose path is among `viewed`."""
+    """One row per picture (path, uri, size), and one per random view of those whose path is in `viewed`."""
     return [
         {"path": path, "uri": uri, "size": size, "view": view}
         for path, uri, size in pictures
@@ -87,7 +72,7 @@ def wanted(pictures: Sequence[tuple[str, str, int]], views: ViewsConfig, viewed:
 
 
 def missing(store: Store, rows: Sequence[Row], config: PicturesConfig) -> list[Row]:
-    """Those rows of which features/ has no vector of this network. What failed is tried again."""
+    """Rows without a vector of this network in features/. Rows that failed are tried again."""
     columns = ["path", "size", "view", "model", "error"]
     known = {key for key, row in _stored(store, _model(config), columns) if not row["error"]}
     return [row for row in rows if _key(row) not in known]
@@ -98,7 +83,7 @@ def _key(row: Row) -> tuple[str, int, int]:
 
 
 def _model(config: PicturesConfig) -> tuple[str, str]:
-    """What vectors of pictures and of views depend on."""
+    """Keys of what the vectors of pictures, and of views, depend on."""
     views = config.views
     how = f"{views.rotation:g},{views.zoom:g},{views.shift:g},{views.shear:g},{views.flip:d}"
     return name(config.backbone), f"{name(config.backbone)}:{how}"
@@ -115,7 +100,7 @@ def _stored(
 
 def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of these rows to features/."""
-    # Here what is wrong with the model is told at once.
+    # Fails here, in the driver, where the model cannot be loaded.
     load_backbone(config.backbone)
     shape = input_shape(config.backbone)
     rows: Any = [{**row, "model": _model(config)[row["view"] > 0]} for row in todo]
@@ -135,7 +120,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
 
 
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:
-    """The same in this process, for a few pictures."""
+    """Write vectors and style of a few rows to features/, in this process, without Ray."""
     shape, backbone = input_shape(config.backbone), Backbone(config.backbone)
     for first in range(0, len(todo), config.backbone.batch_size):
         rows = todo[first : first + config.backbone.batch_size]
@@ -144,25 +129,15 @@ def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:
         write_vectors(backbone(read_pictures(batch, shape, config.views)), store)
 
 
-def write_vectors(batch: Batch, store: Store) -> Batch:
-    """Write vectors as a part of features/; returns how many they were."""
-    columns = {key: batch[key].tolist() for key in ("path", "size", "view", "model", "style", "error", "message")}
-    columns["vector"] = [vector.astype("<f2").tobytes() for vector in batch["vector"]]
-    table = pa.table({key: pa.array(columns[key], VECTORS.field(key).type) for key in VECTORS.names})
-    keys = ["\0".join(map(str, key)) for key in zip(*(columns[k] for k in VECTORS.names[:4]), strict=True)]
-    store.write_part("features", table, keys)
-    return {"rows": np.array([len(keys)])}
-
-
 def read_pictures_of(store: Store, rows: Sequence[Row], config: PicturesConfig) -> Pictures:
-    """What features/ has of these rows, in their order. Raises RuntimeError where it lacks one."""
+    """Vectors and style of these rows from features/, in their order. Raises RuntimeError where one is missing."""
     found: dict[tuple[str, int, int], Row] = {}
     for key, row in _stored(store, _model(config)):
-        # Of what was tried again the row without an error counts.
+        # A row that was tried again has several rows; the sound one counts.
         if key not in found or found[key]["error"]:
             found[key] = row
     if lost := [row["path"] for row in rows if _key(row) not in found]:
-        raise RuntimeError(f"features of {', '.join(lost[:3])} are missing: run the same command again")
+        raise RuntimeError(f"features of {', '.join(lost[:3])} are missing. Rerun the same command.")
     got = [found[_key(row)] for row in rows]
     sound = [row for row in got if not row["error"]]
     vectors = [np.frombuffer(row["vector"], "<f2") for row in sound]

@@ -1,8 +1,9 @@
-"""Train the small VAE that ships with the project: free film and pictures → crops → an AutoencoderTiny, its card."""
+"""Train the small VAE that ships with the project: free film and pictures → crops → an AutoencoderTiny and its card."""
 
 import json
 import math
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -25,74 +26,70 @@ from torch.nn.functional import cosine_similarity, l1_loss
 from actors.core import storage
 from actors.core.errors import UserError
 from pipelines.core.epochs import report, restore
-from pipelines.core.training import train
+from pipelines.core.training import train as run_training
+from pipelines.tiny_vae.settings import AutoencoderConfig, TrainConfig
 
 FILM = ("iscc-samples", "demo.mp4")
-"""60 s of H.264, 176×144, 24 frames/s, CC-BY-4.0 (© Titusz Pan); the package that carries it, and its name."""
+"""Package and file name of the film: 60 s of H.264, 176×144, 24 frames/s, CC-BY-4.0 (© Titusz Pan)."""
 STILLS = ("astronaut.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg", "brick.png", "camera.png")
-"""Pictures of scikit-image to train on, each public domain or CC0."""
+"""Training pictures of scikit-image, each public domain or CC0."""
 HELD_OUT_STILLS = ("chelsea.png", "coffee.png")
-"""Pictures of scikit-image that are never trained on, CC0."""
+"""Held-out pictures of scikit-image, CC0."""
 HELD_OUT_SHOTS = ((183, 243), (365, 395), (485, 552), (864, 923), (923, 959))
-"""Shots of the film that are never trained on, first frame and one past the last; nor is their camera position."""
+"""Held-out shots of the film, first frame and one past the last; no other shot has their camera positions."""
 EVERY = 6
-"""Of a film every 6th frame is looked at: 250 ms, as curation does."""
+"""Every 6th frame of the film is used, one in 250 ms, as in curation."""
 SIZE = 240
-"""Short side at which film is seen, and side of the square that is measured, in pixels; as in curation."""
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """What the trained encoder depends on."""
-
-    channels: int = 32
-    """Width of every layer."""
-    encoder_blocks: tuple[int, int, int, int] = (0, 1, 2, 3)
-    """Residual blocks at 1, 1/2, 1/4 and 1/8 of the size: few where pixels are many, which is what costs time."""
-    decoder_blocks: tuple[int, int, int, int] = (3, 3, 2, 0)
-    """Residual blocks at 1/8, 1/4, 1/2 and 1 of the size."""
-    steps: int = 3000
-    """Optimizer steps in all."""
-    batch_size: int = 8
-    """Crops that each worker sees in a step."""
-    crop: int = 96
-    """Side of a crop in pixels, a multiple of 8."""
-    learning_rate: float = 1e-3
-    """Of Adam, at its peak after a warm-up of 2 % of the steps; falls to 0 along a cosine."""
-    gradient_weight: float = 0.2
-    """Weight of the L1 distance between the differences of neighbouring pixels, beside that of the pixels."""
-    moments_weight: float = 0.05
-    """Weight that draws the channels of the latents to mean 0 and covariance 1, so that their cosine tells much."""
-    checkpoint_every: int = 250
-    """Steps between two checkpoints."""
-    seed: int = 0
-    """Of the first weights and of every crop."""
-
-    def __post_init__(self) -> None:
-        if self.crop < 8 or self.crop % 8:
-            raise UserError(f"crop is a multiple of 8, not {self.crop}")
-        if min(self.steps, self.batch_size, self.channels, self.checkpoint_every) < 1:
-            raise UserError(f"steps, batch_size, channels and checkpoint_every start at 1: {self}")
+"""Short side of film frames, and side of the square that is measured, in pixels; as in curation."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What an autoencoder is worth on pictures that it was not trained on; PSNR in dB, the mean over pictures."""
+    """Quality of an autoencoder on held-out pictures; PSNR in dB, the mean over pictures."""
 
     film_psnr: float
-    """Frames of the held-out shots."""
+    """PSNR of frames of the held-out shots."""
     stills_psnr: float
-    """Held-out stills."""
+    """PSNR of held-out stills."""
     film_area_psnr: float
-    """The same frames averaged over 8×8 pixels and scaled up again (bicubic)."""
+    """PSNR of these frames averaged over 8×8 pixels and scaled up again (bicubic)."""
     stills_area_psnr: float
+    """PSNR of held-out stills averaged over 8×8 pixels and scaled up again (bicubic)."""
     film_mean_psnr: float
-    """The same frames, each as its mean colour."""
+    """PSNR of these frames, each replaced by its mean colour."""
     stills_mean_psnr: float
+    """PSNR of held-out stills, each replaced by its mean colour."""
     same_shot: tuple[float, ...]
     """Cosine of the latents of frames 250 ms apart in one held-out shot, ascending."""
     across_cut: tuple[float, ...]
     """Cosine of the latents on both sides of each cut into and out of a held-out shot, ascending."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended."""
+
+    metrics: dict[str, Any]
+    """As `train_autoencoder` returns them."""
+    figures: Figures
+    weights: str
+    """URI of encoder.safetensors."""
+    card: str
+    """URI of README.md."""
+    seconds: float
+    """How long training took."""
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train on Ray, measure on held-out pictures, write weights and card; resumes."""
+    started = time.monotonic()
+    vae, metrics = train_autoencoder(
+        config.model, output=config.output, workers=config.workers, num_gpus=config.num_gpus
+    )
+    seconds = time.monotonic() - started
+    figures = measure(vae)
+    weights, card = write(config.output, vae, describe(config.model, config.workers, metrics, figures))
+    return Trained(metrics, figures, weights, card, seconds)
 
 
 def build(config: AutoencoderConfig) -> AutoencoderTiny:
@@ -106,9 +103,9 @@ def build(config: AutoencoderConfig) -> AutoencoderTiny:
 
 
 def initialise(vae: AutoencoderTiny) -> None:
-    """Draw the first weights so that every layer keeps the variance and every residual block starts as the identity.
+    """Draw initial weights so that every layer keeps the variance and every residual block starts as the identity.
 
-    With PyTorch's own the signal dies out over the many layers, and the first thousand steps are lost.
+    With PyTorch's defaults the signal vanishes over the many layers, and the first thousand steps are lost.
     """
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -125,16 +122,15 @@ def initialise(vae: AutoencoderTiny) -> None:
 def train_autoencoder(
     config: AutoencoderConfig, *, output: str, workers: int = 1, num_gpus: float = 0.0
 ) -> tuple[AutoencoderTiny, dict[str, Any]]:
-    """Train on all but the held-out pictures; the same call goes on after a kill.
+    """Train on all but the held-out pictures; the same call resumes after a kill.
 
     Returns:
         the model in evaluation mode on the CPU, and its metrics: step, loss, losses [[step, mean since the last], ...],
         resumed_from (the step at which this call began), device
     """
-    for package, name in (FILM, *(("scikit-image", name) for name in (*STILLS, *HELD_OUT_STILLS))):
-        packaged(package, name)
+    sources()
     settings = {"autoencoder": asdict(config), "workers": workers}
-    result = train(
+    result = run_training(
         partial(_loop, config), settings, seed=config.seed, output=output, workers=workers, num_gpus=num_gpus
     )
     vae = build(config)
@@ -143,20 +139,26 @@ def train_autoencoder(
     return vae.eval().requires_grad_(False), result.metrics
 
 
+def sources() -> list[Path]:
+    """Paths of the film and of all stills. Raises UserError where one is missing."""
+    files = (FILM, *(("scikit-image", name) for name in (*STILLS, *HELD_OUT_STILLS)))
+    return [packaged(package, name) for package, name in files]
+
+
 def packaged(package: str, name: str) -> Path:
-    """Where a file of an installed package lies; the package need not import. Raises ValueError where it is missing."""
+    """Path of a file of an installed package, without importing it. Raises UserError where it is missing."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
-        raise UserError(f"{package} is not installed: pip install 'filmray[test]'") from error
+        raise UserError(f"{package} is not installed. Run: pip install 'filmray[test]'") from error
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise UserError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
+    raise UserError(f"{package} {metadata.version(package)} has no {name}. Install the pinned version.")
 
 
 def pictures(path: Path, short_side: int) -> Iterator[np.ndarray]:
-    """Every frame of a film, or the one of a still, scaled to that short side: uint8 (H, W, 3) RGB."""
+    """Every frame of a film, or the single one of a still, scaled to this short side: uint8 (H, W, 3) RGB."""
     with av.open(path) as container:
         for frame in container.decode(video=0):
             scale = short_side / min(frame.width, frame.height)
@@ -164,7 +166,7 @@ def pictures(path: Path, short_side: int) -> Iterator[np.ndarray]:
 
 
 def training_pictures() -> list[np.ndarray]:
-    """What is trained on, film and stills in equal numbers of entries: uint8 (H, W, 3) RGB of various sizes.
+    """Training pictures, film and stills in equal numbers: uint8 (H, W, 3) RGB of various sizes.
 
     The entries of a still are the same array; film is at `SIZE`, stills at twice that.
     """
@@ -178,7 +180,7 @@ def training_pictures() -> list[np.ndarray]:
 
 
 def crops(sources: list[np.ndarray], config: AutoencoderConfig, step: int, rank: int = 0) -> torch.Tensor:
-    """The batch of one step on one worker, always the same: float32 (N, 3, crop, crop) RGB in [-1, 1].
+    """The batch of one step on one worker, deterministic: float32 (N, 3, crop, crop) RGB in [-1, 1].
 
     Squares of any side from `crop` to the whole picture, shrunk to `crop`, mirrored, with the colours in any order.
     """
@@ -211,7 +213,7 @@ class _Reconstruction(torch.nn.Module):
 
 
 def loss(config: AutoencoderConfig, pixels: torch.Tensor, latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """L1 of pixels and of their differences along both axes, and how far the latents are from white."""
+    """L1 of pixels and of their differences along both axes, plus the latents' squared distance from whiteness."""
     edges = sum(l1_loss(output.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
     channels = latents.transpose(0, 1).flatten(1)
     identity = torch.eye(len(channels), device=latents.device)
@@ -263,7 +265,7 @@ def _loop(config: AutoencoderConfig) -> None:
 
 
 def measure(vae: AutoencoderTiny) -> Figures:
-    """Reconstruct and compare the held-out pictures, at 240×240 as curation sees them."""
+    """Reconstruct and compare the held-out pictures, at 240×240 as in curation."""
     frames = [_square(frame) for frame in pictures(packaged(*FILM), SIZE)]
     sampled = {shot: range(shot[0], shot[1], EVERY) for shot in HELD_OUT_SHOTS}
     film = [frames[number] for numbers in sampled.values() for number in numbers]
@@ -331,18 +333,12 @@ def write(output: str, vae: AutoencoderTiny, readme: str) -> tuple[str, str]:
 
 def describe(config: AutoencoderConfig, workers: int, metrics: dict[str, Any], figures: Figures) -> str:
     """The card of a trained encoder, in Markdown."""
-    values = asdict(config)
-    changed = {f"model.{f.name}": values[f.name] for f in fields(config) if values[f.name] != f.default}
-    if workers > 1:
-        changed["workers"] = workers
-    arguments = [shlex.quote(f"{name}={json.dumps(value)}") for name, value in changed.items()]
-    settings = "\n".join(f"- {name}: {value}" for name, value in values.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in asdict(config).items())
     packages = " and ".join(f"{name} {metadata.version(name)}" for name in (FILM[0], "scikit-image"))
     shots = ", ".join(f"{first}–{end - 1}" for first, end in HELD_OUT_SHOTS)
     losses = ", ".join(
         f"{value:.4f} up to step {step}" for step, value in (metrics["losses"][0], metrics["losses"][-1])
     )
-    same, cut = np.array(figures.same_shot), np.array(figures.across_cut)
     return f"""# A tiny VAE encoder
 
 `encoder.safetensors` is the encoder of a diffusers `AutoencoderTiny` and `config.json` its settings. It takes RGB in
@@ -362,7 +358,7 @@ Licence of the weights: CC-BY-4.0, as the film's.
 ## Training
 With Ray Train on {workers} {"GPU" if metrics["device"] == "cuda" else "CPU"} worker{"s" if workers > 1 else ""}:
 
-    {" ".join(["python -m jobs.tiny_vae train", *arguments])}
+    {_command(config, workers)}
 
 Adam, with a warm-up and a cosine; bfloat16 in the forward pass. The loss is the L1 distance of the pixels,
 plus `gradient_weight` × that of the differences of neighbouring pixels,
@@ -371,7 +367,24 @@ Its mean was {losses}.
 
 {settings}
 
-## Reconstruction of held-out pictures
+{_results(figures)}"""
+
+
+def _command(config: AutoencoderConfig, workers: int) -> str:
+    """The command that trains these weights again."""
+    changed = {
+        f"model.{f.name}": getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default
+    }
+    if workers > 1:
+        changed["workers"] = workers
+    arguments = [shlex.quote(f"{name}={json.dumps(value)}") for name, value in changed.items()]
+    return " ".join(["python -m jobs.tiny_vae train", *arguments])
+
+
+def _results(figures: Figures) -> str:
+    """The figures of a card."""
+    same, cut = np.array(figures.same_shot), np.array(figures.across_cut)
+    return f"""## Reconstruction of held-out pictures
 PSNR in dB at 240×240, mean over pictures:
 
 | | {len(same) + len(HELD_OUT_SHOTS)} frames of held-out shots | {len(HELD_OUT_STILLS)} held-out stills |

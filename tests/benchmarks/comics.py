@@ -16,10 +16,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.cluster import AgglomerativeClustering
 
+from actors.comic_characters.crops import CROPS
+from actors.comic_characters.instances import Instance
 from pipelines.comic_characters.assign import THRESHOLDS, AssignPlan, Threshold, assign_sequence
 from pipelines.comic_characters.clusters import Bank, curve, in_panels, tree
-from pipelines.comic_characters.crop import CROPS
-from pipelines.comic_characters.sequences import Instance, Sequence
+from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import AssignConfig
 from tests.benchmarks.curation import alternate, line
 

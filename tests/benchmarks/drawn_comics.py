@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.comic_characters.__main__ import app
-from jobs.core import run as job
+from jobs.core.session import ray_session
 from tests.support.comics import split_sequences, write_comic
 from tests.support.drawn import Cast, Sheets
 
@@ -51,7 +51,7 @@ def draw(folder: Path, comics: Comics, cast: Cast, seed: int = 0) -> list[str]:
     write_comic(folder, count, comics.panels, comics.people, cast, seed, varied=True)
     split_sequences(folder, comics.series)
     return [
-        f"pictures={folder / 'panels'}",
+        f"input={folder / 'panels'}",
         f"boxes={folder / 'merged_face_body.csv'}",
         f"labels={folder}",
         f"output={folder / 'out'}",
@@ -69,7 +69,7 @@ def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 def learn(settings: list[str], verbs: Sequence[str] = VERBS) -> dict[str, float]:
     """Run verbs one after the other; returns how many seconds each took."""
     seconds: dict[str, float] = {}
-    with job.ray_session():
+    with ray_session():
         for verb in verbs:
             with timed(verb, seconds):
                 app([verb, *settings], standalone_mode=False)

@@ -15,10 +15,11 @@ from statistics import median
 import numpy as np
 import torch
 
+from actors.comic_characters.pairs import read_pairs
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store
-from jobs.core import run as job
-from pipelines.comic_characters.pairs import plan_pretraining, read_pairs
+from jobs.core.settings import load
+from pipelines.comic_characters.pairs import plan_pretraining
 from pipelines.comic_characters.pretrain import evaluate, loss, make_model
 from pipelines.comic_characters.settings import ComicsConfig
 from tests.benchmarks.drawn_comics import Comics, draw, learn
@@ -79,7 +80,7 @@ def main() -> None:
     """Measure and tell."""
     with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
         settings = [*draw(Path(folder), COMICS, Sketches()), *SETTINGS]
-        config = job.load(ComicsConfig, settings)
+        config = load(ComicsConfig, settings)
         learn(settings, ["crop"])
         ours, alone = [], []
         for turn in range(2):

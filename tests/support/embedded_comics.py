@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.comic_characters.crops import cut_pictures
+from actors.comic_characters.instances import EMBEDDINGS, KEY, REJECTED_INSTANCES
 from actors.core.store import Store
-from pipelines.comic_characters.crop import blocks, collect, cut_pictures, plan_crops
-from pipelines.comic_characters.embed import EMBEDDINGS
-from pipelines.comic_characters.features import KEY, REJECTED_INSTANCES
+from pipelines.comic_characters.crop import blocks, collect, plan_crops
 from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from tests.support.comics import write_comic

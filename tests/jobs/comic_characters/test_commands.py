@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> list[str]:
     with (tmp_path / "merged_face_body.csv").open("a") as file:
         file.write("s0,99_0,face,0,0,1,1,9,9\n")
     return [
-        f"pictures={tmp_path / 'panels'}",
+        f"input={tmp_path / 'panels'}",
         f"boxes={tmp_path / 'merged_face_body.csv'}",
         f"output={tmp_path / 'out'}",
     ]
@@ -132,7 +132,7 @@ def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     run("crop", *settings)
     more = [*settings, TINY[0], "fine_tune.head.dimensions=16", f"labels={tmp_path}", "score.draws=20"]
     more += ["score.rerank={k1: 4, k2: 2}", "score.photographs={model: resnet18, weights: nowhere.safetensors}"]
-    assert "`embed` makes them" in run("score", *more, code=2).stderr
+    assert "Run `embed` first" in run("score", *more, code=2).stderr
     run("embed", *more)
     told = run("score", *more, "score.ablations={cat: [fine_tune.head.fusion=cat]}", "--dry-run").output
     assert "input: 32 instances of test" in told and "stage 1 0, colours 32" in told
@@ -212,7 +212,44 @@ def test_assign(tmp_path: Path) -> None:
 
 
 def test_what_is_needed_is_told(settings: list[str]) -> None:
-    assert "output: this setting is needed" in run("crop", *settings[:2], code=2).stderr
-    assert "boxes: this setting is needed" in run("crop", settings[0], settings[2], code=2).stderr
+    assert "output: this setting is required" in run("crop", *settings[:2], code=2).stderr
+    assert "boxes: this setting is required" in run("crop", settings[0], settings[2], code=2).stderr
     assert "crop.quality" in run("crop", *settings, "crop.quality=high", code=2).stderr
     assert "there is no such file" in run("crop", *settings, "boxes=nowhere.csv", code=2).stderr
+
+
+REFERENCE = "experiment=sim_clr_comics_crops_face_body_aligned_infonce_multi"
+
+
+def test_named_experiments_and_hydra_overrides_of_the_reference_are_understood(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """As `pretrain.py` and `fine_tune.py` of the reference are run, down to the plan."""
+    pretrain, fine_tune = app.verbs["pretrain"], app.verbs["fine-tune"]
+    whole = pretrain.load([*settings, REFERENCE]).pretrain
+    assert (whole.training.epochs, whole.training.batch_size, whole.identity) == (500, 320, True)
+    overrides = ["trainer.max_epochs=20", "datamodule.batch_size=64"]
+    stage_1 = pretrain.load([*settings, REFERENCE, *overrides]).pretrain.training
+    assert (stage_1.epochs, stage_1.batch_size, stage_1.learning_rate) == (20, 64, 0.0005)
+    stage_2 = fine_tune.load([*settings, REFERENCE, *overrides]).fine_tune.training
+    assert (stage_2.epochs, stage_2.batch_size, stage_2.learning_rate) == (20, 64, 0.00075)
+    assert fine_tune.load([*settings, *overrides]).pretrain.training.epochs == 500
+    for count, expected in ((0, (1, 0.0)), (1, (1, 1.0)), (4, (4, 1.0))):
+        training = pretrain.load([*settings, REFERENCE, f"trainer.gpus={count}"]).pretrain.training
+        assert (training.workers, training.num_gpus) == expected
+    assert pretrain.load([f"pictures={tmp_path}", settings[2]]).input == str(tmp_path)
+    wrong = run("pretrain", *settings, "experiment=sim_clr", code=2).stderr
+    assert "experiment=sim_clr does not exist" in wrong and REFERENCE.partition("=")[2] in wrong
+    assert "trainer.gpus=-1" in run("pretrain", *settings, "trainer.gpus=-1", code=2).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_lines_of_the_reference_run(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    write_comic(tmp_path, series=4)
+    run("crop", *settings)
+    small = [REFERENCE, "trainer.max_epochs=1", "datamodule.batch_size=8", "trainer.gpus=0", TINY[0]]
+    told = run("pretrain", *settings, *small, "--dry-run").output
+    assert "epochs: 1\n" in told and "train: 1 actors of 1 CPUs, 0 GPUs, 8 rows a call" in told
+    assert "1 epochs; the best: epoch" in run("pretrain", *settings, *small).output
+    assert json.loads((tmp_path / "out/runs/pretrain.json").read_text())["settings"]["experiment"]

@@ -183,6 +183,7 @@ class Wide:
     seed_range: tuple[int, ...] = ()
     ks: list[int] = field(default_factory=list)
     center_crop: bool = False
+    plot: bool | str = False
     num_gpus: float = 0.0
     rate: float = 0.1
     model: Model = field(default_factory=Model)
@@ -214,6 +215,9 @@ class Wide:
         (["--input-files", "a"], Wide(input="a")),
         (["--target_text", "a photo: sks"], Wide(target_text="a photo: sks")),
         (["target_text=[half"], Wide(target_text="[half")),
+        (["--plot"], Wide(plot=True)),
+        (["--plot", "curves", "output=a"], Wide(plot="curves", output="a")),
+        (["--plot", "output=a"], Wide(plot=True, output="a")),
         (["--use_gpu"], Wide(num_gpus=1.0)),
         (["--use_gpu", "false"], Wide()),
         (["use_gpu=true"], Wide(num_gpus=1.0)),

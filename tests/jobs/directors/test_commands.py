@@ -39,7 +39,7 @@ def test_sample_takes_screenshots_of_sound_films_and_rejects_the_others(ray_clus
     out = tmp_path / "out"
     arguments = ("sample", f"input={tmp_path / 'films'}", f"output={out}", "screenshots.per_film=4")
     told = run_here(*arguments, "--dry-run").stdout
-    assert "4 films of 2 directors: 4 to do" in told and not out.exists()
+    assert "4 films of 2 directors" in told and "to do: 4 films" in told and not out.exists()
     run_here(*arguments, "--max-rejected", 0, code=3)
     rows = list(csv.DictReader((out / "manifest.csv").open()))
     assert {(row["director"], row["film"]) for row in rows} == {("A", "one"), ("A", "two"), ("B", "three")}
@@ -55,8 +55,8 @@ def test_sample_takes_screenshots_of_sound_films_and_rejects_the_others(ray_clus
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["input=x"], "input and output are needed"),
-        (["input=/nowhere", "output=x"], "no films there"),
+        (["input=x"], "input and output are required"),
+        (["input=/nowhere", "output=x"], "has no films"),
         (["input=x", "output=y", "screenshots.per_film=0"], "per_film from 1"),
         (["input=x", "output=y", "screenshots.frames=3"], "there is no such setting"),
     ],
@@ -101,9 +101,9 @@ def test_explore_shows_bars_and_a_contact_sheet(tmp_path: Path):
 def test_a_folder_that_does_not_tell_films_is_refused(tmp_path: Path):
     (tmp_path / "Varda").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "Varda/a.png")
-    assert "whose film Varda/a.png is of" in run_here("explore", f"data={tmp_path}", code=2).output
-    assert "holds no screenshots" in run_here("explore", f"data={tmp_path / 'none'}", code=2).output
-    assert "data is needed" in run_here("explore", code=2).output
+    assert "the film of Varda/a.png is unknown" in run_here("explore", f"data={tmp_path}", code=2).output
+    assert "has no screenshots" in run_here("explore", f"data={tmp_path / 'none'}", code=2).output
+    assert "input is missing" in run_here("explore", code=2).output
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 200), (1920, 800)])
@@ -145,9 +145,10 @@ def test_directors_of_films_are_learned_and_a_film_not_seen_is_given_to_its_own(
     settings = [f"data={shots}", f"output={model}", network, "pictures.backbone.num_cpus=0.5"]
     settings += ["training.epochs=60", "training.learning_rate=3e-3", "pictures.views.count=1"]
     told = run_here("train", *settings, "--dry-run").stdout
-    assert "126 screenshots of 21 films by 5 directors; 0 of 252 vectors there" in told and not model.exists()
-    told = run_here("train", *settings, "--plot").stdout
-    assert "20 films of 4 directors are learned, 1 films of others are strangers" in told
+    assert "126 screenshots of 21 films by 5 directors" in told and "252 of 252 vectors" in told and not model.exists()
+    told = run_here("train", *settings, "--plot", tmp_path / "curves").stdout
+    assert "20 films of 4 directors to train on, 1 films of unknown directors" in told
+    assert Image.open(tmp_path / "curves.png").width > 300
     report = read_json(model / "report.json")
     table = {(row["method"], row["split"]): row for row in report["table"]}
     assert table["head", "film"]["film_top1"] >= 0.75 and ("head", "frame") in table
@@ -163,12 +164,12 @@ def test_directors_of_films_are_learned_and_a_film_not_seen_is_given_to_its_own(
     assert re.search(r"all 6 as one film: (Azul|unknown) \(Azul", told), told
     assert len(list((tmp_path / "saved").glob("*.png"))) == 6
     one = next((tmp_path / "new/Azul").glob("*.jpg"))
-    told = run_here("guess", model, "--image", one, "--top", 2, "--save", tmp_path / "one.jpg").stdout
+    told = run_here("guess", model, "-i", one, "--top", 2, "-s", tmp_path / "one.jpg").stdout
     assert one.name in told and "one film" not in told and Image.open(tmp_path / "one.jpg").width >= 320
     assert read_json(model / "runs/guess.json")["stages"]["embed"]["rows"] == 0
     other = backbone(tmp_path / "other", seed=1)
     refused = run_here("guess", model, f"backbone.model={other}", "--image", one, code=2).output
-    assert "the model was trained on vectors of" in refused
+    assert "The model was trained on vectors of" in refused
 
 
 @pytest.mark.slow

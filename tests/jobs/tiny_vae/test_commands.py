@@ -1,5 +1,6 @@
 """The command that trains the tiny VAE: what it writes, and that a kill costs nothing but time."""
 
+import json
 import os
 import shlex
 import signal
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from jobs.core.run import SettingsError, load
-from jobs.tiny_vae.__main__ import TrainConfig
-from pipelines.tiny_vae.train import AutoencoderConfig, Figures, describe
+from jobs.core.settings import SettingsError, load
+from jobs.tiny_vae.__main__ import app
+from pipelines.tiny_vae.settings import AutoencoderConfig, TrainConfig
+from pipelines.tiny_vae.train import Figures, describe
 
 ROOT = Path(__file__).resolve().parents[3]
 METRICS = {"step": 50, "losses": [[10, 0.5], [50, 0.125]], "device": "cpu"}
@@ -44,6 +47,21 @@ def test_wrong_settings_name_their_key(argument: str) -> None:
         load(TrainConfig, [argument])
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None:
+    arguments = ["train", f"output={tmp_path / 'out'}", "workers=2", "--use_gpu", "--dry-run"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "demo.mp4" in result.output and "3000 steps of 16 crops" in result.output
+    assert "train: 2 actors of 1 CPUs, 1 GPUs, 8 rows a call" in result.output
+    assert f"runs/train.json: {tmp_path}/out/runs/train.json" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "gpus"), [(["use_gpu=true"], 1.0), (["--num-gpus", "0.5"], 0.5), ([], 0.0)])
+def test_gpus_go_by_the_older_name_too(arguments: list[str], gpus: float) -> None:
+    assert load(TrainConfig, arguments).num_gpus == gpus
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path, ray_folder: str) -> None:
@@ -65,10 +83,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path
     again = start(tmp_path / "killed")
     told, _ = again.communicate()
     assert again.returncode == 0
-    assert "60 steps, continued from step" in told
+    assert "60 steps, resumed from step" in told
     assert f"weights: {tmp_path}/killed/encoder.safetensors" in told and f"card: {tmp_path}/killed/README.md" in told
 
     undisturbed = start(tmp_path / "undisturbed")
     undisturbed.communicate()
     for name in ("encoder.safetensors", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    record = json.loads((tmp_path / "killed/runs/train.json").read_text())
+    assert record["status"] == "done" and record["step"] == 60 and record["resumed_from"] >= 5
+    assert record["figures"]["film_psnr"] > 0 and record["settings"]["model"]["crop"] == 32

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from actors.comic_characters.instances import Instance
 from actors.core import storage
 from actors.core.store import Store
 from pipelines.comic_characters.assign import DEFAULT, Assignment, assign, consecutive, names_of, plan_assignment
-from pipelines.comic_characters.sequences import Instance, Sequence, read_sequences
+from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
 from tests.support.embedded_comics import embedded_comic, write_vectors
 
@@ -102,7 +103,7 @@ def test_the_bank_gives_names(comic: tuple[ComicsConfig, list[Sequence]], tmp_pa
     told = json.loads(Path(config.output, "named/clusters.json").read_text())[2]
     assert {"Anna", "Борис"} <= {annotation["charId"] for annotation in told["annotations"]}
     bank.write_text("name,instance\nAnna,s0_9_9_face_0\n")
-    with pytest.raises(ValueError, match=r"line 2: 's0_9_9_face_0' of 'Anna' is nothing that has a vector"):
+    with pytest.raises(ValueError, match=r"line 2: 's0_9_9_face_0' of 'Anna' has no vector"):
         plan_assignment(of(config, bank=str(bank)))
     bank.write_text("who,instance\n")
     with pytest.raises(ValueError, match="needs the columns name and instance"):
@@ -128,7 +129,7 @@ def test_vectors_that_are_not_those_asked_for_are_refused(
 ) -> None:
     config, sequences = comic
     write_vectors(config, sequences[:5])
-    with pytest.raises(ValueError, match=r"24 instances that embeddings/ has not.*`embed`"):
+    with pytest.raises(ValueError, match=r"24 instances that are not in embeddings/.*`embed`"):
         plan_assignment(config)
     write_vectors(config, sequences)
     uri = Store(config.output).uri("fine-tune/model.safetensors")
@@ -136,7 +137,7 @@ def test_vectors_that_are_not_those_asked_for_are_refused(
     with pytest.raises(ValueError, match="of another head than"):
         plan_assignment(config)
     storage.delete(uri)
-    with pytest.raises(ValueError, match="holds no vectors"):
+    with pytest.raises(ValueError, match="has no vectors"):
         plan_assignment(replace(config, output=str(tmp_path)))
     with pytest.raises(ValueError, match="threshold lies in"):
         AssignConfig(threshold=3.0)

@@ -10,21 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from actors.comic_characters.crops import BODIES, FACES, CropConfig
+from actors.comic_characters.crops import BODIES, BOX, CROPS, FACES, NAME, CropConfig, cut_pictures
 from actors.core import storage
 from actors.core.store import Store
-from pipelines.comic_characters.crop import (
-    BOX,
-    CROPS,
-    NAME,
-    REJECTED,
-    blocks,
-    checked,
-    collect,
-    cut_pictures,
-    plan_crops,
-    read_boxes,
-)
+from pipelines.comic_characters.crop import REJECTED, blocks, checked, collect, plan_crops, read_boxes
 from pipelines.comic_characters.settings import ComicsConfig
 from tests.support.comics import COLUMNS, write_comic
 
@@ -52,7 +41,7 @@ def comic(tmp_path_factory: pytest.TempPathFactory) -> ComicsConfig:
     (folder / "panels/s0/8_0.jpg").write_bytes(b"no picture")
     return ComicsConfig(
         output=str(folder / "out"),
-        pictures=str(folder / "panels"),
+        input=str(folder / "panels"),
         boxes=str(folder / "merged_face_body.csv"),
         crop=CropConfig(batch_size=5),
     )
@@ -137,22 +126,22 @@ def test_the_same_command_does_only_what_is_missing(made: Made, tmp_path: Path) 
 def test_a_picture_that_comes_later_is_cut_then(made: Made, tmp_path: Path) -> None:
     config, counts = made
     shutil.copytree(config.output, tmp_path / "out")
-    shutil.copytree(config.pictures, tmp_path / "panels")
+    shutil.copytree(config.input, tmp_path / "panels")
     (tmp_path / "panels/s0/8_0.jpg").unlink()
     Image.new("RGB", (20, 20)).save(tmp_path / "panels/s0/8_0.jpg")
     # All panels of a page may lie on one picture.
     Image.new("RGB", (20, 20)).save(tmp_path / "panels/s0/77.png")
-    moved = replace(config, output=str(tmp_path / "out"), pictures=str(tmp_path / "panels"))
+    moved = replace(config, output=str(tmp_path / "out"), input=str(tmp_path / "panels"))
     found = cut(moved)
     assert found["out"] == counts["out"] + 2
     assert set(counts["rejected"]) - set(found["rejected"]) == {"missing_page", "broken_page"}
 
 
 def test_a_store_is_as_good_as_a_folder(comic: ComicsConfig, s3: str) -> None:
-    for entry in storage.listing(comic.pictures):
+    for entry in storage.listing(comic.input):
         storage.upload(entry.uri, f"{s3}/panels/{entry.name}")
     storage.upload(comic.boxes, f"{s3}/boxes.csv")
-    there = replace(comic, pictures=f"{s3}/panels", boxes=f"{s3}/boxes.csv", output=f"{s3}/out")
+    there = replace(comic, input=f"{s3}/panels", boxes=f"{s3}/boxes.csv", output=f"{s3}/out")
     counts = cut(there)
     assert counts["rejected"] == dict.fromkeys(BAD, 1)
     assert len(files(there)) == counts["out"]

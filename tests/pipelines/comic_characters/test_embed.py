@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from actors.comic_characters.crops import CropConfig
+from actors.comic_characters.crops import CROPS, CropConfig, cut_pictures
+from actors.comic_characters.instances import FEATURES, KEY, read_rows, write_features, write_vectors
 from actors.comic_characters.network import (
     BackboneConfig,
     EmbedConfig,
@@ -25,18 +26,10 @@ from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
 from pipelines.comic_characters.assign import assign, plan_assignment
-from pipelines.comic_characters.crop import CROPS, blocks, collect, cut_pictures, plan_crops
-from pipelines.comic_characters.embed import (
-    EmbedPlan,
-    begin,
-    crop_instances,
-    plan_embedding,
-    read_embeddings,
-    read_rows,
-    write_vectors,
-)
+from pipelines.comic_characters.crop import blocks, collect, plan_crops
+from pipelines.comic_characters.embed import EmbedPlan, begin, crop_instances, plan_embedding, read_embeddings
 from pipelines.comic_characters.embed import collect as collect_vectors
-from pipelines.comic_characters.features import FEATURES, KEY, located, write_features
+from pipelines.comic_characters.features import located
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig, FineTuneConfig
 from tests.support.comics import write_comic
 
@@ -182,12 +175,12 @@ def test_instances_of_label_files_are_embedded_as_they_are_named(config: ComicsC
 
 def test_what_is_missing_is_told(config: ComicsConfig) -> None:
     store = Store(config.output)
-    with pytest.raises(ValueError, match="`embed` makes them"):
+    with pytest.raises(ValueError, match="Run `embed` first"):
         read_embeddings(store)
     with pytest.raises(ValueError, match="not those of a head"):
         load_head(HeadConfig(dimensions=9), 512, storage.read_bytes(store.uri("fine-tune/model.safetensors")))
     storage.delete(store.uri("fine-tune/model.safetensors"))
-    with pytest.raises(ValueError, match="`fine-tune` makes it"):
+    with pytest.raises(ValueError, match="Run `fine-tune` first"):
         plan_embedding(config)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from actors.comic_characters.crops import crop_name, encode
+from actors.comic_characters.instances import FEATURES, KEY, write_features
 from actors.comic_characters.network import (
     BackboneConfig,
     FeatureExtractor,
@@ -28,7 +29,7 @@ from actors.comic_characters.network import (
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
-from pipelines.comic_characters.features import FEATURES, KEY, Features, read_features, without_features, write_features
+from pipelines.comic_characters.features import Features, read_features, without_features
 from pipelines.comic_characters.fine_tune import LOSSES, MINERS, flat, masked, metric_loss, query_mrr, sequence_rows
 from pipelines.comic_characters.pretrain import make_model
 from pipelines.comic_characters.sequences import Sequence

@@ -10,22 +10,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from actors.comic_characters.crops import crop_name, encode, prepare
+from actors.comic_characters.crops import CROPS, crop_name, encode, prepare
 from actors.comic_characters.network import BackboneConfig
+from actors.comic_characters.pairs import KEY, PAIRS, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.store import Store
-from pipelines.comic_characters.crop import CROPS
-from pipelines.comic_characters.pairs import (
-    KEY,
-    PAIRS,
-    find_pairs,
-    pair_tables,
-    plan_pretraining,
-    prepare_pairs,
-    prepared,
-    read_pairs,
-    split_series,
-)
+from pipelines.comic_characters.pairs import find_pairs, pair_tables, plan_pretraining, prepared, split_series
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 
 SIZES = BackboneConfig(face_size=16, body_size=32)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.comic_characters.instances import Instance
 from pipelines.comic_characters.retrieval import (
     CLUSTERS,
     RANKS,
@@ -25,7 +26,7 @@ from pipelines.comic_characters.retrieval import (
     score_within,
     within,
 )
-from pipelines.comic_characters.sequences import Instance, Sequence
+from pipelines.comic_characters.sequences import Sequence
 
 NAMES = {
     "map_at_r": "mean_average_precision_at_r",

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actors.comic_characters.instances import Instance
 from actors.comic_characters.network import BackboneConfig
 from pipelines.comic_characters.features import Features
 from pipelines.comic_characters.retrieval import CLUSTERS, RANKS, Rerank, labelled
 from pipelines.comic_characters.score import OURS, Found, Method, fused, scores_of, trained_anew, unit, variant
-from pipelines.comic_characters.sequences import Instance
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig, PretrainConfig, ScoreConfig
 from tests.pipelines.comic_characters.test_retrieval import comic
 

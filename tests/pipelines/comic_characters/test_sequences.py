@@ -42,7 +42,7 @@ def test_what_is_no_instance_is_told_with_its_place(tmp_path: Path, instance: di
     with pytest.raises(ValueError, match=f"sequence 1: .*{problem}"):
         read_sequences(str(path))
     path.write_text("[")
-    with pytest.raises(ValueError, match="no JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         read_sequences(str(path))
 
 

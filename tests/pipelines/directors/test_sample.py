@@ -9,8 +9,8 @@ import pytest
 
 from actors.core import storage
 from actors.core.child import CHILD
-from actors.directors.screenshots import ScreenshotsConfig
-from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, sample, sample_films
+from actors.directors.screenshots import ScreenshotsConfig, sample_films
+from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, sample
 from tests.support import films
 
 SHOTS = ScreenshotsConfig(per_film=5)
@@ -20,9 +20,8 @@ def take(config: SampleConfig) -> int:
     """The stage over what is missing, without Ray; returns how many screenshots it took."""
     todo = plan_sample(config).todo
     names = ("director", "film", "uri")
-    return int(
-        sample_films({name: np.array([film[name] for film in todo]) for name in names}, config)["screenshots"].sum()
-    )
+    batch = {name: np.array([film[name] for film in todo]) for name in names}
+    return int(sample_films(batch, config.screenshots, config.output)["screenshots"].sum())
 
 
 def told(config: SampleConfig) -> list[dict[str, str]]:
@@ -64,9 +63,9 @@ def test_a_table_tells_paths_and_directors(tmp_path: Path):
 
 
 def test_an_input_without_films_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="no films there"):
+    with pytest.raises(ValueError, match="has no films"):
         plan_sample(SampleConfig(str(tmp_path), str(tmp_path / "out")))
-    with pytest.raises(ValueError, match="input and output are needed"):
+    with pytest.raises(ValueError, match="input and output are required"):
         SampleConfig(str(tmp_path))
 
 
@@ -109,7 +108,7 @@ def test_other_settings_need_another_output(tmp_path: Path):
     films.film(tmp_path / "films/A/one.mp4")
     config = SampleConfig(str(tmp_path / "films"), str(tmp_path / "out"), SHOTS)
     take(config)
-    with pytest.raises(ValueError, match="use another output"):
+    with pytest.raises(ValueError, match="Use another output"):
         plan_sample(SampleConfig(config.input, config.output, ScreenshotsConfig(per_film=6)))
 
 

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.directors.head import HeadConfig, make_head
 from pipelines.core.film_vectors import Films
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.baselines import style_importance
 from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
-from pipelines.directors.guess import Model, guess
-from pipelines.directors.head import fit_here, logits, make_head, task
+from pipelines.directors.guess import Model, answers
+from pipelines.directors.head import fit_here, logits, task
 from pipelines.directors.measure import measure, tabled, unknown
-from pipelines.directors.settings import DirectorsConfig, HeadConfig
+from pipelines.directors.settings import DirectorsConfig
 from tests.support.data import real_films
 
 QUICK = TrainingConfig(epochs=40, learning_rate=3e-3, patience=10)
@@ -167,10 +168,10 @@ def test_directors_of_few_films_are_strangers_and_unknown_ones_are_left_out():
 @pytest.mark.parametrize(
     ("owners", "settings", "message"),
     [
-        (["a"] * 9, {}, "of 1 directors 1 can be learned"),
-        (["a", "b", "c"], {}, "of 3 directors 0 can be learned: .* 3 films"),
-        (["", ""], {}, "names no director"),
-        (["Varda"] * 3 + ["b"] * 3, {"unknown": ["Vardo"]}, "near it: Varda"),
+        (["a"] * 9, {}, "1 of 1 directors can be classes"),
+        (["a", "b", "c"], {}, "0 of 3 directors can be classes, .* 3 films"),
+        (["", ""], {}, "has no directors"),
+        (["Varda"] * 3 + ["b"] * 3, {"unknown": ["Vardo"]}, "Similar names: Varda"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(owners: list[str], settings: dict[str, Any], message: str):
@@ -181,9 +182,9 @@ def test_what_cannot_be_learned_is_refused(owners: list[str], settings: dict[str
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": "x"}, "one of data"),
+        ({"input": "x"}, "one of input"),
         ({"test": 0.6, "valid": 0.5}, "sum to less than 1"),
-        ({"folds": 2}, "folds are 3 or more"),
+        ({"folds": 2}, "folds must be 0, or 3 or more"),
         ({"min_films": 1}, "split=frame compare=false"),
     ],
 )
@@ -207,7 +208,7 @@ def test_a_guess_names_the_likeliest_or_nobody():
         for parameter in head.layers.parameters():
             parameter.copy_(torch.eye(2) if parameter.ndim == 2 else torch.zeros(2))
     model = Model(head, ["a", "b"], 1.0, {"picture": 0.7, "film": 0.6}, None, "")
-    each, whole = guess(model, np.array([[2, 0], [0.5, 0]], np.float16), top=2)
+    each, whole = answers(model, np.array([[2, 0], [0.5, 0]], np.float16), top=2)
     assert [answer.name for answer in each] == ["a", "unknown"]
     assert each[0].top[0] == ("a", pytest.approx(np.exp(2) / (np.exp(2) + 1)))
     # The film's logits are 1.25 and 0 on average.

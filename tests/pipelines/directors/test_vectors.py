@@ -68,7 +68,7 @@ def test_a_picture_that_was_replaced_or_another_network_is_computed_again(tmp_pa
     assert [row["path"] for row in missing(store, wanted(replaced, config.views, set()), config)] == ["0.png"]
     crop = PicturesConfig(BackboneConfig(model=config.backbone.model, fit="crop"))
     assert len(missing(store, rows, crop)) == 2
-    with pytest.raises(RuntimeError, match="run the same command again"):
+    with pytest.raises(RuntimeError, match="Rerun the same command"):
         read_pictures_of(store, rows, crop)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from actors.curation.latents import TINY, encode, latent_distances, load_vae
+from pipelines.tiny_vae.settings import AutoencoderConfig
 from pipelines.tiny_vae.train import (
     EVERY,
     HELD_OUT_SHOTS,
     SIZE,
-    AutoencoderConfig,
     build,
     crops,
     initialise,
@@ -117,7 +117,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("package", ["no-such-package-of-films", "iscc-samples"])
 def test_a_missing_file_is_named(package: str) -> None:
-    with pytest.raises(ValueError, match=f"{package}.*(not installed|holds no nothing.png)"):
+    with pytest.raises(ValueError, match=f"{package}.*(not installed|has no nothing.png)"):
         packaged(package, "nothing.png")
 
 
