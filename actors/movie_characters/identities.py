@@ -77,7 +77,7 @@ def find_learnt(root: str, setting: str) -> list[Learnt]:
         own = storage.join(root, name, "unet") if unet else ""
         found.append(Learnt(name, _embedding(name, files, TARGET), optimized, text, lora, own, weights))
     if not found:
-        raise UserError(f"{setting}={root} holds no identities: folders <class>_<number> with {OPTIMIZED}.safetensors")
+        raise UserError(f"{setting}={root} holds no identities: folders CLASS_NUMBER with {OPTIMIZED}.safetensors")
     widths = {one.optimized.shape for one in found}
     if len(widths) > 1:
         raise UserError(f"{setting}={root}: embeddings of several shapes, {widths}: they are of different models")

@@ -10,8 +10,8 @@ from skimage import data
 from typer.testing import CliRunner, Result
 
 from actors.core.store import Store
+from actors.movie_characters.vectors import VECTORS
 from jobs.movie_characters.__main__ import app
-from pipelines.movie_characters.identify_gallery import VECTORS
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
 

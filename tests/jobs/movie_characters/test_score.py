@@ -64,11 +64,11 @@ def test_map_writes_ours_and_the_reference_formula(folder: Path):
 def test_report_learns_who_is_unknown(folder: Path):
     told = score("report", folder, f"validation={folder / 'in'}").stdout
     assert "unknown: AUROC 1.000, equal error rate 0.000" in told
-    assert "answered right: 100.00 %" in told
+    assert "right answers: 100.00 %" in told
     assert (folder / "out" / "confusion.csv").read_text().splitlines()[-1] == "unknown,0,0,0,3"
     about = json.loads((folder / "out" / "report.json").read_text())
     again = score("report", folder, f"threshold={about['threshold']}").stdout
-    assert "answered right: 100.00 %" in again
+    assert "right answers: 100.00 %" in again
 
 
 def test_an_image_without_a_loss_is_told_and_may_fail_the_run(folder: Path):
