@@ -206,7 +206,9 @@ def _modern_value(kind: Any, tree: Tree) -> Tree:
     inner = classes_in(kind)
 
     def group(tree: Tree) -> Tree:
-        return modern(next((one for one in inner if _fits(one, tree)), inner[0]), tree)
+        fitting = [one for one in inner if _fits(one, tree)]
+        # Where the word that tells them apart is in a file, a single setting may fit several.
+        return modern(fitting[0], tree) if len(fitting) == 1 else tree
 
     if any(one in inner for one in members(kind)):
         return group(tree)
@@ -257,7 +259,7 @@ def _path(config: Any, location: Sequence[str | int]) -> list[str]:
             continue
         path.append(str(part))
         if groups:
-            kind = types_of(groups[0]).get(part)
+            kind = types_of(groups[0]).get(str(part))
         else:
             kind = next((typing.get_args(one)[-1] for one in members(kind) if typing.get_origin(one) is dict), None)
     return path

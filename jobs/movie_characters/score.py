@@ -1,6 +1,5 @@
 """The verbs of `score`: how accurate results are. Their records are runs/score-VERB.json."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
@@ -122,8 +121,7 @@ class Report(_Score):
 
         found = write_report(config, plan)
         run.record |= {"accuracy": found.accuracy, "threshold": found.threshold}
-        f1: Mapping[str, float] = found.classes.f1.to_dict()
-        run.say(f"right answers: {100 * found.accuracy:.2f} %; f1 {f1['macro']:.3f}, mean over classes")
+        run.say(f"right answers: {100 * found.accuracy:.2f} %; f1 {found.classes.f1['macro']:.3f}, mean over classes")
         if found.unknown:
             run.say(f"unknown: AUROC {found.unknown.auroc:.3f}, equal error rate {found.unknown.eer:.3f}")
         if found.threshold is not None:

@@ -9,7 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
+from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.compare import CompareConfig
+from pipelines.movie_characters.models import ClipModel, DiffusionModel
 from tests.support import pictures, results
 from tests.support.colours import GREEN, RED
 
@@ -151,6 +154,19 @@ def test_settings_of_a_model_are_checked_before_anything_runs(tmp_path: Path):
         "models.a.settings.gallery: this setting is required; models.a.settings.size: there is no"
         in run("compare", *settings, code=2).output
     )
+
+
+def test_older_names_of_a_models_settings_work_in_files_and_beside_them(tmp_path: Path):
+    file = tmp_path / "compare.yaml"
+    file.write_text(
+        "{image_list: stills, output: out, models: {sd: {by: diffusion, settings: {imagic_pretrained_path: ids}},"
+        " near: {by: clip, settings: {input_dir: gallery, device: cuda}}}}"
+    )
+    config = load(CompareConfig, [str(file), "models.near.settings.input_dir=other", "models.sd.settings.num_gpus=1"])
+    near, sd = config.models["near"], config.models["sd"]
+    assert isinstance(near, ClipModel) and isinstance(sd, DiffusionModel)
+    assert (near.settings.gallery, near.settings.embeddings.num_gpus, config.input) == ("other", 1, "stills")
+    assert sd.settings.diffusion.num_gpus == 1
 
 
 def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.extract import ExtractConfig
 from tests.support import films
 
 TABLE = """\
@@ -109,3 +111,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, film: Path):
     told = run(tmp_path, film, "--dry-run").stdout
     assert "6 rows of 2 categories, 2 of them cannot be read" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_how_the_film_is_decoded_is_called_as_in_other_verbs(tmp_path: Path):
+    given = ["csv=table.csv", "--video", "film.mp4", "output=out", "category=who"]
+    config = load(ExtractConfig, [*given, "decode.stall_s=7"])
+    assert (config.input, config.decode.stall_s) == ("film.mp4", 7)
+    assert load(ExtractConfig, [*given[:1], "input=film.mp4", *given[3:], "video.stall_s=7"]) == config

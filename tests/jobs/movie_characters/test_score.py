@@ -86,3 +86,12 @@ def test_a_dry_run_writes_nothing(folder: Path):
 def test_mistakes_are_told(folder: Path):
     assert "k_range starts at 1" in score("topk", folder, "k_range=0", code=2).output
     assert "has no results" in score("map", folder, f"input_folder={folder / 'none'}", code=2).output
+
+
+def test_scores_may_stand_in_a_column_of_another_name_and_pages_be_left_out(folder: Path):
+    for file in (folder / "in").iterdir():
+        file.write_text(file.read_text().replace(",loss", ",distance"))
+    assert "no column loss" in score("topk", folder, code=2).output
+    told = score("topk", folder, "pred_column=distance", "plot=false").stdout
+    assert "top-1: 75.00 %" in told and "page" not in told
+    assert not list((folder / "out").glob("topk.*"))
