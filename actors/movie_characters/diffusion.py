@@ -157,7 +157,7 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
 
 
 def _check_compiler(device: str) -> None:
-    """Raise UserError where torch has nothing to compile with; on a GPU it says so itself, and well."""
+    """Raise UserError where torch finds no compiler on a CPU; on a GPU its own error is clear."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -172,7 +172,7 @@ def _check_compiler(device: str) -> None:
 
 
 def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
-    """The same model with the UNet that diffusers saved in a folder or below s3://."""
+    """A model with its UNet replaced by one that diffusers saved in a folder or below s3://."""
     with storage.local_folder(folder) as path:
         unet = load_part(str(path.parent), path.name, "imagic_pretrained_path", model.dtype)
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))

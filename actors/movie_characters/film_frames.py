@@ -20,7 +20,7 @@ from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 QUALITY = 95
-"""Of the JPEG files."""
+"""Quality of the JPEG files, 0..100."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Interval:
     """A stretch of a film that belongs to a category; both ends belong to it."""
 
     category: str
-    """As it stands in file names."""
+    """The category, as in file names."""
     start_s: float
     end_s: float
 

@@ -39,7 +39,7 @@ class Bank:
         return len(self.timesteps)
 
     def to(self, device: str) -> "Bank":
-        """The same on a device."""
+        """The bank on a device."""
         return Bank(self.timesteps.to(device), self.noise.to(device), self.weights.to(device))
 
 

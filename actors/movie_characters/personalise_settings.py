@@ -117,7 +117,7 @@ class PersonaliseConfig:
         return "bf16" if self.mixed_precision == "fp16" and not self.diffusion.num_gpus else self.mixed_precision
 
     def learns(self) -> dict[str, Any]:
-        """All settings that change what is learnt, as JSON values."""
+        """All settings that change what is trained, as JSON values."""
         elsewhere = ("input", "output", "checkpoint_s", "push_to_hub", "hub_model_id", "autoscaling")
         return {
             **{name: value for name, value in asdict(self).items() if name not in (*elsewhere, "diffusion")},

@@ -335,7 +335,7 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
 
 
 def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
-    """Of images by their names without suffix: hit, whether the best answer is right, and answered."""
+    """By image name without suffix: hit (whether the best answer is right) and answered."""
     best = answers(by_class(results))
     found = {stem(image): answer for image, answer in best.items()}
     hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 START, END = "start_time", "end_time"
 OF = "frames_of.json"
-"""Of each category a digest of what its frames are of; written before they are."""
+"""File of digests, per category, of all that its frames depend on; written before the frames."""
 REJECTED = pa.schema(
     [("row", pa.int64()), *((name, pa.string()) for name in ("category", START, END, "code", "message"))]
 )
@@ -70,7 +70,7 @@ class Plan:
     rows: pd.DataFrame
     """category, start_time, end_time as they stand there, code and message; the index is the line in the file."""
     intervals: list[Interval]
-    """Of the sound rows, in their order."""
+    """Intervals of the rows without an error, in their order."""
     there: frozenset[str]
     """Names of frames that exist."""
 

@@ -21,7 +21,7 @@ from actors.core.errors import UserError
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
 RANK_CONSTANT = 60
-"""Of reciprocal rank fusion, as its authors have it."""
+"""Constant of reciprocal rank fusion, as its authors chose it."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[floa
 def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> list[pd.DataFrame]:
     """Scores of several models, each images by classes, in one unit, over the images that all have and all classes.
 
-    A class that a model does not know, or has not been asked about, is worst with it, as bad as the worst it knows.
+    A class without a score of a model has the worst score of that model.
     """
     images = [image for image in scores[0].index if all(image in table.index for table in scores)]
     classes = sorted(set().union(*(table.columns for table in scores)))

@@ -169,7 +169,7 @@ class Plan:
     """To be identified."""
     gallery: list[Picture]
     todo: list[Picture]
-    """Of both, those without a vector."""
+    """Images of both without a vector."""
 
     @property
     def classes(self) -> list[str]:

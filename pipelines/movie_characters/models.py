@@ -136,7 +136,7 @@ def run_of(model: Single, images: list[str], folder: str, vectors: str = "") -> 
 
 
 def with_images(run: ModelRun, images: list[str]) -> ModelRun:
-    """The same run on other images."""
+    """A run with its images replaced."""
     return replace(run, config=replace(run.config, input=images))
 
 
