@@ -240,6 +240,12 @@ def _explain(config: Any, problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(dotted, [one.path for one in settings_of(config)], 1)
         return f"{dotted}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if problem["type"].startswith("union_tag"):
+        about = problem["ctx"]
+        dotted = f"{dotted}.{about['discriminator'].strip(chr(39))}"
+        if "tag" in about:
+            return f"{dotted}: '{about['tag']}' is none of {about['expected_tags']}"
+        return f"{dotted}: this setting is required"
     required = {one.path for one in settings_of(config) if one.value is REQUIRED}
     if problem["type"] == "missing" or (problem["input"] is None and dotted in required):
         return f"{dotted}: this setting is required"

@@ -99,7 +99,7 @@ def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
 
 
 def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):
-    assert "image_list" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
+    assert "input=" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
     assert "Purple" in identify(folder, clip_folder, 'prompts={"Purple": "x"}', code=2).output
     assert "model_name=ViT-X" in identify(folder, "ViT-X", code=2).output
     pictures.write(folder / "images", {"nobody": RED})
