@@ -1,13 +1,5 @@
-"""Stable Diffusion as a judge: how well does it predict the noise in a picture when it is told who is in it?
+"""Stable Diffusion: loading a model and its parts, prompts to embeddings, pictures to latents."""
 
-A latent z of the picture is mixed with known noise, z_t = sqrt(a_t) z + sqrt(1 - a_t) noise, and the UNet is to find
-the noise, given the timestep t and a condition c, the embedding of an identity. The condition with the least error
-names the character (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", 2023). What is compared sees
-the same latent, timesteps and noise.
-"""
-
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,25 +20,22 @@ if TYPE_CHECKING:
 TRAIN_TIMESTEPS = 1000
 """Timesteps of the noise schedule."""
 INDEX = "model_index.json"
-"""What diffusers writes into the folder of a pipeline."""
-
-Loss = Literal["l2", "l1", "huber"]
-Weighting = Literal["uniform", "exp", "snr"]
+"""The file that diffusers writes into the folder of a pipeline."""
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(Stage):
-    """Where Stable Diffusion runs, and how."""
+    """Workers and precision of Stable Diffusion."""
 
     batch_size: int = 8
-    """Rows that one call of a worker gets."""
+    """Rows in one call of a worker."""
     evaluations_per_call: int = 32
-    """Pairs of a noisy latent and a condition that the UNet gets at once."""
+    """Pairs of a noisy latent and a condition in one forward pass of the UNet. Lower it when memory runs out."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of UNet and VAE; auto: bfloat16 on a GPU, float32 on a CPU. Losses are always float32."""
     compile: bool = False
-    """Let torch compile the UNet, minutes at the start of each worker; not those that identities have of their own. It
-    depends on the UNet whether that saves time: on a CPU one took a sixth less, another a quarter more."""
+    """Compile the base UNet with torch at the start of each worker, which takes minutes; UNets of single identities are
+    not compiled. The effect depends on the UNet: on a CPU one took a sixth less time, another a quarter more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +60,7 @@ class DiffusionConfig(Stage):
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """What of a model the loss needs, in evaluation mode, its weights without gradients."""
+    """The parts of a model that the loss needs, in evaluation mode, weights without gradients."""
 
     unet: Any
     vae: Any
@@ -90,9 +79,9 @@ class Texts:
 
 
 def check_diffusion(model: str, setting: str) -> None:
-    """Raise UserError where the model cannot be had; loads no weights, so that a run can ask first.
+    """Raise UserError where the model cannot be found or downloaded; loads no weights.
 
-    setting: the name by which the user gave it.
+    setting: name of the setting that holds the model.
     """
     _check_extra()
     folder = Path(model)
@@ -100,15 +89,15 @@ def check_diffusion(model: str, setting: str) -> None:
         return
     if folder.exists() or model.startswith(("/", ".", "~")):
         raise UserError(
-            f"{setting}={model}: no {INDEX} there; give a folder that a Stable Diffusion pipeline of diffusers saved"
+            f"{setting}={model} has no {INDEX}; give a folder that a Stable Diffusion pipeline of diffusers saved"
         )
     try:
         hf_hub_download(model, INDEX)
     except (HFValidationError, OSError) as error:
         problem = str(error).partition("\n")[0]
         raise UserError(
-            f"{setting}={model} cannot be had from the hub ({problem}); give a folder that a Stable Diffusion pipeline "
-            "of diffusers saved, or check the name, HF_TOKEN and the network"
+            f"{setting}={model} cannot be downloaded from the Hugging Face Hub ({problem}); give a folder that a "
+            "Stable Diffusion pipeline of diffusers saved, or check the name, HF_TOKEN and the network"
         ) from error
 
 
@@ -118,7 +107,8 @@ def _check_extra() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise UserError(
-            'movie characters need the extra movie-characters: pip install -c constraints.txt -e ".[movie-characters]"'
+            "Movie characters need the extra movie-characters. Install it: "
+            'pip install -c constraints.txt -e ".[movie-characters]"'
         ) from error
 
 
@@ -167,7 +157,7 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
 
 
 def _check_compiler(device: str) -> None:
-    """Raise UserError where torch has nothing to compile with; on a GPU it says so itself, and well."""
+    """Raise UserError where torch finds no compiler on a CPU; on a GPU its own error is clear."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -176,13 +166,13 @@ def _check_compiler(device: str) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise UserError(
-                "diffusion.compile=true needs a C++ compiler on every machine that runs workers, and here is none: "
+                "diffusion.compile=true needs a C++ compiler on every machine that runs workers, and none is found: "
                 "install g++, name another in CXX, or leave diffusion.compile=false"
             ) from error
 
 
 def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
-    """The same model with the UNet that diffusers saved in a folder or below s3://."""
+    """A model with its UNet replaced by one that diffusers saved in a folder or below s3://."""
     with storage.local_folder(folder) as path:
         unet = load_part(str(path.parent), path.name, "imagic_pretrained_path", model.dtype)
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
@@ -232,7 +222,7 @@ class Loras:
         try:
             weights = load(storage.read_bytes(uri))
         except SafetensorError as error:
-            raise UserError(f"{uri} is no safetensors file: personalise that character again") from error
+            raise UserError(f"{uri} is not a safetensors file. Personalise that character again.") from error
         shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
         if not shape:
             raise UserError(f"{uri} holds no LoRA of a UNet")
@@ -304,7 +294,7 @@ def tokens(texts: Texts, prompt: str) -> "torch.Tensor":
 def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """A picture scaled (bilinear) until it just covers height × width, and cut there: uint8 (height, width, 3) RGB.
 
-    at: where the cut lies from top to bottom and from left to right, in 0..1; the middle, unless it is said.
+    at: where the crop lies from top to bottom and from left to right, in 0..1; default: the middle.
     """
     scale = max(height / picture.height, width / picture.width)
     size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
@@ -336,134 +326,3 @@ def check_size(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 8 or size % 8:
             raise UserError(f"{name}={size}: pictures for Stable Diffusion have sides that are multiples of 8")
-
-
-# ------------------------------------------------------------------------------------------------------------- the loss
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Pairs of a timestep and noise, in the order in which they are drawn."""
-
-    timesteps: "torch.Tensor"
-    """int64 (P,)."""
-    noise: "torch.Tensor"
-    """float32 (P, C, h, w), or (1, C, h, w) where all pairs share it."""
-    weights: "torch.Tensor"
-    """float32 (P,): what the loss of each pair is multiplied by."""
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def to(self, device: str) -> "Bank":
-        """The same on a device."""
-        return Bank(self.timesteps.to(device), self.noise.to(device), self.weights.to(device))
-
-
-def full_bank(scheduler: Any, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform") -> Bank:
-    """Evenly spaced timesteps, from noisy to clear, that share one noise tensor of the shape (C, h, w)."""
-    import torch
-
-    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
-    times = evenly_spaced(scheduler, steps)
-    return Bank(times, noise, _weights(scheduler, times, times, weighting))
-
-
-def staged_bank(
-    scheduler: Any, pairs: int, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform"
-) -> Bank:
-    """Pairs of one of the evenly spaced timesteps and noise of its own; every beginning is spread over the timesteps.
-
-    To that end their order is van der Corput's: each next one lies in the widest gap that those before have left. After
-    all `steps` it begins anew.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((pairs, *shape), generator=generator)
-    spaced = evenly_spaced(scheduler, steps)
-    order = torch.tensor(_spread(steps))
-    times = spaced[order[torch.arange(pairs) % steps]]
-    return Bank(times, noise, _weights(scheduler, times, spaced, weighting))
-
-
-def _spread(count: int) -> list[int]:
-    """Numbers below `count` in van der Corput's order, shifted by half a gap: the first is in the middle."""
-    bits = max(1, math.ceil(math.log2(count)))
-    backwards = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)]
-    middle = [(place + 2 ** (bits - 1)) % 2**bits for place in backwards]
-    return [place for place in middle if place < count]
-
-
-def evenly_spaced(scheduler: Any, steps: int) -> "torch.Tensor":
-    """Timesteps as DDIM takes them, from noisy to clear: int64 (steps,)."""
-    if not 1 <= steps <= TRAIN_TIMESTEPS:
-        raise UserError(f"num_inference_steps={steps}: it lies in 1..{TRAIN_TIMESTEPS}")
-    scheduler.set_timesteps(steps)
-    return scheduler.timesteps
-
-
-def _weights(scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weighting: Weighting) -> "torch.Tensor":
-    """Weights of timesteps, with a mean of 1 over the evenly spaced ones.
-
-    exp is exp(-7 t) with t in 0..1 (Clark and Jaini, "Text-to-Image Diffusion Models are Zero Shot Classifiers", 2023),
-    snr the ratio of signal to noise, a_t / (1 - a_t).
-    """
-    import torch
-
-    def raw(t: "torch.Tensor") -> "torch.Tensor":
-        match weighting:
-            case "uniform":
-                return torch.ones(len(t))
-            case "exp":
-                return torch.exp(-7 * t / TRAIN_TIMESTEPS)
-            case "snr":
-                signal = scheduler.alphas_cumprod[t]
-                return signal / (1 - signal)
-
-    return raw(times) / raw(spaced).mean()
-
-
-def predict_noise(
-    model: StableDiffusion, noisy: "torch.Tensor", timesteps: "torch.Tensor", conditions: "torch.Tensor"
-) -> "torch.Tensor":
-    """The noise that the UNet finds in noisy latents float32 (B, C, h, w): the same shape, float32.
-
-    timesteps int64 (B,); conditions (B, 77, d). What predicts v = sqrt(a) noise - sqrt(1 - a) z gives it, too.
-    """
-    found = model.unet(noisy.to(model.dtype), timesteps, conditions.to(model.dtype), return_dict=False)[0].float()
-    if model.scheduler.config.prediction_type == "epsilon":
-        return found
-    signal = model.scheduler.alphas_cumprod.to(noisy.device)[timesteps][:, None, None, None]
-    return signal.sqrt() * found + (1 - signal).sqrt() * noisy
-
-
-def noise_losses(
-    model: StableDiffusion,
-    latents: "torch.Tensor",
-    conditions: "torch.Tensor",
-    bank: Bank,
-    asked: np.ndarray,
-    loss: Loss,
-    per_call: int,
-) -> np.ndarray:
-    """Losses of single evaluations of the UNet, float32 (B,): the mean over a latent, times the weight of the pair.
-
-    latents: float32 (N, C, h, w); conditions: (K, 77, d); asked: int (B, 3), for each evaluation the number of its
-    latent, of its condition and of its pair in the bank. All tensors are on the model's device.
-    """
-    import torch
-    from torch.nn import functional
-
-    how = {"l2": functional.mse_loss, "l1": functional.l1_loss, "huber": functional.huber_loss}[loss]
-    shared = len(bank.noise) == 1
-    found = []
-    with torch.inference_mode():
-        for part in torch.from_numpy(asked).to(model.device).split(per_call):
-            latent, condition, pair = part.unbind(1)
-            noise = bank.noise.expand(len(part), -1, -1, -1) if shared else bank.noise[pair]
-            times = bank.timesteps[pair]
-            noisy = model.scheduler.add_noise(latents[latent], noise, times)
-            predicted = predict_noise(model, noisy, times, conditions[condition])
-            found.append(how(predicted, noise, reduction="none").mean((1, 2, 3)) * bank.weights[pair])
-    return torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)

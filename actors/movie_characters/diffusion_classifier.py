@@ -1,12 +1,12 @@
-"""Who of many identities predicts the noise best, with as few evaluations of the UNet as the answer needs.
+"""Which of many identities predicts the noise best, with as few evaluations of the UNet as the answer needs.
 
-The state of a question is one matrix: losses (K, P) of K identities on the P pairs (timestep, noise) of a bank, NaN
-where none was spent. Pairs are taken in their order and are the same for all, so that identities are compared pair by
-pair. After each look those that cannot win any more leave:
+The state of a picture is one matrix: losses (K, P) of K identities on the P pairs (timestep, noise) of a bank, NaN
+where none was evaluated. Pairs are evaluated in their order and are the same for all identities, so that identities are
+compared pair by pair. After each look, identities that can no longer win are eliminated:
 
-stages    after so many pairs only so many of the best stay (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
+stages    after n pairs only the best k identities stay (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
           Classifier", 2023)
-test      who loses to the leader by a paired t-test leaves at once, so that it ends when the leader is certain
+test      identities that are worse than the leader by a paired t-test are eliminated at once
 """
 
 from collections.abc import Callable, Sequence
@@ -23,71 +23,69 @@ from actors.movie_characters.diffusion import (
     TRAIN_TIMESTEPS,
     DiffusionConfig,
     Loras,
-    Loss,
     StableDiffusion,
-    Weighting,
     check_size,
     crop,
     encode_pictures,
-    full_bank,
     latent_shape,
     load_diffusion,
-    noise_losses,
-    staged_bank,
     with_unet,
 )
+from actors.movie_characters.noise_losses import Loss, Weighting, full_bank, noise_losses, staged_bank
 
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """When identities leave."""
+    """When identities are eliminated."""
 
     samples: tuple[int, ...] = (4, 8, 16, 50)
-    """Pairs that each who is left has had at the end of each stage."""
+    """Pairs of timestep and noise that each remaining identity has at the end of each stage; growing, from 2. More
+    pairs cost more evaluations and make fewer mistakes."""
     keep: tuple[int, ...] = (8, 4, 2, 1)
-    """How many stay after each stage."""
+    """Identities that remain after each stage; as many numbers as samples, the last is 1."""
     p: float = 0.01
-    """Who is worse than the leader with a p below this, by a one-sided paired t-test, leaves; 0: nobody does."""
+    """An identity is eliminated when a one-sided paired t-test against the leader gives a p below this, in [0, 0.5);
+    0: never by the test."""
     look: int = 2
-    """Pairs between two tests, the first of which comes after the first stage."""
+    """Pairs between two t-tests, the first of which comes after the first stage."""
 
     def __post_init__(self) -> None:
         if not self.samples or len(self.samples) != len(self.keep):
-            raise UserError(f"samples and keep belong together, one a stage: {self.samples} and {self.keep}")
+            raise UserError(f"samples and keep belong together, one number per stage: {self.samples} and {self.keep}")
         if list(self.samples) != sorted(set(self.samples)) or self.samples[0] < 2:
-            raise UserError(f"samples grow from 2 or more: {self.samples}")
+            raise UserError(f"samples grow, from 2 or more: {self.samples}")
         if list(self.keep) != sorted(self.keep, reverse=True) or self.keep[-1] != 1:
             raise UserError(f"keep shrinks to 1: {self.keep}")
         if not 0 <= self.p < 0.5 or self.look < 1:
-            raise UserError(f"p lies in [0, .5) and look starts at 1: {self}")
+            raise UserError(f"p lies in [0, 0.5) and look starts at 1: {self}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What losses say."""
+    """The answer for one picture."""
 
     losses: np.ndarray
-    """float64 (K,): the mean loss; of who left early as much above the leader's as on the pairs that both had, but not
-    below that of anyone who stayed longer. So their order is that of the answer."""
+    """float64 (K,): the mean loss. An eliminated identity's loss is the leader's loss plus their mean gap on shared
+    pairs, but not below that of any identity that stayed longer. So the order of losses is that of the answer."""
     best: int
     """Number of the identity that predicts best."""
     p: float
-    """The greatest p, over all others, that they are as good: one-sided paired t-test over the pairs that both had. It
-    is that of a single look. NaN where there is no other, or one pair only."""
+    """The greatest p over all other identities of a one-sided paired t-test on shared pairs, as of a single look. NaN
+    where there is no other identity, or one pair only."""
     margin: float
     """The least lead over any other, in standard errors of the paired difference."""
     evaluations: int
-    """Evaluations of the UNet that were spent."""
+    """Losses that were evaluated."""
 
 
 def looks(stages: StagesConfig) -> list[int]:
-    """After how many pairs it is asked who leaves."""
+    """Numbers of pairs after which identities may be eliminated."""
     first, last = stages.samples[0], stages.samples[-1]
     return sorted({*range(first, last, stages.look), *stages.samples})
 
 
 def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np.ndarray:
-    """Numbers of those who stay of `alive`, in its order; losses (K, n) of the pairs so far, without NaN for them."""
+    """Numbers of `alive` that stay, in its order; losses (K, n) of the pairs so far, without NaN for these."""
     seen = losses[alive].astype(np.float64)
     means = seen.mean(1)
     leader = int(means.argmin())
@@ -113,7 +111,7 @@ def paired(differences: np.ndarray) -> tuple[float, float]:
 
 
 def decide(losses: np.ndarray) -> Answer:
-    """The answer of losses (K, P), NaN where none was spent; each row begins with the pairs that it had."""
+    """The answer of losses (K, P), NaN where none was evaluated; each row begins with the pairs that it had."""
     spent = np.isfinite(losses).sum(1)
     longest = np.flatnonzero(spent == spent.max())
     best = int(longest[np.nanmean(losses[longest], axis=1).argmin()])
@@ -138,10 +136,9 @@ Ask = Callable[[np.ndarray], np.ndarray]
 
 
 def race(wanted: Sequence[Sequence[int]], identities: int, stages: StagesConfig, ask: Ask) -> np.ndarray:
-    """Losses float32 (N, K, P) of a staged question for the identities that are wanted with each of N pictures.
+    """Losses float32 (N, K, P) with elimination, for the wanted identities of each of N pictures; else NaN.
 
-    NaN where none was spent.
-    Pictures go on side by side, so that evaluations of all of them fill the batches of the UNet.
+    Pictures proceed side by side, so that evaluations of all of them fill the batches of the UNet.
     """
     losses = np.full((len(wanted), identities, stages.samples[-1]), np.nan, np.float32)
     alive = [np.array(some, int) for some in wanted]
@@ -161,7 +158,7 @@ def race(wanted: Sequence[Sequence[int]], identities: int, stages: StagesConfig,
 
 
 def ask_all(wanted: Sequence[Sequence[int]], identities: int, pairs: int, ask: Ask) -> np.ndarray:
-    """Losses float32 (N, K, P) of every pair for the identities that are wanted with each of N pictures, else NaN."""
+    """Losses float32 (N, K, P) of every pair for the wanted identities of each of N pictures; else NaN."""
     losses = np.full((len(wanted), identities, pairs), np.nan, np.float32)
     rows = np.array([(number, k, pair) for number, some in enumerate(wanted) for pair in range(pairs) for k in some])
     if len(rows):
@@ -171,24 +168,24 @@ def ask_all(wanted: Sequence[Sequence[int]], identities: int, pairs: int, ask: A
 
 @dataclass(frozen=True)
 class QuestionConfig:
-    """What is asked about each picture."""
+    """How each picture is classified."""
 
     method: Literal["staged", "full"] = "staged"
-    """staged: identities leave as soon as they cannot win; full: every identity at every timestep, with one noise."""
+    """staged: identities are eliminated early; full: every identity at every timestep, with one noise."""
     stages: StagesConfig = field(default_factory=StagesConfig)
-    """When identities leave, of staged."""
+    """When identities are eliminated, of method=staged."""
     loss: Loss = "l2"
-    """Of the predicted noise: its squared or absolute difference, or Huber's with a delta of 1."""
+    """Loss of the predicted noise: squared or absolute difference, or Huber's with a delta of 1."""
     weighting: Weighting = "uniform"
-    """Of timesteps: all alike, exp(-7 t) with t in 0..1, or by the ratio of signal to noise."""
+    """Weights of timesteps: equal, exp(-7 t) with t in 0..1, or the ratio of signal to noise."""
     num_inference_steps: int = 50
-    """How many evenly spaced timesteps there are."""
+    """Number of evenly spaced timesteps."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     height: int = 512
-    """Of the picture, after it was scaled and cropped in the middle."""
+    """Height in pixels of the picture after scaling and cropping in the middle."""
     width: int = 512
-    """The same."""
+    """Width in pixels of the picture after scaling and cropping in the middle."""
 
     def __post_init__(self) -> None:
         check_size(height=self.height, width=self.width)
@@ -197,13 +194,13 @@ class QuestionConfig:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a timestep and noise that an identity has at most."""
+        """Most pairs of timestep and noise that an identity can have."""
         return self.num_inference_steps if self.method == "full" else self.stages.samples[-1]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One learned representation of a character."""
+    """One learned representation of a character, or the mean over several."""
 
     name: str
     condition: np.ndarray
@@ -212,6 +209,13 @@ class Identity:
     """The file of a LoRA of the UNet, where it has one."""
     unet: str = ""
     """The folder of a UNet of its own, where it has one."""
+    members: tuple["Identity", ...] = ()
+    """Identities whose losses are averaged; empty: its own loss."""
+
+    @property
+    def parts(self) -> tuple["Identity", ...]:
+        """The identities that the UNet evaluates for it."""
+        return self.members or (self,)
 
 
 class Unets:
@@ -242,12 +246,12 @@ class Unets:
 
 
 class DiffusionIdentifier:
-    """Ask of pictures which identity's condition predicts their noise best.
+    """Evaluate how well each identity's condition predicts the noise in pictures.
 
     Reads:  image    str (N,), where the picture is
-            missing  object array (N,), each int (M,): numbers of the identities to be asked for
-    Adds:   losses   object array (N,), each float32 (K, P): of K identities on P pairs, NaN where none was spent
-            error    str (N,), "" where the row is sound, else a code of ImageError; message says more
+            missing  object array (N,), each int (M,): numbers of the identities to evaluate
+    Adds:   losses   object array (N,), each float32 (K, P): of K identities on P pairs, NaN where none was evaluated
+            error    str (N,), "" where the row is sound, else a code of ImageError; message: details
     """
 
     def __init__(
@@ -257,8 +261,10 @@ class DiffusionIdentifier:
 
         self._config, self._question, self._identities = config, question, identities
         self._model = load_diffusion(model, config)
-        self._unets = Unets(self._model, identities)
-        self._conditions = torch.from_numpy(np.stack([one.condition for one in identities])).to(self._model.device)
+        self._parts = [part for one in identities for part in one.parts]
+        self._counts = np.array([len(one.parts) for one in identities])
+        self._unets = Unets(self._model, self._parts)
+        self._conditions = torch.from_numpy(np.stack([one.condition for one in self._parts])).to(self._model.device)
         shape = latent_shape(self._model.vae, question.height, question.width)
         about = question.num_inference_steps, shape, question.seed, question.weighting
         scheduler = self._model.scheduler
@@ -290,7 +296,8 @@ class DiffusionIdentifier:
     def _losses(self, pixels: np.ndarray, missing: list[list[int]]) -> np.ndarray:
         latents = encode_pictures(self._model, pixels)
 
-        def ask(rows: np.ndarray) -> np.ndarray:
+        def ask(wanted: np.ndarray) -> np.ndarray:
+            rows, starts = self._of_parts(wanted)
             found = np.empty(len(rows), np.float32)
             for numbers in self._groups(rows):
                 model = self._unets.of(int(rows[numbers[0], 1]))
@@ -303,14 +310,23 @@ class DiffusionIdentifier:
                     self._question.loss,
                     self._config.evaluations_per_call,
                 )
-            return found
+            return np.add.reduceat(found, starts) / self._counts[wanted[:, 1]].astype(np.float32)
 
         if self._question.method == "full":
             return ask_all(missing, len(self._identities), len(self._bank), ask)
         return race(missing, len(self._identities), self._question.stages, ask)
 
+    def _of_parts(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluations of identities as those of their parts, int (B, 3), and where those of each identity begin."""
+        counts = self._counts[wanted[:, 1]]
+        starts = counts.cumsum() - counts
+        rows = wanted.repeat(counts, axis=0)
+        first = self._counts.cumsum() - self._counts
+        rows[:, 1] = first[rows[:, 1]] + np.arange(len(rows)) - starts.repeat(counts)
+        return rows, starts
+
     def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
         """Numbers of the evaluations that one UNet makes, for each UNet."""
-        own = np.array([bool(one.lora or one.unet) for one in self._identities])
+        own = np.array([bool(one.lora or one.unet) for one in self._parts])
         users = np.where(own[rows[:, 1]], rows[:, 1], -1)
         return [np.flatnonzero(users == user) for user in np.unique(users)]

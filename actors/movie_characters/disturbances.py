@@ -1,4 +1,4 @@
-"""What makes it hard to see who is in an image: red light, darkness, blur, something before the face.
+"""Filters that make characters hard to identify: red light, darkness, blur, occlusion.
 
 Each takes an image uint8 (H, W, 3) RGB, a strength in 0..1, 0 for nothing, and a seed, and gives an image of the same
 shape; the same three give the same image.
@@ -37,7 +37,7 @@ def blur(image: np.ndarray, strength: float, seed: int) -> np.ndarray:
 
 
 def occlusion(image: np.ndarray, strength: float, seed: int) -> np.ndarray:
-    """A grey rectangle of the image's proportions, somewhere in it, that covers as much of it as the strength says."""
+    """A grey rectangle of the image's proportions, at a drawn place, covers strength of its area."""
     height, width = image.shape[:2]
     high, wide = round(height * strength**0.5), round(width * strength**0.5)
     random = np.random.default_rng(seed)

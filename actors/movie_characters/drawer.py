@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,41 +21,49 @@ from actors.movie_characters.diffusion_classifier import Identity, Unets
 from actors.movie_characters.identities import Learnt
 
 Range = tuple[float, ...]
-"""(value), (first, last) with steps of 1, or (first, last, step); the last is included."""
+"""(value), (first, last) with a step of 1, or (first, last, step); the last is included."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Settings of `generate`."""
 
+    ALIASES: ClassVar[dict[str, Any]] = {
+        "input_files": "input",
+        "output_folder": "output",
+        "num_gpus": "diffusion.num_gpus",
+    }
+
     imagic_pretrained_path: str
-    """The folder of the identities, <class>_<n>/, as `personalise` made it: a path or s3://."""
-    output_folder: str
-    """Where the pictures go: a path or s3://."""
-    input_files: str | tuple[str, ...] = ()
-    """Which identities: their names, or pictures named like them; none: all."""
+    """The folder of the identities CLASS_NUMBER/, the output of `personalise`: a path or s3://."""
+    output: str
+    """Where the images are written: a path or s3://. Images that exist are not drawn again."""
+    input: str | tuple[str, ...] = ()
+    """Which identities to draw, by name, or by images that have their names; none: all."""
     imagic_pipe: bool = False
-    """Each identity with its own UNet or LoRA, not with the base UNet."""
+    """Draw each identity with its own UNet or LoRA; false draws with the base UNet."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were learnt with, by hub name or folder."""
+    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own, which embeds the empty prompt and prompts without a target."""
+    """A text encoder in place of the model's own, for the empty prompt and for prompts without a stored embedding."""
     seed_range: tuple[int, ...] = (0,)
-    """[seed], [first, last] or [first, last, step], the last included."""
+    """Seeds of the initial noise: [seed], [first, last] or [first, last, step]; the last is included, the default step
+    is 1."""
     alpha_range: Range = (0.0,)
-    """The same, in 0..1."""
+    """Values of alpha in 0..1, as [value], [first, last] or [first, last, step]. The condition is alpha · embedding of
+    the prompt + (1 - alpha) · trained embedding: higher alphas are nearer to the prompt."""
     guidance_scale_range: Range = (7.5,)
-    """The same; up to 1 there is no guidance."""
+    """Values of the guidance scale, as [value], [first, last] or [first, last, step]; up to 1 there is no guidance."""
     height: int = 512
-    """A multiple of 8."""
+    """Height of the images in pixels, a multiple of 8."""
     width: int = 512
-    """A multiple of 8."""
+    """Width of the images in pixels, a multiple of 8."""
     num_inference_steps: int = 50
-    """Steps of DDIM."""
+    """Denoising steps (DDIM) per image; more take longer."""
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(batch_size=1))
-    """Workers and precision."""
+    """Workers and precision of Stable Diffusion."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
+    """The cluster grows on demand, so worker pools need not fit its present size."""
 
     def __post_init__(self) -> None:
         check_size(height=self.height, width=self.width)
@@ -82,7 +90,7 @@ def values(given: Sequence[float], name: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to be drawn."""
+    """One image to be drawn."""
 
     identity: str
     seed: int
@@ -98,10 +106,10 @@ class Drawing:
 
 
 class Drawer:
-    """Draw pictures and write them.
+    """Draw images and write them.
 
-    Reads:  number  int (N,), of the drawings
-    Adds:   error   str (N,), "" where it was drawn, else a code: no_target, no_weights; message says more
+    Reads:  number  int (N,), which of the drawings
+    Adds:   error   str (N,), "" where it was drawn, else a code: no_target, no_weights; message: details
     """
 
     def __init__(self, config: GenerateConfig, learnt: Sequence[Learnt], drawings: Sequence[Drawing]) -> None:
@@ -134,7 +142,7 @@ class Drawer:
         number = self._numbers[drawing.identity]
         one = self._learnt[number]
         if self._config.imagic_pipe and not (one.lora or one.unet):
-            return "no_weights", f"{one.name} has neither a LoRA nor a UNet: imagic_pipe=false"
+            return "no_weights", f"{one.name} has neither a LoRA nor a UNet. Set imagic_pipe=false."
         try:
             blend = one.blend(drawing.alpha, lambda prompt: embed_prompt(self._texts, prompt)[0].numpy())
         except ValueError as error:
@@ -162,5 +170,5 @@ class Drawer:
         )
         image = io.BytesIO()
         found.images[0].save(image, format="png")
-        storage.write_bytes(storage.join(self._config.output_folder, drawing.file), image.getvalue())
+        storage.write_bytes(storage.join(self._config.output, drawing.file), image.getvalue())
         return "", ""

@@ -1,4 +1,4 @@
-"""Faces as vectors, by dlib: who is the same has a high cosine. What users would take who know no other way.
+"""Faces as vectors, by dlib: faces of one person have a high cosine. The baseline for identification.
 
 Faces are found by histograms of oriented gradients, turned upright by five landmarks, and embedded by a ResNet (King
 2017, "High quality face recognition with deep metric learning"). It runs on CPUs. Needs the extra `faces`.
@@ -17,7 +17,7 @@ from actors.media.images import ImageError, read_image
 
 WIDTH = 128
 """Length of a face's vector."""
-EXTRA = 'faces need the extra `faces`: pip install -c constraints.txt -e ".[faces]"'
+EXTRA = 'Faces need the extra `faces`. Install it: pip install -c constraints.txt -e ".[faces]"'
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class FacesConfig(Stage):
     """How faces are found."""
 
     batch_size: int = 16
-    """Images that one call of a worker gets."""
+    """Images in one call of a worker."""
     upsample: int = 1
-    """How often an image is doubled before faces are looked for: 0 finds those from 80 pixels on, 1 from 40."""
+    """How often an image is doubled in size before detection: 0 finds faces from 80 pixels, 1 from 40 pixels at four
+    times the cost."""
     max_side: int = 1024
-    """Larger images are scaled down to this side."""
+    """Images with a longer side, in pixels, are scaled down to it before detection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

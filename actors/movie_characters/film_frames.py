@@ -4,17 +4,23 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import av.logging
 import cv2
+import numpy as np
 
-from actors.core.stage import Row
-from actors.media.film import ROUNDING_S, Beat, FilmError, in_shots, open_film
+from actors.core import storage
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.stage import Batch, Row
+from actors.core.store import Store
+from actors.media.film import ROUNDING_S, Beat, FilmError, VideoConfig, in_shots, open_film
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
 QUALITY = 95
-"""Of the JPEG files."""
+"""Quality of the JPEG files, 0..100."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Interval:
     """A stretch of a film that belongs to a category; both ends belong to it."""
 
     category: str
-    """As it stands in file names."""
+    """The category, as in file names."""
     start_s: float
     end_s: float
 
@@ -116,3 +122,46 @@ def frames_of_shots(
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
     yield {"shot": -1, "shots": shot["shot"] + 1, "error": code, "message": message}
+
+
+def write_frames(
+    batch: Batch, shots: ShotsConfig, video: VideoConfig, every_s: float, max_side: int, store: Store
+) -> Batch:
+    """Write frames/FILM/FILM_NUMBER.jpg, and last shots/FILM.json, by which a film counts as cut.
+
+    Reads:   film, uri  str (N,)
+    Returns: film; shots  int (N,), how many each film has. A film without any leaves failed/FILM.json instead.
+    """
+    counts = []
+    for film, uri in zip(map(str, batch["film"]), map(str, batch["uri"]), strict=True):
+        found, about = [], {"error": "", "message": ""}
+        for row in _shots(uri, shots, video, every_s, max_side):
+            if row["shot"] < 0:
+                about = {"error": row["error"], "message": row["message"]}
+                continue
+            first = sum(len(shot["times"]) for shot in found)
+            names = [f"{film}_{first + number:06d}.jpg" for number in range(len(row["jpegs"]))]
+            for name, jpeg in zip(names, row["jpegs"], strict=True):
+                storage.write_bytes(store.uri("frames", film, name), jpeg)
+            found.append({name: row[name] for name in ("shot", "start_s", "end_s", "times")} | {"images": names})
+        # A film that failed is tried again by the next run.
+        folder = "failed" if about["error"] and not found else "shots"
+        store.write_json({"film": film, "uri": uri, "shots": found, **about}, folder, f"{film}.json")
+        counts.append(len(found))
+    return {"film": batch["film"], "shots": np.array(counts)}
+
+
+def _shots(uri: str, shots: ShotsConfig, video: VideoConfig, every_s: float, max_side: int) -> Iterator[Row]:
+    """Rows of `frames_of_shots`; a decoding process that crashes or stalls becomes a row with a code."""
+    limits: dict[str, Any] = {"stall_s": video.stall_s, "timeout_s": video.timeout_s}
+    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
+    try:
+        with storage.local(uri) as path:
+            arguments = (str(path), shots, every_s, max_side, video.decoder)
+            yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
+    except ChildFault as fault:
+        yield {"shot": -1, "error": fault.code, "message": str(fault)}
+    except FileNotFoundError as error:
+        yield {"shot": -1, "error": "not_found", "message": str(error)}
+    except PermissionError as error:
+        yield {"shot": -1, "error": "forbidden", "message": str(error)}

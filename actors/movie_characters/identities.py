@@ -1,10 +1,10 @@
 """Names and files of movie characters, as other tools rely on them.
 
-Ann_3/             what was learnt of a character, an identity, of the class Ann
+Ann_3/             an identity, one learned representation of the class Ann
   target_embeddings.safetensors, optimized_embeddings.safetensors   float32 (1, 77, d), or .pt as the reference has
   target_text.txt                     the prompt
-  pytorch_lora_weights.safetensors    a LoRA of the UNet, where one was learnt
-  unet/ and a diffusers pipeline      a UNet of its own, where one was learnt
+  pytorch_lora_weights.safetensors    a LoRA of the UNet, where one was trained
+  unet/ and a diffusers pipeline      a UNet of its own, where one was trained
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Learnt:
     target: np.ndarray | None
     """float32 (77, d): the embedding of the prompt, where it is stored."""
     optimized: np.ndarray
-    """float32 (77, d): the one that was learnt."""
+    """float32 (77, d): the trained embedding."""
     text: str
     """The prompt, "" where it is not stored."""
     lora: str
@@ -77,7 +77,7 @@ def find_learnt(root: str, setting: str) -> list[Learnt]:
         own = storage.join(root, name, "unet") if unet else ""
         found.append(Learnt(name, _embedding(name, files, TARGET), optimized, text, lora, own, weights))
     if not found:
-        raise UserError(f"{setting}={root} holds no identities: folders <class>_<number> with {OPTIMIZED}.safetensors")
+        raise UserError(f"{setting}={root} holds no identities: folders CLASS_NUMBER with {OPTIMIZED}.safetensors")
     widths = {one.optimized.shape for one in found}
     if len(widths) > 1:
         raise UserError(f"{setting}={root}: embeddings of several shapes, {widths}: they are of different models")

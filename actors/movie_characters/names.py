@@ -25,7 +25,7 @@ def class_of(name: str) -> str:
     """
     cls, _, _ = stem(name).rpartition("_")
     if not cls:
-        raise UserError(f"{name}: the name says no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
+        raise UserError(f"{name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
     return cls.removesuffix("_frame") or cls
 
 
@@ -54,7 +54,7 @@ class Picture:
     """An image of a character."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     uri: str
     size: int
     """Bytes; -1 where there is no such file."""

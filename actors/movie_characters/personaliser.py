@@ -1,22 +1,17 @@
 """Personalise Stable Diffusion to one character: textual inversion, DreamBooth, LoRA."""
 
-import math
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from actors.core import storage
-from actors.core.checkpoints import metrics_of, pack, unpack
-from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
 from actors.media.images import ImageError, read_image
@@ -25,158 +20,34 @@ from actors.movie_characters.diffusion import (
     DiffusionConfig,
     StableDiffusion,
     Texts,
-    check_size,
     crop,
     embed_prompt,
     encode_pictures,
     load_diffusion,
     load_texts,
-    predict_noise,
     tokens,
 )
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
-from actors.movie_characters.names import Picture, class_of
+from actors.movie_characters.names import class_of
+from actors.movie_characters.noise_losses import predict_noise
+from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
+from actors.movie_characters.personalise_steps import NotFinite, Steps
 
-DONE = "personalised.json"
-"""In the folder of an identity, written last: settings, losses, seconds."""
 WORD = "<character>"
-"""The word of textual inversion while it is learnt."""
+"""The new word of textual inversion while it is trained."""
 LORA_LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
-"""Of every attention of the UNet."""
-
-
-# In YAML a bare no is false.
-Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)]
-
-
-@dataclass(frozen=True)
-class PersonaliseConfig:
-    """Settings of `personalise`."""
-
-    input_image: str | tuple[str, ...]
-    """A picture <class>_<n>.jpg, a folder of them, or a .txt that lists one a line: a path or s3://."""
-    output_dir: str
-    """Where the folders <class>_<n>/ go: a path or s3://."""
-    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
-    """A Stable Diffusion by hub name, or a folder that diffusers saved."""
-    target_text: str = "a photo of {}"
-    """The prompt; {} stands for the class, its underscores made spaces."""
-    method: Literal["lora", "imagic", "textual_inversion"] = "lora"
-    """What is learnt."""
-    together: bool = False
-    """Learn one identity, <class>_0, from all pictures of a class, instead of one from each picture."""
-    resolution: int = 512
-    """Sides of the square that is cut out of a picture, which is scaled until it just covers it."""
-    center_crop: bool = False
-    """Cut in the middle, not at a place that the seed draws once for each picture."""
-    train_batch_size: int = 4
-    """Noisy latents of one piece of a step."""
-    emb_train_steps: int = 500
-    """Steps of the embedding, or of the word of textual inversion."""
-    max_train_steps: int = 1000
-    """Steps of the UNet or its LoRA."""
-    gradient_accumulation_steps: int = 1
-    """Pieces of a step."""
-    gradient_checkpointing: bool = False
-    """Compute parts of the UNet twice, to hold less in memory."""
-    emb_learning_rate: float = 1e-3
-    """Of the embedding."""
-    learning_rate: float = 1e-6
-    """Of the UNet."""
-    lora_learning_rate: float = 1e-4
-    """Of a LoRA, in place of that of the UNet."""
-    lora_rank: int = 4
-    """Of a LoRA."""
-    scale_lr: bool = False
-    """Multiply learning rates by train_batch_size and gradient_accumulation_steps."""
-    use_8bit_adam: bool = False
-    """Hold Adam's state in 8 bits, with bitsandbytes."""
-    adam_beta1: float = 0.9
-    """Of Adam, as all that follow."""
-    adam_beta2: float = 0.999
-    """The same."""
-    adam_weight_decay: float = 1e-2
-    """Of the UNet or its LoRA, decoupled (AdamW); an embedding has none, since it would drift to zero."""
-    adam_epsilon: float = 1e-8
-    """The same."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than that are cut to it."""
-    mixed_precision: Precision = "no"
-    """What the UNet computes in; what is learnt is always kept in float32."""
-    seed: int = 0
-    """Of all that is drawn."""
-    log_interval: int = 10
-    """Steps of which the mean loss is recorded."""
-    push_to_hub: bool = False
-    """Upload the folders to the hub when all are done, with HF_TOKEN."""
-    hub_model_id: str | None = None
-    """The repository that they go to."""
-    checkpoint_s: float = 300.0
-    """Seconds between two checkpoints of an identity; 0 means every step."""
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(batch_size=1))
-    """Workers, each of which learns one identity at a time; its dtype and evaluations_per_call do not matter here."""
-    autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
-
-    def __post_init__(self) -> None:
-        check_size(resolution=self.resolution)
-        counts = ("train_batch_size", "gradient_accumulation_steps", "lora_rank", "log_interval")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
-        for name in ("emb_train_steps", "max_train_steps", "seed", "checkpoint_s", "adam_weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} starts at 0, not {getattr(self, name)}")
-        for name in ("emb_learning_rate", "learning_rate", "lora_learning_rate", "max_grad_norm", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is above 0, not {getattr(self, name)}")
-        if self.push_to_hub and not self.hub_model_id:
-            raise UserError("push_to_hub needs a repository: hub_model_id=ORGANISATION/NAME")
-        if self.method == "textual_inversion" and "{}" not in self.target_text:
-            raise UserError(f"target_text={self.target_text!r} has no {{}}: textual inversion learns that word")
-        if self.mixed_precision == "fp16" and not self.diffusion.num_gpus:
-            raise UserError("mixed_precision=fp16 needs a GPU (diffusion.num_gpus=1); bf16 also works on a CPU")
-
-    def learns(self) -> dict[str, Any]:
-        """All settings that change what is learnt, as JSON values."""
-        elsewhere = ("input_image", "output_dir", "checkpoint_s", "push_to_hub", "hub_model_id", "autoscaling")
-        return {
-            **{name: value for name, value in asdict(self).items() if name not in (*elsewhere, "diffusion")},
-            "gpu": self.diffusion.num_gpus > 0,
-        }
-
-
-@dataclass(frozen=True)
-class Task:
-    """One identity to be learnt."""
-
-    name: str
-    pictures: tuple[Picture, ...]
-    settings: str
-    """Digest of the settings and the pictures' names and sizes."""
-
-    @property
-    def of(self) -> str:
-        """Its class, as it stands in a prompt."""
-        return class_of(self.name).replace("_", " ")
-
-
-# ------------------------------------------------------------------------------------------------------------- learning
-
-
-class NotFinite(ArithmeticError):
-    """A loss that is no number."""
+"""Layers of each attention of the UNet that a LoRA adds to."""
 
 
 class Personaliser:
-    """Learn identities and write their folders.
+    """Train identities and write their folders.
 
-    Reads:  number  int (N,), of the tasks
-    Adds:   error   str (N,), "" where it was learnt, else diverged or a code of ImageError; message says more
+    Reads:  number  int (N,), which of the tasks
+    Adds:   error   str (N,), "" where it was trained, else diverged or a code of ImageError; message: details
     """
 
     def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task]) -> None:
-        dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+        dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         stage = config.diffusion
         loading = DiffusionConfig(num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, dtype="float32")
         model = load_diffusion(config.pretrained_model_name_or_path, loading, "pretrained_model_name_or_path")
@@ -193,7 +64,7 @@ class Personaliser:
         self._base: dict[str, Tensor] = {}
         if config.method == "imagic":
             self._base = {name: tensor.cpu().clone() for name, tensor in model.unet.state_dict().items()}
-        elif config.mixed_precision != "no":
+        elif config.precision != "no":
             model.unet.to(dtype)
         self._config, self._tasks, self._model, self._dtype = config, tasks, model, dtype
 
@@ -211,13 +82,13 @@ class Personaliser:
         return {**batch, "error": np.array(codes, object), "message": np.array(messages, object)}
 
     def learn(self, task: Task) -> None:
-        """Learn one identity, from its checkpoint where there is one, and write its folder."""
+        """Train one identity, from its checkpoint where there is one, and write its folder."""
         config, began = self._config, time.monotonic()
         self._reset()
         latents = self._latents(task)
         text = config.target_text.replace("{}", task.of)
         target = embed_prompt(self._texts, text)
-        run = _Run(config, task, self._model.device)
+        run = Steps(config, task, self._model.device)
         word = None
         if config.method == "textual_inversion":
             word = self._word(task)
@@ -267,7 +138,7 @@ class Personaliser:
         )
 
     def _reset(self) -> None:
-        """Bring the UNet back to what it was before an identity."""
+        """Restore the UNet to its state before any identity."""
         unet = self._model.unet
         if self._base:
             unet.load_state_dict(self._base)
@@ -275,8 +146,8 @@ class Personaliser:
             unet.delete_adapters("default")
         unet.requires_grad_(False)
 
-    def _tune(self, run: "_Run", optimized: Tensor, latents: Tensor) -> None:
-        """Learn the UNet or its LoRA with the embedding fixed."""
+    def _tune(self, run: Steps, optimized: Tensor, latents: Tensor) -> None:
+        """Train the UNet or its LoRA with the embedding fixed."""
         config, unet = self._config, self._model.unet
         if config.method == "imagic":
             unet.requires_grad_(True)
@@ -315,13 +186,13 @@ class Personaliser:
         target: Tensor,
         optimized: Tensor,
         word: nn.Parameter | None,
-        run: "_Run",
+        run: Steps,
         seconds: float,
     ) -> None:
         from safetensors.torch import save
 
         config, name = self._config, task.name
-        store = Store(config.output_dir)
+        store = Store(config.output)
         write_embedding(target.cpu().numpy(), store.root, name, TARGET)
         write_embedding(optimized.numpy(), store.root, name, OPTIMIZED)
         storage.write_bytes(store.uri(name, TEXT), text.encode())
@@ -386,121 +257,3 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
-
-
-class _Run:
-    """The steps of one identity, with a checkpoint of each phase."""
-
-    def __init__(self, config: PersonaliseConfig, task: Task, device: str) -> None:
-        self._config, self._task, self._device = config, task, device
-        self.losses: dict[str, list[list[float]]] = {}
-        """By phase, after how many steps and the mean loss since the last time."""
-        self._saved = time.monotonic()
-
-    def steps(
-        self,
-        phase: str,
-        parameters: list[nn.Parameter],
-        condition: Callable[[], Tensor],
-        loss: Callable[[Tensor, int], Tensor],
-        count: int,
-        rate: float | None = None,
-    ) -> None:
-        """Make the steps of a phase that are missing; rate: of the UNet's, none means the embedding's.
-
-        Raises NotFinite.
-        """
-        config, unet = self._config, phase == "unet"
-        rate = config.emb_learning_rate if rate is None else rate
-        if config.scale_lr:
-            rate *= config.train_batch_size * config.gradient_accumulation_steps
-        optimizer = _optimizer(config, parameters, rate, config.adam_weight_decay if unet else 0.0)
-        model = nn.ParameterList(parameters)
-        scaler = torch.amp.GradScaler(self._device, enabled=config.mixed_precision == "fp16")
-        begin, total = self._restore(phase, model, optimizer, scaler)
-        losses = self.losses.setdefault(phase, [])
-        pieces = config.gradient_accumulation_steps
-        for step in range(begin, count):
-            optimizer.zero_grad()
-            for piece in range(pieces):
-                state = np.random.SeedSequence([config.seed, unet, step, piece]).generate_state(1)
-                value = loss(condition(), int(state[0])) / pieces
-                scaler.scale(value).backward()
-                total += float(value.detach())
-            if not math.isfinite(total):
-                raise NotFinite(f"the loss of the {phase} is no number in step {step + 1}: lower its learning rate")
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            done = step + 1
-            if done % config.log_interval == 0 or done == count:
-                losses.append([done, total / (done - (losses[-1][0] if losses else 0))])
-                total = 0.0
-            # The next phase begins with the embedding as it is at the end of its own.
-            if time.monotonic() - self._saved >= config.checkpoint_s or (done == count and not unet):
-                self._save(phase, done, total, model, optimizer, scaler)
-
-    def _uri(self, phase: str) -> str:
-        return storage.join(self._config.output_dir, "checkpoints", self._task.name, f"{phase}.safetensors")
-
-    def _save(
-        self,
-        phase: str,
-        done: int,
-        total: float,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-    ) -> None:
-        metrics = {
-            "settings": self._task.settings,
-            "step": done,
-            "total": total,
-            "losses": self.losses[phase],
-            "scaler": scaler.state_dict(),
-        }
-        with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-            path = Path(folder, "state.safetensors")
-            pack(path, metrics, model, optimizer)
-            storage.upload(path, self._uri(phase))
-        self._saved = time.monotonic()
-
-    def _restore(
-        self, phase: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> tuple[int, float]:
-        """Go on where these settings were at; returns the steps that are done, and the losses since the last record."""
-        if not storage.exists(self._uri(phase)):
-            return 0, 0.0
-        with storage.local(self._uri(phase)) as path:
-            metrics = metrics_of(path)
-            if metrics["settings"] != self._task.settings:
-                return 0, 0.0
-            unpack(path, model, optimizer)
-        self.losses[phase] = metrics["losses"]
-        scaler.load_state_dict(metrics["scaler"])
-        return metrics["step"], metrics["total"]
-
-    def forget(self) -> None:
-        """Remove the checkpoints: the identity is done."""
-        for phase in ("embedding", "unet"):
-            storage.delete(self._uri(phase))
-
-
-def _optimizer(
-    config: PersonaliseConfig, parameters: list[nn.Parameter], rate: float, decay: float
-) -> torch.optim.Optimizer:
-    """AdamW, which without decay is Adam."""
-    kind = adam8bit() if config.use_8bit_adam else torch.optim.AdamW
-    betas = config.adam_beta1, config.adam_beta2
-    return kind(parameters, lr=rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay)
-
-
-def adam8bit() -> Any:
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit
-    except ImportError as error:
-        raise UserError(
-            'use_8bit_adam needs the extra adam8bit: pip install -c constraints.txt -e ".[adam8bit]"'
-        ) from error
-    return AdamW8bit

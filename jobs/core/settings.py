@@ -60,7 +60,8 @@ def load(
     for file in rest:
         merge(tree, modern(config, read_yaml(file)))
     merge(tree, modern(config, given))
-    return check(config, tree)
+    # Only together they may say which member of a union it is, and so what its other names are.
+    return check(config, modern(config, tree))
 
 
 def check(config: type[Config], tree: Tree) -> Config:
@@ -139,7 +140,7 @@ def _following(left: list[str], kind: Any) -> list[str]:
 
 def _value(token: str, kind: Any, values: list[str]) -> Any:
     parsed = [_parse(token, kind, value) for value in values]
-    several = len(parsed) > 1 or (_is_list(kind) and not _is_text(kind) and isinstance(parsed[0], int | float | bool))
+    several = len(parsed) > 1 or (_only_lists(kind) and isinstance(parsed[0], int | float | bool))
     return parsed if several else parsed[0]
 
 
@@ -156,6 +157,11 @@ def _parse(token: str, kind: Any, value: str) -> Any:
 
 def _is_list(kind: Any) -> bool:
     return any(typing.get_origin(one) in (list, tuple) for one in members(kind))
+
+
+def _only_lists(kind: Any) -> bool:
+    """Whether one value has to become a list: no other type of the setting could be it."""
+    return _is_list(kind) and all(one is type(None) or typing.get_origin(one) in (list, tuple) for one in members(kind))
 
 
 def _is_text(kind: Any) -> bool:
@@ -199,10 +205,16 @@ def modern(config: Any, tree: Tree) -> Tree:
 
 def _modern_value(kind: Any, tree: Tree) -> Tree:
     inner = classes_in(kind)
+
+    def group(tree: Tree) -> Tree:
+        fitting = [one for one in inner if _fits(one, tree)]
+        # Where the word that tells them apart is in a file, a single setting may fit several.
+        return modern(fitting[0], tree) if len(fitting) == 1 else tree
+
     if any(one in inner for one in members(kind)):
-        return modern(next((one for one in inner if _fits(one, tree)), inner[0]), tree)
+        return group(tree)
     # A mapping from names to groups of settings.
-    return {key: _modern_value(inner[0], one) if inner and isinstance(one, dict) else one for key, one in tree.items()}
+    return {key: group(one) if inner and isinstance(one, dict) else one for key, one in tree.items()}
 
 
 def _fits(config: Any, tree: Tree) -> bool:
@@ -225,12 +237,40 @@ def _pull(tree: Any, path: list[str]) -> Any:
 
 
 def _explain(config: Any, problem: Any) -> str:
-    dotted = ".".join(str(part) for part in problem["loc"])
+    dotted = ".".join(_path(config, problem["loc"]))
     if problem["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(dotted, [one.path for one in settings_of(config)], 1)
         return f"{dotted}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if problem["type"].startswith("union_tag"):
+        about = problem["ctx"]
+        dotted = f"{dotted}.{about['discriminator'].strip(chr(39))}"
+        if "tag" in about:
+            return f"{dotted}: '{about['tag']}' is none of {about['expected_tags']}"
+        return f"{dotted}: this setting is required"
     required = {one.path for one in settings_of(config) if one.value is REQUIRED}
     if problem["type"] == "missing" or (problem["input"] is None and dotted in required):
         return f"{dotted}: this setting is required"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{dotted}: {message}" if dotted else message
+
+
+def _path(config: Any, location: Sequence[str | int]) -> list[str]:
+    """A location of pydantic without the words by which it tells members of a union apart."""
+    path: list[str] = []
+    kind: Any = config
+    for part in location:
+        groups = [one for one in members(kind) if dataclasses.is_dataclass(one)]
+        told = [one for one in groups if len(groups) > 1 and part in _words_of(one)]
+        if told:
+            kind = told[0]
+            continue
+        path.append(str(part))
+        if groups:
+            kind = types_of(groups[0]).get(str(part))
+        else:
+            kind = next((typing.get_args(one)[-1] for one in members(kind) if typing.get_origin(one) is dict), None)
+    return path
+
+
+def _words_of(config: Any) -> set[Any]:
+    return {word for kind in types_of(config).values() if is_literal(kind) for word in typing.get_args(kind)}

@@ -1,4 +1,4 @@
-"""Pages about who was recognised: top-k, average precision, and who is taken for whom."""
+"""Pages of movie characters: extracted frames, accuracies, comparisons of models, timelines."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, Sc
 from pipelines.movie_characters.timeline import Appearances, TimelineConfig
 
 NAMED = 40
-"""Of more classes a figure bears no names."""
+"""Most classes whose names a figure shows."""
 
 
 SHOWN = 6
-"""Frames of a category that a page shows."""
+"""Frames per category that a page shows."""
 
 
 def extract_page(config: ExtractConfig, done: Extracted) -> str:
@@ -36,14 +36,14 @@ def extract_page(config: ExtractConfig, done: Extracted) -> str:
         sections.append(Section(category, f"{len(entries):,} frames", shown))
     totals = f"{sum(done.files.values()):,} frames of {len(done.files):,} categories"
     return write_page(
-        store.uri("extract.html"), "Frames", totals, {"film": config.video, "table": config.csv}, sections
+        store.uri("extract.html"), "Frames", totals, {"film": config.input, "table": config.csv}, sections
     )
 
 
 def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:
     """Write topk.html and its picture; returns the page's URI."""
     means = {k: table.iloc[-1] for k, table in tables.items()}
-    picture = draw(Store(config.output_folder), "topk", curves({config.model: means}), "Mean over true classes")
+    picture = draw(Store(config.output), "topk", curves({config.model: means}), "Mean over true classes")
     first, *_ = tables.values()
     rows = [[cls, *(float(table[cls]) for table in tables.values())] for cls in first.index]
     totals = ", ".join(f"top-{k} {mean:.1f} %" for k, mean in means.items())
@@ -60,7 +60,7 @@ def map_page(config: MapConfig, results: Results, values: pd.Series) -> str:
     axes.set(ylim=(0, 1), ylabel="average precision")
     _name(axes.xaxis, list(values.index[:-1]), turned=True)
     axes.legend()
-    picture = draw(Store(config.output_folder), "average_precision", drawing)
+    picture = draw(Store(config.output), "average_precision", drawing)
     table = Table(["class", "average precision"], [[name, float(value)] for name, value in values.items()])
     totals = f"mAP {values.iloc[-1]:.3f}" + (", as the reference computes it" if config.formula == "reference" else "")
     return _page(config, "map", "Average precision", totals, results, [Section("Classes", content=[picture, table])])
@@ -68,10 +68,10 @@ def map_page(config: MapConfig, results: Results, values: pd.Series) -> str:
 
 def report_page(config: ReportConfig, results: Results, report: Report) -> str:
     """Write report.html and its picture; returns the page's URI."""
-    picture = draw(Store(config.output_folder), "confusion", matrix(report.confusion), "True class by answer")
+    picture = draw(Store(config.output), "confusion", matrix(report.confusion), "True class by answer")
     rows = [[name, *map(float, row[:3]), int(row[3])] for name, *row in report.classes.itertuples()]
     sections = [
-        Section("Who is taken for whom", content=[picture]),
+        Section("Confusion", content=[picture]),
         Section("Classes", content=[Table(["class", *report.classes.columns], rows)]),
     ]
     if (found := report.unknown) is not None:
@@ -110,7 +110,7 @@ def compare_page(config: CompareConfig, compared: Comparison) -> str:
 
 
 def robustness(table: pd.DataFrame) -> Figure:
-    """Bars of accuracy in percent with intervals, in groups of one filter, a colour a model."""
+    """Bars of accuracy in percent with intervals, grouped by filter, one colour per model."""
     filters, models = list(dict.fromkeys(table["filter"])), list(dict.fromkeys(table["model"]))
     drawing = figure(max(6, 1.2 * len(filters) * max(1, len(models) / 3)), 3.5)
     axes = drawing.subplots()
@@ -141,11 +141,11 @@ def alpha_curve(table: pd.DataFrame) -> Figure:
 
 
 MANY = 20
-"""Characters that a timeline shows, those that are on screen longest."""
+"""Characters that a timeline shows: those with the most time on screen."""
 HUNDREDS = 500
-"""Shots that a page lists."""
+"""Shots that a page lists per film."""
 STEPS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
-"""Between two times that a timeline names."""
+"""Seconds between two ticks of a timeline, of which the first that leaves at most ten ticks is taken."""
 
 
 def timeline_page(config: TimelineConfig, found: Appearances) -> str:
@@ -168,7 +168,7 @@ def timeline_page(config: TimelineConfig, found: Appearances) -> str:
 
 
 def bands(shots: pd.DataFrame) -> Figure:
-    """A band a character, filled where a shot's answer names it, the fainter the smaller its share of the votes."""
+    """A band per character, filled where it is a shot's answer; fainter where its share of the votes is smaller."""
     names = list(_lengths(shots).head(MANY).index)
     drawing = figure(11, 1 + 0.3 * len(names))
     axes = drawing.subplots()
@@ -203,15 +203,15 @@ def _table(rows: pd.DataFrame) -> Table:
 def _page(config: ScoreConfig, name: str, title: str, totals: str, results: Results, sections: list[Section]) -> str:
     classes, identities = results.images.nunique(), results.rows.identity.nunique()
     facts = {
-        "results": config.input_folder,
+        "results": config.input,
         "images": f"{len(results.images):,} of {classes:,} classes",
         "identities": f"{identities:,} of {results.rows.cls.nunique():,} classes",
     }
-    return write_page(Store(config.output_folder).uri(f"{name}.html"), title, totals, facts, sections)
+    return write_page(Store(config.output).uri(f"{name}.html"), title, totals, facts, sections)
 
 
 def curves(models: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Top-k accuracy in percent over k, a line a model."""
+    """Top-k accuracy in percent over k, one line per model."""
     drawing = figure(6, 3.5)
     axes = drawing.subplots()
     for number, (model, means) in enumerate(models.items()):

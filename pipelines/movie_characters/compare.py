@@ -1,19 +1,19 @@
-"""Which model knows characters best, and what red light, darkness, blur and occlusion cost each.
+"""Which model identifies characters best, and how much accuracy red light, darkness, blur and occlusion cost each.
 
-All models see the same images, undisturbed and through each filter. An image without an answer, as one in which no face
-is found, is answered wrongly.
+All models see the same images, as they are and through each filter. An image without an answer, such as one without a
+detected face, counts as wrong.
 
-accuracy  share of images whose best answer is right; 95 % by the percentile bootstrap over images
-p         McNemar's exact test of two models on the same images: of those that only one of them answers rightly, are as
-          many the one's as the other's? (McNemar 1947; the binomial distribution)
+accuracy  share of images whose best answer is right, with a 95 % percentile bootstrap interval over images
+p         McNemar's exact test of two models on the same images: of the images that only one of them has right, does
+          each model have half? (McNemar 1947; the binomial distribution)
 """
 
 import itertools
-import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,106 +26,110 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
-from actors.movie_characters.faces import check_faces
 from actors.movie_characters.names import Picture, class_of, key, stem
 from pipelines.core.ray_data import fitted, ray_task, set_context
-from pipelines.movie_characters.fuse import FuseConfig, fuse
-from pipelines.movie_characters.identify_gallery import ClipConfig, FaceConfig, identify, plan_identification
+from pipelines.movie_characters.fuse import FuseConfig, Source
 from pipelines.movie_characters.metrics import answers, topk_curve
+from pipelines.movie_characters.models import (
+    ClipModel,
+    DiffusionModel,
+    FaceModel,
+    FusionModel,
+    Model,
+    ModelRun,
+    Single,
+    run_all,
+    run_of,
+)
+from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.results import Results, by_class, read_results, write_csv
-
-log = logging.getLogger(__name__)
 
 NONE = "none"
 """The images as they are."""
 REJECTED = pa.schema([(name, pa.string()) for name in ("image", "uri", "filter", "code", "message")])
-"""One row for each image that could not be disturbed."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that takes part."""
-
-    by: Literal["clip", "faces", "diffusion", "fusion"]
-    """Which verb answers: identify-clip, identify-faces, identify-diffusion, or fuse."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Its settings, without images and outputs. Of a fusion: models, a list of names, by, and weights of some of them.
-    Of diffusion preselect.model names a model by clip or faces, whose results of the same images then preselect."""
+"""One row per image and filter that could not be written."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
     """Settings of `compare`."""
 
-    image_list: str | list[str]
-    """Images CLASS_NUMBER to identify: a folder, a .txt that lists one a line, one image, or several of these."""
+    ALIASES: ClassVar[dict[str, Any]] = {"image_list": "input"}
+
+    input: str | list[str]
+    """Images to identify, named CLASS_NUMBER: a folder, a .txt file that lists one a line, one image, or several of
+    these; paths or s3://."""
     output: str
-    """Where disturbed images, results, tables and the page go."""
+    """Where filtered images, results, tables and the page are written: a path or s3://."""
     models: dict[str, Model]
-    """By a name of your own, as in models.clip.by=clip models.clip.settings.input_dir=gallery."""
+    """The models to compare, by a name of your own. Each has `by` (clip, faces, diffusion or fusion) and `settings`,
+    those of its verb: models.clip.by=clip models.clip.settings.gallery=gallery."""
     filters: dict[str, float] = field(
         default_factory=lambda: {NONE: 0.0, "red": 0.8, "dark": 0.8, "blur": 0.2, "occlusion": 0.25}
     )
-    """Strength of each filter, 0..1; none is the images as they are."""
+    """Filters through which models see the images, with their strengths in 0..1; none is the images as they are."""
     validation: str | list[str] = ""
-    """Other images of the same characters. What models answer of them, through the same filters, teaches each fusion
-    without weights of its own how much each model counts: one set of weights, for images of whichever filter."""
+    """Other images of the same characters, as in `input`. All models see them through all filters; from their answers
+    each fusion without weights trains one set of weights."""
     k_range: int = 5
-    """Top-k curves run from 1 to this."""
+    """Top-k curves run from 1 to this k."""
     alpha_model: str = ""
-    """A diffusion model whose alpha is varied."""
+    """Name of a diffusion model whose alpha is varied on the images as they are; empty: none."""
     alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    """Values of its alpha."""
+    """Values of alpha for alpha_model, in 0..1."""
     resamples: int = 1000
-    """Of the bootstrap."""
+    """Draws of the bootstrap for confidence intervals."""
     seed: int = 0
-    """Of bootstrap and occlusion."""
+    """Seed of the bootstrap and of the place of occlusions."""
     disturb: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=16))
-    """Disturbing images."""
+    """Tasks that filter images."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
+    """The cluster grows on demand, so worker pools need not fit its present size."""
 
     def __post_init__(self) -> None:
         if other := set(self.filters) - {NONE, *FILTERS}:
             raise UserError(f"filters: there is no {', '.join(sorted(other))}; there are {NONE}, {', '.join(FILTERS)}")
         if not self.filters or not all(0 <= strength <= 1 for strength in self.filters.values()):
-            raise UserError(f"filters: strengths lie in 0..1, and one is needed: {self.filters}")
+            raise UserError(f"filters: one is needed, and strengths lie in 0..1: {self.filters}")
         if not self.models or self.k_range < 1 or self.resamples < 1:
             raise UserError("models: one or more are needed; k_range and resamples start at 1")
         for name, model in self.models.items():
-            if model.by == "fusion":
-                bad = [one for one in model.settings.get("models", ()) if self.models.get(one, model).by == "fusion"]
-                if bad or len(model.settings.get("models", ())) < 2:
-                    raise UserError(f"models.{name}.settings.models lists two or more other models that are no fusions")
-            by = preselecting(model)
-            if by and self.models.get(by, model).by not in ("clip", "faces"):
-                raise UserError(
-                    f"models.{name}.settings.preselect.model={by}: there is no model by clip or faces named so"
-                )
+            self._check(name, model)
         if self.validation and not any(map(learns, self.models.values())):
-            raise UserError("validation: it teaches fusions without weights, and there is none")
-        if self.alpha_model and self.models.get(self.alpha_model, Model("clip")).by != "diffusion":
-            raise UserError(f"alpha_model={self.alpha_model}: there is no diffusion model of that name")
+            raise UserError("validation trains the weights of fusions without weights, and there is none")
+        if self.alpha_model and not isinstance(self.models.get(self.alpha_model), DiffusionModel):
+            raise UserError(f"alpha_model={self.alpha_model}: no diffusion model has that name")
+
+    def _check(self, name: str, model: Single | FusionModel) -> None:
+        if isinstance(model, FusionModel):
+            some = [self.models.get(one) for one in model.settings.models]
+            if len(some) < 2 or any(one is None or isinstance(one, FusionModel) for one in some):
+                raise UserError(f"models.{name}.settings.models lists two or more other models that are no fusions")
+            if other := set(model.settings.weights) - set(model.settings.models):
+                raise UserError(f"models.{name}.settings.weights: {min(other)} is none of its models")
+        by = preselecting(model)
+        if by and not isinstance(self.models.get(by), ClipModel | FaceModel):
+            raise UserError(f"models.{name}.settings.preselect.model={by}: no model by clip or faces has that name")
 
 
-def preselecting(model: Model) -> str:
-    """The name of the model that says which classes this one is asked about; "" where there is none."""
-    given = model.settings.get("preselect") if model.by == "diffusion" else None
-    return str(given.get("model", "")) if isinstance(given, dict) else ""
+def preselecting(model: Single | FusionModel) -> str:
+    """The name of the model that preselects for this one; "" where there is none."""
+    return model.settings.preselect.model if isinstance(model, DiffusionModel) else ""
 
 
-def learns(model: Model) -> bool:
-    """Whether it is a fusion whose weights validation images may teach."""
-    return model.by == "fusion" and not model.settings.get("weights")
+def learns(model: Single | FusionModel) -> bool:
+    """Whether it is a fusion whose weights can be trained on validation images."""
+    return isinstance(model, FusionModel) and not model.settings.weights
 
 
 def teaching(config: CompareConfig) -> CompareConfig:
-    """What is asked about the validation images: the models of all fusions that learn, with who preselects for them."""
-    names = {name for model in config.models.values() if learns(model) for name in model.settings["models"]}
+    """The comparison of validation images: the models of all fusions that are trained, and their preselectors."""
+    fusions = [model.settings for model in config.models.values() if isinstance(model, FusionModel) and learns(model)]
+    names = {name for settings in fusions for name in settings.models}
     names |= {preselecting(config.models[name]) for name in names}
     return replace(
         config,
-        image_list=config.validation,
+        input=config.validation,
         output=f"{config.output.rstrip('/')}/validation",
         validation="",
         models={name: model for name, model in config.models.items() if name in names},
@@ -133,23 +137,8 @@ def teaching(config: CompareConfig) -> CompareConfig:
     )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One model on the images of one filter."""
-
-    model: str
-    filter: str
-    config: Any
-    """Settings of its verb."""
-    folder: str
-    """Where its results lie."""
-    clip_csv: bool
-    alpha: float | None = None
-    """Of a run that only serves the sweep of alpha."""
-
-
 def label(config: CompareConfig, name: str) -> str:
-    """A filter as it stands in paths: with all that its images depend on."""
+    """A filter in paths: with all that its images depend on."""
     if name == NONE:
         return NONE
     return f"{name}_{config.filters[name]:g}" + (f"_{config.seed}" if name == "occlusion" else "")
@@ -164,7 +153,7 @@ def images_of(config: CompareConfig, name: str, pictures: Sequence[Picture]) -> 
 
 
 def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    """Write the images of all filters that are not there; returns rows of REJECTED."""
+    """Write the missing images of all filters; returns rows of REJECTED."""
     root = Store(storage.absolute(config.output))
     there = {entry.name for entry in storage.listing(root.uri("images"), (".png",))}
     todo: Any = []
@@ -189,36 +178,107 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
     return found
 
 
-def check_all(runs: Sequence[Run]) -> None:
-    """Raise UserError where a model cannot run, before anything else is done."""
-    for run in runs:
-        if isinstance(run.config, FaceConfig):
-            check_faces()
-        elif not isinstance(run.config, ClipConfig | FuseConfig):
-            from pipelines.movie_characters.identify_diffusion import check_identify
+@dataclass(frozen=True)
+class ComparePlan:
+    """What a comparison has to do."""
 
-            check_identify(run.config)
+    pictures: list[Picture]
+    validation: list[Picture]
+    lessons: list[ModelRun]
+    """Runs on validation images, from which fusions are trained."""
+    runs: list[ModelRun]
+    """Runs on the images, fusions after their models."""
 
 
-def run_all(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Identify by each model, in their order; what several of them share is asked once. Returns weights of fusions."""
-    done: set[str] = set()
-    weights: dict[str, dict[str, float]] = {}
-    for number, run in enumerate(runs, 1):
-        if run.folder in done:
-            continue
-        done.add(run.folder)
-        log.info("%d of %d: %s, %s", number, len(runs), run.model, run.filter)
-        if isinstance(run.config, ClipConfig | FaceConfig):
-            identify(run.config, plan_identification(run.config))
-        elif isinstance(run.config, FuseConfig):
-            weights[run.model] = fuse(run.config).weights
-        else:
-            from pipelines.movie_characters.identify_diffusion import identify as ask
-            from pipelines.movie_characters.identify_diffusion import plan_identify
+def plan_compare(config: CompareConfig) -> ComparePlan:
+    """Find the images and check the settings of all models; raises UserError for what cannot work."""
+    pictures = find_pictures(config.input, "input")
+    others = find_pictures(config.validation, "validation") if config.validation else []
+    if both := {one.uri for one in pictures} & {one.uri for one in others}:
+        raise UserError(f"validation: {min(both)} is in input too. Use other images for validation.")
+    lessons = _runs(teaching(config), others, []) if others else []
+    return ComparePlan(pictures, others, lessons, _runs(config, pictures, lessons))
 
-            ask(run.config, plan_identify(run.config))
-    return weights
+
+def _runs(config: CompareConfig, pictures: list[Picture], lessons: Sequence[ModelRun]) -> list[ModelRun]:
+    """All runs of a comparison, fusions last; lessons: runs on validation images."""
+    store = Store(storage.absolute(config.output))
+    made: dict[tuple[str, str], ModelRun] = {}
+    swept: list[ModelRun] = []
+    for (name, model), filter_ in itertools.product(sorted(config.models.items(), key=_turn), config.filters):
+        folder = store.uri("results", name, label(config, filter_))
+        images = images_of(config, filter_, pictures)
+        try:
+            if isinstance(model, FusionModel):
+                run = _fusion(model, name, {one: made[one, filter_] for one in model.settings.models}, folder, lessons)
+            else:
+                if by := preselecting(model):
+                    model = _preselected(model, made[by, filter_])
+                run = run_of(model, images, folder, store.uri("vectors", name))
+            run = replace(run, model=name, filter=filter_)
+            if name == config.alpha_model and filter_ == NONE:
+                swept = [_with_alpha(model, run, alpha, images, store) for alpha in config.alphas]
+        except UserError as error:
+            raise UserError(f"models.{name}.settings: {error}") from error
+        made[name, filter_] = run
+    return [*made.values(), *swept]
+
+
+def _turn(model: tuple[str, Single | FusionModel]) -> int:
+    """Models that others depend on come first."""
+    return ("clip", "faces", "diffusion", "fusion").index(model[1].by)
+
+
+def _fusion(
+    model: FusionModel, name: str, given: dict[str, ModelRun], folder: str, lessons: Sequence[ModelRun]
+) -> ModelRun:
+    settings, sources = model.settings, {}
+    for one, run in given.items():
+        taught = [lesson.folder for lesson in lessons if lesson.model == one] if learns(model) else []
+        sources[one] = Source(run.folder, run.clip_csv, settings.weights.get(one, 1.0), taught or "")
+    return ModelRun(name, "", FuseConfig(sources, folder, settings.by, settings.avg), folder, True)
+
+
+def _preselected(model: Single, by: ModelRun) -> DiffusionModel:
+    assert isinstance(model, DiffusionModel)
+    chosen = replace(model.settings.preselect, folder=by.folder, clip_csv=by.clip_csv)
+    return replace(model, settings=replace(model.settings, preselect=chosen))
+
+
+def _with_alpha(model: Single | FusionModel, run: ModelRun, alpha: float, images: list[str], store: Store) -> ModelRun:
+    """The run with another alpha, in a folder of its own; the run itself where it has this alpha."""
+    assert isinstance(model, DiffusionModel)
+    if alpha == model.settings.alpha:
+        return replace(run, alpha=alpha)
+    other = replace(model, settings=replace(model.settings, alpha=alpha))
+    swept = run_of(other, images, store.uri("results", run.model, f"alpha_{alpha:g}"))
+    return replace(swept, model=run.model, filter=NONE, alpha=alpha)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison did and found."""
+
+    comparison: "Comparison"
+    weights: dict[str, dict[str, float]]
+    """Weights of the models of each fusion."""
+    images: int
+    """Images, those for validation included."""
+    rejected: dict[str, int]
+    """Images that could not be read, by code."""
+
+
+def run_compare(config: CompareConfig, plan: ComparePlan) -> Compared:
+    """Filter the images, run all models, and write the tables and rejected/; Ray is running."""
+    lost = disturb(config, plan.pictures)
+    lost += disturb(teaching(config), plan.validation) if plan.validation else []
+    store = Store(config.output)
+    store.replace_table("rejected", [pa.Table.from_pylist(lost, REJECTED)] if lost else [])
+    weights = run_all([*plan.lessons, *plan.runs])
+    # A broken image counts once, whatever the number of filters.
+    codes = Counter({row["uri"]: row["code"] for row in lost}.values())
+    count = len(plan.pictures) + len(plan.validation)
+    return Compared(compare(config, plan.runs, plan.pictures), weights, count, dict(codes))
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing
@@ -226,20 +286,20 @@ def run_all(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What models are worth."""
+    """The accuracy of models."""
 
     accuracy: pd.DataFrame
-    """A row a model and filter: model, filter, strength, images, unanswered, accuracy, low, high; in 0..1."""
+    """A row per model and filter: model, filter, strength, images, unanswered, accuracy, low, high; in 0..1."""
     mcnemar: pd.DataFrame
-    """A row a filter and pair: filter, first, second, only_first, only_second (images that only one has right), p."""
+    """A row per filter and pair: filter, first, second, only_first, only_second (images that only one has right), p."""
     topk: pd.DataFrame
-    """Undisturbed, or through the first filter: a row a model, a column a k, percent."""
+    """Images as they are, or through the first filter: a row per model, a column per k, in percent."""
     alpha: pd.DataFrame
-    """A row a value: alpha, accuracy, low, high."""
+    """A row per value: alpha, accuracy, low, high."""
 
 
-def compare(config: CompareConfig, runs: Sequence[Run], pictures: Sequence[Picture]) -> Comparison:
-    """Compare results that are there, and write accuracy.csv, mcnemar.csv, topk.csv and alpha.csv."""
+def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[Picture]) -> Comparison:
+    """Compare existing results, and write accuracy.csv, mcnemar.csv, topk.csv and alpha.csv."""
     names = [stem(one.name) for one in pictures]
     found = {(run.model, run.filter, run.alpha): read_results(run.folder, run.clip_csv) for run in runs}
     right = {what: rightly(results, names) for what, results in found.items()}
@@ -275,7 +335,7 @@ def compare(config: CompareConfig, runs: Sequence[Run], pictures: Sequence[Pictu
 
 
 def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
-    """Of images by their names without suffix: hit, whether the best answer is right, and answered."""
+    """By image name without suffix: hit (whether the best answer is right) and answered."""
     best = answers(by_class(results))
     found = {stem(image): answer for image, answer in best.items()}
     hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]
@@ -283,7 +343,7 @@ def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
 
 
 def accuracy(hits: pd.Series, resamples: int, seed: int) -> tuple[float, float, float]:
-    """Share of what is right, and its interval."""
+    """Share of hits, and its 95 % interval."""
     count = len(hits)
     random = np.random.default_rng(seed)
     # The mean of a draw of 0s and 1s is a binomial number.

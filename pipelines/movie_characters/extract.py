@@ -1,4 +1,4 @@
-"""Frames of a film that a table assigns to categories: the images that everything else begins with."""
+"""Frames of a film that a table assigns to categories: the images to train and identify characters with."""
 
 import hashlib
 import io
@@ -8,9 +8,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
@@ -29,43 +29,50 @@ log = logging.getLogger(__name__)
 
 START, END = "start_time", "end_time"
 OF = "frames_of.json"
-"""Of each category a digest of what its frames are of; written before they are."""
+"""File of digests, per category, of all that its frames depend on; written before the frames."""
 REJECTED = pa.schema(
     [("row", pa.int64()), *((name, pa.string()) for name in ("category", START, END, "code", "message"))]
 )
-"""One row for each row of the table without all of its frames; row: its line in the file."""
+"""One row per row of the table without all of its frames; row: its line in the file."""
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
     """Settings of `extract`."""
 
+    # `video` is the reference system's name of the film, and with a dot the group that it is in other verbs.
+    ALIASES: ClassVar[dict[str, Any]] = {
+        **{f"video.{one.name}": f"decode.{one.name}" for one in fields(VideoConfig)},
+        "video": "input",
+    }
+
     csv: str
-    """A table with the columns start_time, end_time (HH:MM:SS, also with a fraction, or seconds) and the category."""
-    video: str
-    """The film: a path or s3://."""
+    """A table with the columns start_time, end_time (HH:MM:SS, also with a fraction, or seconds; both ends belong to
+    the interval) and the category: a path or s3://."""
+    input: str
+    """The film: a path or s3://. Also --video."""
     output: str
-    """Where frames go, as CATEGORY/CATEGORY_frame_NNNN.jpg; blanks become underscores."""
+    """Where frames are written, as CATEGORY/CATEGORY_frame_NNNN.jpg with underscores for spaces: a path or s3://."""
     category: str
-    """The column that names the category."""
+    """The column of the table that holds the category."""
     show: bool = False
-    """Leave a page, extract.html, that shows what was extracted."""
+    """Write a page, extract.html, that shows some frames of each category."""
     by_index: bool = False
-    """Number frames as they are in the film, from 0; else those of each category from 1."""
+    """Number frames by their position in the film, from 0; false numbers those of each category from 1."""
     decode: VideoConfig = field(default_factory=VideoConfig)
-    """How the film is decoded."""
+    """How the film is decoded. Also video.decoder and so on, as in other verbs."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the table asks for."""
+    """The intervals of the table, and the frames that exist."""
 
     rows: pd.DataFrame
     """category, start_time, end_time as they stand there, code and message; the index is the line in the file."""
     intervals: list[Interval]
-    """Of the sound rows, in their order."""
+    """Intervals of the rows without an error, in their order."""
     there: frozenset[str]
-    """Names of frames that are there."""
+    """Names of frames that exist."""
 
 
 def plan_extraction(config: ExtractConfig) -> Plan:
@@ -75,12 +82,12 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     except FileNotFoundError as error:
         raise UserError(f"csv: {error}") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"csv={config.csv} is no CSV table: {error}") from error
+        raise UserError(f"csv={config.csv} is not a CSV table: {error}") from error
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (START, END, config.category) if name not in table]:
         raise UserError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    if not storage.exists(config.video):
-        raise UserError(f"video: there is no {config.video}")
+    if not storage.exists(config.input):
+        raise UserError(f"input: {config.input} does not exist")
     rows = table[[config.category, START, END]].set_axis(["category", START, END], axis=1)
     found = [_interval(*row) for row in rows.itertuples(index=False)]
     rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
@@ -103,7 +110,7 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
     """An interval, or error code and message."""
     name = re.sub(r'[\s/\\:*?"<>|]', "_", category.strip()).lstrip(".")
     if not name:
-        return "no_category", "the row names no category"
+        return "no_category", "the row has no category"
     try:
         interval = Interval(name, parse_time(start), parse_time(end))
     except ValueError as error:
@@ -115,12 +122,12 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction has done."""
+    """What an extraction did."""
 
     rows: pd.DataFrame
     """Those of the plan, with code and message of what the film lacked, and how many frames each has."""
     files: dict[str, int]
-    """Frames that are there now, by category."""
+    """Frames that exist now, by category."""
     written: int
     damaged: int
     """Frames that the decoder marked as damaged, and that got no file."""
@@ -156,7 +163,7 @@ def extract(config: ExtractConfig, plan: Plan) -> Extracted:
 
 def _digest(config: ExtractConfig, intervals: Sequence[Interval]) -> str:
     """What frames depend on."""
-    asked = [*map(asdict, intervals), config.video, storage.size(config.video), config.by_index]
+    asked = [*map(asdict, intervals), config.input, storage.size(config.input), config.by_index]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
@@ -195,7 +202,7 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("name")}
     film: Row = {}
     try:
-        with storage.local(config.video) as path:
+        with storage.local(config.input) as path:
             arguments = (str(path), plan.intervals, config.by_index, frozenset(plan.there), config.decode.decoder)
             for row in tracked(CHILD.stream(frames_in, *arguments, **limits, **again), progress):
                 if not row["name"]:

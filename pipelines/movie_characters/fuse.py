@@ -1,16 +1,16 @@
-"""Several models' answers as one.
+"""The answers of several models fused into one.
 
-zsum   each model's scores of an image's classes, brought to mean 0 and deviation 1, weighted and added
+zsum   each model's scores of an image's classes, standardised to mean 0 and deviation 1, weighted and added
 rank   weighted 1 / (60 + rank) added (Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion"): scores count only
        by their order
 
-Weights are settings, or learnt from results of other images: those that make their true classes likeliest, where a
+Weights are settings, or trained on results of other images: those that make their true classes likeliest, where a
 class's probability is the softmax of the weighted sum (McFadden 1974, the conditional logit; the problem is convex).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,67 +21,68 @@ from actors.core.errors import UserError
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
 
 RANK_CONSTANT = 60
-"""Of reciprocal rank fusion, as its authors have it."""
+"""Constant of reciprocal rank fusion, as its authors chose it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Results of a model."""
+    """Results of one model."""
 
     folder: str
-    """A folder or s3:// with its CLASS_results.csv."""
+    """A folder or s3:// with the CLASS_results.csv of this model."""
     clip_csv: bool = False
-    """The higher the better; else losses of a diffusion model."""
+    """Its scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model."""
     weight: float = 1.0
-    """How much it counts beside the others."""
+    """Weight of this model in the sum, above 0."""
     validation: str | list[str] = ""
-    """Its results of other images, from which weights are learnt; of all models or of none. Several folders, as of
-    several filters, teach one set of weights; they are in the same order for all models."""
+    """Its results of other images, from which the weights of all models are trained: a folder, or several, in the same
+    order for all models. Give it for all models or for none."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise UserError(f"weight is above 0, not {self.weight}")
+            raise UserError(f"weight must be above 0, not {self.weight}")
         if self.validation and self.weight != 1:
-            raise UserError(f"validation teaches weights: leave weight={self.weight:g}")
+            raise UserError(f"Weights are trained from validation. Remove validation or weight={self.weight:g}.")
 
 
 @dataclass(frozen=True)
 class FuseConfig:
     """Settings of `fuse`."""
 
+    ALIASES: ClassVar[dict[str, Any]] = {"output_folder": "output"}
+
     models: dict[str, Source]
-    """Results by a name of your own, as in models.clip.folder=results/clip models.clip.clip_csv=true."""
-    output_folder: str
-    """Where CLASS_results.csv of all together go: the higher the better, so they are read with clip_csv=true. Those of
-    validation, where it is one folder, go into its folder validation/, so that `score report` can learn who is unknown
-    from them."""
+    """Results of two or more models, by a name of your own: models.clip.folder=results models.clip.clip_csv=true."""
+    output: str
+    """Where the fused CLASS_results.csv are written; higher is better, so read them with clip_csv=true. Fused results
+    of a single validation folder go into its validation/, from which `score report` trains a threshold for unknown."""
     by: Literal["zsum", "rank"] = "zsum"
-    """zsum: standard scores are added; rank: reciprocal ranks."""
+    """zsum adds standard scores; rank adds reciprocal ranks, which depend on the order of scores only."""
     avg: bool = False
-    """A class's score is the mean over its identities; else that of the best one."""
+    """The score of a class is the mean over its identities; false: that of its best identity."""
 
     def __post_init__(self) -> None:
         if len(self.models) < 2:
-            raise UserError(f"models: two or more are fused, not {len(self.models)}")
-        if any(source.folder.rstrip("/") == self.output_folder.rstrip("/") for source in self.models.values()):
-            raise UserError("output_folder is that of a model: use another one")
+            raise UserError(f"models: a fusion needs two or more, not {len(self.models)}")
+        if any(source.folder.rstrip("/") == self.output.rstrip("/") for source in self.models.values()):
+            raise UserError("output is the folder of a model: use another one")
         bare = [name for name, source in self.models.items() if not source.validation]
         if 0 < len(bare) < len(self.models):
-            raise UserError(f"validation: weights are learnt from all models, and {', '.join(bare)} has none")
+            raise UserError(f"validation: weights are trained from all models, and {', '.join(bare)} has none")
         if len({len(_folders(source)) for source in self.models.values()}) > 1:
             raise UserError("validation: all models have as many folders, in the same order")
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What a fusion has done."""
+    """What a fusion did."""
 
     images: int
     answered: int
-    """Images of which every model has an answer: they have one together."""
+    """Images for which every model has an answer."""
     classes: int
     weights: dict[str, float]
-    """Of each model; those that were learnt have a mean of 1."""
+    """Weight of each model; trained weights have a mean of 1."""
 
 
 def fuse(config: FuseConfig) -> Fused:
@@ -92,13 +93,13 @@ def fuse(config: FuseConfig) -> Fused:
         weights = learnt_weights(parts, truth)
         if parts[0].index.get_level_values(0).nunique() == 1:
             own = [part.droplevel(0) for part in parts]
-            _write(f"{config.output_folder.rstrip('/')}/validation", _sum(own, weights))
+            _write(f"{config.output.rstrip('/')}/validation", _sum(own, weights))
     found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
     if together.empty:
         raise UserError(f"no image has answers of all of {', '.join(config.models)}")
-    _write(config.output_folder, together)
+    _write(config.output, together)
     images = set().union(*(table.index for table in scores))
     by_name = dict(zip(config.models, weights, strict=True))
     return Fused(len(images), len(together), together.shape[1], by_name)
@@ -119,7 +120,7 @@ def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
         truths.append(found[0].images)
     parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
     if parts[0].empty:
-        raise UserError("validation: there is no image of which all models have an answer")
+        raise UserError("validation: no image has an answer of all models")
     return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
 
 
@@ -161,14 +162,14 @@ def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[floa
     found: Any = minimize(loss, np.ones(len(parts)), jac=True, bounds=[(0, None)] * len(parts))
     weights = found.x / units
     if not weights.sum() > 1e-6:
-        raise UserError("validation: no model is better there than chance; set the weights instead")
+        raise UserError("validation: no model is better than chance there. Set the weights instead.")
     return (weights / weights.mean()).tolist()
 
 
 def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> list[pd.DataFrame]:
     """Scores of several models, each images by classes, in one unit, over the images that all have and all classes.
 
-    A class that a model does not know, or has not been asked about, is worst with it, as bad as the worst it knows.
+    A class without a score of a model has the worst score of that model.
     """
     images = [image for image in scores[0].index if all(image in table.index for table in scores)]
     classes = sorted(set().union(*(table.columns for table in scores)))

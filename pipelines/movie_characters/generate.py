@@ -1,8 +1,8 @@
-"""Draw what was learnt: a picture of each identity for every seed, alpha and guidance scale.
+"""Draw personalised characters: an image of each identity for every seed, alpha and guidance scale.
 
-The noise becomes a picture by DDIM, with the condition alpha · target + (1 - alpha) · optimised; where the guidance
-scale g is above 1, with u + g · (c - u), of the empty prompt's noise u and the condition's c. Pictures that are there
-already are not drawn again.
+DDIM turns noise into an image, with the condition alpha · target + (1 - alpha) · optimised. Above a guidance scale g of
+1 the predicted noise is u + g · (c - u), with that of the empty prompt, u, and that of the condition, c. Images that
+exist are not drawn again.
 """
 
 import itertools
@@ -32,23 +32,23 @@ REJECTED = pa.schema([("picture", pa.string()), ("code", pa.string()), ("message
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run draws."""
+    """What a run has to draw."""
 
     identities: list[Learnt]
     drawings: list[Drawing]
     todo: list[Drawing]
-    """Those that are not there."""
+    """Drawings without a file."""
 
 
 def plan_generate(config: GenerateConfig) -> Plan:
-    """Find identities and what is missing; raises UserError for what cannot work."""
+    """Find identities and missing images; raises UserError for what cannot work."""
     check_diffusion(config.sd_model_name, "sd_model_name")
     learnt = {one.name: one for one in find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")}
-    given = [config.input_files] if isinstance(config.input_files, str) else config.input_files
+    given = [config.input] if isinstance(config.input, str) else config.input
     asked = [name.rstrip("/").rsplit("/", 1)[-1] for name in given]
     names = [name if name in learnt else name.rpartition(".")[0] for name in asked] or list(learnt)
     if unknown := sorted({asked[number] for number, name in enumerate(names) if name not in learnt}):
-        raise UserError(f"input_files: {', '.join(unknown)} are not in {config.imagic_pretrained_path}")
+        raise UserError(f"input: {', '.join(unknown)} are not in {config.imagic_pretrained_path}")
     ranges = (config.seed_range, config.alpha_range, config.guidance_scale_range)
     swept = [values(given, "") for given in ranges]
     drawings = [
@@ -58,20 +58,20 @@ def plan_generate(config: GenerateConfig) -> Plan:
     ]
     files = Counter(drawing.file for drawing in drawings)
     if twice := [file for file, count in files.items() if count > 1]:
-        raise UserError(f"two pictures would be named {twice[0]}: rename an identity")
-    there = {entry.name for entry in storage.listing(config.output_folder, (".png",))}
+        raise UserError(f"two images would be named {twice[0]}: rename an identity")
+    there = {entry.name for entry in storage.listing(config.output, (".png",))}
     todo = [drawing for drawing in drawings if drawing.file not in there]
     return Plan([learnt[name] for name in dict.fromkeys(names)], drawings, todo)
 
 
 def stages_of(config: GenerateConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pools and the tasks of the run, by name."""
+    """Actor pools and task stages, by name."""
     return {"diffusion": config.diffusion}, {}
 
 
 def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
-    """Draw what is missing; returns how many pictures could not be drawn, by code. They are in rejected/."""
-    config = replace(config, output_folder=storage.absolute(config.output_folder))
+    """Draw what is missing; returns how many images could not be drawn, by code. They are in rejected/."""
+    config = replace(config, output=storage.absolute(config.output))
     bad: list[dict[str, str]] = []
     if plan.todo:
         set_context()
@@ -91,5 +91,5 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
             if row["error"]:
                 name = plan.todo[row["number"]].file
                 bad.append({"picture": name, "code": row["error"], "message": row["message"]})
-    Store(config.output_folder).replace_table("rejected", [pa.Table.from_pylist(bad, REJECTED)])
+    Store(config.output).replace_table("rejected", [pa.Table.from_pylist(bad, REJECTED)])
     return Counter(row["code"] for row in bad)

@@ -1,16 +1,16 @@
-"""Who is in a picture, by diffusion: one row for every picture and identity, resumed by these.
+"""Which character an image shows, by diffusion: one row per image and identity, resumed by these.
 
-The folder of a mode (`Imagic_pipeline`, `SD_pipeline`, `SD_embeds_cat_avg`) holds
+The folder of a mode (`Imagic_pipeline`, `SD_pipeline`, `SD_embeds_cat_avg`, `Imagic_pipeline_cat_avg`) holds
 
-    <class>_results.csv   for each picture of that true class the identities, the likeliest first
-    <class>_certainty.csv for each of them the answer, how sure it is, the evaluations of the UNet that it took, and how
-                          many identities were asked
-    answers/              Parquet: the losses of all pairs that were spent; what resume reads
-    rejected/             Parquet: pictures that have no answer, and why
+    CLASS_results.csv     for each image of that true class the identities, most likely first
+    CLASS_certainty.csv   for each of them the answer, its certainty, the evaluations of the UNet that it took, and how
+                          many identities were evaluated
+    answers/              Parquet: the losses of all evaluated pairs; resume reads these
+    rejected/             Parquet: images without an answer, and why
 
-With a preselection only the classes that another model ranks best are asked about, picture by picture. The others stand
-behind those in the results, in that model's order and with losses just above the greatest of who was asked: who had no
-rows would be nobody that can be answered.
+With a preselection only the classes that another model ranks best are evaluated, image by image. The others follow in
+the results, in that model's order and with losses just above the greatest evaluated one: an identity without a row
+could never be an answer.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ import io
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,13 +30,12 @@ import ray
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 from actors.core.store import Store
+from actors.movie_characters.answers import ANSWERS, race_digest, write_answers
 from actors.movie_characters.diffusion import (
     DiffusionConfig,
-    Loss,
     Texts,
-    Weighting,
     check_diffusion,
     embed_prompt,
     load_texts,
@@ -50,110 +49,80 @@ from actors.movie_characters.diffusion_classifier import (
     decide,
 )
 from actors.movie_characters.identities import Learnt, find_learnt
-from actors.movie_characters.names import Picture, group_by_class, identity_class, key, stem
+from actors.movie_characters.names import Picture, group_by_class
+from actors.movie_characters.noise_losses import Loss, Weighting
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
-from pipelines.movie_characters.pictures import find_pictures
-from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, by_class, read_results, write_csv
+from pipelines.movie_characters.pictures import Identification, find_pictures
+from pipelines.movie_characters.preselect import Numbers, PreselectConfig, Preselection
+from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_csv
 
 log = logging.getLogger(__name__)
 
-ANSWERS = pa.schema(
-    [
-        ("image", pa.string()),
-        ("identity", pa.string()),
-        ("question", pa.string()),
-        ("losses", pa.list_(pa.float32())),
-        ("error", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""Losses of the pairs, in their order, that an identity was given; question: digest of all that they depend on. A
-picture that cannot be read has one row without an identity, with the code."""
 CERTAINTY = (IMAGE, "answer", "p", "margin", "evaluations", "asked")
 
 
 @dataclass(frozen=True)
-class PreselectConfig:
-    """Another model says of each picture which classes are asked about."""
+class DiffusionSettings:
+    """How images are identified by diffusion."""
 
-    folder: str = ""
-    """Its results, a folder or s3:// with a CLASS_results.csv for every true class; none: all are asked about."""
-    clip_csv: bool = True
-    """They are of CLIP, faces or a fusion, the higher the better; else losses of a diffusion model."""
-    best: int = 10
-    """How many classes are asked about, each with all of its identities."""
-
-    def __post_init__(self) -> None:
-        if self.best < 2:
-            raise UserError(f"best={self.best}: it starts at 2, since of one class there is nothing to ask")
-
-
-@dataclass(frozen=True)
-class IdentifyConfig:
-    """Settings of `identify-diffusion`."""
+    ALIASES: ClassVar[dict[str, Any]] = {"num_gpus": "diffusion.num_gpus"}
 
     imagic_pretrained_path: str
-    """The folder of the identities, <class>_<n>/, as `personalise` made it: a path or s3://."""
-    csv_folder: str
-    """Where the folder of the mode goes: a path or s3://."""
-    image_list: str | tuple[str, ...]
-    """The pictures, <class>_<n>.jpg: a folder, a .txt that lists one a line, a picture, or several of these."""
+    """The folder of the identities CLASS_NUMBER/, the output of `personalise`: a path or s3://."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were learnt with, by hub name or folder."""
+    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own. It embeds the prompts of identities that lack their target."""
+    """A text encoder in place of the model's own. It embeds the prompts of identities without a stored embedding."""
     category_class: bool = False
-    """Ask about classes: the embedding is the mean of those of a class's identities."""
+    """Identify classes instead of identities: by the mean of the embeddings of a class's identities or, with
+    imagic_pipe, by the mean of the losses of its identities, each with its own UNet."""
     imagic_pipe: bool = False
-    """Each identity with its own UNet or LoRA, not with the base UNet."""
+    """Evaluate each identity with its own UNet or LoRA; false evaluates all with the base UNet."""
     alpha: float = 0.0
-    """Condition = alpha · target + (1 - alpha) · optimised."""
+    """In 0..1. The condition is alpha · embedding of the prompt + (1 - alpha) · trained embedding."""
     seed: int = 0
-    """Of the noise, which is the same for all pictures and identities."""
+    """Seed of the noise, which is the same for all images and identities."""
     height: int | None = None
-    """Of the picture as it is cut out of the middle, a multiple of 8; none: resolution."""
+    """Height in pixels to which images are scaled and cropped in the middle, a multiple of 8; null: resolution."""
     width: int | None = None
-    """The same."""
+    """Width in pixels to which images are scaled and cropped in the middle, a multiple of 8; null: resolution."""
     resolution: int = 512
-    """Height and width where they are not given."""
+    """Height and width in pixels where these are not given."""
     num_inference_steps: int = 50
-    """How many evenly spaced timesteps there are."""
+    """Number of evenly spaced timesteps, from which those of the evaluations are taken; 1..1000."""
     method: Literal["staged", "full"] = "staged"
-    """staged: identities leave as soon as they cannot win; full: every identity at every timestep, with one noise."""
+    """staged: identities are eliminated early, at about an eighth of the cost; full: every identity at every timestep,
+    with one noise, as the reference system does."""
     stages: StagesConfig = field(default_factory=StagesConfig)
-    """When identities leave, of staged."""
+    """When identities are eliminated, for method=staged."""
     preselect: PreselectConfig = field(default_factory=PreselectConfig)
-    """Who is asked about at all, by another model's results."""
+    """Evaluate only the classes that another model ranks best for an image."""
     loss: Loss = "l2"
-    """Of the noise that is found."""
+    """Loss of the predicted noise: squared difference, absolute difference, or Huber's with a delta of 1."""
     weighting: Weighting = "uniform"
-    """Of timesteps: all alike, exp(-7 t) with t in 0..1, or snr, the ratio of signal to noise."""
+    """Weights of timesteps in the mean loss: equal, exp(-7 t) with t in 0..1, or snr, the ratio of signal to noise."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """Workers and precision."""
+    """Workers and precision of Stable Diffusion."""
     write: Stage = field(default_factory=lambda: Stage(num_cpus=0.1, batch_size=64))
-    """Writing: batch_size is the pictures of a part, which is what a kill may cost."""
+    """Tasks that write losses; batch_size is the images of one part, the most that a kill can cost."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
+    """The cluster grows on demand, so worker pools need not fit its present size."""
 
     def __post_init__(self) -> None:
-        if self.category_class and self.imagic_pipe:
-            raise UserError(
-                "category_class with imagic_pipe: an average of embeddings has no UNet of its own; leave one of them"
-            )
         if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha={self.alpha}: it lies in 0..1")
+            raise UserError(f"alpha={self.alpha} is outside 0..1")
         self.question()
 
     @property
     def mode(self) -> str:
         """Name of the folder of the results."""
         if self.imagic_pipe:
-            return "Imagic_pipeline"
+            return "Imagic_pipeline_cat_avg" if self.category_class else "Imagic_pipeline"
         return "SD_embeds_cat_avg" if self.category_class else "SD_pipeline"
 
     def question(self) -> QuestionConfig:
-        """What an actor is told."""
+        """The part of the settings that losses depend on."""
         return QuestionConfig(
             method=self.method,
             stages=self.stages,
@@ -166,31 +135,42 @@ class IdentifyConfig:
         )
 
 
-Numbers = range | tuple[int, ...]
-"""Of identities, in their order."""
+@dataclass(frozen=True)
+class IdentifyConfig(DiffusionSettings, Identification):
+    """Settings of `identify-diffusion`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {
+        **DiffusionSettings.ALIASES,
+        "image_list": "input",
+        "csv_folder": "output",
+    }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run asks."""
+    """What a run has to evaluate."""
 
     pictures: list[Picture]
     identities: list[Identity]
     digests: list[str]
-    """Of each identity that of all that its losses depend on, but for who else takes part."""
-    preselection: "Preselection | None"
+    """Digest per identity of all that its losses depend on, except which other identities take part."""
+    preselection: Preselection | None
     chosen: dict[str, Numbers]
-    """Of each picture, by name: the identities that are asked about."""
+    """By picture: the identities that are evaluated."""
     missing: dict[str, Numbers]
-    """Of each picture that has to be asked about, by name: the identities that it lacks."""
+    """By picture without an answer: the identities that are left to evaluate."""
 
     @property
     def pairs(self) -> int:
-        """Pairs of a picture and an identity that are to be asked."""
+        """Pairs of a picture and an identity that are left to evaluate."""
         return sum(map(len, self.missing.values()))
 
+    def cost(self, numbers: Iterable[int]) -> int:
+        """Evaluations of the UNet for these identities at one pair of timestep and noise."""
+        return sum(len(self.identities[number].parts) for number in numbers)
 
-def check_identify(config: IdentifyConfig) -> list[Learnt]:
+
+def check_identify(config: DiffusionSettings) -> list[Learnt]:
     """Find the identities; raises UserError where there are none, or the model or an extra is missing."""
     check_diffusion(config.sd_model_name, "sd_model_name")
     return find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
@@ -199,8 +179,7 @@ def check_identify(config: IdentifyConfig) -> list[Learnt]:
 def plan_identify(config: IdentifyConfig) -> Plan:
     """Find pictures, identities and what is missing; raises UserError for what cannot work."""
     learnt = check_identify(config)
-    given = config.image_list
-    pictures = find_pictures(given if isinstance(given, str) else list(given), "image_list")
+    pictures = find_pictures(config.input, "input")
     identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)
     preselection = Preselection(config.preselect, identities) if config.preselect.folder else None
@@ -212,51 +191,15 @@ def plan_identify(config: IdentifyConfig) -> Plan:
     for name, asked in chosen.items():
         lacks = tuple(number for number in asked if number not in answered[name])
         if lacks:
-            # In a race all take part.
+            # Which identities are eliminated depends on all that take part.
             missing[name] = lacks if config.method == "full" else asked
     return Plan(pictures, identities, digests, preselection, chosen, missing)
 
 
-class Preselection:
-    """What another model says of pictures, by name and whatever their suffix."""
+def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
+    """The identities as the mode has them, and for each a digest of its own weights, "" where it has none.
 
-    def __init__(self, config: PreselectConfig, identities: Sequence[Identity]) -> None:
-        """Read its results; raises UserError where there are none."""
-        scores = by_class(read_results(config.folder, config.clip_csv))
-        classes = {key(cls): column for column, cls in enumerate(scores.columns)}
-        self._column = np.array([classes.get(key(identity_class(one.name)), -1) for one in identities])
-        # The last column is that of classes that it does not know.
-        self._scores = np.column_stack([scores.to_numpy(float), np.full(len(scores), np.nan)])
-        self._row = {stem(image): row for row, image in enumerate(scores.index)}
-        self._row |= {image: row for row, image in enumerate(scores.index)}
-        self._count = config.best
-
-    def scores(self, picture: str) -> np.ndarray | None:
-        """Of the class of each identity, float64 (K,), NaN where nothing is said of it.
-
-        None where something is said of fewer than two classes: then nobody can be left out.
-        """
-        row = self._row.get(picture, self._row.get(stem(picture)))
-        if row is None:
-            return None
-        found = self._scores[row, self._column]
-        return found if len(np.unique(self._column[np.isfinite(found)])) > 1 else None
-
-    def best(self, picture: str) -> Numbers:
-        """The identities of the best classes, or all of them."""
-        scores = self.scores(picture)
-        if scores is None:
-            return range(len(self._column))
-        order = np.argsort(-scores, kind="stable")
-        known = order[np.isfinite(scores[order])]
-        classes = list(dict.fromkeys(self._column[known].tolist()))[: self._count]
-        return tuple(np.flatnonzero(np.isin(self._column, classes)).tolist())
-
-
-def conditions(config: IdentifyConfig, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
-    """The identities as the mode has them, and what of their weights tells them from others.
-
-    Raises ValueError where a mode needs what they lack.
+    Raises UserError where the mode needs what they lack.
     """
     texts: list[Texts] = []
 
@@ -265,25 +208,36 @@ def conditions(config: IdentifyConfig, learnt: list[Learnt]) -> tuple[list[Ident
             texts.append(load_texts(config.sd_model_name, config.clip_model_name))
         return embed_prompt(texts[0], prompt)[0].numpy()
 
-    blends = {one.name: one.blend(config.alpha, embed) for one in learnt}
-    if config.category_class:
-        groups = group_by_class(list(blends))
-        return [
-            Identity(of, np.stack([blends[name] for name in names]).mean(0)) for of, names in sorted(groups.items())
-        ], [""] * len(groups)
-    if not config.imagic_pipe:
-        return [Identity(one.name, blends[one.name]) for one in learnt], [""] * len(learnt)
-    bare = [one.name for one in learnt if not (one.lora or one.unet)]
-    if bare:
+    if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
         raise UserError(
-            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were learnt "
-            "by textual inversion, which asks with imagic_pipe=false"
+            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
+            "by textual inversion. Set imagic_pipe=false."
         )
-    made = [Identity(one.name, blends[one.name], "" if one.unet else one.lora, one.unet) for one in learnt]
-    return made, [one.weights for one in learnt]
+    single = [_identity(one, one.blend(config.alpha, embed), config.imagic_pipe) for one in learnt]
+    weights = [one.weights if config.imagic_pipe else "" for one in learnt]
+    if not config.category_class:
+        return single, weights
+    made = {one.name: (one, own) for one, own in zip(single, weights, strict=True)}
+    means, digests = [], []
+    for of, names in sorted(group_by_class(list(made)).items()):
+        means.append(_mean(of, [made[name][0] for name in names], config.imagic_pipe))
+        digests.append("\0".join(made[name][1] for name in names) if config.imagic_pipe else "")
+    return means, digests
 
 
-def _digests(config: IdentifyConfig, identities: list[Identity], weights: list[str]) -> list[str]:
+def _identity(learnt: Learnt, condition: np.ndarray, own_unet: bool) -> Identity:
+    if not own_unet:
+        return Identity(learnt.name, condition)
+    return Identity(learnt.name, condition, "" if learnt.unet else learnt.lora, learnt.unet)
+
+
+def _mean(of: str, members: list[Identity], by_loss: bool) -> Identity:
+    """A class as one identity: the mean embedding of its members or, by_loss, the mean of their losses."""
+    condition = np.stack([one.condition for one in members]).mean(0)
+    return Identity(of, condition, members=tuple(members) if by_loss else ())
+
+
+def _digests(config: DiffusionSettings, identities: list[Identity], weights: list[str]) -> list[str]:
     asked = {
         "model": config.sd_model_name,
         "question": asdict(replace(config.question(), stages=config.stages)),
@@ -293,27 +247,24 @@ def _digests(config: IdentifyConfig, identities: list[Identity], weights: list[s
     }
     base = json.dumps(asked, sort_keys=True)
     return [
-        hashlib.sha256(one.condition.tobytes() + f"{one.name}\0{own}\0{base}".encode()).hexdigest()
+        hashlib.sha256(
+            b"".join(part.condition.tobytes() for part in one.parts) + f"{one.name}\0{own}\0{base}".encode()
+        ).hexdigest()
         for one, own in zip(identities, weights, strict=True)
     ]
 
 
-def _race(digests: Sequence[str], numbers: Sequence[int]) -> str:
-    """Digest of a staged question: who leaves when depends on all that take part."""
-    return hashlib.sha256("".join(digests[number] for number in numbers).encode()).hexdigest()
-
-
 def _store(config: IdentifyConfig) -> Store:
-    return Store(storage.join(storage.absolute(config.csv_folder), config.mode))
+    return Store(storage.join(storage.absolute(config.output), config.mode))
 
 
 def _answered(
     config: IdentifyConfig, identities: Sequence[Identity], digests: Sequence[str], chosen: dict[str, Numbers]
 ) -> dict[str, dict[int, np.ndarray]]:
-    """Losses that answers/ has of those who are asked about, by picture and number of the identity."""
+    """Stored losses of the identities that are evaluated, by picture and number of the identity."""
     found: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     numbers = {one.name: number for number, one in enumerate(identities)}
-    races = {some: _race(digests, some) for some in set(chosen.values())} if config.method == "staged" else {}
+    races = {some: race_digest(digests, some) for some in set(chosen.values())} if config.method == "staged" else {}
     for part in _store(config).read_parts("answers", ANSWERS.names):
         losses = part["losses"].combine_chunks()
         for row, (image, identity, question) in enumerate(
@@ -325,8 +276,8 @@ def _answered(
     return found
 
 
-def stages_of(config: IdentifyConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pools and the tasks of the run, by name."""
+def stages_of(config: DiffusionSettings) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """Actor pools and task stages, by name."""
     return {"diffusion": config.diffusion}, {"write": config.write}
 
 
@@ -335,46 +286,46 @@ class Outcome:
     """What a run found."""
 
     answered: int
-    """Pictures."""
+    """Pictures with an answer."""
     rejected: Counter[str]
-    """Those without an answer, by code."""
+    """Pictures without an answer, by code."""
     evaluations: int
-    """Of the UNet, for all answers."""
+    """Evaluations of the UNet for all answers."""
     of_full: int
-    """How many every identity at every one of the evenly spaced timesteps takes."""
+    """Evaluations that every identity at every one of the evenly spaced timesteps takes."""
     certain: int
-    """Answers with a p of at most .05."""
+    """Answers with a p of at most 0.05."""
     preselected: int = 0
-    """Pictures of which the preselection has left somebody out."""
+    """Pictures for which the preselection left identities out."""
     saved: int = 0
-    """Evaluations of the UNet for who was left out: those that everyone gets who is asked, so that it is the least."""
+    """Least number of evaluations of the UNet that the preselection saved: those that no identity can do without."""
 
 
 def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
-    """Ask what is missing, and write the tables."""
+    """Evaluate what is missing, and write the tables."""
     store = _store(config)
-    bad = list(_ask(config, plan)) if plan.missing else []
+    bad = list(_evaluate(config, plan)) if plan.missing else []
     store.replace_table("rejected", [pa.Table.from_pylist(bad, ANSWERS).drop_columns(["identity", "losses"])])
     answered = _answered(config, plan.identities, plan.digests, plan.chosen)
     # One that can no longer be read may have answers of some identities.
     sound = [name for name, asked in plan.chosen.items() if len(answered[name]) == len(asked)]
     answers = {name: _decided(answered[name], name, plan) for name in sound}
     _write_tables(store, answers, plan)
-    steps = config.num_inference_steps * len(plan.identities)
-    left_out = [len(plan.identities) - len(plan.chosen[name]) for name in answers]
+    every = plan.cost(range(len(plan.identities)))
+    left_out = [every - plan.cost(plan.chosen[name]) for name in answers]
     each = config.num_inference_steps if config.method == "full" else config.stages.samples[0]
     return Outcome(
         len(answers),
         Counter(row["error"] for row in bad),
         sum(answer.evaluations for answer in answers.values()),
-        steps * len(answers),
+        config.num_inference_steps * every * len(answers),
         sum(answer.p <= 0.05 for answer in answers.values()),
         sum(count > 0 for count in left_out),
         sum(left_out) * each,
     )
 
 
-def _ask(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
+def _evaluate(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
     """Yield a row of ANSWERS for each picture without an answer."""
     set_context()
     stages = fitted(*stages_of(config), config.autoscaling)
@@ -394,36 +345,14 @@ def _ask(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
         yield from json.loads(row["bad"])
 
 
-def write_answers(batch: Batch, root: str, identities: list[str], digests: list[str], staged: bool) -> Batch:
-    """Write the answers of pictures as a part of answers/; returns how many they were, and which failed, as JSON."""
-    rows: list[dict[str, Any]] = []
-    for image, missing, losses, error, message in zip(
-        *(batch[name] for name in ("name", "missing", "losses", "error", "message")), strict=True
-    ):
-        about = {"image": str(image), "error": str(error), "message": str(message)}
-        race = _race(digests, missing) if staged else ""
-        if error:
-            rows.append({**about, "identity": "", "question": race, "losses": []})
-            continue
-        for number in missing:
-            spent = losses[number][np.isfinite(losses[number])]
-            question = race or digests[number]
-            rows.append({**about, "identity": identities[number], "question": question, "losses": spent.tolist()})
-    table = pa.Table.from_pylist(rows, ANSWERS)
-    Store(root).write_part(
-        "answers", table, ["\0".join((row["image"], row["identity"], row["question"])) for row in rows]
-    )
-    bad = json.dumps([row for row in rows if row["error"]])
-    return {"pictures": np.array([len(batch["name"])]), "bad": np.array([bad], object)}
-
-
 def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
-    """The answer about a picture, whose losses are of all identities: also of those who were not asked."""
+    """The answer for a picture, with losses of all identities: also of those that the preselection left out."""
     asked = list(plan.chosen[picture])
     spent = np.full((len(asked), max(map(len, found.values()))), np.nan)
     for row, number in enumerate(asked):
         spent[row, : len(found[number])] = found[number]
-    answer = decide(spent)
+    cost = sum(len(row) * plan.cost([number]) for number, row in found.items())
+    answer = replace(decide(spent), evaluations=cost)
     scores = plan.preselection.scores(picture) if plan.preselection else None
     if scores is None:
         return answer
@@ -437,7 +366,7 @@ def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
 
 
 def _write_tables(store: Store, answers: dict[str, Answer], plan: Plan) -> None:
-    """Write the tables of each class; what they hold of other pictures stays."""
+    """Write the tables of each class; rows of other pictures stay."""
     identities = [one.name for one in plan.identities]
     for cls, names in group_by_class(list(answers)).items():
         own = [(name, answers[name]) for name in sorted(names)]

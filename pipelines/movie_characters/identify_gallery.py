@@ -1,4 +1,4 @@
-"""Who an image shows, by the images of a gallery: CLIP or faces, each image embedded once.
+"""Which character an image shows, by comparison with a gallery: CLIP or faces, each image embedded once.
 
 read     task     1 -> 1: image files become the squares that the model takes (faces: the actor reads them itself)
 embed    actors   1 -> 1: squares become vectors
@@ -11,12 +11,15 @@ probe    the log-probability of each class by a logistic regression on the vecto
 """
 
 import logging
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,110 +29,108 @@ from pyarrow import compute
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.media.images import Shape, read_images
-from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, input_shape
+from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
 from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
 from actors.movie_characters.names import Picture, class_of, stem
+from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
-from pipelines.movie_characters.pictures import find_pictures
+from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
 
 log = logging.getLogger(__name__)
 
-VECTORS = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("model", pa.string()),
-        ("vector", pa.list_(pa.float16())),
-        ("error", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row an image: its bytes, so that one that was replaced is embedded again, and what embedded it."""
 REJECTED = pa.schema([(name, pa.string()) for name in ("image", "uri", "role", "code", "message")])
 """One row for each image that could not be embedded; role: gallery or image."""
 ALL = 2000
-"""A gallery of up to so many images is compared as a whole."""
+"""Up to this many gallery images, all are listed."""
 NEAREST = 100
-"""Of a larger one so many of the nearest images are told."""
+"""Of a larger gallery, this many of the nearest images are listed."""
 CHUNK = 1024
-"""Images that are compared at once."""
+"""Images compared at once."""
 WRITE = Stage(num_cpus=0.1)
-"""Writing vectors."""
+"""Tasks that write vectors."""
+
+
+def gpus_of(device: str) -> float:
+    """GPUs per worker for the reference system's name of a device: cpu, or cuda, also with a number."""
+    if device != "cpu" and not device.startswith("cuda"):
+        raise UserError(f"device={device}: choose cpu or cuda")
+    return 0.0 if device == "cpu" else 1.0
 
 
 @dataclass(frozen=True)
-class GalleryConfig:
-    """Settings that both kinds of vectors share."""
+class GallerySettings:
+    """How images are compared with a gallery, by CLIP or by faces."""
 
-    input_dir: str
-    """The gallery: images CLASS_NUMBER of the characters; a folder or s3://."""
-    output_dir: str
-    """Where results go."""
-    image_list: str | list[str]
-    """Images to identify: a folder, a .txt that lists one a line, one image, or several of these."""
+    ALIASES: ClassVar[dict[str, Any]] = {"input_dir": "gallery"}
+
+    gallery: str
+    """The gallery: images CLASS_NUMBER of the characters, a folder or s3://."""
     vectors: str = ""
-    """Root below which vectors/ is kept, to be shared by several outputs; else output_dir."""
+    """Root of vectors/, where the vectors of images are kept. Set it to share vectors between outputs; default: the
+    output."""
     nearest: int | None = None
-    """How many of the nearest images of the gallery are told; null: all up to 2,000, else 100."""
+    """How many of the nearest gallery images are listed per image; null: all up to 2,000, else 100."""
     read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
-    """Reading and decoding image files."""
+    """Tasks that read and decode image files."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
+    """The cluster grows on demand, so worker pools need not fit its present size."""
 
     def __post_init__(self) -> None:
         if self.nearest is not None and self.nearest < 1:
             raise UserError(f"nearest starts at 1, not {self.nearest}")
 
-    @property
-    def root(self) -> str:
-        """Root of vectors/; workers have another working folder."""
-        return storage.absolute(self.vectors or self.output_dir)
-
 
 @dataclass(frozen=True)
-class ClipConfig(GalleryConfig):
-    """Settings of `identify-clip`."""
+class ClipSettings(GallerySettings):
+    """How images are compared by CLIP."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {
+        **GallerySettings.ALIASES,
+        "device": ("embeddings.num_gpus", gpus_of),
+        "num_gpus": "embeddings.num_gpus",
+    }
 
     model_name: str = "ViT-B-32"
-    """A name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with its open_clip_config.json and weights."""
+    """The CLIP model: a name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with open_clip_config.json and
+    weights."""
     pretrained: str = "openai"
-    """Weights of a model that is known by name."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: each worker holds a GPU."""
+    """Weights of a model that open_clip knows by name: a tag of open_clip, or a file."""
     method: Literal["gallery", "prompts", "probe"] = "gallery"
-    """What images are compared with."""
+    """What images are compared with: each gallery image (gallery), a text per class (prompts), or a logistic regression
+    trained on the gallery (probe)."""
     prompt: str = "a photo of {}"
-    """Text for a class, of prompts; {} is its name, with blanks for underscores."""
+    """Text of a class, for method=prompts; {} is the class, with spaces for underscores."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Texts for single classes, of prompts, by name."""
+    """Texts of single classes, by class, for method=prompts; other classes have `prompt`."""
     probe_c: float = 10.0
-    """Inverse weight of the squares of the weights, of probe."""
+    """Inverse strength of the L2 regularization, for method=probe; above 0. Lower it when the gallery is small."""
     embeddings: EmbeddingsConfig = field(default_factory=lambda: EmbeddingsConfig(batch_size=64))
-    """Workers, precision and batches; model and pretrained are those above."""
+    """Workers, precision and batches of CLIP; its model and pretrained are replaced by model_name and pretrained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.prompt or not self.probe_c > 0:
-            raise UserError(f"prompt holds {{}} for the class, and probe_c is above 0: {self.prompt!r}, {self.probe_c}")
+            raise UserError(
+                f"prompt must have {{}} for the class, and probe_c be above 0: {self.prompt!r}, {self.probe_c}"
+            )
 
     @property
     def stage(self) -> EmbeddingsConfig:
         """The model and its workers."""
-        gpus = (self.embeddings.num_gpus or 1.0) if self.device == "cuda" else 0.0
-        return replace(self.embeddings, model=self.model_name, pretrained=self.pretrained, num_gpus=gpus)
+        return replace(self.embeddings, model=self.model_name, pretrained=self.pretrained)
 
 
 @dataclass(frozen=True)
-class FaceConfig(GalleryConfig):
-    """Settings of `identify-faces`."""
+class FaceSettings(GallerySettings):
+    """How images are compared by faces."""
 
     faces: FacesConfig = field(default_factory=FacesConfig)
-    """How faces are found, and by how many workers."""
+    """Face detection and its workers."""
 
     @property
     def stage(self) -> FacesConfig:
@@ -137,46 +138,101 @@ class FaceConfig(GalleryConfig):
         return self.faces
 
 
+PLACES: dict[str, Any] = {"image_list": "input", "output_dir": "output"}
+"""Other names of the settings of Identification."""
+
+
+@dataclass(frozen=True)
+class ClipConfig(ClipSettings, Identification):
+    """Settings of `identify-clip`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {**ClipSettings.ALIASES, **PLACES}
+
+
+@dataclass(frozen=True)
+class FaceConfig(FaceSettings, Identification):
+    """Settings of `identify-faces`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {**FaceSettings.ALIASES, **PLACES}
+
+
+def root_of(config: ClipConfig | FaceConfig) -> str:
+    """Root of vectors/, absolute, since workers have another working folder."""
+    return storage.absolute(config.vectors or config.output)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done."""
+    """What an identification has to do."""
 
     images: list[Picture]
     """To be identified."""
     gallery: list[Picture]
     todo: list[Picture]
-    """Of both, those that are not embedded yet."""
+    """Images of both without a vector."""
 
     @property
     def classes(self) -> list[str]:
-        """Of the gallery."""
+        """Classes of the gallery."""
         return sorted({class_of(picture.name) for picture in self.gallery})
 
 
 def model_of(config: ClipConfig | FaceConfig) -> str:
-    """What embeds, in one word."""
+    """The embedding model, in one word."""
     if isinstance(config, ClipConfig):
         return config.stage.name()
     return f"dlib:{config.faces.upsample}:{config.faces.max_side}"
 
 
 def method_of(config: ClipConfig | FaceConfig) -> str:
-    """What a result means: results of two kinds do not share a folder."""
+    """What the results mean: results of two kinds cannot share a folder."""
     return f"{config.method if isinstance(config, ClipConfig) else 'gallery'} of {model_of(config)}"
 
 
-def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
-    """List both and find what is missing; raises UserError where there is nothing, or another model was there."""
+def check_model(config: ClipConfig | FaceConfig) -> None:
+    """Raise UserError where the model, its extra or its GPU is missing; loads no weights."""
     if isinstance(config, FaceConfig):
         check_faces()
-    images = find_pictures(config.image_list, "image_list")
-    gallery = find_pictures(config.input_dir, "input_dir")
+        return
+    _check_gpu(config)
+    try:
+        check_clip(config.stage)
+    except UserError as error:
+        message = str(error).replace("embeddings.model", "model_name").replace("embeddings.pretrained", "pretrained")
+        raise UserError(message) from error
+
+
+def _check_gpu(config: ClipConfig) -> None:
+    """Raise UserError where a GPU is wanted and there is none; of a cluster that is not joined yet nothing is known."""
+    wanted = config.embeddings.num_gpus
+    if not wanted or config.autoscaling:
+        return
+    if ray.is_initialized():
+        there = ray.cluster_resources().get("GPU", 0)
+    elif "RAY_ADDRESS" in os.environ or Path(tempfile.gettempdir(), "ray", "ray_current_cluster").exists():
+        return
+    else:
+        import torch
+
+        there = torch.cuda.device_count()
+    if not there:
+        raise UserError(
+            f"num_gpus={wanted:g} (device=cuda), but there is no GPU. Set num_gpus=0 (device=cpu), or run the command "
+            "on a cluster with GPUs."
+        )
+
+
+def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
+    """List both and find what is missing; raises UserError where there is nothing to compare, or another model's."""
+    check_model(config)
+    images = find_pictures(config.input, "input")
+    gallery = find_pictures(config.gallery, "gallery")
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
-    before = Store(config.output_dir).read_json("identified.json")
+    before = Store(config.output).read_json("identified.json")
     if before is not None and before["by"] != method_of(config):
-        raise UserError(f"{config.output_dir} holds results by {before['by']}: use another output_dir")
-    done = embedded(Store(config.root), model_of(config))
+        raise UserError(f"{config.output} holds results by {before['by']}: use another output")
+    done = embedded(Store(root_of(config)), model_of(config))
     # Of one method a model needs no images of the gallery.
     wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
     todo = {one.uri: one for one in wanted if (one.uri, one.size) not in done}
@@ -213,7 +269,7 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
         rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
         actor = ImageEmbedder
     rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
-    write: Any = partial(write_vectors, store=Store(config.root), model=model_of(config))
+    write: Any = partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
     failed: dict[str, tuple[str, str]] = {}
     written = rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None)
     for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
@@ -223,48 +279,38 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
     return failed
 
 
-def write_vectors(batch: Batch, store: Store, model: str) -> Batch:
-    """Write vectors as a part; returns uri, error and message of its rows."""
-    columns = {name: batch[name].tolist() for name in ("uri", "size", "error", "message")}
-    vectors = [[] if code else vector for code, vector in zip(columns["error"], batch["vector"], strict=True)]
-    count = len(vectors)
-    table = pa.table({**columns, "model": [model] * count, "vector": pa.array(vectors, VECTORS.field("vector").type)})
-    store.write_part("vectors", table.select(VECTORS.names).cast(VECTORS), [model, *columns["uri"]])
-    return {name: batch[name] for name in ("uri", "error", "message")}
-
-
 @dataclass(frozen=True)
 class Identified:
-    """What an identification has done."""
+    """What an identification did."""
 
     images: int
     answered: int
     rejected: dict[str, int]
-    """Images that were asked for and have no answer, by code."""
+    """Images without an answer, by code."""
     lost: dict[str, int]
     """Images of the gallery that could not be embedded, by code."""
     embedded: int
-    """Images that were embedded now."""
+    """Images embedded by this run."""
     seconds: float
 
 
 def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     """Embed what is missing, and write results and rejected/."""
     started = time.monotonic()
-    store = Store(config.output_dir)
+    store = Store(config.output)
     store.write_json({"by": method_of(config)}, "identified.json")
     failed = embed(config, plan.todo) if plan.todo else {}
     took = time.monotonic() - started
-    found = embedded(Store(config.root), model_of(config))
+    found = embedded(Store(root_of(config)), model_of(config))
     both = [*plan.images, *plan.gallery]
     vectors = {one.uri: found[one.uri, one.size] for one in both if (one.uri, one.size) in found}
     images = [one for one in plan.images if one.uri in vectors]
     gallery = [one for one in plan.gallery if one.uri in vectors]
     needs_gallery = not (isinstance(config, ClipConfig) and config.method == "prompts")
     if needs_gallery and not gallery:
-        raise UserError(f"input_dir={config.input_dir}: none of {len(plan.gallery)} images could be embedded")
+        raise UserError(f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded")
     for rows in _answers(config, plan, images, gallery, vectors):
-        write_results(config.output_dir, rows, descending=True)
+        write_results(config.output, rows, descending=True)
     rows = [
         {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
         for role, some in (("image", plan.images), ("gallery", plan.gallery))
@@ -313,7 +359,7 @@ def _answers(
         )
 
 
-def _count(config: GalleryConfig, size: int) -> int:
+def _count(config: GallerySettings, size: int) -> int:
     wanted = config.nearest if config.nearest is not None else (size if size <= ALL else NEAREST)
     return min(wanted, size)
 
@@ -355,7 +401,7 @@ def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
 
 
 def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
-    """Vectors (C, D) of what is said of classes."""
+    """Vectors (C, D) of the texts of classes."""
     said: Any = [
         {"number": number, "text": config.prompts.get(cls, config.prompt.replace("{}", cls.replace("_", " ")))}
         for number, cls in enumerate(classes)

@@ -150,7 +150,7 @@ def learn_threshold(sure: pd.Series, right: pd.Series, known: pd.Series) -> floa
     no images of one of both kinds.
     """
     if known.nunique() < 2:
-        raise UserError("a threshold is learnt from images of known and of unknown classes, and one kind is missing")
+        raise UserError("a threshold is trained from images of known and of unknown classes, and one kind is missing")
     order = np.argsort(sure.to_numpy(), kind="stable")
     values = sure.to_numpy()[order]
     gain_accepted = (right & known).to_numpy()[order].astype(int)

@@ -1,6 +1,7 @@
 """The images of a folder or list, by name."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -8,10 +9,21 @@ from actors.media.images import IMAGE_SUFFIXES, natural
 from actors.movie_characters.names import Picture, class_of
 
 
-def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
-    """Images by name: of a folder, of a .txt that lists one a line, one image, or several of these.
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """What every verb that identifies images has in common: where they are, and where the results go."""
 
-    Raises ValueError where there are none, two of one name, or one whose name says no class.
+    input: str | list[str]
+    """Images to identify, named CLASS_NUMBER: a folder, a .txt file that lists one a line, one image, or several of
+    these; paths or s3://."""
+    output: str
+    """Where results are written: a path or s3://."""
+
+
+def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
+    """Images by name: of a folder, of a .txt file that lists one a line, one image, or several of these.
+
+    Raises UserError where there are none, two of one name, or one whose name has no class.
     """
     found: dict[str, Picture] = {}
     for one in [where] if isinstance(where, str) else where:

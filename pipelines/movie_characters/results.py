@@ -14,23 +14,23 @@ from actors.movie_characters.names import class_of, identity_class, key
 IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
 """Columns of a file of results."""
 UNKNOWN = "unknown"
-"""The answer for who is none of the identities."""
+"""The answer for a character without an identity."""
 SUFFIX = "_results.csv"
 _METRICS = re.compile(r"(top_\d+(_avg)?_accuracy|average_precision)_results\.csv")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a model said."""
+    """What a model answered."""
 
     rows: pd.DataFrame
-    """One row an image and identity: image, truth (class), identity, cls (its class), score."""
+    """One row per image and identity: image, truth (class), identity, cls (its class), score."""
     doubles: int = 0
-    """Rows that were left out, since the same image and identity came again: the last one counts."""
+    """Rows left out, since the same image and identity came again: the last one counts."""
     broken: int = 0
-    """Rows that were left out, since their loss is no finite number."""
+    """Rows left out, since their loss is not finite."""
     lost: tuple[str, ...] = ()
-    """Images of which no row is left."""
+    """Images without a row left."""
 
     @property
     def images(self) -> pd.Series:
@@ -38,16 +38,22 @@ class Results:
         return self.rows.drop_duplicates("image").set_index("image").truth
 
 
-def read_results(folder: str, clip_csv: bool) -> Results:
-    """The results in a folder, a path or s3://; clip_csv: they are cosines, and not losses.
+def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
+    """The results in a folder.
 
-    Raises ValueError where there are none, or a file has other columns.
+    Args:
+        folder: a path or s3://.
+        clip_csv: higher is better; else they are losses.
+        column: the column of scores.
+
+    Raises:
+        UserError: there are none, or a file has other columns.
     """
     tables = []
     for entry in storage.listing(folder, (SUFFIX,)):
         if "/" in entry.name or _METRICS.fullmatch(entry.name):
             continue
-        found = read_table(entry.uri)
+        found = read_table(entry.uri, column)
         if not found.empty:
             tables.append(found.assign(truth=entry.name.removesuffix(SUFFIX)))
     if not tables:
@@ -58,7 +64,7 @@ def read_results(folder: str, clip_csv: bool) -> Results:
     rows_once = sound.drop_duplicates(["truth", "image", "identity"], keep="last").reset_index(drop=True)
     rows_once["cls"] = rows_once.identity.map(identity_class)
     if rows_once.empty:
-        raise UserError(f"{folder}: no loss is a finite number")
+        raise UserError(f"{folder}: no loss is finite")
     spelt = {key(name): name for name in [*rows_once.cls, *rows_once.truth]}
     for column in ("cls", "truth"):
         rows_once[column] = rows_once[column].map(lambda name: spelt[key(name)])
@@ -69,16 +75,17 @@ def read_results(folder: str, clip_csv: bool) -> Results:
     return Results(rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost))
 
 
-def read_table(uri: str) -> pd.DataFrame:
-    """One file of results with the columns of RESULTS, all of them text but the last; raises UserError for others."""
+def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
+    """One file of results with the columns of RESULTS, the last from `column`; raises UserError for other columns."""
     data = storage.read_bytes(uri)
     try:
         table = pd.read_csv(io.BytesIO(data), dtype={IMAGE: str, IDENTITY: str})
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{uri} is no CSV file of results: {error}") from error
+        raise UserError(f"{uri} is not a CSV file of results: {error}") from error
     table.columns = [name.strip() for name in table.columns]
-    if missing := [name for name in RESULTS if name not in table]:
+    if missing := [name for name in (IMAGE, IDENTITY, column) if name not in table]:
         raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    table = table.assign(**{LOSS: table[column]})
     return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
 
 

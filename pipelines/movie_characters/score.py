@@ -1,8 +1,8 @@
-"""What `score` writes about a folder of results: tables as the reference system has them, and what it lacks."""
+"""Tables of how accurate results are: those of the reference system, and a report of classes and unknowns."""
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,19 +11,25 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.metrics import OpenSet
-from pipelines.movie_characters.results import IMAGE, Results, by_class, read_results, write_csv
+from pipelines.movie_characters.results import IMAGE, LOSS, Results, by_class, read_results, write_csv
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     """Settings that the verbs of `score` share."""
 
-    input_folder: str
-    """Results: a folder or s3:// with a CLASS_results.csv for every true class."""
-    output_folder: str
-    """Where tables, pictures and the page go."""
+    ALIASES: ClassVar[dict[str, Any]] = {"input_folder": "input", "output_folder": "output"}
+
+    input: str
+    """Results: a folder or s3:// with a CLASS_results.csv per true class."""
+    output: str
+    """Where tables, figures and the page are written: a path or s3://."""
     clip_csv: bool = False
-    """Results are of CLIP or a fusion: the higher the better; else losses of a diffusion model."""
+    """Scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model."""
+    pred_column: str = LOSS
+    """Column of the result files that holds the score or loss."""
+    plot: bool = True
+    """Draw figures and write the page; false writes the tables only."""
 
     @property
     def model(self) -> str:
@@ -36,9 +42,9 @@ class TopkConfig(ScoreConfig):
     """Settings of `score topk`."""
 
     k_range: int | list[int] = 5
-    """A number n: 1 to n; else these numbers."""
+    """Values of k: a number n stands for 1 to n, a list for its numbers; each from 1."""
     avg: bool = False
-    """Rank classes by the mean over their identities; else identities."""
+    """Rank classes by the mean over their identities; false: rank identities, of which a class may have several."""
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
@@ -55,7 +61,8 @@ class MapConfig(ScoreConfig):
     """Settings of `score map`."""
 
     formula: Literal["average_precision", "reference"] = "average_precision"
-    """reference: what the reference system writes, the precision of the answers that name a class."""
+    """average_precision ranks the classes of each image; reference is the reference system's formula, the precision of
+    the answers that name a class."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,19 @@ class ReportConfig(ScoreConfig):
     """Settings of `score report`."""
 
     avg: bool = False
-    """A class's score is the mean over its identities; else that of the best one."""
+    """The score of a class is the mean over its identities; false: that of its best identity."""
     confidence: Literal["auto", "score", "lead"] = "auto"
-    """What tells the unknown: the best score, or how far it stands out from the other classes; auto: the score where
-    clip_csv is set, else the lead, since losses of different images cannot be compared."""
+    """The measure below whose threshold an answer is "unknown": the best score, or its lead over the other classes.
+    auto: the score with clip_csv=true, else the lead, since losses of different images cannot be compared."""
     validation: str = ""
-    """Results of other images, some of them of unknown classes, from which the threshold for "unknown" is learnt."""
+    """Results of other images, some of unknown classes, from which the threshold for "unknown" is trained: a folder or
+    s3://."""
     threshold: float | None = None
-    """The threshold itself, as an earlier report has learnt it."""
+    """Confidence below which an answer is "unknown", as trained by an earlier report; null: never."""
 
     def __post_init__(self) -> None:
         if self.validation and self.threshold is not None:
-            raise UserError("give validation or threshold, not both")
+            raise UserError("Set validation or threshold, not both.")
 
     @property
     def lead(self) -> bool:
@@ -89,7 +97,7 @@ def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
     for k in config.ks:
         values = _closed(ident.topk(results, k, config.avg), config.model)
         table = pd.DataFrame({"GT_cls": values.index, "Top_k_accuracy": values.to_numpy()})
-        write_csv(Store(config.output_folder).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
+        write_csv(Store(config.output).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
         tables[k] = values
     return tables
 
@@ -103,7 +111,7 @@ def write_map(config: MapConfig, results: Results) -> pd.Series:
         values = ident.average_precision(scores, truth).dropna()
     values = _closed(values, "mAP")
     table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
-    write_csv(Store(config.output_folder).uri("average_precision_results.csv"), table)
+    write_csv(Store(config.output).uri("average_precision_results.csv"), table)
     return values
 
 
@@ -114,7 +122,7 @@ def _closed(values: pd.Series, name: str) -> pd.Series:
 
 @dataclass(frozen=True)
 class Report:
-    """What `score report` has found."""
+    """What `score report` found."""
 
     classes: pd.DataFrame
     """precision, recall, f1, support, by class; last macro."""
@@ -135,7 +143,7 @@ def write_report(config: ReportConfig, results: Results) -> Report:
     truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead)
     threshold = config.threshold
     if config.validation:
-        threshold = learnt(read_results(config.validation, config.clip_csv), config)
+        threshold = learnt(read_results(config.validation, config.clip_csv, config.pred_column), config)
     right, said = ident.truths(scores, truth), ident.with_unknown(found, sure, threshold)
     report = Report(
         ident.per_class(said, right),
@@ -145,7 +153,7 @@ def write_report(config: ReportConfig, results: Results) -> Report:
         ident.open_set(sure, ident.known_classes(scores, truth)),
         threshold,
     )
-    store = Store(config.output_folder)
+    store = Store(config.output)
     write_csv(store.uri("classes.csv"), report.classes.rename_axis("class").reset_index())
     write_csv(store.uri("confusion.csv"), report.confusion.rename_axis("GT_cls").reset_index())
     answers = pd.DataFrame({IMAGE: scores.index, "GT_cls": truth, "answer": said, "confidence": sure})

@@ -1,17 +1,16 @@
-"""From a film to who is on screen when: shots, frames of each, an answer for every frame, votes over the shot.
+"""Which characters a film shows when: shots, frames of each, an answer for every frame, votes per shot.
 
 frames   task     a film's shots in one decode; frames/FILM/FILM_NUMBER.jpg, shots/FILM.json
 identify          any model: each frame an image, its class the film
-vote     driver   each frame votes for its best class, or for nobody where it is not sure; the shot's answer has most
+vote     driver   each frame votes for its best class, or for unknown below the threshold; most votes win the shot
 """
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,18 +19,16 @@ import pandas as pd
 import ray
 
 from actors.core import storage
-from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shots import ShotsConfig
-from actors.movie_characters.film_frames import frames_of_shots
+from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import stem
 from pipelines.core.ray_data import fitted, ray_task, set_context
-from pipelines.movie_characters.compare import Model
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
-from pipelines.movie_characters.results import UNKNOWN, Results, by_class, write_csv
+from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
+from pipelines.movie_characters.results import UNKNOWN, Results, by_class, read_results, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -43,29 +40,31 @@ class TimelineConfig:
     input: str
     """A film, or a folder or s3:// of films."""
     output: str
-    """Where frames, results, tables, pictures and the page go."""
-    model: Model = field(default_factory=lambda: Model("clip"))
-    """Who answers, as in model.by=clip model.settings.input_dir=gallery."""
+    """Where frames, results, tables, figures and the page are written: a path or s3://."""
+    model: SingleModel
+    """The model that identifies frames. It has `by` (clip, faces or diffusion) and `settings`, those of its verb:
+    model.by=clip model.settings.gallery=gallery."""
     threshold: float | None = None
-    """Below this confidence a frame votes for nobody, as `score report` has learnt it."""
+    """Confidence below which a frame votes for unknown, as trained by `score report`; null: never."""
     lead: bool | None = None
-    """Confidence is how far the best class stands out, else its score; null: the lead for losses of diffusion."""
+    """Confidence is the lead of the best class over the others; false: its score. null: the lead for diffusion, whose
+    losses cannot be compared between images, else the score."""
     every_s: float = 1.0
-    """Time between the frames of a shot that are looked at."""
+    """Seconds between two frames of a shot that are identified. Lower it for more votes at a higher cost."""
     max_side: int = 768
-    """Frames are stored at most this large."""
+    """Longest side of stored frames in pixels, from 64."""
     shots: ShotsConfig = field(default_factory=ShotsConfig)
     """How films are cut into shots."""
     video: VideoConfig = field(default_factory=VideoConfig)
     """How films are decoded."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for, so that pools need not fit it now."""
+    """The cluster grows on demand, so worker pools need not fit its present size."""
 
     def __post_init__(self) -> None:
         if not self.every_s > 0 or self.max_side < 64:
-            raise UserError(f"every_s is above 0 and max_side starts at 64: {self.every_s}, {self.max_side}")
-        if self.model.by == "fusion":
-            raise UserError("model.by: a fusion has no model of its own; fuse the results of two timelines")
+            raise UserError(f"every_s must be above 0, and max_side at least 64: {self.every_s}, {self.max_side}")
+        if isinstance(self.model, DiffusionModel) and self.model.settings.preselect.model:
+            raise UserError("model.settings.preselect.model: a timeline has one model. Set preselect.folder.")
 
 
 def find_films(where: str) -> dict[str, str]:
@@ -80,14 +79,50 @@ def find_films(where: str) -> dict[str, str]:
             raise UserError(f"two films are named {name}: {found[name]} and {uri}")
         found[name] = uri
     if not found or (uris == [root] and not storage.exists(root)):
-        raise UserError(f"input={where} holds no films ({', '.join(suffixes)})")
+        raise UserError(f"input={where} has no films ({', '.join(suffixes)})")
     return found
 
 
 def done_films(store: Store) -> set[str]:
-    """Names of films whose frames are there."""
+    """Names of films whose frames exist."""
     entries = storage.listing(store.uri("shots"), (".json",))
     return {entry.name.removesuffix(".json") for entry in entries}
+
+
+@dataclass(frozen=True)
+class TimelinePlan:
+    """What a timeline has to do."""
+
+    films: dict[str, str]
+    """URIs by name."""
+    todo: dict[str, str]
+    """Films without frames."""
+    run: ModelRun
+    """The identification, still without images."""
+
+
+def plan_timeline(config: TimelineConfig) -> TimelinePlan:
+    """Find the films and check the model's settings; raises UserError for what cannot work."""
+    films = find_films(config.input)
+    check_output(config)
+    store = Store(storage.absolute(config.output))
+    done = done_films(store)
+    run = run_of(config.model, [], store.uri("results"), config.output)
+    return TimelinePlan(films, {name: uri for name, uri in films.items() if name not in done}, run)
+
+
+def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple["Appearances", int]:
+    """Cut films, identify frames, write the tables; returns these and the number of frames. Ray is running."""
+    store = Store(storage.absolute(config.output))
+    remember(config)
+    if plan.todo:
+        frame_films(config, plan.todo)
+    frames, results = frames_of(store, list(plan.films)), None
+    if frames:
+        run_all([with_images(plan.run, frames)])
+        results = read_results(plan.run.folder, plan.run.clip_csv)
+    lead = not plan.run.clip_csv if config.lead is None else config.lead
+    return appearances(config, list(plan.films), results, lead), len(frames)
 
 
 def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
@@ -95,58 +130,27 @@ def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
     set_context()
     stage = fitted({}, {"video": config.video}, config.autoscaling)["video"]
     rows: Any = [{"film": name, "uri": uri} for name, uri in films.items()]
-    store = Store(storage.absolute(config.output))
-    cut: Any = partial(write_frames, config=config, store=store)
+    cut: Any = partial(
+        write_frames,
+        shots=config.shots,
+        video=config.video,
+        every_s=config.every_s,
+        max_side=config.max_side,
+        store=Store(storage.absolute(config.output)),
+    )
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     for number, row in enumerate(dataset.map_batches(cut, batch_size=1, **ray_task(stage)).iter_rows(), 1):
         log.info("%d of %d films cut: %s, %d shots", number, len(films), row["film"], row["shots"])
 
 
-def write_frames(batch: Batch, config: TimelineConfig, store: Store) -> Batch:
-    """Write the frames of films, and last shots/FILM.json, by which a film counts as cut: film, shots, error."""
-    counts = []
-    for film, uri in zip(map(str, batch["film"]), map(str, batch["uri"]), strict=True):
-        shots, about = [], {"error": "", "message": ""}
-        for row in _shots(uri, config):
-            if row["shot"] < 0:
-                about = {"error": row["error"], "message": row["message"]}
-                continue
-            first = sum(len(shot["times"]) for shot in shots)
-            names = [f"{film}_{first + number:06d}.jpg" for number in range(len(row["jpegs"]))]
-            for name, jpeg in zip(names, row["jpegs"], strict=True):
-                storage.write_bytes(store.uri("frames", film, name), jpeg)
-            shots.append({name: row[name] for name in ("shot", "start_s", "end_s", "times")} | {"images": names})
-        # A film that failed is tried again by the next run.
-        folder = "failed" if about["error"] and not shots else "shots"
-        store.write_json({"film": film, "uri": uri, "shots": shots, **about}, folder, f"{film}.json")
-        counts.append(len(shots))
-    return {"film": batch["film"], "shots": np.array(counts)}
-
-
-def _shots(uri: str, config: TimelineConfig) -> Iterator[Row]:
-    """Rows of `actors.movie_characters.film_frames.frames_of_shots`, whatever happens to the decoding process."""
-    limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
-    again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
-    try:
-        with storage.local(uri) as path:
-            arguments = (str(path), config.shots, config.every_s, config.max_side, config.video.decoder)
-            yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
-    except ChildFault as fault:
-        yield {"shot": -1, "error": fault.code, "message": str(fault)}
-    except FileNotFoundError as error:
-        yield {"shot": -1, "error": "not_found", "message": str(error)}
-    except PermissionError as error:
-        yield {"shot": -1, "error": "forbidden", "message": str(error)}
-
-
 @dataclass(frozen=True)
 class Appearances:
-    """Who is on screen when."""
+    """Which characters are on screen when."""
 
     shots: pd.DataFrame
-    """A row a shot: film, shot, start_s, end_s, frames, answer, share of the votes."""
+    """A row per shot: film, shot, start_s, end_s, frames, answer, share of the votes."""
     votes: pd.DataFrame
-    """A row a shot and character that has a vote: film, shot, start_s, end_s, character, votes, share, score (mean)."""
+    """A row per shot and character with a vote: film, shot, start_s, end_s, character, votes, share, score (mean)."""
     films: dict[str, dict[str, str]]
     """Error and message of each film, "" where it was read to its end."""
 
@@ -209,14 +213,14 @@ def frames_of(store: Store, films: Sequence[str]) -> list[str]:
 
 
 def check_output(config: TimelineConfig) -> None:
-    """Raise UserError where the output holds frames that were made otherwise."""
+    """Raise UserError where the output has frames made with other settings."""
     before = Store(config.output).read_json("frames.json")
     if before is not None and before != _made_by(config):
-        raise UserError(f"{config.output} holds frames that were made with other settings: use another output")
+        raise UserError(f"{config.output} has frames made with other settings: use another output")
 
 
 def remember(config: TimelineConfig) -> None:
-    """Write down how frames are made."""
+    """Store the settings that frames depend on."""
     Store(config.output).write_json(_made_by(config), "frames.json")
 
 

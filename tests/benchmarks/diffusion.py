@@ -30,15 +30,13 @@ from actors.movie_characters.diffusion import (
     StableDiffusion,
     crop,
     encode_pictures,
-    full_bank,
     load_diffusion,
-    noise_losses,
     noise_schedule,
-    staged_bank,
 )
 from actors.movie_characters.diffusion_classifier import StagesConfig, ask_all, decide, race
 from actors.movie_characters.identities import find_learnt
 from actors.movie_characters.names import class_of
+from actors.movie_characters.noise_losses import full_bank, noise_losses, staged_bank
 from pipelines.movie_characters.pictures import find_pictures
 from tests.benchmarks.curation import alternate, line, ratio
 

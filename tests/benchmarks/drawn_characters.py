@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from jobs.core.run import ray_session, start_logging
+from jobs.core.session import ray_session, start_logging
 from jobs.movie_characters.__main__ import app
 from pipelines.movie_characters.metrics import average_precision, topk
 from pipelines.movie_characters.results import by_class, read_results
@@ -90,8 +90,8 @@ def learn(model: Path, output: Path) -> None:
         "personalise",
         output,
         {
-            "input_image": str(output / "learnt"),
-            "output_dir": str(output / "identities"),
+            "input": str(output / "learnt"),
+            "output": str(output / "identities"),
             "pretrained_model_name_or_path": str(model),
             "target_text": "",
             "together": True,
@@ -116,10 +116,10 @@ def ask(model: Path, clip: Path, output: Path) -> None:
     models = {
         "full": {"by": "diffusion", "settings": {**diffusion, "method": "full"}},
         "staged": {"by": "diffusion", "settings": {**diffusion, "method": "staged"}},
-        "embedder": {"by": "clip", "settings": {"input_dir": str(output / "learnt"), "model_name": str(clip)}},
+        "embedder": {"by": "clip", "settings": {"gallery": str(output / "learnt"), "model_name": str(clip)}},
         "fusion": {"by": "fusion", "settings": {"models": ["staged", "embedder"]}},
     }
-    about = {"image_list": str(output / "asked"), "output": str(output / "compare")}
+    about = {"input": str(output / "asked"), "output": str(output / "compare")}
     about["validation"] = str(output / "validation")
     verb("compare", output, {**about, "models": models})
 

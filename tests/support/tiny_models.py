@@ -73,9 +73,9 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
     return str(folder)
 
 
-def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") -> str:
+def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon", levels: int = 2) -> str:
     """A Stable Diffusion of the classes of the real one, as a diffusers pipeline saves it: 16 numbers a token, text of
-    77 tokens that are single letters, latents of half the picture's sides."""
+    77 tokens that are single letters, latents of half the picture's sides, and half of that with each further level."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -93,9 +93,9 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon") ->
         eos_token_id=tokenizer.eos_token_id,
     )
     vae_blocks: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (4, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": (4, *(8,) * (levels - 1)),
         "norm_num_groups": 2,
     }
     unet_blocks: dict[str, Any] = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from actors.media.images import read_image
-from actors.movie_characters import diffusion
+from actors.movie_characters import noise_losses as losses_module
 from actors.movie_characters.diffusion import (
     DiffusionConfig,
     StableDiffusion,
@@ -22,14 +22,10 @@ from actors.movie_characters.diffusion import (
     crop,
     embed_prompt,
     encode_pictures,
-    evenly_spaced,
-    full_bank,
     latent_shape,
     load_diffusion,
     load_texts,
-    noise_losses,
     noise_schedule,
-    staged_bank,
 )
 from actors.movie_characters.diffusion_classifier import (
     DiffusionIdentifier,
@@ -38,6 +34,7 @@ from actors.movie_characters.diffusion_classifier import (
     StagesConfig,
     decide,
 )
+from actors.movie_characters.noise_losses import evenly_spaced, full_bank, noise_losses, staged_bank
 from tests.support import tiny_models
 
 CONFIG = DiffusionConfig(evaluations_per_call=7)
@@ -204,6 +201,18 @@ def test_loras_take_turns_in_a_unet_that_is_loaded_once(
     assert size - bare == numbers[0] + numbers[2]
 
 
+def test_the_loss_of_a_class_is_the_mean_over_its_identities_each_with_its_own_unet(
+    loras: list[str], pictures: list[str], sd_folder: str
+) -> None:
+    ann, eve, bob = (replace(one, lora=lora) for one, lora in zip(identities(3), loras, strict=True))
+    config = question(num_inference_steps=6)
+    means = [replace(ann, name="Ann", members=(ann, eve)), replace(bob, name="Bob", members=(bob,))]
+    for found, alone in zip(
+        asked(pictures, sd_folder, config, means), asked(pictures, sd_folder, config, [ann, eve, bob]), strict=True
+    ):
+        assert found == pytest.approx(np.stack([alone[:2].mean(0), alone[2]]), rel=1e-4)
+
+
 def test_a_picture_that_cannot_be_read_is_a_row_with_a_code(
     pictures: list[str], sd_folder: str, tmp_path: Path
 ) -> None:
@@ -227,7 +236,7 @@ def test_a_picture_that_cannot_be_read_is_a_row_with_a_code(
     ],
 )
 def test_losses_and_weights_follow_their_formulas(
-    model: StableDiffusion, loss: diffusion.Loss, formula: Callable[[np.ndarray], np.ndarray]
+    model: StableDiffusion, loss: losses_module.Loss, formula: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     told = torch.from_numpy(conditions(1))
@@ -240,7 +249,7 @@ def test_losses_and_weights_follow_their_formulas(
     assert noise_losses(model, latents, told, plain, rows, loss, 3) == pytest.approx(expected, rel=1e-4)
     t = np.array([750, 500, 250, 0])
     signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[t]
-    expected_weights: dict[diffusion.Weighting, np.ndarray] = {
+    expected_weights: dict[losses_module.Weighting, np.ndarray] = {
         "exp": np.exp(-7 * t / 1000),
         "snr": signal / (1 - signal),
     }
@@ -261,7 +270,7 @@ def test_a_model_that_predicts_v_gives_the_noise_of_it(tmp_path: Path) -> None:
             return (model.scheduler.get_velocity(z, noise, t),)
 
     perfect = replace(model, unet=Perfect())
-    assert torch.allclose(diffusion.predict_noise(perfect, noisy, t, torch.zeros(1, 77, 16)), noise, atol=1e-5)
+    assert torch.allclose(losses_module.predict_noise(perfect, noisy, t, torch.zeros(1, 77, 16)), noise, atol=1e-5)
 
 
 def test_every_beginning_of_a_staged_bank_is_spread_over_the_timesteps() -> None:
@@ -308,7 +317,7 @@ def test_prompts_differ_and_are_cut_at_what_the_encoder_reads(sd_folder: str) ->
 
 def test_a_model_that_cannot_be_had_is_told(sd_folder: str, tmp_path: Path) -> None:
     check_diffusion(sd_folder, "sd_model_name")
-    with pytest.raises(ValueError, match=r"sd_model_name=.*: no model_index.json there; give a folder"):
+    with pytest.raises(ValueError, match=r"sd_model_name=.* has no model_index.json; give a folder"):
         check_diffusion(str(tmp_path), "sd_model_name")
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"sd_model_name=.*: its unet cannot be loaded by diffusers"):

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from pydantic import Field
 
 from jobs.core.settings import SettingsError, load
 from pipelines.curation.settings import CurationConfig
@@ -252,3 +253,43 @@ def test_values_may_stand_without_their_names_where_a_verb_says_so(tmp_path: Pat
     assert load(Wide, ["here", file, "--center_crop"], positional=["output"]) == Wide(
         output="here", rate=3, center_crop=True
     )
+
+
+@dataclass(frozen=True)
+class Near:
+    by: Literal["near"]
+    gallery: str
+    ALIASES: ClassVar[dict[str, Any]] = {"input_dir": "gallery"}
+
+
+@dataclass(frozen=True)
+class Far:
+    by: Literal["far"]
+    gpus: float = 0.0
+    ALIASES: ClassVar[dict[str, Any]] = {"use_gpu": ("gpus", _gpus)}
+
+
+@dataclass(frozen=True)
+class Several:
+    models: dict[str, Annotated[Near | Far, Field(discriminator="by")]]
+    k_range: int | list[int] = 5
+
+
+def test_members_of_a_union_have_names_of_their_own_which_the_file_may_decide(tmp_path: Path):
+    file = write(tmp_path, "models: {a: {by: near, input_dir: b}, c: {by: far, gpus: 2}}")
+    models = load(Several, [file, "models.a.input_dir=d", "models.c.use_gpu=true"]).models
+    assert models == {"a": Near("near", "d"), "c": Far("far", 1.0)}
+
+
+def test_an_error_in_a_member_of_a_union_is_named_as_the_setting_is():
+    with pytest.raises(SettingsError, match=r"^models.a.gallery: this setting is required; models.a.size: there is no"):
+        load(Several, ["models={a: {by: near, size: 1}}"])
+    with pytest.raises(SettingsError, match=r"^models.a.by: this setting is required$"):
+        load(Several, ["models={a: {gallery: b}}"])
+    with pytest.raises(SettingsError, match=r"^models.a.by: 'beside' is none of 'near', 'far'$"):
+        load(Several, ["models={a: {by: beside}}"])
+
+
+def test_one_number_stays_a_number_where_a_list_may_stand_too():
+    assert load(Several, ["--k_range", "7", "models={}"]).k_range == 7
+    assert load(Several, ["--k_range", "1", "7", "models={}"]).k_range == [1, 7]

@@ -9,7 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
+from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.compare import CompareConfig
+from pipelines.movie_characters.models import ClipModel, DiffusionModel
 from tests.support import pictures, results
 from tests.support.colours import GREEN, RED
 
@@ -30,7 +33,7 @@ def test_fuse_writes_results_and_tells_what_has_no_answer(tmp_path: Path):
     table = pd.read_csv(tmp_path / "out" / "Ann_results.csv")
     assert table.input_embeds.to_list() == ["Ann_0", "Bob_0"]
     assert table.loss.to_list() == pytest.approx([2 / 61, 2 / 62])
-    assert "two or more" in run("fuse", *settings[::2], code=2).output
+    assert "needs two or more" in run("fuse", *settings[::2], code=2).output
 
 
 def test_weights_and_who_is_unknown_are_learnt_from_other_images(tmp_path: Path):
@@ -58,8 +61,8 @@ def test_weights_and_who_is_unknown_are_learnt_from_other_images(tmp_path: Path)
     report = ["score", "report", f"input_folder={tmp_path / 'out'}", f"output_folder={tmp_path / 'scores'}"]
     without = run(*report, "clip_csv=true").stdout
     told = run(*report, "clip_csv=true", f"validation={tmp_path / 'out' / 'validation'}", "confidence=lead").stdout
-    assert "answered right: 60.00 %" in without and "unknown below a confidence of" in told
-    assert float(told.partition("answered right: ")[2].split()[0]) > 80
+    assert "right answers: 60.00 %" in without and "unknown below a confidence of" in told
+    assert float(told.partition("right answers: ")[2].split()[0]) > 80
 
 
 @pytest.fixture
@@ -138,14 +141,32 @@ def test_other_images_teach_how_much_each_model_counts(tmp_path: Path, clip_fold
     found = pd.read_csv(tmp_path / "out" / "accuracy.csv").set_index(["model", "filter"]).accuracy
     assert found["both", "dark"] == 1 and found["wrong", "dark"] == 0
     with_set = [*settings[:-1], "models.both={by: fusion, settings: {models: [wrong, good], weights: {good: 3}}}"]
-    assert "teaches fusions without weights" in run("compare", *with_set, code=2).output
-    assert "other images teach" in run("compare", *settings, f"validation=[{images},{others}]", code=2).output
+    assert "trains the weights of fusions without weights" in run("compare", *with_set, code=2).output
+    assert (
+        "Use other images for validation" in run("compare", *settings, f"validation=[{images},{others}]", code=2).output
+    )
 
 
 def test_settings_of_a_model_are_checked_before_anything_runs(tmp_path: Path):
     images = pictures.write(tmp_path / "images", {"Red_7": RED})
     settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "models.a={by: clip, settings: {size: 3}}"]
-    assert "models.a.settings: input_dir: this setting is needed; size" in run("compare", *settings, code=2).output
+    assert (
+        "models.a.settings.gallery: this setting is required; models.a.settings.size: there is no"
+        in run("compare", *settings, code=2).output
+    )
+
+
+def test_older_names_of_a_models_settings_work_in_files_and_beside_them(tmp_path: Path):
+    file = tmp_path / "compare.yaml"
+    file.write_text(
+        "{image_list: stills, output: out, models: {sd: {by: diffusion, settings: {imagic_pretrained_path: ids}},"
+        " near: {by: clip, settings: {input_dir: gallery, device: cuda}}}}"
+    )
+    config = load(CompareConfig, [str(file), "models.near.settings.input_dir=other", "models.sd.settings.num_gpus=1"])
+    near, sd = config.models["near"], config.models["sd"]
+    assert isinstance(near, ClipModel) and isinstance(sd, DiffusionModel)
+    assert (near.settings.gallery, near.settings.embeddings.num_gpus, config.input) == ("other", 1, "stills")
+    assert sd.settings.diffusion.num_gpus == 1
 
 
 def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path):
@@ -165,4 +186,4 @@ def test_who_preselects_is_another_model_of_the_comparison(tmp_path: Path):
         f"output={tmp_path / 'out'}",
         f"models.sd={{by: diffusion, settings: {{{sd}}}}}",
     ]
-    assert "no model by clip or faces" in run("compare", *settings, code=2).output
+    assert "no model by clip or faces has that name" in run("compare", *settings, code=2).output

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.extract import ExtractConfig
 from tests.support import films
 
 TABLE = """\
@@ -52,10 +54,10 @@ def test_the_same_command_makes_only_what_is_missing(tmp_path: Path, film: Path)
     gone, left = (tmp_path / "out" / "Mr_Bean" / f"Mr_Bean_frame_000{n}.jpg" for n in (3, 4))
     was, stood = gone.read_bytes(), left.stat().st_mtime_ns
     gone.unlink()
-    assert "frames: 1 written, 20 were there" in run(tmp_path, film).stdout
+    assert "frames: 1 written, 20 existed" in run(tmp_path, film).stdout
     assert gone.read_bytes() == was
     assert left.stat().st_mtime_ns == stood
-    assert "frames: 0 written, 21 were there" in run(tmp_path, film, "show=false").stdout
+    assert "frames: 0 written, 21 existed" in run(tmp_path, film, "show=false").stdout
 
 
 def test_a_kill_between_two_frames_changes_nothing(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch):
@@ -83,7 +85,7 @@ def test_a_kill_between_two_frames_changes_nothing(tmp_path: Path, film: Path, m
         run(killed, film)
     monkeypatch.undo()
     assert len(frames(killed)) == 7
-    assert "frames: 14 written, 7 were there" in run(killed, film).stdout
+    assert "frames: 14 written, 7 existed" in run(killed, film).stdout
     assert frames(killed) == frames(whole)
 
 
@@ -94,10 +96,10 @@ def test_frames_of_another_table_are_not_taken_for_those_of_this(tmp_path: Path,
     assert "holds frames of Mr_Bean of other intervals or another film: use another output" in told
     assert "holds frames of Ann, Mr_Bean of" in run(tmp_path, film, "by_index=true", code=2).output
     header, *rows = TABLE.splitlines()
-    assert "0 written, 21 were there" in run(tmp_path, film, table="\n".join([header, *rows[::-1]])).stdout
+    assert "0 written, 21 existed" in run(tmp_path, film, table="\n".join([header, *rows[::-1]])).stdout
     # Another category may come to the same place.
     assert "frames: 1 written" in run(tmp_path, film, table=f"{header}\n1,1,Bob\n").stdout
-    assert "0 written, 21 were there" in run(tmp_path, film).stdout
+    assert "0 written, 21 existed" in run(tmp_path, film).stdout
 
 
 def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, film: Path):
@@ -109,3 +111,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, film: Path):
     told = run(tmp_path, film, "--dry-run").stdout
     assert "6 rows of 2 categories, 2 of them cannot be read" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_how_the_film_is_decoded_is_called_as_in_other_verbs(tmp_path: Path):
+    given = ["csv=table.csv", "--video", "film.mp4", "output=out", "category=who"]
+    config = load(ExtractConfig, [*given, "decode.stall_s=7"])
+    assert (config.input, config.decode.stall_s) == ("film.mp4", 7)
+    assert load(ExtractConfig, [*given[:1], "input=film.mp4", *given[3:], "video.stall_s=7"]) == config

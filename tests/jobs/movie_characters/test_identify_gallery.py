@@ -10,8 +10,8 @@ from skimage import data
 from typer.testing import CliRunner, Result
 
 from actors.core.store import Store
+from actors.movie_characters.vectors import VECTORS
 from jobs.movie_characters.__main__ import app
-from pipelines.movie_characters.identify_gallery import VECTORS
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
 
@@ -99,7 +99,7 @@ def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
 
 
 def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):
-    assert "image_list" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
+    assert "input=" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
     assert "Purple" in identify(folder, clip_folder, 'prompts={"Purple": "x"}', code=2).output
     assert "model_name=ViT-X" in identify(folder, "ViT-X", code=2).output
     pictures.write(folder / "images", {"nobody": RED})

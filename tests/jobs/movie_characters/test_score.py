@@ -64,11 +64,11 @@ def test_map_writes_ours_and_the_reference_formula(folder: Path):
 def test_report_learns_who_is_unknown(folder: Path):
     told = score("report", folder, f"validation={folder / 'in'}").stdout
     assert "unknown: AUROC 1.000, equal error rate 0.000" in told
-    assert "answered right: 100.00 %" in told
+    assert "right answers: 100.00 %" in told
     assert (folder / "out" / "confusion.csv").read_text().splitlines()[-1] == "unknown,0,0,0,3"
     about = json.loads((folder / "out" / "report.json").read_text())
     again = score("report", folder, f"threshold={about['threshold']}").stdout
-    assert "answered right: 100.00 %" in again
+    assert "right answers: 100.00 %" in again
 
 
 def test_an_image_without_a_loss_is_told_and_may_fail_the_run(folder: Path):
@@ -86,3 +86,12 @@ def test_a_dry_run_writes_nothing(folder: Path):
 def test_mistakes_are_told(folder: Path):
     assert "k_range starts at 1" in score("topk", folder, "k_range=0", code=2).output
     assert "has no results" in score("map", folder, f"input_folder={folder / 'none'}", code=2).output
+
+
+def test_scores_may_stand_in_a_column_of_another_name_and_pages_be_left_out(folder: Path):
+    for file in (folder / "in").iterdir():
+        file.write_text(file.read_text().replace(",loss", ",distance"))
+    assert "no column loss" in score("topk", folder, code=2).output
+    told = score("topk", folder, "pred_column=distance", "plot=false").stdout
+    assert "top-1: 75.00 %" in told and "page" not in told
+    assert not list((folder / "out").glob("topk.*"))

@@ -59,4 +59,4 @@ def test_a_dry_run_tells_what_is_to_do(tmp_path: Path, settings: list[str]):
     told = run(*settings, "--dry-run").stdout
     assert "input: 2 films" in told and "to do: 2 films" in told
     assert not (tmp_path / "out").exists()
-    assert "model.settings: size" in run(*settings, "model.settings.size=3", code=2).output
+    assert "model.settings.size: there is no such setting" in run(*settings, "model.settings.size=3", code=2).output

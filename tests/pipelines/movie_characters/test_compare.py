@@ -8,8 +8,22 @@ from scipy.stats import chi2
 
 from actors.movie_characters.names import Picture
 from pipelines.movie_characters import compare as robustness
-from pipelines.movie_characters.compare import CompareConfig, Model, Run
+from pipelines.movie_characters.compare import CompareConfig
+from pipelines.movie_characters.identify_gallery import ClipSettings, FaceSettings
+from pipelines.movie_characters.models import (
+    ClipModel,
+    DiffusionModel,
+    FaceModel,
+    FusionModel,
+    FusionSettings,
+    ModelRun,
+    NamedPreselect,
+    PreselectedSettings,
+)
 from tests.support import results
+
+CLIP = ClipModel("clip", ClipSettings("gallery"))
+SD = DiffusionModel("diffusion", PreselectedSettings("identities"))
 
 
 def hits(text: str) -> pd.Series:
@@ -36,9 +50,7 @@ def test_intervals_are_those_of_a_share():
 
 
 def test_models_are_compared_on_all_images(tmp_path: Path):
-    config = CompareConfig(
-        "images", str(tmp_path), {"clip": Model("clip"), "sd": Model("diffusion")}, {"none": 0, "dark": 0.5}, k_range=2
-    )
+    config = CompareConfig("images", str(tmp_path), {"clip": CLIP, "sd": SD}, {"none": 0, "dark": 0.5}, k_range=2)
     pictures = [Picture(f"{cls}_{n}.jpg", "", 1) for cls in ("Ann", "Bob") for n in (1, 2)]
     cosines = {
         f"{cls}_{n}.jpg": {"Ann_1": cls == "Ann", "Bob_1": cls == "Bob"} for cls in ("Ann", "Bob") for n in (1, 2)
@@ -56,8 +68,8 @@ def test_models_are_compared_on_all_images(tmp_path: Path):
         folder = results.write(
             tmp_path / model / name, {k: {i: float(v) for i, v in s.items()} for k, s in said.items()}
         )
-        runs.append(Run(model, name, None, folder, clip_csv))
-    runs.append(Run("sd", "none", None, runs[2].folder, False, alpha=0.5))
+        runs.append(ModelRun(model, name, None, folder, clip_csv))
+    runs.append(ModelRun("sd", "none", None, runs[2].folder, False, alpha=0.5))
     compared = robustness.compare(config, runs, pictures)
     table = compared.accuracy.set_index(["model", "filter"])
     assert table.accuracy.to_dict() == {
@@ -78,17 +90,17 @@ def test_models_are_compared_on_all_images(tmp_path: Path):
 
 def test_validation_is_asked_of_those_whose_weights_are_learnt():
     models = {
-        "near": Model("clip"),
-        "sd": Model("diffusion", {"preselect": {"model": "far"}}),
-        "far": Model("clip"),
-        "other": Model("faces"),
-        "set": Model("fusion", {"models": ["near", "other"], "weights": {"near": 2}}),
-        "learnt": Model("fusion", {"models": ["near", "sd"]}),
+        "near": CLIP,
+        "sd": DiffusionModel("diffusion", PreselectedSettings("ids", preselect=NamedPreselect(model="far"))),
+        "far": CLIP,
+        "other": FaceModel("faces", FaceSettings("gallery")),
+        "set": FusionModel("fusion", FusionSettings(("near", "other"), weights={"near": 2})),
+        "learnt": FusionModel("fusion", FusionSettings(("near", "sd"))),
     }
     config = CompareConfig("images", "out/", models, {"dark": 0.5}, alpha_model="sd", validation="others")
     found = robustness.teaching(config)
     assert list(found.models) == ["near", "sd", "far"] and found.filters == {"dark": 0.5}
-    assert (found.image_list, found.output, found.alpha_model) == ("others", "out/validation", "")
+    assert (found.input, found.output, found.alpha_model) == ("others", "out/validation", "")
 
 
 @pytest.mark.parametrize(
@@ -97,11 +109,11 @@ def test_validation_is_asked_of_those_whose_weights_are_learnt():
         ({"filters": {"fog": 0.5}}, "there is no fog"),
         ({"filters": {"red": 2.0}}, "lie in 0..1"),
         ({"models": {}}, "one or more"),
-        ({"models": {"f": Model("fusion", {"models": ["f", "g"]})}}, "two or more other models"),
+        ({"models": {"f": FusionModel("fusion", FusionSettings(("f", "g")))}}, "two or more other models"),
         ({"alpha_model": "clip"}, "no diffusion model"),
-        ({"validation": "others"}, "teaches fusions without weights"),
+        ({"validation": "others"}, "trains the weights of fusions without weights"),
     ],
 )
 def test_settings_that_do_not_hold(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        CompareConfig(**{"image_list": "i", "output": "o", "models": {"clip": Model("clip")}, **change})
+        CompareConfig(**{"input": "i", "output": "o", "models": {"clip": CLIP}, **change})

@@ -24,7 +24,7 @@ def config(sd_folder: str, tmp_path: Path) -> GenerateConfig:
             write_embedding(random.normal(size=(1, 77, 16)).astype(np.float32), str(tmp_path / "ids"), name, which)
     return GenerateConfig(
         imagic_pretrained_path=str(tmp_path / "ids"),
-        output_folder=str(tmp_path / "out"),
+        output=str(tmp_path / "out"),
         sd_model_name=sd_folder,
         height=16,
         width=24,
@@ -62,14 +62,14 @@ def test_names_are_legal_everywhere_and_tell_pictures_apart() -> None:
 def test_what_is_there_is_not_drawn_again_and_identities_are_chosen_by_name(
     config: GenerateConfig, tmp_path: Path
 ) -> None:
-    swept = replace(config, seed_range=(0, 1), alpha_range=(0.0, 1.0, 0.5), input_files=("faces/Ann_1.jpg", "Bob_1"))
+    swept = replace(config, seed_range=(0, 1), alpha_range=(0.0, 1.0, 0.5), input=("faces/Ann_1.jpg", "Bob_1"))
     plan = plan_generate(swept)
     assert len(plan.drawings) == len(plan.todo) == 12
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / plan.todo[0].file).touch()
     assert len(plan_generate(swept).todo) == 11
-    with pytest.raises(ValueError, match=r"input_files: Eve_1 are not in"):
-        plan_generate(replace(config, input_files="Eve_1"))
+    with pytest.raises(ValueError, match=r"input: Eve_1 are not in"):
+        plan_generate(replace(config, input="Eve_1"))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -84,7 +84,7 @@ def test_pictures_follow_alpha_and_guidance(config: GenerateConfig, sd_folder: s
     pipeline.unet.save_pretrained(tmp_path / "ids" / "Bob_1" / "unet")
     if not own:
         pipeline = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    swept = replace(config, alpha_range=(0.5,), guidance_scale_range=(1.0, 3.0, 2.0), input_files="Bob_1")
+    swept = replace(config, alpha_range=(0.5,), guidance_scale_range=(1.0, 3.0, 2.0), input="Bob_1")
     swept = replace(swept, imagic_pipe=own)
     plan = plan_generate(swept)
     out = Drawer(swept, plan.identities, plan.todo)({"number": np.arange(2)})
@@ -124,7 +124,7 @@ def test_a_kill_leaves_whole_pictures_and_the_same_command_draws_the_others(
 
     swept = replace(config, seed_range=(0, 1), alpha_range=(0.0, 1.0))
     assert draw(swept) == 8
-    killed = replace(swept, output_folder=str(tmp_path / "killed"))
+    killed = replace(swept, output=str(tmp_path / "killed"))
     written, move = [], os.replace
 
     def dying(*places: Any) -> None:

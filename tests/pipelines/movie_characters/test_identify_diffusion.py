@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.movie_characters.answers import write_answers
 from actors.movie_characters.diffusion import embed_prompt, load_texts
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, find_learnt, write_embedding
 from pipelines.movie_characters.identify_diffusion import (
     IdentifyConfig,
     Plan,
-    PreselectConfig,
     conditions,
     identify,
     plan_identify,
-    write_answers,
 )
+from pipelines.movie_characters.preselect import PreselectConfig
 from pipelines.movie_characters.results import read_results
 from tests.support import results
 
@@ -35,8 +35,8 @@ def config(sd_folder: str, tmp_path: Path) -> IdentifyConfig:
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / name)
     return IdentifyConfig(
         imagic_pretrained_path=str(tmp_path / "ids"),
-        csv_folder=str(tmp_path / "out"),
-        image_list=str(tmp_path / "pictures"),
+        output=str(tmp_path / "out"),
+        input=str(tmp_path / "pictures"),
         sd_model_name=sd_folder,
         resolution=16,
         method="full",
@@ -53,11 +53,11 @@ def answer(config: IdentifyConfig, plan: Plan, names: list[str], losses: np.ndar
     errors = np.array(errors or [""] * len(names), object)
     batch = {"name": np.array(names, object), "missing": missing, "losses": told, "error": errors, "message": errors}
     names, staged = [one.name for one in plan.identities], config.method == "staged"
-    write_answers(batch, f"{config.csv_folder}/{config.mode}", names, plan.digests, staged)
+    write_answers(batch, f"{config.output}/{config.mode}", names, plan.digests, staged)
 
 
 def table(config: IdentifyConfig, name: str) -> list[list[str]]:
-    return list(csv.reader(Path(config.csv_folder, config.mode, name).read_text().splitlines()))
+    return list(csv.reader(Path(config.output, config.mode, name).read_text().splitlines()))
 
 
 def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp_path: Path) -> None:
@@ -81,6 +81,11 @@ def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp
     with_lora, weights = conditions(own, find_learnt(config.imagic_pretrained_path, "x"))
     assert own.mode == "Imagic_pipeline" and len(set(weights)) == 3
     assert with_lora[0].lora == str(tmp_path / "ids" / "Ann_1" / LORA)
+    both = replace(own, category_class=True)
+    (ann, anna), digests = conditions(both, find_learnt(config.imagic_pretrained_path, "x"))
+    assert (ann.name, anna.name, both.mode) == ("Ann", "Anna", "Imagic_pipeline_cat_avg")
+    assert [one.lora for one in ann.members] == [one.lora for one in with_lora[:2]] and len(set(digests)) == 2
+    assert anna.members[0].condition == pytest.approx(blends["Anna_1"], abs=1e-6)
 
 
 def test_a_text_encoder_of_its_own_embeds_prompts_without_a_target(
@@ -126,8 +131,23 @@ def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None
     assert sure[0] == ["GT Image name", "answer", "p", "margin", "evaluations", "asked"]
     assert sure[2] == ["Ann_9.png", "Anna_1", "0.0", "inf", "9", "3"]
     # A list of fewer pictures leaves the rows of others.
-    identify(replace(config, image_list=f"{config.image_list}/Ann_9.png"), plan_identify(config))
+    identify(replace(config, input=f"{config.input}/Ann_9.png"), plan_identify(config))
     assert len(table(config, "Ann_results.csv")) == 7
+
+
+def test_a_class_counts_the_evaluations_of_all_its_identities(config: IdentifyConfig, tmp_path: Path) -> None:
+    for name in ("Ann_1", "Ann_2", "Anna_1"):
+        (tmp_path / "ids" / name / LORA).write_bytes(name.encode())
+    config = replace(config, category_class=True, imagic_pipe=True)
+    plan = plan_identify(config)
+    assert (plan.pairs, sum(map(plan.cost, plan.missing.values()))) == (6, 9)
+    answer(config, plan, list(plan.missing), np.arange(2)[:, None] + np.ones((3, 2, 3)))
+    outcome = identify(config, plan_identify(config))
+    assert (outcome.answered, outcome.evaluations, outcome.of_full) == (3, 27, 27)
+    assert [row[1] for row in table(config, "Anna_results.csv")[1:]] == ["Ann", "Anna"]
+    # Other weights of one identity are another class.
+    (tmp_path / "ids" / "Ann_2" / LORA).write_bytes(b"another")
+    assert plan_identify(config).missing["Ann_8.png"] == (0,)
 
 
 def test_resume_asks_for_pairs_that_are_missing_or_were_asked_otherwise(config: IdentifyConfig, tmp_path: Path) -> None:
@@ -153,7 +173,7 @@ def test_resume_asks_for_pairs_that_are_missing_or_were_asked_otherwise(config: 
 
 def test_a_torn_part_is_asked_for_again(config: IdentifyConfig) -> None:
     answer(config, plan_identify(config), ["Ann_8.png"], np.ones((1, 3, 3), np.float32))
-    (part,) = Path(config.csv_folder, config.mode, "answers").iterdir()
+    (part,) = Path(config.output, config.mode, "answers").iterdir()
     part.write_bytes(part.read_bytes()[:-4])
     assert len(plan_identify(config).missing) == 3
 
@@ -194,7 +214,7 @@ def test_a_preselection_asks_about_the_best_classes_only(many: IdentifyConfig) -
     rows = [row for row in table(many, "Ann_results.csv")[1:] if row[0] == "Ann_8.png"]
     assert [row[1] for row in rows] == ["Bob_1", "Anna_1", "Ann_1", "Ann_2", "Cid_1"]
     assert [float(row[2]) for row in rows] == pytest.approx([2.5, 3.5, 3.5, 3.5, 3.5])
-    found = read_results(f"{many.csv_folder}/{many.mode}", clip_csv=False)
+    found = read_results(f"{many.output}/{many.mode}", clip_csv=False)
     ordered = found.rows[found.rows.image == "Ann_8.png"].sort_values("score", ascending=False)
     assert ordered.identity.tolist() == [row[1] for row in rows] and ordered.score.is_unique
     asked = {row[0]: row[-1] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
@@ -223,14 +243,12 @@ def test_a_picture_that_is_gone_has_no_answer_though_some_were_asked(config: Ide
 
 
 def test_what_cannot_work_is_told(config: IdentifyConfig) -> None:
-    with pytest.raises(ValueError, match="category_class with imagic_pipe"):
-        replace(config, category_class=True, imagic_pipe=True)
     with pytest.raises(ValueError, match="alpha=2"):
         replace(config, alpha=2)
     with pytest.raises(ValueError, match="best=1: it starts at 2"):
         PreselectConfig("x", best=1)
     with pytest.raises(ValueError, match="has no results"):
-        plan_identify(replace(config, preselect=PreselectConfig(config.csv_folder)))
+        plan_identify(replace(config, preselect=PreselectConfig(config.output)))
     with pytest.raises(ValueError, match="multiples of 8"):
         replace(config, height=12)
     question = replace(config, height=24).question()

@@ -10,6 +10,7 @@ from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, input_shape
 from actors.movie_characters.names import Picture
+from actors.movie_characters.vectors import write_vectors
 from pipelines.movie_characters.identify_gallery import (
     ClipConfig,
     embedded,
@@ -18,7 +19,7 @@ from pipelines.movie_characters.identify_gallery import (
     nearest,
     plan_identification,
     probe,
-    write_vectors,
+    root_of,
 )
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
@@ -66,7 +67,9 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
 
     def config(output: str) -> ClipConfig:
         exact = EmbeddingsConfig(dtype="float32")
-        return ClipConfig(gallery, str(tmp_path / output), images, model_name=clip_folder, embeddings=exact)
+        return ClipConfig(
+            input=images, output=str(tmp_path / output), gallery=gallery, model_name=clip_folder, embeddings=exact
+        )
 
     def embed(config: ClipConfig, some: Sequence[Picture]) -> None:
         """What the actors of a run do with a block."""
@@ -74,10 +77,10 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
         columns |= {"error": [""] * len(some), "message": [""] * len(some)}
         batch = {name: np.array(values) for name, values in columns.items()}
         rows = ImageEmbedder(config.stage)(read_images(batch, input_shape(config.stage)))
-        write_vectors(rows, Store(config.root), model_of(config))
+        write_vectors(rows, Store(root_of(config)), model_of(config))
 
     def tables(config: ClipConfig) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in Path(config.output_dir).glob("*.csv")}
+        return {path.name: path.read_bytes() for path in Path(config.output).glob("*.csv")}
 
     whole, killed = config("whole"), config("killed")
     todo = plan_identification(whole).todo
@@ -89,9 +92,9 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     # Two blocks were written, of which the store has torn one, and a third was on its way.
     embed(killed, todo[:2])
     embed(killed, todo[2:4])
-    torn = Path(killed.root, "vectors", Store(killed.root).parts("vectors")[0])
+    torn = Path(root_of(killed), "vectors", Store(root_of(killed)).parts("vectors")[0])
     torn.write_bytes(torn.read_bytes()[:-4])
-    (Path(killed.root) / "vectors" / ".filmray-part-1").write_bytes(b"half")
+    (Path(root_of(killed)) / "vectors" / ".filmray-part-1").write_bytes(b"half")
     rest = plan_identification(killed).todo
     assert len(rest) == 4
     embed(killed, rest)
@@ -107,12 +110,12 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     with pytest.raises(Killed):
         identify(killed, plan_identification(killed))
     monkeypatch.undo()
-    assert [uri for uri in written if uri.endswith(".csv")] == [f"{killed.output_dir}/A_results.csv"]
+    assert [uri for uri in written if uri.endswith(".csv")] == [f"{killed.output}/A_results.csv"]
     plan = plan_identification(killed)
     assert plan.todo == [] and identify(killed, plan).answered == 3
     assert tables(killed) == tables(whole)
     # None is there twice.
-    uris = [uri for part in Store(killed.root).read_parts("vectors") for uri in part["uri"].to_pylist()]
+    uris = [uri for part in Store(root_of(killed)).read_parts("vectors") for uri in part["uri"].to_pylist()]
     assert len(uris) == len(set(uris)) == 6
-    one, other = (embedded(Store(c.root), model_of(c)) for c in (whole, killed))
+    one, other = (embedded(Store(root_of(c)), model_of(c)) for c in (whole, killed))
     assert all(np.array_equal(one[image], other[image]) for image in one)

@@ -1,10 +1,7 @@
 """What is learnt, against a loop by hand; what a kill changes: nothing; what diffusers makes of the files."""
 
-import base64
 import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from actors.media.images import read_image
-from actors.movie_characters import personaliser as module
+from actors.movie_characters import personalise_steps as module
 from actors.movie_characters.diffusion import crop, embed_prompt, encode_pictures, load_texts, noise_schedule
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, find_learnt
-from actors.movie_characters.personaliser import DONE, PersonaliseConfig, Personaliser
+from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
+from actors.movie_characters.personaliser import Personaliser
 from pipelines.movie_characters.personalise import personalise, plan_personalise
+from tests.support import hub
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(faces: Path, sd_folder: str, tmp_path: Path) -> PersonaliseConfig:
     return PersonaliseConfig(
-        input_image=str(faces),
-        output_dir=str(tmp_path / "out"),
+        input=str(faces),
+        output=str(tmp_path / "out"),
         pretrained_model_name_or_path=sd_folder,
         resolution=16,
         center_crop=True,
@@ -60,7 +59,7 @@ def learn(config: PersonaliseConfig) -> list[str]:
 
 def learnt(config: PersonaliseConfig, name: str) -> dict[str, np.ndarray]:
     """All tensors of an identity's folder."""
-    files = sorted(Path(config.output_dir, name).rglob("*.safetensors"))
+    files = sorted(Path(config.output, name).rglob("*.safetensors"))
     return {f"{file.stem}.{key}": tensor for file in files for key, tensor in load_file(file).items()}
 
 
@@ -69,7 +68,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces: Path, sd_folder: str) -> None:
-    config = replace(config, input_image=str(faces / "Anna_1.png"), max_train_steps=0, gradient_accumulation_steps=2)
+    config = replace(config, input=str(faces / "Anna_1.png"), max_train_steps=0, gradient_accumulation_steps=2)
     assert learn(config) == [""]
     model = Personaliser(config, [])._model
     pixels = crop(read_image(str(faces / "Anna_1.png")), 16, 16)[None]
@@ -99,7 +98,7 @@ def test_the_embedding_is_that_of_adam_by_hand(config: PersonaliseConfig, faces:
 @pytest.mark.parametrize("scale", [False, True])
 def test_the_unet_is_that_of_adamw_by_hand(config: PersonaliseConfig, faces: Path, scale: bool) -> None:
     adam: dict[str, Any] = {"adam_beta1": 0.7, "adam_beta2": 0.95, "adam_weight_decay": 3.0, "adam_epsilon": 1e-3}
-    config = replace(config, input_image=str(faces / "Anna_1.png"), method="imagic", scale_lr=scale, **adam)
+    config = replace(config, input=str(faces / "Anna_1.png"), method="imagic", scale_lr=scale, **adam)
     config = replace(config, emb_train_steps=0, max_train_steps=3, learning_rate=2e-3, max_grad_norm=0.05)
     assert learn(config) == [""]
     actor = Personaliser(config, [])
@@ -133,8 +132,8 @@ def test_the_unet_is_that_of_adamw_by_hand(config: PersonaliseConfig, faces: Pat
 def test_checkpointing_gradients_changes_nothing_but_memory(
     config: PersonaliseConfig, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, method=method, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
-    twice = replace(config, gradient_checkpointing=True, output_dir=str(tmp_path / "twice"))
+    config = replace(config, method=method, input=str(Path(str(config.input)) / "Ann_1.png"))
+    twice = replace(config, gradient_checkpointing=True, output=str(tmp_path / "twice"))
     assert learn(config) == [""]
     computed: list[object] = []
 
@@ -180,13 +179,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
     config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
     config = replace(config, **how, checkpoint_s=0, emb_train_steps=3, max_train_steps=3)
-    whole, other = config, replace(config, output_dir=str(tmp_path / "killed"))
+    whole, other = config, replace(config, output=str(tmp_path / "killed"))
     assert learn(whole) == ["", "", ""]
 
     class Killed(BaseException):
         pass
 
-    save, lives = module._Run._save, 0
+    save, lives = module.Steps._save, 0
     while True:
         saved = []
 
@@ -196,7 +195,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
             if len(saved) == 2:
                 raise Killed
 
-        monkeypatch.setattr(module._Run, "_save", dying)
+        monkeypatch.setattr(module.Steps, "_save", dying)
         try:
             learn(other)
             break
@@ -205,32 +204,32 @@ def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
     assert lives >= 4
     for name in ("Ann_1", "Ann_2", "Anna_1"):
         assert same(learnt(whole, name), learnt(other, name))
-    assert not list(Path(other.output_dir, "checkpoints").rglob("*.safetensors"))
+    assert not list(Path(other.output, "checkpoints").rglob("*.safetensors"))
     assert plan_personalise(other).todo == []
 
 
 def test_diffusers_reads_what_was_learnt(config: PersonaliseConfig, sd_folder: str, tmp_path: Path) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-    lora = replace(config, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
+    lora = replace(config, input=str(Path(str(config.input)) / "Ann_1.png"))
     learn(lora)
     pipeline: Any = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    pipeline.load_lora_weights(f"{lora.output_dir}/Ann_1", weight_name=LORA)
-    stored = load_file(f"{lora.output_dir}/Ann_1/{LORA}")
+    pipeline.load_lora_weights(f"{lora.output}/Ann_1", weight_name=LORA)
+    stored = load_file(f"{lora.output}/Ann_1/{LORA}")
     loaded = dict(pipeline.unet.named_parameters())
     first = next(key for key in stored if key.endswith("lora_B.weight") or key.endswith("lora.up.weight"))
     assert any(torch.equal(torch.from_numpy(stored[first]), parameter) for parameter in loaded.values())
     assert stored[first].any() and sum(tensor.nbytes for tensor in stored.values()) < 100_000
 
-    imagic = replace(lora, method="imagic", output_dir=str(tmp_path / "imagic"))
+    imagic = replace(lora, method="imagic", output=str(tmp_path / "imagic"))
     learn(imagic)
-    own: Any = StableDiffusionPipeline.from_pretrained(f"{imagic.output_dir}/Ann_1", safety_checker=None)
+    own: Any = StableDiffusionPipeline.from_pretrained(f"{imagic.output}/Ann_1", safety_checker=None)
     assert not torch.equal(own.unet.conv_in.weight, pipeline.unet.conv_in.weight)
 
-    word = replace(lora, method="textual_inversion", output_dir=str(tmp_path / "word"))
+    word = replace(lora, method="textual_inversion", output=str(tmp_path / "word"))
     learn(word)
     plain: Any = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    plain.load_textual_inversion(f"{word.output_dir}/Ann_1", weight_name="learned_embeds.safetensors")
+    plain.load_textual_inversion(f"{word.output}/Ann_1", weight_name="learned_embeds.safetensors")
     number = plain.tokenizer.convert_tokens_to_ids("<Ann>")
     vector = plain.text_encoder.get_input_embeddings().weight[number]
     assert vector.detach().numpy() == pytest.approx(learnt(word, "Ann_1")["learned_embeds.<Ann>"], abs=1e-6)
@@ -257,34 +256,45 @@ def test_steps_make_the_loss_smaller_and_all_options_work_together(config: Perso
     plan = plan_personalise(config)
     assert [(task.name, len(task.pictures)) for task in plan.tasks] == [("Ann_0", 2), ("Anna_0", 1)]
     assert learn(config) == ["", ""]
-    about = json.loads(Path(config.output_dir, "Ann_0", DONE).read_text())
+    about = json.loads(Path(config.output, "Ann_0", DONE).read_text())
     assert [step for step, _ in about["losses"]["unet"]] == [5, 10, 15, 20]
     first, *_, last = (loss for _, loss in about["losses"]["unet"])
     assert last < 0.9 * first
-    assert [one.name for one in find_learnt(config.output_dir, "x")] == ["Ann_0", "Anna_0"]
+    assert [one.name for one in find_learnt(config.output, "x")] == ["Ann_0", "Anna_0"]
 
 
 @pytest.mark.parametrize("method", ["lora", "imagic"])
 def test_half_precision_learns_nearly_the_same(config: PersonaliseConfig, tmp_path: Path, method: Any) -> None:
-    config = replace(config, method=method, input_image=str(Path(str(config.input_image)) / "Ann_1.png"))
-    half = replace(config, mixed_precision="bf16", output_dir=str(tmp_path / "half"))
+    config = replace(config, method=method, input=str(Path(str(config.input)) / "Ann_1.png"))
+    half = replace(config, mixed_precision="bf16", output=str(tmp_path / "half"))
     assert learn(config) == learn(half) == [""]
-    one, other = (json.loads(Path(c.output_dir, "Ann_1", DONE).read_text())["losses"] for c in (config, half))
+    one, other = (json.loads(Path(c.output, "Ann_1", DONE).read_text())["losses"] for c in (config, half))
     for phase in ("embedding", "unet"):
         assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
     assert all(tensor.dtype == np.float32 for tensor in learnt(half, "Ann_1").values())
 
 
+def test_fp16_without_a_gpu_is_bf16_and_says_so(
+    config: PersonaliseConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, input=str(Path(str(config.input)) / "Ann_1.png"), max_train_steps=1)
+    asked = replace(config, mixed_precision="fp16")
+    computed = replace(config, mixed_precision="bf16", output=str(tmp_path / "bf16"))
+    assert learn(asked) == learn(computed) == [""]
+    assert "mixed_precision=fp16 needs a GPU: computing in bf16" in caplog.text
+    assert same(learnt(asked, "Ann_1"), learnt(computed, "Ann_1"))
+
+
 def test_adam_in_8_bits_learns_nearly_the_same(
     config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._Run, "forget", lambda run: None)
+    monkeypatch.setattr(module.Steps, "forget", lambda run: None)
     # What has less than 4,096 numbers is held in 32 bits all the same.
-    one = str(Path(str(config.input_image)) / "Ann_1.png")
-    config = replace(config, input_image=one, lora_rank=512, max_train_steps=3, checkpoint_s=0)
-    small = replace(config, use_8bit_adam=True, output_dir=str(tmp_path / "small"))
+    one = str(Path(str(config.input)) / "Ann_1.png")
+    config = replace(config, input=one, lora_rank=512, max_train_steps=3, checkpoint_s=0)
+    small = replace(config, use_8bit_adam=True, output=str(tmp_path / "small"))
     assert learn(config) == learn(small) == [""]
-    states = [load_file(Path(c.output_dir, "checkpoints", "Ann_1", "unet.safetensors")) for c in (config, small)]
+    states = [load_file(Path(c.output, "checkpoints", "Ann_1", "unet.safetensors")) for c in (config, small)]
     moments = [{k: v for k, v in state.items() if k.startswith("optimizer.")} for state in states]
     assert all(moment.dtype == np.float32 for moment in moments[0].values())
     assert sum(moment.dtype == np.uint8 for moment in moments[1].values()) == 2 * 64
@@ -306,62 +316,25 @@ def test_a_bad_picture_costs_its_identity_and_a_diverging_one_too(config: Person
     pictures.mkdir()
     Image.new("RGB", (20, 20), "red").save(pictures / "Bob_2.png")
     (pictures / "Bob_1.jpg").write_text("no picture")
-    quick = replace(config, input_image=str(pictures), max_train_steps=1)
+    quick = replace(config, input=str(pictures), max_train_steps=1)
     assert learn(quick) == ["not_an_image", ""]
     assert [task.name for task in plan_personalise(quick).todo] == ["Bob_1"]
-    wild = replace(quick, learning_rate=1e30, max_train_steps=4, method="imagic", output_dir=str(tmp_path / "wild"))
+    wild = replace(quick, learning_rate=1e30, max_train_steps=4, method="imagic", output=str(tmp_path / "wild"))
     assert learn(wild) == ["not_an_image", "diverged"]
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What of the hub's protocol an upload of small files needs; files by path, whoever asks with the token."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        address = f"http://{self.headers['Host']}"
-        if self.headers["Authorization"] != "Bearer mine":
-            self._say(401, {"error": "who are you?"})
-        elif self.path == "/api/repos/create":
-            self._say(200, {"url": f"{address}/me/faces"})
-        elif self.path.endswith("/preupload/main"):
-            asked = [file["path"] for file in json.loads(body)["files"]]
-            self._say(200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in asked]})
-        elif self.path == "/api/models/me/faces/commit/main":
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = [line["value"] for line in lines if line["key"] == "file"]
-            self.server.files |= {one["path"]: base64.b64decode(one["content"]) for one in files}  # pyright: ignore[reportAttributeAccessIssue]
-            self._say(200, {"success": True, "commitOid": "0", "commitUrl": f"{address}/me/faces/commit/0"})
-        else:
-            self._say(404, {"error": self.path})
-
-    def _say(self, status: int, told: dict[str, Any]) -> None:
-        data = json.dumps(told).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 def test_what_was_learnt_goes_to_the_hub(config: PersonaliseConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, emb_train_steps=1, max_train_steps=1, push_to_hub=True, hub_model_id="me/faces")
     assert learn(config) == ["", "", ""]
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    server = hub.start(monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "another's")
     with pytest.raises(ValueError, match=r"hub_model_id=me/faces cannot be written .*HF_TOKEN"):
         personalise(config, plan_personalise(config))
     assert not server.files
     monkeypatch.setenv("HF_TOKEN", "mine")
     assert not personalise(config, plan_personalise(config))
-    server.shutdown()
-    server.server_close()
-    root = Path(config.output_dir)
+    hub.stop(server)
+    root = Path(config.output)
     here = {str(file.relative_to(root)): file.read_bytes() for file in root.glob("Ann*/**/*") if file.is_file()}
     assert server.files == here and f"Anna_1/{LORA}" in here
 
@@ -373,7 +346,6 @@ def test_what_was_learnt_goes_to_the_hub(config: PersonaliseConfig, monkeypatch:
         ({"train_batch_size": 0}, "train_batch_size starts at 1"),
         ({"push_to_hub": True}, "hub_model_id"),
         ({"method": "textual_inversion", "target_text": "a man"}, "has no {}"),
-        ({"mixed_precision": "fp16"}, "needs a GPU"),
     ],
 )
 def test_what_cannot_work_is_told_before(config: PersonaliseConfig, wrong: dict[str, Any], told: str) -> None:

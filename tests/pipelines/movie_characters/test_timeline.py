@@ -8,7 +8,8 @@ import pytest
 
 from actors.core.store import Store
 from pipelines.movie_characters import timeline as film
-from pipelines.movie_characters.compare import Model
+from pipelines.movie_characters.identify_gallery import ClipSettings
+from pipelines.movie_characters.models import ClipModel
 from pipelines.movie_characters.results import read_results
 from tests.support import results
 
@@ -37,7 +38,7 @@ def test_tables_hold_every_shot(tmp_path: Path):
         "f_000001.jpg": {"Ann_1": 0.8, "Bob_1": 0.1},
         "f_000002.jpg": {"Ann_1": 0.1, "Bob_1": 0.3},
     }
-    config = film.TimelineConfig("films", str(tmp_path), Model("clip"), threshold=0.5)
+    config = film.TimelineConfig("films", str(tmp_path), ClipModel("clip", ClipSettings("gallery")), threshold=0.5)
     said = read_results(results.write(tmp_path / "r", cosines), True)
     found = film.appearances(config, ["f", "g"], said, lead=False)
     assert found.shots.answer.to_list() == ["Ann", "unknown", "unknown"]
@@ -57,5 +58,5 @@ def test_films_are_found_by_names_that_images_can_bear(tmp_path: Path):
     (tmp_path / "my_film.mkv").write_bytes(b"")
     with pytest.raises(ValueError, match="two films are named my_film"):
         film.find_films(str(tmp_path))
-    with pytest.raises(ValueError, match="holds no films"):
+    with pytest.raises(ValueError, match="has no films"):
         film.find_films(str(tmp_path / "none.mp4"))

@@ -1,0 +1,140 @@
+"""What personalising a character to Stable Diffusion depends on: the settings of `personalise`, and one identity."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from actors.core.errors import UserError
+from actors.movie_characters.diffusion import DiffusionConfig, check_size
+from actors.movie_characters.names import Picture, class_of
+
+DONE = "personalised.json"
+"""In the folder of an identity, written last: settings, losses, seconds."""
+
+# In YAML a bare no is false.
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)]
+
+
+@dataclass(frozen=True)
+class PersonaliseConfig:
+    """Settings of `personalise`."""
+
+    ALIASES: ClassVar[dict[str, Any]] = {
+        "input_image": "input",
+        "output_dir": "output",
+        "num_gpus": "diffusion.num_gpus",
+    }
+
+    input: str | tuple[str, ...]
+    """Images named CLASS_NUMBER: one image, a folder, a .txt file that lists one a line, or several of these; paths or
+    s3://."""
+    output: str
+    """Where the identity folders CLASS_NUMBER/ are written: a path or s3://."""
+    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
+    """The Stable Diffusion to personalise: a name on the Hugging Face Hub, or a folder saved by diffusers."""
+    target_text: str = "a photo of {}"
+    """The prompt. {} stands for the class, with spaces for underscores."""
+    method: Literal["lora", "imagic", "textual_inversion"] = "lora"
+    """What is trained: lora (an embedding and a low-rank addition to the UNet, megabytes per identity), imagic (an
+    embedding and all of the UNet, gigabytes), textual_inversion (a new word only, kilobytes)."""
+    together: bool = False
+    """Train one identity, CLASS_0, from all images of a class; false trains one identity per image."""
+    resolution: int = 512
+    """Side in pixels of the square that is cropped from each image; a multiple of 8."""
+    center_crop: bool = False
+    """Crop in the middle; false crops at a random place, drawn once per image from seed and file name."""
+    train_batch_size: int = 4
+    """Noisy latents in one forward pass. Lower it when memory runs out, and raise gradient_accumulation_steps."""
+    emb_train_steps: int = 500
+    """Optimizer steps of the embedding, or of the new word of textual inversion."""
+    max_train_steps: int = 1000
+    """Optimizer steps of the UNet or its LoRA; unused by textual inversion."""
+    gradient_accumulation_steps: int = 1
+    """Forward and backward passes before each optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations of the UNet in the backward pass: less memory, more time."""
+    emb_learning_rate: float = 1e-3
+    """Learning rate of the embedding, or of the new word of textual inversion."""
+    learning_rate: float = 1e-6
+    """Learning rate of the UNet; used by method=imagic."""
+    lora_learning_rate: float = 1e-4
+    """Learning rate of the LoRA; used by method=lora in place of learning_rate."""
+    lora_rank: int = 4
+    """Rank of the LoRA; a higher rank can hold more detail in a larger file."""
+    scale_lr: bool = False
+    """Multiply all learning rates by train_batch_size · gradient_accumulation_steps."""
+    use_8bit_adam: bool = False
+    """Keep Adam's moments in 8 bits, which saves memory; needs the extra adam8bit (bitsandbytes)."""
+    adam_beta1: float = 0.9
+    """Decay rate of Adam's first moment, in [0, 1)."""
+    adam_beta2: float = 0.999
+    """Decay rate of Adam's second moment, in [0, 1)."""
+    adam_weight_decay: float = 1e-2
+    """Decoupled weight decay (AdamW) of the UNet or its LoRA. Embeddings have none, since they would drift to zero."""
+    adam_epsilon: float = 1e-8
+    """Term added to the denominator of Adam's update, for numerical stability."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are clipped to this norm."""
+    mixed_precision: Precision = "no"
+    """Precision in which the UNet computes; trained weights are always float32. fp16 without a GPU becomes bf16."""
+    seed: int = 0
+    """Seed of crops, timesteps, noise and initial LoRA weights."""
+    log_interval: int = 10
+    """Steps between two recorded losses, each the mean over these steps."""
+    push_to_hub: bool = False
+    """Upload the identity folders to the Hugging Face Hub when all are trained; needs hub_model_id and HF_TOKEN."""
+    hub_model_id: str | None = None
+    """Repository on the Hugging Face Hub for push_to_hub, as ORGANISATION/NAME."""
+    checkpoint_s: float = 300.0
+    """Seconds between two checkpoints of an identity, which is the most a kill can cost; 0 saves after every step."""
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(batch_size=1))
+    """Workers, each of which trains one identity at a time. Its dtype, compile and evaluations_per_call are unused
+    here."""
+    autoscaling: bool = False
+    """The cluster grows on demand, so worker pools need not fit its present size."""
+
+    def __post_init__(self) -> None:
+        check_size(resolution=self.resolution)
+        counts = ("train_batch_size", "gradient_accumulation_steps", "lora_rank", "log_interval")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} starts at 1, not {getattr(self, name)}")
+        for name in ("emb_train_steps", "max_train_steps", "seed", "checkpoint_s", "adam_weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} starts at 0, not {getattr(self, name)}")
+        for name in ("emb_learning_rate", "learning_rate", "lora_learning_rate", "max_grad_norm", "adam_epsilon"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("push_to_hub needs a repository. Set hub_model_id=ORGANISATION/NAME.")
+        if self.method == "textual_inversion" and "{}" not in self.target_text:
+            raise UserError(f"target_text={self.target_text!r} has no {{}}, the place of the word that is trained.")
+
+    @property
+    def precision(self) -> Literal["no", "fp16", "bf16"]:
+        """mixed_precision as the device allows it: CPUs compute fp16 slowly or not at all, bf16 well."""
+        return "bf16" if self.mixed_precision == "fp16" and not self.diffusion.num_gpus else self.mixed_precision
+
+    def learns(self) -> dict[str, Any]:
+        """All settings that change what is trained, as JSON values."""
+        elsewhere = ("input", "output", "checkpoint_s", "push_to_hub", "hub_model_id", "autoscaling")
+        return {
+            **{name: value for name, value in asdict(self).items() if name not in (*elsewhere, "diffusion")},
+            "gpu": self.diffusion.num_gpus > 0,
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """One identity to be trained."""
+
+    name: str
+    pictures: tuple[Picture, ...]
+    settings: str
+    """Digest of the settings and of the images' names."""
+
+    @property
+    def of(self) -> str:
+        """Its class, as it stands in a prompt."""
+        return class_of(self.name).replace("_", " ")

@@ -1,0 +1,135 @@
+"""The verbs of `score`: how accurate results are. Their records are runs/score-VERB.json."""
+
+from typing import TYPE_CHECKING, Any
+
+from actors.core.store import Store
+from jobs.core.verbs import Preview, Run, Verb, Verbs
+
+if TYPE_CHECKING:
+    from pipelines.movie_characters.results import Results
+    from pipelines.movie_characters.score import MapConfig, ReportConfig, ScoreConfig, TopkConfig
+
+score = Verbs("Measure how accurate results are: tables, figures and a page.")
+
+
+class _Score(Verb):
+    """A verb that reads results and writes tables about them."""
+
+    def plan(self, config: "ScoreConfig") -> "Results":
+        from pipelines.movie_characters.results import read_results
+
+        return read_results(config.input, config.clip_csv, config.pred_column)
+
+    def preview(self, config: "ScoreConfig", plan: "Results") -> Preview:
+        facts = [
+            f"results: {len(plan.images)} images of {plan.images.nunique()} classes, "
+            f"{plan.rows.identity.nunique()} identities of {plan.rows.cls.nunique()} classes",
+            f"left out: {plan.doubles} repeated rows, {plan.broken} without a finite loss",
+        ]
+        names = [*self.tables(config), *(self.figures if config.plot else ())]
+        return Preview(facts, {name: Store(config.output).uri(name) for name in names})
+
+    figures: tuple[str, ...] = ()
+    """Figures and the page."""
+
+    def tables(self, config: Any) -> list[str]:
+        """Names of the tables."""
+        raise NotImplementedError
+
+    def open(self, config: "ScoreConfig", plan: "Results", store: Store) -> dict[str, Any]:
+        images, lost = len(plan.images), len(plan.lost)
+        return {
+            "command": f"score-{self.name}",
+            "rows": {"in": images + lost, "out": images, "rejected": {"no_finite_loss": lost} if lost else {}},
+            "rejected": list(plan.lost),
+            "left_out": {"rows that came again": plan.doubles, "rows without a finite loss": plan.broken},
+        }
+
+    def close(self, record: dict[str, Any], store: Store) -> None:
+        store.write_json(record, "runs", f"{record['command']}.json")
+
+
+@score.verb
+class Topk(_Score):
+    """Percentage of a class's images for which it is among the k best: top_K_accuracy_results.csv."""
+
+    figures = ("topk.png", "topk.html")
+
+    def settings(self) -> "type[TopkConfig]":
+        from pipelines.movie_characters.score import TopkConfig
+
+        return TopkConfig
+
+    def tables(self, config: "TopkConfig") -> list[str]:
+        middle = "_avg" if config.avg else ""
+        return [f"top_{k}{middle}_accuracy_results.csv" for k in config.ks]
+
+    def work(self, config: "TopkConfig", plan: "Results", run: Run) -> None:
+        from jobs.movie_characters.pages import topk_page
+        from pipelines.movie_characters.score import write_topk
+
+        tables = write_topk(config, plan)
+        run.record["topk"] = {k: float(table.iloc[-1]) for k, table in tables.items()}
+        for k, table in tables.items():
+            run.say(f"top-{k}: {table.iloc[-1]:.2f} %")
+        if config.plot:
+            _page(run, topk_page(config, plan, tables))
+
+
+@score.verb
+class Map(_Score):
+    """Average precision of each class, and their mean: average_precision_results.csv."""
+
+    figures = ("average_precision.png", "map.html")
+
+    def settings(self) -> "type[MapConfig]":
+        from pipelines.movie_characters.score import MapConfig
+
+        return MapConfig
+
+    def tables(self, config: "MapConfig") -> list[str]:
+        return ["average_precision_results.csv"]
+
+    def work(self, config: "MapConfig", plan: "Results", run: Run) -> None:
+        from jobs.movie_characters.pages import map_page
+        from pipelines.movie_characters.score import write_map
+
+        values = write_map(config, plan)
+        run.record["map"] = float(values.iloc[-1])
+        run.say(f"mAP: {values.iloc[-1]:.4f}")
+        if config.plot:
+            _page(run, map_page(config, plan, values))
+
+
+@score.verb
+class Report(_Score):
+    """Precision, recall, F1, confusion matrix, and how well unknown characters are detected."""
+
+    figures = ("confusion.png", "report.html")
+
+    def settings(self) -> "type[ReportConfig]":
+        from pipelines.movie_characters.score import ReportConfig
+
+        return ReportConfig
+
+    def tables(self, config: "ReportConfig") -> list[str]:
+        return ["classes.csv", "confusion.csv", "answers.csv", "report.json"]
+
+    def work(self, config: "ReportConfig", plan: "Results", run: Run) -> None:
+        from jobs.movie_characters.pages import report_page
+        from pipelines.movie_characters.score import write_report
+
+        found = write_report(config, plan)
+        run.record |= {"accuracy": found.accuracy, "threshold": found.threshold}
+        run.say(f"right answers: {100 * found.accuracy:.2f} %; f1 {found.classes.f1['macro']:.3f}, mean over classes")
+        if found.unknown:
+            run.say(f"unknown: AUROC {found.unknown.auroc:.3f}, equal error rate {found.unknown.eer:.3f}")
+        if found.threshold is not None:
+            run.say(f"unknown below a confidence of {found.threshold:.6g}")
+        if config.plot:
+            _page(run, report_page(config, plan, found))
+
+
+def _page(run: Run, uri: str) -> None:
+    run.record["page"] = uri
+    run.say(f"page: {uri}")
