@@ -158,7 +158,7 @@ class Throttled(Exception):
         self.wait_s = wait_s
 
 
-class Refusal(ValueError):
+class Refusal(UserError):
     """A request that the service refuses for what the user can mend: the key, the model, the address."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -22,6 +22,7 @@ from actors.core.store import Store
 from actors.curation.clips import write_clips, write_shard
 from pipelines.core.ray_data import fitted, ray_task, set_context
 from pipelines.curation.rows import captions
+from pipelines.curation.select import fail_scenes
 from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
@@ -71,6 +72,13 @@ def export(config: CurationConfig) -> Exported:
     if config.export.webdataset and written:
         _write_shards(written, config)
     return Exported(len(missing) - len(failed), len(there), failed, time.monotonic() - started)
+
+
+def export_scenes(config: CurationConfig) -> Exported:
+    """As `export`, and mark in scenes/ and rejected/ what could not be written."""
+    exported = export(config)
+    fail_scenes(Store(config.output), exported.failed)
+    return exported
 
 
 def kept_scenes(store: Store) -> list[Row]:

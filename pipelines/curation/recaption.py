@@ -36,8 +36,10 @@ from actors.curation.captions import (
 )
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import actor_retries, fitted, ray_task
+from pipelines.curation.export import renew_kept_json
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
+from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.tables import CAPTIONS
 
@@ -135,6 +137,14 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     done.usd = round(_usd(config.captions, done.tokens_in, done.tokens_out), 4)
     _gather(store)
     done.seconds = round(time.monotonic() - started, 1)
+    return done
+
+
+def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
+    """As `recaption`, and bring scenes/, rejected/ and kept.json in line with the answers."""
+    done, store = recaption(config, scenes), Store(config.output)
+    tell_captions(store)
+    renew_kept_json(store)
     return done
 
 

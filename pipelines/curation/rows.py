@@ -5,6 +5,7 @@ Parts are read by Ray's tasks where they are many and Ray runs; what meets in on
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +32,22 @@ NARROW = (
 
 class IncompleteError(RuntimeError):
     """Rows do not add up: something of the input has no row, or has two."""
+
+
+@dataclass(frozen=True)
+class HowFar:
+    """How much of the plan has been scored."""
+
+    videos: int
+    """Videos of the input, in the range."""
+    done: int
+    """Videos whose scenes all have a row."""
+    scenes: int
+    """Scenes that have a row."""
+    failed_scenes: int
+    """Scenes whose row has an error code."""
+    failed_videos: int
+    """Videos whose scenes could not be found, or not all of them."""
 
 
 def rows_now(
@@ -125,6 +142,30 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
             "use another output for it"
         )
     return int(expected.sum() + planned.sum())
+
+
+def inventory(store: Store) -> tuple[int, dict[str, Any]]:
+    """How many scenes the input has, and the `measurements` of their rows; raises IncompleteError as the former."""
+    scenes, films, videos = rows_now(store)
+    return expected_scenes(scenes, films, videos), measurements(scenes, films)
+
+
+def how_far(store: Store) -> HowFar:
+    """How much of the plan is in scores/, also while a run writes there."""
+    scenes, films, videos = rows_now(store)
+    found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
+    expected = videos.where(videos >= 0, found)
+    done = scenes.groupby("video_id").size().reindex(videos.index, fill_value=0) >= expected
+    failed = int((scenes.error != "").sum()), int((films.error != "").sum())
+    return HowFar(len(videos), int(done.sum()), len(scenes), *failed)
+
+
+def failures(store: Store) -> pd.DataFrame:
+    """Every row that failed, of scenes, videos and captions: video_id, scene_id, step, error, attempts, message."""
+    scenes, films, _ = rows_now(store, ["attempts", "message"])
+    answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
+    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers)])
+    return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
 
 
 def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from actors.curation.fetch import fetch
 from actors.curation.frame_scorer import FrameScorer
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.curation.plan import Plan
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.tables import SCORES, THUMBNAILS
 
@@ -52,16 +53,18 @@ class Measured:
     seconds: float = 0.0
 
 
-def score(config: CurationConfig, remote: bool) -> Measured:
-    """Run the stages over plan/todo until every row is in scores/; remote: some sources have to be fetched."""
-    stages = fitted(*stages_of(config, remote), config.autoscaling)
+def score(config: CurationConfig, plan: Plan) -> Measured:
+    """Run the stages over plan/todo until every row is in scores/."""
+    stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
     set_context()
     rows = _todo(config, stages)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
     measured, started = Measured(), time.monotonic()
     batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
-    for counts in tracked(batches, Progress("score", None, "scenes"), lambda counts: int(counts["scenes"].sum())):
+    # Shot detection finds scenes that no plan counts.
+    progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
+    for counts in tracked(batches, progress, lambda counts: int(counts["scenes"].sum())):
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
@@ -69,13 +72,14 @@ def score(config: CurationConfig, remote: bool) -> Measured:
     return measured
 
 
-def fetch_all(config: CurationConfig, remote: bool) -> Counter[str]:
+def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
     """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
     set_context()
-    stages = fitted(*stages_of(config, remote), config.autoscaling)
+    stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
     fetched = _fetched(_todo(config, stages), config, stages)
     codes: Counter[str] = Counter()
-    for batch in fetched.iter_batches(batch_size=None, prefetch_batches=0):
+    batches = fetched.iter_batches(batch_size=None, prefetch_batches=0)
+    for batch in tracked(batches, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
         codes.update(map(str, batch.get("error", [""] * len(batch["video_id"]))))
     return codes
 

@@ -6,8 +6,8 @@ measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ an
 """
 
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -110,6 +110,13 @@ class WriteConfig(Stage):
 class CurationConfig:
     """All settings of curation."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"clip_idx_start": "videos.start", "clip_idx_end": "videos.end"}
+    IGNORED: ClassVar[dict[str, str]] = {
+        "n_videos_per_batch": "videos are a stream here; write.batch_size sets how many scenes a part of scores/ holds",
+        "clips_taken_per_batch": "the best scenes of all videos are kept; set select.count or select.fraction",
+        "store_intermediate_json": "scores are always stored, in OUTPUT/scores, so that a run resumes",
+    }
+
     input: str
     """HDVG metadata (.json, .jsonl), a table (.csv, .parquet), a folder or prefix of films, or one film."""
     output: str
@@ -131,6 +138,22 @@ class CurationConfig:
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+@dataclass(frozen=True)
+class RetryConfig(CurationConfig):
+    """Settings of `retry`: those of `run`, and what is tried again."""
+
+    codes: str | None = None
+    """Error codes to try again, separated by commas, as `failed` lists them; null: all that may succeed later."""
+
+    def again(self) -> frozenset[str]:
+        """The error codes to try again."""
+        return frozenset(self.codes.split(",")) if self.codes else RETRYABLE
+
+    def run(self) -> CurationConfig:
+        """The settings of `run`."""
+        return CurationConfig(**{one.name: getattr(self, one.name) for one in fields(CurationConfig)})
 
 
 def measured_by(config: CurationConfig) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def read(output: Path, name: str) -> Any:
 def test_a_dry_run_tells_the_groups_and_writes_nothing(output: Path):
     before = sorted(output.rglob("*"))
     told = run_here("evaluate", output, "--dry-run").stdout
-    assert "4 kept scenes and 4 random ones, 4 of them both" in told
+    assert "4 kept and 4 random scenes, 4 in both groups" in told
     assert "4 scenes to be scored, 5 texts" in told
     assert "embeddings: 1 actors of 0.5 CPUs" in told
     assert f"{output}/evaluation" in told
