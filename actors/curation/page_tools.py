@@ -118,7 +118,19 @@ def with_ytdlp(
         if about.get("is_live") or about.get("live_status") in ("is_live", "is_upcoming"):
             raise Fault("fetch_failed", "a live stream that has not ended", LONGEST_PAUSE_S + 1)
 
-    options: dict[str, Any] = {
+    options = {**_ytdlp_options(folder, config, cookies), "match_filter": refuse, "progress_hooks": [watch]}
+    try:
+        with Tool(options) as tool:  # pyright: ignore[reportArgumentType]
+            tool.extract_info(url)
+    except Fault as fault:
+        yield fault.code, str(fault), fault.wait_s
+    except YoutubeDLError as error:
+        fault = ytdlp_fault(error)
+        yield fault.code, str(fault), fault.wait_s
+
+
+def _ytdlp_options(folder: str, config: FetchConfig, cookies: str | None) -> dict[str, Any]:
+    return {
         # Without ffmpeg picture and sound cannot be joined: a format that holds both, else the picture alone.
         "format": "bv*+ba/b" if shutil.which("ffmpeg") else "b/bv*",
         "format_sort": [f"res:{config.height}", "ext:mp4:m4a", "vcodec:h264"],
@@ -126,8 +138,6 @@ def with_ytdlp(
         "outtmpl": {"default": str(Path(folder, "film.%(ext)s"))},
         "noplaylist": True,
         "playlist_items": "1",
-        "match_filter": refuse,
-        "progress_hooks": [watch],
         "retries": 0,
         "extractor_retries": 0,
         "fragment_retries": 0,
@@ -146,14 +156,6 @@ def with_ytdlp(
         "no_warnings": True,
         "no_color": True,
     }
-    try:
-        with Tool(options) as tool:  # pyright: ignore[reportArgumentType]
-            tool.extract_info(url)
-    except Fault as fault:
-        yield fault.code, str(fault), fault.wait_s
-    except YoutubeDLError as error:
-        fault = ytdlp_fault(error)
-        yield fault.code, str(fault), fault.wait_s
 
 
 def _bounded(read: Callable[[int | None], bytes]) -> Callable[..., bytes]:

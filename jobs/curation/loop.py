@@ -6,11 +6,11 @@ from typing import Any
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.captioners import check_captioner
+from actors.curation.filter import place, save_filter
 from actors.models.clip import check_clip
 from jobs.core.verbs import Preview, Run, Verb
 from jobs.curation.report import write_report
 from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
-from pipelines.curation.filter import place, save_filter
 from pipelines.curation.settings import CurationConfig
 
 

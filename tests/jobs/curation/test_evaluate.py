@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from pipelines.curation.evaluate import EVALUATION
+from actors.curation.tables import CAPTIONS, EVALUATION
 from pipelines.curation.export import TOTALS
-from pipelines.curation.tables import CAPTIONS
 from tests.support import colours, corpus
 from tests.support.colours import BLUE, GREEN, RED
 from tests.support.corpus import run_here
@@ -147,7 +146,7 @@ def test_both_groups_are_recaptioned_before_they_are_compared(
     [
         ("embeddings.model=ViT-X", "embeddings.model=ViT-X"),
         ("embeddings.images_per_call=0", "images_per_call start at 1"),
-        ("evaluate.resamples=1", "resamples starts at 99"),
+        ("evaluate.resamples=1", "resamples must be at least 99"),
     ],
 )
 def test_what_cannot_work_stops_before_any_work(output: Path, setting: str, message: str):
