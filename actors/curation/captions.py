@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from actors.core.errors import UserError
-from actors.core.stage import Stage
+from actors.core.stage import Batch, Stage
 
 log = logging.getLogger(__name__)
 
@@ -59,40 +59,44 @@ FOREIGN = frozenset(_FOREIGN.split())
 
 @dataclass(frozen=True)
 class CaptionsConfig(Stage):
-    """Who improves captions, how fast and at what cost; workers and resources are those of a model that runs here."""
+    """Which model improves captions, how fast and at what price; workers and resources are those of a local model."""
 
     by: Literal["google-genai", "google-generativeai", "transformers"] = "google-genai"
-    """google-genai, or the library before it (extra `google-generativeai`): both need GEMINI_API_KEY in the environment
-    of the driver; transformers (extra of that name) runs an image-text-to-text model in workers, without a key."""
+    """Who runs the model. google-genai, or its predecessor google-generativeai (extra of that name): Google's service,
+    with GEMINI_API_KEY in the environment of the driver; transformers (extra of that name): an image-text-to-text model
+    in workers, without a key."""
     model: str = GEMINI
-    """The service's name of the model; for transformers a hub name or a folder."""
+    """The model: the service's name of it; for captions.by=transformers a name on the Hugging Face Hub or a folder."""
     endpoint: str | None = None
-    """Another address of the service, without its version, as of a proxy; null: Google's."""
+    """Address of the service without its version, as of a proxy; null: Google's."""
     requests_at_once: int = 8
-    """Requests under way at one time; the driver makes them all, since they wait for the network."""
+    """Requests in flight at one time, at least 1; the driver sends them all, since they wait for the network."""
     requests_per_minute: float | None = None
-    """At most so many are sent, over all that are under way; null: as fast as replies come."""
+    """Most requests sent per minute, for a quota; null: as fast as replies come."""
     max_requests: int | None = None
-    """A run ends when it has made this many, failed ones included; the next one goes on. null: no bound."""
+    """Most requests of one run, failed ones included, for a budget; rerun to resume. null: no limit."""
     timeout_s: float = 120
-    """Time for one reply."""
+    """Seconds to wait for one reply."""
     pause_s: float = 1.0
-    """Pause after the service failed; it doubles with every further try."""
+    """Seconds to pause after the service failed; doubled with every further attempt, up to 60."""
     patience_s: float = 600
-    """A run ends when the service says "too many requests" for longer than this, or asks for a longer pause."""
+    """Seconds of "too many requests" after which a run ends, and the longest pause that the service may ask for."""
     again: bool = False
-    """Ask also for scenes whose answer came from another model, prompt or caption; else any answer stays."""
+    """Request captions also for scenes whose answer came from another model, prompt or caption; false: any answer
+    counts."""
     tokens_per_frame: int = 1120
-    """For the estimate: what Gemini 3 takes for a picture at most (ai.google.dev/gemini-api/docs/media-resolution)."""
+    """Tokens of one frame, for the estimate: at most this with Gemini 3 (ai.google.dev/gemini-api/docs/media-resolution).
+    """
     usd_in: float = 0.30
-    """For the estimate: price of a million tokens sent, of gemini-3.5-flash-lite as listed in July 2026."""
+    """Price of a million input tokens in US dollars, for the estimate: gemini-3.5-flash-lite as listed in July 2026."""
     usd_out: float = 2.50
-    """For the estimate: price of a million tokens received, of the same."""
+    """Price of a million output tokens in US dollars, for the estimate: gemini-3.5-flash-lite as listed in July 2026.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.requests_at_once < 1 or not self.model:
-            raise UserError("requests_at_once starts at 1, and model has a name")
+            raise UserError("captions.requests_at_once must be at least 1, and captions.model must not be empty")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
             raise UserError(f"requests_per_minute={self.requests_per_minute}: give a number above 0, or null")
         if self.max_requests is not None and self.max_requests < 0:
@@ -158,7 +162,7 @@ class Throttled(Exception):
         self.wait_s = wait_s
 
 
-class Refusal(ValueError):
+class Refusal(UserError):
     """A request that the service refuses for what the user can mend: the key, the model, the address."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -177,6 +181,14 @@ def key_frames(frames_THWC: np.ndarray) -> np.ndarray:
     """The first, middle and last of frames (T, H, W, 3); of fewer than three each one once."""
     count = len(frames_THWC)
     return frames_THWC[sorted({0, count // 2, count - 1})] if count else frames_THWC
+
+
+def pick_frames(batch: Batch) -> Batch:
+    """Keep of the frames of scenes those that are sent."""
+    picked = np.empty(len(batch["frames"]), object)
+    for i, frames in enumerate(batch["frames"]):
+        picked[i] = key_frames(frames)
+    return {**batch, "frames": picked}
 
 
 def prompt(caption: str) -> str:

@@ -4,13 +4,9 @@ A film is decoded once, in order, for all its scenes. Nothing is copied from key
 frames from its start to before its end, each at its own presentation time, and the samples of sound that go with them.
 """
 
-import hashlib
-import io
-import json
 import math
 import shutil
-import tarfile
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,20 +55,21 @@ class ClipsConfig(Stage):
     """How kept scenes are written."""
 
     workers: int = 0
-    """Films cut at once; 0: as many as there are CPUs for."""
+    """Films exported at once over the whole cluster; 0: as many as the CPUs allow."""
     crf: int = 18
-    """Quality of H.264: 0 is lossless, 18 looks like the source, 51 is the worst."""
+    """Quality of H.264, 0 to 51: 0 is lossless, 18 looks like the source, 51 is the worst. Higher makes files smaller.
+    """
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
         "veryfast"
     )
-    """Effort of x264: the slower, the smaller."""
+    """Effort of x264: slower presets make smaller files and take more CPU time."""
     jpeg_quality: int = 92
-    """Quality of JPEG frames, 1 to 100."""
+    """Quality of JPEG frames, 1 to 100, where frames are written."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.crf <= 51 or not 1 <= self.jpeg_quality <= 100:
-            raise UserError(f"clips: crf from 0 to 51, jpeg_quality from 1 to 100: {self}")
+            raise UserError(f"export.crf must be from 0 to 51, export.jpeg_quality from 1 to 100: {self}")
 
 
 def write_clips(
@@ -452,36 +449,3 @@ class _Mp4:
         """Let go of a file that is to be removed."""
         with suppress(*_FAULTS):  # why it is abandoned is known already
             self._file.close()
-
-
-def write_shard(path: str, samples: Iterable[Row]) -> None:
-    """Write a WebDataset shard, a tar that is the same for the same samples: `<key>.mp4`, `.txt` and `.json` for each.
-
-    samples: {video_id, scene_id, clip, caption, row}: `clip` is a local file, `row` holds the values of the JSON (NaN
-    becomes null). A key is made of both ids, with "_" in place of slashes and of dots, at the first of which readers
-    split a name; where that makes two keys of a shard alike, each gets a digest of its ids.
-    """
-    samples = list(samples)
-    times = Counter(map(_key, samples))
-    members = {_key(sample, unlike=times[_key(sample)] > 1): sample for sample in samples}
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:
-        for key, sample in sorted(members.items()):
-            row = {name: _plain(value) for name, value in sample["row"].items()}
-            about = json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-            clip = Path(sample["clip"]).read_bytes()
-            for suffix, data in (("json", about), ("mp4", clip), ("txt", sample["caption"].encode())):
-                entry = tarfile.TarInfo(f"{key}.{suffix}")
-                entry.size = len(data)
-                shard.addfile(entry, io.BytesIO(data))
-
-
-def _key(sample: Row, unlike: bool = False) -> str:
-    video_id, scene_id = sample["video_id"], sample["scene_id"]
-    ids = scene_id if scene_id.startswith(f"{video_id}.") else f"{video_id}_{scene_id}"
-    digest = "_" + hashlib.sha256(f"{video_id}/{scene_id}".encode()).hexdigest()[:12] if unlike else ""
-    return ids.replace(".", "_").replace("/", "_") + digest
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,16 +26,18 @@ SPARE_FRAMES = 2
 
 @dataclass(frozen=True)
 class FramesConfig:
-    """Which frames of a scene are looked at."""
+    """Which frames of a scene are sampled."""
 
     interval_ms: int = 250
-    """Time between sampled frames, counted from the scene's own start."""
+    """Milliseconds between sampled frames, counted from the scene's own start; at least 1. Features depend on it."""
     size: int = 240
-    """Frames are scaled to this short side and cropped to a square about the centre."""
+    """Side of sampled frames in pixels, at least 16: scaled to this short side, then cropped to a square about the
+    centre. Features depend on it; smaller is faster."""
     min: int = 4
-    """Scenes with fewer sampled frames are dropped as too short."""
+    """Fewest sampled frames of a scene that may be kept, at least 2; shorter scenes are dropped as too_short."""
     max: int = 60
-    """Scenes with more are dropped as too long, and not measured: a row's frames stay under 10 MB."""
+    """Most sampled frames of a scene that may be kept. Longer scenes are dropped as too_long and not measured, so that
+    the frames of a row stay below 10 MB."""
 
     def __post_init__(self) -> None:
         if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:

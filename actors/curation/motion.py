@@ -21,11 +21,13 @@ class MotionConfig(Stage):
     """How optical flow is measured."""
 
     flow: Literal["farneback", "scaled", "raft"] = "farneback"
-    """farneback: the spec's; scaled: the same at half size, doubled; raft: torchvision's, beside the latents."""
+    """Method of optical flow. farneback: exact, on CPUs; scaled: Farneback at half size, doubled, about five times as
+    fast; raft: torchvision's network, best on GPUs."""
     weights: str = "C_T_SKHT_V2"
-    """RAFT weights: a name of torchvision's Raft_Large_Weights, or the path of a state dict in safetensors."""
+    """RAFT weights: a name of torchvision's Raft_Large_Weights, or the path of a state dict in safetensors. Only
+    motion.flow=raft uses them."""
     batch_size: int = 8
-    """Scenes that one call of a RAFT worker gets."""
+    """Scenes per call of a RAFT worker. Lower it where GPU memory is short."""
 
 
 def rgb_differences(frames: Frames) -> np.ndarray:

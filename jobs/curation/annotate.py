@@ -31,6 +31,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from actors.curation.filter import load_filter, place
 from pipelines.curation.annotate import (
     AHEAD,
     BACK,
@@ -41,7 +42,6 @@ from pipelines.curation.annotate import (
     in_order,
     scenes_to_label,
 )
-from pipelines.curation.filter import load_filter, place
 from pipelines.curation.labels import read_labels
 from pipelines.curation.settings import CurationConfig, measured_by
 
@@ -60,26 +60,29 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class AnnotateConfig:
-    """Settings of one session of labelling."""
+    """Settings of `annotate`."""
 
     output: str
-    """The output of a run."""
+    """The output of a run: a path or s3://bucket/prefix."""
     labels: str | None = None
-    """A folder, a path or s3://, with one <annotator>.json a person, or one such file; null: OUTPUT/labels."""
+    """Where labels are stored: a folder, a path or s3://, with one <annotator>.json per person, or one such file; null:
+    OUTPUT/labels."""
     annotator: str | None = None
-    """Who labels; null: the file's name, or the name of the login."""
+    """Name of the person who labels; null: the name of the file in `labels`, or of the login."""
     order: Literal["random", "uncertain"] = "random"
-    """uncertain: what the filter doubts most comes first."""
+    """Order of scenes. random: by `seed`; uncertain: those first of which the filter is least sure, so that few labels
+    teach it most."""
     filter: str | None = None
-    """The filter that order=uncertain asks; null: OUTPUT/filter.json."""
+    """The filter of order=uncertain, a path or s3://; null: OUTPUT/filter.json."""
     per_video: int = 3
-    """So many scenes of each video are asked for before any video has more."""
+    """Scenes of each video that are shown before any video shows more; at least 1. Filters are judged by videos, so
+    labels of many videos are worth more."""
     seed: int = 0
-    """Of the random order: people with the same seed are asked the same, so that their agreement is known."""
+    """Seed of the random order. People with the same seed see the same scenes, so that their agreement is measured."""
     host: str = "127.0.0.1"
-    """The address that the page is served on; one that others can reach needs a token in FILMRAY_TOKEN."""
+    """Address to serve the page on; one that other machines can reach needs a token in FILMRAY_TOKEN."""
     port: int = 8700
-    """Its port; 0: a free one."""
+    """Port to serve the page on, 0 to 65535; 0: a free one."""
 
     def __post_init__(self) -> None:
         if self.filter is not None and self.order != "uncertain":

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from actors.curation.cut import FEATURES
-from pipelines.curation.select import steadiness
+from actors.curation.rules import steadiness
 
 ROWS = 200_000
 """Scenes that the page holds at most; 2 to 5 MB."""

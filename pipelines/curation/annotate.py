@@ -20,7 +20,7 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.clips import write_clips
 from actors.curation.cut import FEATURES
-from pipelines.curation.filter import Filter
+from actors.curation.filter import Filter
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.rows import rows_now
 from pipelines.curation.settings import CurationConfig

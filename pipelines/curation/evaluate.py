@@ -18,7 +18,6 @@ compare driver   evaluation.json, and the totals of kept.json
 
 import hashlib
 import heapq
-import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -34,40 +33,19 @@ import ray
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
+from actors.curation.clip_scores import KEYS, SCORED, TEXTS, score_scenes
+from actors.curation.tables import EVALUATION, strings
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.curation.frames import frames_of
-from pipelines.curation.rows import captions, strings
+from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.significance import Comparison, compare
 
 EVERY = 2
 """Every second frame is scored."""
-EVALUATION = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("scene_id", pa.string()),
-        ("kept", pa.bool_()),
-        ("random", pa.bool_()),
-        ("caption", pa.string()),
-        ("recaption", pa.string()),
-        ("caption_code", pa.string()),
-        ("frames", pa.int32()),
-        ("score_caption", pa.float32()),
-        ("score_recaption", pa.float32()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("model", pa.string()),
-    ]
-)
-"""One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
-caption_code: why there is no recaption; error: why there are no frames."""
-KEYS = ["video_id", "scene_id"]
-TEXTS = ["caption", "recaption"]
-SCORED = ["frames", "score_caption", "score_recaption", "error", "message", "model"]
-"""What scoring adds to a row."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +175,17 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     rows = rows.map_batches(
         FrameEmbedder, fn_constructor_args=[model, EVERY], batch_size=model.batch_size, **ray_actors(model)
     )
-    write: Any = partial(write_scores, about=about, texts=texts, config=config)
+    write: Any = partial(
+        write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings.name()
+    )
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
     finish(rows, "scenes", Progress("evaluate", len(plan.todo), "scenes"))
+
+
+def write_scores(batch: Batch, about: Any, texts: Any, store: Store, model: str) -> Batch:
+    """As `score_scenes`; about and texts are references, so that the plan does not travel with every task."""
+    places, vectors = ray.get(texts)
+    return score_scenes(batch, ray.get(about), places, vectors, store, model)
 
 
 def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[str, int], np.ndarray]:
@@ -212,35 +198,6 @@ def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[st
     )
     found = list(rows.iter_rows())
     return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
-
-
-def write_scores(batch: Batch, about: Any, texts: Any, config: CurationConfig) -> Batch:
-    """Score scenes and write them as a part of evaluation/; returns how many they were.
-
-    batch: video_id, scene_id, embeddings of the frames, error, message; about: a reference to the rows of the plan;
-    texts: one to each text's row in a matrix, and the matrix.
-    """
-    found: Any = ray.get(about)
-    places, vectors = ray.get(texts)
-    keys = list(zip(map(str, batch["video_id"]), map(str, batch["scene_id"]), strict=True))
-    rows = found.loc[keys].drop(columns=SCORED).reset_index()
-    for text in TEXTS:
-        rows[f"score_{text}"] = [
-            clip_score(frames, vectors[places[words]]) if words and len(frames) else math.nan
-            for words, frames in zip(rows[text], batch["embeddings"], strict=True)
-        ]
-    rows["frames"] = [len(frames) for frames in batch["embeddings"]]
-    rows["error"] = np.where((batch["error"] == "") & (rows.frames == 0), "no_frames", batch["error"])
-    rows["message"], rows["model"] = batch["message"], config.embeddings.name()
-    table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
-    names = rows[[*KEYS, *TEXTS, "error", "model"]].to_numpy().tolist()
-    Store(config.output).write_part("evaluation", table, ["\0".join(row) for row in names])
-    return {"scenes": np.array([len(rows)])}
-
-
-def clip_score(frames: np.ndarray, text: np.ndarray) -> float:
-    """Mean of 100 * max(cos, 0) over frames: vectors (T, D) and one (D,), all of length 1."""
-    return float(100 * np.maximum(frames @ text, 0).mean())
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing

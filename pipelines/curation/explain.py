@@ -14,9 +14,9 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
-from pipelines.curation.filter import load_filter, place
-from pipelines.curation.rows import strings
-from pipelines.curation.select import COMPARED, SCENES, steadiness
+from actors.curation.filter import load_filter, place
+from actors.curation.rules import COMPARED, steadiness
+from actors.curation.tables import SCENES, strings
 from pipelines.curation.settings import CurationConfig
 
 NEAR = 1000

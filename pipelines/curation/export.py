@@ -2,26 +2,23 @@
 
 import hashlib
 import json
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from actors.core import storage
-from actors.core.child import CHILD, ChildFault
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.clips import write_clips, write_shard
+from actors.curation.export import ExportJob, export_films, write_one_shard
 from pipelines.core.ray_data import fitted, ray_task, set_context
 from pipelines.curation.rows import captions
+from pipelines.curation.select import fail_scenes
 from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
@@ -71,6 +68,13 @@ def export(config: CurationConfig) -> Exported:
     if config.export.webdataset and written:
         _write_shards(written, config)
     return Exported(len(missing) - len(failed), len(there), failed, time.monotonic() - started)
+
+
+def export_scenes(config: CurationConfig) -> Exported:
+    """As `export`, and mark in scenes/ and rejected/ what could not be written."""
+    exported = export(config)
+    fail_scenes(Store(config.output), exported.failed)
+    return exported
 
 
 def kept_scenes(store: Store) -> list[Row]:
@@ -161,43 +165,10 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
         for (video_id, uri), rows in groupby(sorted(missing, key=film), film)
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
-    write: Any = partial(export_films, config=config)
+    interval_ms = config.frames.interval_ms if config.export.frames else None
+    write: Any = partial(export_films, job=ExportJob(Store(config.output), config.export, config.video, interval_ms))
     rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
     return [row for row in rows.iter_rows() if row["error"]]
-
-
-def export_films(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
-    """Write the wanted scenes of films: yields batches of one row of video_id, scene_id, error, message."""
-    for video_id, uri, wanted in zip(batch["video_id"], batch["uri"], batch["wanted"], strict=True):
-        for row in _export_film(str(video_id), str(uri), json.loads(wanted), config):
-            yield {name: np.array([value], object) for name, value in row.items()}
-
-
-def _export_film(video_id: str, uri: str, wanted: list[Row], config: CurationConfig) -> Iterator[Row]:
-    store = Store(config.output)
-    left = {scene["scene_id"] for scene in wanted}
-    code, message = "export_failed", "it was not written"
-    try:
-        with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-            interval = config.frames.interval_ms if config.export.frames else None
-            limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
-            for clip in CHILD.stream(write_clips, str(film), wanted, folder, config.export, interval, **limits):
-                scene_id = clip["scene_id"]
-                left.discard(scene_id)
-                if not clip["error"]:
-                    # The clip comes last: where it lies, its frames do too.
-                    for path in map(Path, clip["frame_paths"]):
-                        storage.upload(path, store.uri("frames", video_id, scene_id, path.name))
-                        path.unlink()
-                    storage.upload(clip["path"], store.uri("clips", video_id, f"{scene_id}.mp4"))
-                    Path(clip["path"]).unlink()
-                yield {"video_id": video_id, "scene_id": scene_id, "error": clip["error"], "message": clip["message"]}
-    except ChildFault as fault:
-        code, message = fault.code, str(fault)
-    except FileNotFoundError:
-        code, message = "not_found", f"there is no {uri}"
-    for scene_id in left:
-        yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
 
 
 def _write_shards(kept: list[Row], config: CurationConfig) -> None:
@@ -208,24 +179,8 @@ def _write_shards(kept: list[Row], config: CurationConfig) -> None:
         for start in range(0, len(kept), size)
     ]
     rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    written = rows.map(partial(write_one_shard, config=config), **ray_task(_stage(config)))
+    written = rows.map(partial(write_one_shard, store=store), **ray_task(_stage(config)))
     names = {row["name"] for row in written.iter_rows()}
     for entry in storage.listing(store.uri("shards"), (".tar",)):
         if entry.name not in names:
             storage.delete(entry.uri)
-
-
-def write_one_shard(shard: Row, config: CurationConfig) -> Row:
-    """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
-    store = Store(config.output)
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-        samples = []
-        for number, row in enumerate(json.loads(shard["scenes"])):
-            clip = Path(folder) / f"{number}.mp4"
-            storage.download(store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4"), clip)
-            about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
-            samples.append({**about, "clip": str(clip), "row": row})
-        tar = Path(folder) / "shard.tar"
-        write_shard(str(tar), samples)
-        storage.upload(tar, store.uri("shards", shard["name"]))
-    return {"name": shard["name"]}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from actors.curation.filter import BINS
 from pipelines.core import metrics
-from pipelines.curation.filter import BINS
 
 DRAWS = 1000
 """Of the bootstrap."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,18 +16,22 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from actors.curation.filter import (
+    ATTRIBUTE,
+    BINS,
+    Filter,
+    binned,
+    feature_matrix,
+    feature_settings,
+    inner_fold,
+    train_models,
+)
+from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.labels import majority, read_labels
 from pipelines.curation.rows import rows_now
 
-if TYPE_CHECKING:
-    pass
-from pipelines.curation.filter import ATTRIBUTE, BINS, PARAMETERS, Filter, binned, feature_matrix, feature_settings
-from pipelines.curation.filter_metrics import calibration, judged
-
 LEAST_FOLDS = 3
 """One to judge, one to stop by, one to learn from."""
-ROUNDS, PATIENCE = 1000, 10
-"""Trees at most, and how many in a row may be of no use on the inner fold."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the videos from which the learning curve is drawn."""
 WORKER_BYTES = 1 << 30
@@ -36,24 +40,25 @@ WORKER_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What is learnt, from what."""
+    """Settings of `fit-filter`."""
 
     output: str
-    """The output of a run: its scores/ hold the features."""
+    """The output of a run, a path or s3://: its scores/ hold the features."""
     labels: str | None = None
-    """A .json file of labels or a folder of them; null: OUTPUT/labels."""
+    """Labels: a .json file or a folder of such files, a path or s3://; null: OUTPUT/labels."""
     filter: str | None = None
-    """Where the filter goes; null: OUTPUT/filter.json."""
+    """Where the filter is written, a path or s3://; null: OUTPUT/filter.json."""
     folds: int = 5
-    """Outer folds; fewer where too few videos have good, or bad, scenes."""
+    """Outer folds of the cross-validation, of whole videos, at least 3; fewer are used where too few videos have good,
+    or bad, scenes. More give each model more labels and take longer."""
     seed: int = 0
-    """Of folds and bootstrap."""
+    """Seed of the folds and of the bootstrap."""
     worker_bytes: int = WORKER_BYTES
-    """Labels of more bytes are split over as many workers as it takes."""
+    """Bytes of labels, as numbers, that one worker holds; more labels are split over workers of Ray Train."""
 
     def __post_init__(self) -> None:
         if self.folds < LEAST_FOLDS:
-            raise UserError(f"folds={self.folds}: at least {LEAST_FOLDS}: to judge, to stop by and to learn from")
+            raise UserError(f"folds={self.folds}: set at least {LEAST_FOLDS}, to test, to stop early and to train")
 
 
 # -------------------------------------------------------------------------------------------------------------- fitting
@@ -121,7 +126,7 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     plan = [(share, fold) for share in shares for fold in range(count)]
     workers = labelled.workers(config)
     parts = (narrow, plan, count)
-    models = _models(*parts) if workers == 1 else _models_on_ray(*parts, workers, config.output)
+    models = train_models(*parts) if workers == 1 else _models_on_ray(*parts, workers, config.output)
     said = _said(narrow, plan, models)
     labels, chance = table.label.to_numpy(int), said[1.0]
     final = xgboost.Booster(model_file=bytearray(models[-1]))
@@ -150,20 +155,25 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
         ],
         "notes": notes,
     }
+    known = {
+        "measured_by": labelled.measured_by,
+        "versions": {name: version(name) for name in ("xgboost", "scikit-learn", "numpy")},
+        "report": report,
+        "spread": _spread(table),
+    }
+    final.set_attr(**{ATTRIBUTE: json.dumps(known)})
+    return Filter(bytes(final.save_raw("json")), known)
+
+
+def _spread(table: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
+    """Each feature's distribution over the labels: edges of bins of equal counts, and the counts."""
     spread = {}
     for name in FEATURES:
         values = table[name].to_numpy(np.float64)
         there = values[np.isfinite(values)]
         edges = np.unique(np.quantile(there, np.arange(1, BINS) / BINS)).tolist() if len(there) else []
         spread[name] = {"edges": edges, "counts": binned(table[name], edges)[: len(edges) + 1].tolist()}
-    known = {
-        "measured_by": labelled.measured_by,
-        "versions": {name: version(name) for name in ("xgboost", "scikit-learn", "numpy")},
-        "report": report,
-        "spread": spread,
-    }
-    final.set_attr(**{ATTRIBUTE: json.dumps(known)})
-    return Filter(bytes(final.save_raw("json")), known)
+    return spread
 
 
 def _folds(table: pd.DataFrame, config: FitConfig) -> tuple[np.ndarray, list[str]]:
@@ -192,48 +202,14 @@ def _folds(table: pd.DataFrame, config: FitConfig) -> tuple[np.ndarray, list[str
     return folds, notes
 
 
-def _inner(fold: int, count: int) -> int:
-    """The fold by which the model of an outer fold knows when to stop."""
-    return (fold + 1) % count
-
-
 def _can_learn(table: pd.DataFrame, count: int, share: float) -> bool:
     """Whether every fold has both kinds to learn from, and some to stop by, in that share of the videos."""
     within = table[table.order < share]
     for fold in range(count):
-        inner = _inner(fold, count)
+        inner = inner_fold(fold, count)
         if within.label[~within.fold.isin([fold, inner])].nunique() < 2 or not (within.fold == inner).any():
             return False
     return True
-
-
-def _models(table: pd.DataFrame, plan: Sequence[tuple[float, int]], count: int) -> list[bytes]:
-    """XGBoost's JSON of the models of every share and outer fold of the plan, and last of the one fitted to all.
-
-    table: FEATURES, label, fold and order of all labels; in workers of Ray Train of those that each of them has.
-    """
-    import xgboost
-
-    def matrix(rows: pd.Series) -> xgboost.DMatrix:
-        return feature_matrix(table[rows], table.label[rows])
-
-    models, rounds = [], []
-    for share, fold in plan:
-        within, inner = table.order < share, _inner(fold, count)
-        least = xgboost.train(
-            PARAMETERS,
-            matrix(within & ~table.fold.isin([fold, inner])),
-            ROUNDS,
-            evals=[(matrix(within & (table.fold == inner)), "inner")],
-            early_stopping_rounds=PATIENCE,
-            verbose_eval=False,
-        )
-        model = xgboost.train(PARAMETERS, matrix(within & (table.fold != fold)), least.best_iteration + 1)
-        models.append(model)
-        if share == 1:
-            rounds.append(least.best_iteration + 1)
-    models.append(xgboost.train(PARAMETERS, matrix(table.fold >= 0), int(np.median(rounds))))
-    return [bytes(model.save_raw("json")) for model in models]
 
 
 def _models_on_ray(
@@ -248,7 +224,7 @@ def _models_on_ray(
 
     def loop() -> None:
         shard: Any = train.get_dataset_shard("labels")
-        models = _models(shard.materialize().to_pandas(), plan, count)
+        models = train_models(shard.materialize().to_pandas(), plan, count)
         with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
             for number, raw in enumerate(models):
                 Path(folder, f"{number}.json").write_bytes(raw)

@@ -1,7 +1,7 @@
 """The sampled frames of chosen scenes, decoded once more: for what is done after the choice."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -10,12 +10,10 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Row, Stage
+from actors.curation.videos import cut_frames
 from pipelines.core.ray_data import ray_task, set_context
-from pipelines.curation.score import cut_videos
 from pipelines.curation.settings import CurationConfig
-
-COLUMNS = ("video_id", "scene_id", "caption", "frames", "error", "message")
 
 
 def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Dataset:
@@ -36,17 +34,9 @@ def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Da
     set_context()
     tasks = ray.data.from_items(films, override_num_blocks=max(1, len(films)))
     # Nothing but frames is wanted: of all flows RAFT's is the one that is not measured in the decode.
-    bare = replace(config, motion=replace(config.motion, flow="raft"))
+    bare = replace(config.cutting, motion=replace(config.motion, flow="raft"))
     cut: Any = partial(cut_frames, config=bare)
     return tasks.map_batches(cut, batch_size=1, **ray_task(stage))
-
-
-def cut_frames(batch: Batch, config: CurationConfig) -> Iterator[Batch]:
-    """Decode the videos of a batch: yields batches of rows of COLUMNS, without the films' own."""
-    for rows in cut_videos(batch, config):
-        scenes = rows["scene_id"] != ""
-        if scenes.any():
-            yield {name: rows[name][scenes] for name in COLUMNS}
 
 
 def _task(video_id: str, uri: str, scenes: list[Row]) -> Row:

@@ -12,9 +12,9 @@ from actors.core import storage
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import scene_row
+from actors.curation.tables import SCORES, VIDEOS
 from pipelines.curation.input import Video, read_videos
 from pipelines.curation.settings import CurationConfig, measured_by
-from pipelines.curation.tables import SCORES, VIDEOS
 
 PART_ROWS = 512
 """Videos in one part of the plan."""

@@ -15,12 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from actors.core import storage
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.captioners import Recaptioner, check_captioner, load_captioner
 from actors.curation.captions import (
@@ -31,15 +30,17 @@ from actors.curation.captions import (
     CaptionServiceError,
     Pace,
     ask,
-    key_frames,
+    pick_frames,
     prompt,
 )
+from actors.curation.tables import CAPTIONS
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import actor_retries, fitted, ray_task
+from pipelines.curation.export import renew_kept_json
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
+from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.tables import CAPTIONS
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,14 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     return done
 
 
+def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
+    """As `recaption`, and bring scenes/, rejected/ and kept.json in line with the answers."""
+    done, store = recaption(config, scenes), Store(config.output)
+    tell_captions(store)
+    renew_kept_json(store)
+    return done
+
+
 def forget_failed(store: Store) -> set[tuple[str, str]]:
     """Remove failed answers of scenes that have no sound one, so that they are asked for again; returns their keys."""
     best = captions(store)
@@ -196,14 +205,6 @@ def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Genera
 def _frames(config: CurationConfig, scenes: list[Row], stages: dict[str, Stage]) -> Dataset:
     pick: Any = pick_frames
     return frames_of(scenes, config, stages["video"]).map_batches(pick, batch_size=1, **ray_task(stages["pick"]))
-
-
-def pick_frames(batch: Batch) -> Batch:
-    """Keep of the frames of scenes those that are sent."""
-    picked = np.empty(len(batch["frames"]), object)
-    for i, frames in enumerate(batch["frames"]):
-        picked[i] = key_frames(frames)
-    return {**batch, "frames": picked}
 
 
 def _written(store: Store, settings: CaptionsConfig, row: Row, answer: Answer) -> Answer:

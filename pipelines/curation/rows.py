@@ -5,6 +5,7 @@ Parts are read by Ray's tasks where they are many and Ray runs; what meets in on
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,24 +14,34 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from pipelines.curation.tables import CAPTIONS, SCORES, VIDEOS
+from actors.curation.tables import CAPTIONS, VIDEOS, Look, read_rows, strings
 
 Result = TypeVar("Result")
-Look = Callable[[pd.DataFrame], pd.DataFrame]
 
 MANY_PARTS = 1000
 """As many parts are read here before Ray's tasks would have started."""
 TASK_PARTS = 250
 """Parts that one task reads."""
-NARROW = (
-    *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
-    *("decoder", "decoded", "source", "scenes", "fetch_s", "cut_s", "latents_s"),
-)
-"""What is always read of a row: whether it counts, and what it cost."""
 
 
 class IncompleteError(RuntimeError):
     """Rows do not add up: something of the input has no row, or has two."""
+
+
+@dataclass(frozen=True)
+class HowFar:
+    """How much of the plan has been scored."""
+
+    videos: int
+    """Videos of the input, in the range."""
+    done: int
+    """Videos whose scenes all have a row."""
+    scenes: int
+    """Scenes that have a row."""
+    failed_scenes: int
+    """Scenes whose row has an error code."""
+    failed_videos: int
+    """Videos whose scenes could not be found, or not all of them."""
 
 
 def rows_now(
@@ -45,7 +56,7 @@ def rows_now(
     videos = store.read_table("plan/videos", VIDEOS).to_pandas().set_index("video_id")
     parts = [f"{folder}/{name}" for folder in ("plan/rejected", "scores") for name in store.parts(folder)]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
-    tables = in_tasks(_read, [(store, group, columns, look) for group in groups], len(parts) > MANY_PARTS)
+    tables = in_tasks(read_rows, [(store, group, columns, look) for group in groups], len(parts) > MANY_PARTS)
     whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
     del tables
     rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
@@ -66,31 +77,6 @@ def rows_now(
     rows = rows.iloc[counted[order]]
     scenes = (rows.scene_id != "").to_numpy()
     return rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes
-
-
-def _read(store: Store, parts: Sequence[str], columns: Sequence[str], look: Look | None) -> pa.Table:
-    names = [*NARROW, *(name for name in columns if name not in NARROW)]
-    schema = pa.schema([SCORES.field(name) for name in names])
-    # Tables of no part have columns, too.
-    tables = [_looked(schema.empty_table(), "", look)]
-    for part in parts:
-        folder, _, name = part.rpartition("/")
-        table = store.read_part(folder, name, names)
-        if table is not None:
-            tables.append(_looked(table.cast(schema), part, look))
-    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
-
-
-def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:
-    if look is not None:
-        seen = look(table.to_pandas(types_mapper=strings))
-        table = pa.Table.from_arrays(
-            [*(table[name] for name in NARROW), *(pa.Array.from_pandas(seen[name]) for name in seen)],
-            [*NARROW, *seen],
-        )
-    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([part]))
-    row = pa.array(np.arange(len(table), dtype=np.int32))
-    return table.append_column("part", name).append_column("row", row)
 
 
 def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:
@@ -127,6 +113,30 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
     return int(expected.sum() + planned.sum())
 
 
+def inventory(store: Store) -> tuple[int, dict[str, Any]]:
+    """How many scenes the input has, and the `measurements` of their rows; raises IncompleteError as the former."""
+    scenes, films, videos = rows_now(store)
+    return expected_scenes(scenes, films, videos), measurements(scenes, films)
+
+
+def how_far(store: Store) -> HowFar:
+    """How much of the plan is in scores/, also while a run writes there."""
+    scenes, films, videos = rows_now(store)
+    found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
+    expected = videos.where(videos >= 0, found)
+    done = scenes.groupby("video_id").size().reindex(videos.index, fill_value=0) >= expected
+    failed = int((scenes.error != "").sum()), int((films.error != "").sum())
+    return HowFar(len(videos), int(done.sum()), len(scenes), *failed)
+
+
+def failures(store: Store) -> pd.DataFrame:
+    """Every row that failed, of scenes, videos and captions: video_id, scene_id, step, error, attempts, message."""
+    scenes, films, _ = rows_now(store, ["attempts", "message"])
+    answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
+    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers)])
+    return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
+
+
 def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
     """What the rows cost: rows per second and worker of each stage, decoded over source frames of films, by whom."""
     costs = {
@@ -159,8 +169,3 @@ def captions(store: Store) -> pd.DataFrame:
     rows = store.read_table("captions", CAPTIONS).to_pandas(types_mapper=strings)
     rows = rows.assign(sound=rows.code == "").sort_values(["sound", "written"], kind="stable")
     return rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound").reset_index(drop=True)
-
-
-def strings(kind: pa.DataType) -> Any:
-    """Types for `Table.to_pandas`: strings stay Arrow's, at a fraction of the memory."""
-    return pd.StringDtype("pyarrow", na_value=np.nan) if pa.types.is_string(kind) else None

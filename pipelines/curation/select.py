@@ -27,9 +27,10 @@ from actors.core import storage
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
-from actors.curation.perceptual_hash import HASH_BYTES
-from pipelines.curation.duplicates import near_duplicates
-from pipelines.curation.filter import Filter, load_filter, place
+from actors.curation.duplicates import near_duplicates
+from actors.curation.filter import Filter, load_filter, place
+from actors.curation.rules import HASH, REASONS, judge, write_decisions, write_numbered
+from actors.curation.tables import REJECTED, SCENES, strings
 from pipelines.curation.rows import (
     IncompleteError,
     captions,
@@ -37,61 +38,13 @@ from pipelines.curation.rows import (
     in_tasks,
     measurements,
     rows_now,
-    strings,
 )
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.tables import SCORES
 
 PART_ROWS = 100_000
 """Scenes in one part of scenes/."""
 MANY_ROWS = 10 * PART_ROWS
 """More rows than that are written by Ray's tasks, where it runs."""
-REASONS = (
-    *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
-    *("near_duplicate", "same_span", "not_selected"),
-)
-"""Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
-COMPARED = ("", "near_duplicate", "same_span", "not_selected")
-"""Reasons of scenes that pass every rule of their own and are compared with others."""
-HASH = ("hash_0", "hash_1", "hash_2")
-SCENES = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("scene_id", pa.string()),
-        ("caption", pa.string()),
-        ("recaption", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        *((name, pa.float32()) for name in FEATURES[:-1]),
-        ("no_frames", pa.int32()),
-        ("probability", pa.float32()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("error", pa.string()),
-        ("duplicate_group", pa.int64()),
-    ]
-)
-"""One row for every scene of the input: kept, dropped with a reason, or failed with an error.
-
-duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
-"""
-PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
-"""Which part of scores/ and of thumbnails/ holds a scene; by itself, since it depends on the way a run went."""
-REJECTED = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("scene_id", pa.string()),
-        ("step", pa.string()),
-        ("code", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int32()),
-    ]
-)
-"""What failed, at which step; scene_id "" where it is a video whose scenes could not be known."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +82,9 @@ def select(config: CurationConfig) -> Selected:
     store = Store(config.output)
     model = _filter(config) if config.select.by == "classifier" else None
     columns = FEATURES if config.select.dedupe is None else [*FEATURES, "phash"]
-    scenes, films, videos = rows_now(store, columns, partial(judge, config=config, model=model))
+    scenes, films, videos = rows_now(
+        store, columns, partial(judge, frames=config.frames, select=config.select, model=model)
+    )
     expected = expected_scenes(scenes, films, videos)
     costs = measurements(scenes, films)
     scenes["duplicate_group"] = alike(scenes, config)
@@ -143,7 +98,7 @@ def select(config: CurationConfig) -> Selected:
     decided = decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
     starts = range(0, max(len(decided), 1), PART_ROWS)
     chunks = [(store, i, decided.iloc[start : start + PART_ROWS], model) for i, start in enumerate(starts)]
-    counts = in_tasks(_write, chunks, len(decided) > MANY_ROWS)
+    counts = in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS)
     names = {store.numbered(number) for number in range(len(chunks))}
     for folder in ("scenes", "places", "rejected"):
         for name in set(store.parts(folder)) - names:
@@ -157,37 +112,6 @@ def _filter(config: CurationConfig) -> Filter:
     return load_filter(place(config.output, config.filter), made.get("measured_by"))
 
 
-def judge(rows: pd.DataFrame, config: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
-    """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
-
-    rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
-    is the rank. With select.dedupe also the words of phash, uint64, 0 where there is none: hash_0, hash_1, hash_2.
-    """
-    rules = {
-        "too_short": rows.no_frames < config.frames.min,
-        "too_long": rows.no_frames > config.frames.max,
-        "unmeasured": rows[list(FEATURES)].isna().any(axis=1),
-        "static": rows.mean_velocity < config.select.min_velocity,
-        "cut_inside": rows.max_rgb_diff > config.select.max_rgb_diff,
-    }
-    sound = (rows.error == "").to_numpy()
-    codes = [REASONS.index(name) for name in rules]
-    broken = np.where(sound, np.select(list(rules.values()), codes, 0), 0)
-    chance = np.full(len(rows), np.nan, np.float32)
-    if model is None:
-        rank = steadiness(rows).to_numpy(np.float32)
-    else:
-        if sound.any():
-            chance[sound] = model.probability(rows[sound])
-        rank = chance
-    reason = pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS)))
-    judged = pd.DataFrame({"reason": reason, "rank": rank, "probability": chance})
-    if config.select.dedupe is not None:
-        hashes = b"".join(value or bytes(HASH_BYTES) for value in rows.phash)
-        judged[list(HASH)] = np.frombuffer(hashes, np.uint64).reshape(-1, len(HASH))
-    return judged
-
-
 def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     """The group of near-duplicates of each scene that was judged, int64 (N,); -1 where it is alone."""
     groups = np.full(len(scenes), -1)
@@ -196,11 +120,6 @@ def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
         hashes = scenes[list(HASH)].iloc[hashed].to_numpy(np.uint64)
         groups[hashed] = near_duplicates(hashes, config.select.dedupe)
     return groups
-
-
-def steadiness(rows: pd.DataFrame) -> pd.Series:
-    """By rule, the rank of scenes: 0 to 1."""
-    return (rows.mean_velocity / rows.max_velocity).fillna(0)
 
 
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
@@ -226,43 +145,6 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     reason[left] = REASONS.index("not_selected")
     reason[left[:limit]] = 0
     return reason
-
-
-def _write(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
-    """Write one part of scenes/, of places/ and of rejected/; with a model, returns the `spread_counts` of its scenes.
-
-    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
-    duplicate_group, and whether it is a scene, or a film that failed.
-    """
-    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
-    names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
-    names = [name for name in names if name not in added]
-    places = decided.reset_index(drop=True)
-    read, order = [pa.schema([SCORES.field(name) for name in names]).empty_table()], []
-    for part, rows in places.groupby("part", observed=True).row:
-        folder, _, name = str(part).rpartition("/")
-        table = store.read_part(folder, name, names)
-        if table is None:
-            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
-        read.append(table.take(pa.array(rows)).cast(read[0].schema))
-        order.append(rows.index)
-    about = pa.concat_tables(read).to_pandas(types_mapper=strings)
-    about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
-    kept = places.scene & (places.reason == 0) & (about.error == "")
-    reason = np.array(REASONS, object)[places.reason]
-    groups = places.duplicate_group.where(places.duplicate_group >= 0)
-    parts = places.part.astype(str).str.rpartition("/")[2]
-    decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
-    rows = about.assign(**decision, duplicate_group=groups)
-    _write_part(store, "places", number, about.assign(part=parts)[places.scene], PLACES)
-    _write_part(store, "scenes", number, rows[places.scene], SCENES)
-    _write_part(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
-    return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
-
-
-def _write_part(store: Store, folder: str, number: int, rows: pd.DataFrame, schema: pa.Schema) -> None:
-    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    store.write_table(table, folder, store.numbered(number))
 
 
 def tell_captions(store: Store) -> None:
@@ -310,7 +192,7 @@ def fail_scenes(store: Store, rows: Sequence[Row], step: str = "export") -> None
             store.write_table(pa.Table.from_pandas(scenes, SCENES, preserve_index=False), "scenes", name)
     if more:
         rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step=step)
-        _write_part(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
+        write_numbered(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
 
 
 def tally(store: Store, expected: int | None = None) -> Tally:

@@ -6,8 +6,8 @@ measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ an
 """
 
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -21,10 +21,11 @@ from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
 from actors.curation.motion import FLOWS, MotionConfig
 from actors.curation.raft import check_raft
+from actors.curation.rules import SelectConfig
+from actors.curation.videos import CutConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.models.clip import EmbeddingsConfig
-from pipelines.curation.duplicates import FARTHEST
 
 RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed", "caption_failed"}
 """Error codes of rows that may succeed when they are tried again."""
@@ -32,40 +33,12 @@ RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "ex
 
 @dataclass(frozen=True)
 class VideosConfig:
-    """Which videos of the input."""
+    """Which videos of the input are read."""
 
     start: int = 0
-    """Index of the first, in the order of the input."""
+    """Index of the first video, from 0, in the order of the input. Set it to split a corpus over several runs."""
     end: int | None = None
-    """Index of the last, itself included; null: to the end."""
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Which scenes are kept. Changing it measures nothing again."""
-
-    by: Literal["rule", "classifier"] = "rule"
-    """rule, or classifier: the best are those that the filter calls most probably good."""
-    count: int | None = None
-    """Keep this many at most, the best over all videos."""
-    fraction: float | None = None
-    """Keep this share of the scenes that pass the rules."""
-    min_velocity: float = 0.1
-    """Scenes whose mean_velocity is below this, in pixels per step, are static."""
-    max_rgb_diff: float = 4000
-    """Scenes whose max_rgb_diff is above this have a cut inside."""
-    dedupe: int | None = None
-    """Scenes whose hashes differ in at most so many of 192 bits are near-duplicates, of which the best is kept; null:
-    all are. 8 finds copies in another size or codec; 16 also slightly cropped or darkened ones, and parts of a still
-    shot."""
-
-    def __post_init__(self) -> None:
-        if self.count is not None and self.fraction is not None:
-            raise UserError("count and fraction exclude each other")
-        if (self.count is not None and self.count < 0) or not 0 <= (self.fraction or 0) <= 1:
-            raise UserError(f"count starts at 0, fraction lies in 0..1: {self}")
-        if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
-            raise UserError(f"dedupe={self.dedupe}: near-duplicates differ in 0 to {FARTHEST} bits")
+    """Index of the last video, which is included; null: to the end of the input."""
 
 
 @dataclass(frozen=True)
@@ -73,64 +46,106 @@ class ExportConfig(ClipsConfig):
     """What is written of the scenes that are kept."""
 
     frames: bool = False
-    """Also the sampled frames in the film's own size, as JPEG."""
+    """Also write the sampled frames of each kept scene in the film's own size, as JPEG."""
     webdataset: bool = False
-    """Also tar shards of clip, caption and row."""
+    """Also write WebDataset tar shards with clip, caption and row of each kept scene."""
     shard_clips: int = 500
-    """Clips in one shard."""
+    """Clips in one WebDataset shard; at least 1. Loaders shuffle shards, so use several per worker."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How it is proved that captions and choice are better."""
+    """How captions and selection are evaluated."""
 
     seed: int = 0
-    """Draws the random scenes, and what interval and p are made of."""
+    """Seed of the draw of random scenes, of the bootstrap and of the permutation test."""
     resamples: int = 9999
-    """Rounds of the bootstrap and of the permutation test."""
+    """Rounds of the bootstrap and of the permutation test; at least 99. More give finer p-values."""
     recaption: bool = True
-    """Ask first for the recaptions that the scenes of both groups do not have, as `recaption` does; it costs."""
+    """Request missing recaptions of both groups first, as `recaption` does (billed); false: compare existing ones."""
 
     def __post_init__(self) -> None:
         if self.resamples < 99:
-            raise UserError(f"resamples starts at 99: {self}")
+            raise UserError(f"evaluate.resamples must be at least 99: {self}")
 
 
 @dataclass(frozen=True)
 class WriteConfig(Stage):
-    """How results are gathered into parts."""
+    """How scores are written."""
 
     num_cpus: float = 0.1
-    """Writing waits for the store, not for a CPU."""
+    """CPUs that one writing task holds. Writing waits for the store, so a part of a CPU is enough."""
     batch_size: int = 64
-    """Rows of a part; rows that are not in a part yet are measured again after a kill."""
+    """Rows in one part of scores/. Fewer lose less work when a run is killed; more make fewer objects in the store."""
 
 
 @dataclass(frozen=True)
 class CurationConfig:
     """All settings of curation."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"clip_idx_start": "videos.start", "clip_idx_end": "videos.end"}
+    IGNORED: ClassVar[dict[str, str]] = {
+        "n_videos_per_batch": "videos are a stream here; write.batch_size sets how many scenes a part of scores/ holds",
+        "clips_taken_per_batch": "the best scenes of all videos are kept; set select.count or select.fraction",
+        "store_intermediate_json": "scores are always stored, in OUTPUT/scores, so that a run resumes",
+    }
+
     input: str
-    """HDVG metadata (.json, .jsonl), a table (.csv, .parquet), a folder or prefix of films, or one film."""
+    """The films: HDVG metadata (.json, .jsonl), a table (.csv, .parquet), a folder or prefix of films, or one film; a
+    path, file:// or s3://."""
     output: str
-    """Where results go: a path or s3://bucket/prefix."""
+    """Where results are written: a path or s3://bucket/prefix, outside the input."""
     autoscaling: bool = False
-    """The cluster grows by what is asked for: pools stay as asked, whatever it has now."""
+    """The cluster grows on demand: actor pools are not reduced to its present size."""
     videos: VideosConfig = field(default_factory=VideosConfig)
+    """Which videos of the input are read."""
     frames: FramesConfig = field(default_factory=FramesConfig)
+    """Which frames of a scene are sampled."""
     shots: ShotsConfig = field(default_factory=ShotsConfig)
+    """How films without metadata are cut into scenes by shot detection."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    """How videos are downloaded."""
     video: VideoConfig = field(default_factory=VideoConfig)
+    """How films are decoded."""
     motion: MotionConfig = field(default_factory=MotionConfig)
+    """How optical flow is measured."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """Which VAE encodes the frames, for mse and cos_sim."""
     write: WriteConfig = field(default_factory=WriteConfig)
+    """How scores are written."""
     select: SelectConfig = field(default_factory=SelectConfig)
+    """Which scenes are kept. Changing it needs no new measurement."""
     filter: str | None = None
-    """The filter of select.by=classifier, as `fit-filter` wrote it; null: OUTPUT/filter.json."""
+    """The filter of select.by=classifier, as `fit-filter` writes it: a path or s3://; null: OUTPUT/filter.json."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    """What is written of the scenes that are kept."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """Which model improves captions, how fast and at what price."""
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    """Which CLIP model `evaluate` scores captions with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How captions and selection are evaluated."""
+
+    @property
+    def cutting(self) -> CutConfig:
+        """The settings of one decode."""
+        return CutConfig(self.video, self.frames, self.shots, self.motion)
+
+
+@dataclass(frozen=True)
+class RetryConfig(CurationConfig):
+    """Settings of `retry`: those of `run`, and what is tried again."""
+
+    codes: str | None = None
+    """Error codes to try again, separated by commas, as `failed` lists them; null: all that may succeed later."""
+
+    def again(self) -> frozenset[str]:
+        """The error codes to try again."""
+        return frozenset(self.codes.split(",")) if self.codes else RETRYABLE
+
+    def run(self) -> CurationConfig:
+        """The settings of `run`."""
+        return CurationConfig(**{one.name: getattr(self, one.name) for one in fields(CurationConfig)})
 
 
 def measured_by(config: CurationConfig) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from actors.curation.clip_scores import clip_score
 from actors.models.clip import Clip, EmbeddingsConfig, embed_images, embed_texts, load_clip
-from pipelines.curation.evaluate import EVERY, clip_score
+from pipelines.curation.evaluate import EVERY
 from tests.benchmarks.curation import alternate, line, ratio
 
 SCENES, FRAMES = 4, 16

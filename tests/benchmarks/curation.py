@@ -36,9 +36,9 @@ from actors.core.store import Store
 from actors.curation.cut import FramesConfig, cut
 from actors.curation.latents import LatentsConfig, encode, latent_distances
 from actors.curation.motion import MotionConfig
+from actors.curation.tables import SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
-from pipelines.curation.tables import SCORES
 from tests.benchmarks import reference
 from tests.benchmarks.by_eye import loop
 from tests.benchmarks.memory import peak_of_scoring

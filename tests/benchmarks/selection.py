@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from actors.core.child import Child
 from actors.core.store import Store
+from actors.curation.filter import feature_settings, place, save_filter
 from actors.curation.perceptual_hash import HASH_BYTES
-from pipelines.curation.filter import feature_settings, place, save_filter
+from actors.curation.tables import SCORES, VIDEOS
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.settings import CurationConfig, measured_by
-from pipelines.curation.tables import SCORES, VIDEOS
 from tests.pipelines.curation.outputs import fast_is_good
 
 SCENES_A_VIDEO, SCENES_A_SPAN = 40, 2

@@ -15,7 +15,8 @@ import pytest
 from av.container import InputContainer
 
 from actors.core.stage import Row
-from actors.curation.clips import ClipsConfig, write_clips, write_shard
+from actors.curation.clips import ClipsConfig, write_clips
+from actors.curation.export import write_shard
 from actors.media.film import open_film
 from tests.support import films
 

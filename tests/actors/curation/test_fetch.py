@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import urllib.error
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from actors.core import storage
+from actors.core.child import BrokenRunError
 from actors.curation import fetch as module
+from actors.curation import page_tools
 from actors.curation.fetch import RETRYABLE, FetchConfig, fetch
 from tests.support import films
 from tests.support.servers import FileHost, Reply
@@ -238,6 +241,33 @@ def test_what_does_not_decode_is_not_stored(host: FileHost, store: str, tmp_path
     assert stored(store) == []
 
 
+def confused(*arguments: object) -> Iterator[tuple[str, str, float | None]]:
+    """A tool that meets a page its authors did not think of."""
+    yield from ()
+    raise KeyError("formats")
+
+
+def incomplete(*arguments: object) -> Iterator[tuple[str, str, float | None]]:
+    """A tool whose library is not installed."""
+    yield from ()
+    import a_library_that_is_not_there  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+def test_an_exception_of_the_tool_is_reported_as_what_it_is(
+    host: FileHost, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "with_ytdlp", confused)
+    got = fetch("v1", host.url("/watch"), store, FetchConfig())
+    assert (got.code, got.attempts, got.message) == ("exception", 1, "yt-dlp failed: KeyError: 'formats'")
+    assert got.code in RETRYABLE and stored(store) == []
+
+
+def test_a_tool_without_its_library_ends_the_run(host: FileHost, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "with_ytdlp", incomplete)
+    with pytest.raises(BrokenRunError, match="a_library_that_is_not_there"):
+        fetch("v1", host.url("/watch"), store, FetchConfig())
+
+
 def test_redirects_are_followed(host: FileHost, film: bytes, store: str) -> None:
     host.put("/there.bin", Reply(film))
     for path in ("/film.mp4", "/watch"):
@@ -327,7 +357,7 @@ def test_a_process_that_dies_gives_its_place_back(host: FileHost, film: bytes, s
 def test_what_sites_say_is_understood(said: str, code: str) -> None:
     from yt_dlp.utils import DownloadError, ExtractorError
 
-    fault = module.ytdlp_fault(DownloadError(f"ERROR: {said}", (ExtractorError, ExtractorError(said), None)))  # pyright: ignore[reportArgumentType]
+    fault = page_tools.ytdlp_fault(DownloadError(f"ERROR: {said}", (ExtractorError, ExtractorError(said), None)))  # pyright: ignore[reportArgumentType]
     assert fault.code == code and "report this issue" not in str(fault)
     assert ("fetch.cookies" in str(fault)) == (code == "fetch_blocked")
 
@@ -345,10 +375,10 @@ def test_errors_of_pytube_are_understood() -> None:
         exceptions.VideoRegionBlocked: "fetch_blocked",
         exceptions.LiveStreamError: "fetch_failed",
     }.items():
-        assert module.pytube_fault(kind("x")).code == code
+        assert page_tools.pytube_fault(kind("x")).code == code
     for status, code in {410: "fetch_gone", 403: "fetch_blocked", 500: "fetch_failed"}.items():
-        assert module.pytube_fault(urllib.error.HTTPError("u", status, "", Message(), None)).code == code
-    assert "yt-dlp" in str(module.pytube_fault(exceptions.RegexMatchError("a", "b")))
+        assert page_tools.pytube_fault(urllib.error.HTTPError("u", status, "", Message(), None)).code == code
+    assert "yt-dlp" in str(page_tools.pytube_fault(exceptions.RegexMatchError("a", "b")))
 
 
 def test_pytube_says_what_it_cannot_do(host: FileHost, film: bytes, store: str) -> None:
@@ -365,7 +395,7 @@ def test_pytube_takes_the_best_of_at_most_the_height() -> None:
 
     streams = [Stream("240p"), Stream("720p"), Stream("360p")]
     for height, best in ((360, "360p"), (500, "360p"), (2000, "720p"), (100, "240p")):
-        assert module.choose(streams, height).resolution == best
+        assert page_tools.choose(streams, height).resolution == best
 
 
 def test_wrong_settings_name_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,9 @@ def test_a_path_without_a_model_is_told_at_once(folders: Path, name: str):
 @pytest.mark.parametrize("name", ["nobody/nothing", "not a name", "a/b/c"])
 def test_a_name_that_cannot_be_had_is_told_with_the_ways_out(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=f"latents.model={name} cannot be had from the hub") as error:
+    with pytest.raises(
+        ValueError, match=f"latents.model={name} cannot be downloaded from the Hugging Face Hub"
+    ) as error:
         check_model(name)
     assert "latents.model=tiny" in str(error.value)
     assert "HF_TOKEN" in str(error.value)

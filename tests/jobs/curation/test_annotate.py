@@ -22,9 +22,9 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
+from actors.curation.filter import save_filter
 from jobs.curation.__main__ import app
 from jobs.curation.annotate import AnnotateConfig, check_host
-from pipelines.curation.filter import save_filter
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.labels import write_labels
 from pipelines.curation.settings import measured_by

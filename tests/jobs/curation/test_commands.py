@@ -1,7 +1,9 @@
 """The job end to end on small films, in the suite's Ray cluster."""
 
 import json
+import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -89,6 +91,17 @@ def test_a_mistake_leaves_the_record_as_it_was(output: Path, run: Run, monkeypat
     assert "set GEMINI_API_KEY" in run("recaption", output, code=2).output
     assert json.loads((output / "run.json").read_text()) == before
     assert "done" in run("status", output).output
+
+
+def test_status_shows_the_progress_of_a_run_that_has_not_ended(output: Path, run: Run, tmp_path: Path):
+    running = tmp_path / "out"
+    shutil.copytree(output, running)
+    (running / "run.json").unlink()
+    about = {"done": 3, "total": 5, "unit": "scenes", "rate": 0.5, "remaining_s": 4.0, "note": "", "time": time.time()}
+    Store(str(running)).write_json({"score": about}, "runs", "run.progress.json")
+    told = run("status", running).output
+    assert "run score: 3 of 5 scenes, 0.5/s, 4 s left" in told
+    assert "Still running or interrupted. Rerun the same command to resume." in told
 
 
 def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
@@ -182,6 +195,33 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, vae_folder: s
     assert "3 videos, 0 named scenes, 3 films" in told
     assert f"{tmp_path / 'out'}/scenes" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_file_of_the_reference_is_understood(
+    corpus: Path, vae_folder: str, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("WARNING", "jobs")
+    keys = {"n_videos_per_batch": 10, "clip_idx_start": 1, "clip_idx_end": 2}
+    keys |= {"store_intermediate_json": True, "clips_taken_per_batch": 5}
+    (tmp_path / "config.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()))
+    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    told = run("run", tmp_path / "config.yaml", *settings, "--dry-run").output
+    assert "  start: 1\n  end: 2\n" in told
+    assert "input: 2 videos" in told
+    assert "n_videos_per_batch is ignored" in caplog.text
+    assert "store_intermediate_json is ignored: scores are always stored" in caplog.text
+    assert "clips_taken_per_batch is ignored" in caplog.text and "select.count" in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["run", "fetch", "select", "retry", "fit-filter", "annotate", "explain", "failed"])
+def test_every_verb_prints_its_settings_and_their_schema(run: Run, verb: str):
+    assert "output:  # required; str" in run(verb, "--settings").output
+    assert "output" in json.loads(run(verb, "--schema").output)["properties"]
+
+
+def test_what_is_neither_settings_nor_an_output_is_named(run: Run, tmp_path: Path):
+    assert "neither a settings file (.yaml) nor the output of a run" in run("select", tmp_path, code=2).output
+    assert "output: this setting is required" in run("run", code=2).output
 
 
 @pytest.mark.parametrize(

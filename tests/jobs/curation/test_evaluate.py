@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from pipelines.curation.evaluate import EVALUATION
+from actors.curation.tables import CAPTIONS, EVALUATION
 from pipelines.curation.export import TOTALS
-from pipelines.curation.tables import CAPTIONS
 from tests.support import colours, corpus
 from tests.support.colours import BLUE, GREEN, RED
 from tests.support.corpus import run_here
@@ -70,7 +69,7 @@ def read(output: Path, name: str) -> Any:
 def test_a_dry_run_tells_the_groups_and_writes_nothing(output: Path):
     before = sorted(output.rglob("*"))
     told = run_here("evaluate", output, "--dry-run").stdout
-    assert "4 kept scenes and 4 random ones, 4 of them both" in told
+    assert "4 kept and 4 random scenes, 4 in both groups" in told
     assert "4 scenes to be scored, 5 texts" in told
     assert "embeddings: 1 actors of 0.5 CPUs" in told
     assert f"{output}/evaluation" in told
@@ -147,7 +146,7 @@ def test_both_groups_are_recaptioned_before_they_are_compared(
     [
         ("embeddings.model=ViT-X", "embeddings.model=ViT-X"),
         ("embeddings.images_per_call=0", "images_per_call start at 1"),
-        ("evaluate.resamples=1", "resamples starts at 99"),
+        ("evaluate.resamples=1", "resamples must be at least 99"),
     ],
 )
 def test_what_cannot_work_stops_before_any_work(output: Path, setting: str, message: str):

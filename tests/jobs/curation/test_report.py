@@ -19,13 +19,12 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from actors.curation.filter import save_filter
+from actors.curation.tables import CAPTIONS, PLACES, REJECTED, SCENES, THUMBNAILS
 from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report
-from pipelines.curation.filter import save_filter
 from pipelines.curation.fit_filter import FitConfig, fit
-from pipelines.curation.select import PLACES, REJECTED, SCENES
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.tables import CAPTIONS, THUMBNAILS
 from tests.pipelines.curation.outputs import fast_is_good
 
 VOID = {"meta", "img", "br", "input"}

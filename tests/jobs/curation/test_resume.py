@@ -71,7 +71,7 @@ def _kill_three_times(start: Callable[[], AbstractContextManager[Job]], output: 
             decoders += len(children)
             _, left = psutil.wait_procs(children, timeout=60)
             assert not left
-        assert "not finished" in run_here("status", output).output
+        assert "Rerun the same command to resume" in run_here("status", output).output
         whole = corpus.whole_videos(output) | whole
     assert decoders
     assert whole

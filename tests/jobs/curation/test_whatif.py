@@ -13,13 +13,15 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
+from actors.curation.filter import save_filter
+from actors.curation.rules import SelectConfig
+from actors.curation.tables import SCENES
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
 from jobs.curation.report import write_report
-from pipelines.curation.filter import save_filter
 from pipelines.curation.fit_filter import FitConfig, fit
-from pipelines.curation.select import SCENES, select, tally
-from pipelines.curation.settings import CurationConfig, SelectConfig
+from pipelines.curation.select import select, tally
+from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_plan, write_scores
 
 pytestmark = pytest.mark.slow

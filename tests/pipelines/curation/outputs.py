@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from actors.curation.tables import SCORES, VIDEOS
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.tables import SCORES, VIDEOS
 
 Row = dict[str, Any]
 

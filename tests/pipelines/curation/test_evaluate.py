@@ -15,13 +15,15 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
+from actors.curation.clip_scores import clip_score
 from actors.curation.cut import FramesConfig
+from actors.curation.rules import SelectConfig
+from actors.curation.tables import CAPTIONS, EVALUATION
 from actors.models.clip import EmbeddingsConfig
-from pipelines.curation.evaluate import EVALUATION, clip_score, comparisons, draw, evaluate, plan_evaluation, totals
+from pipelines.curation.evaluate import comparisons, draw, evaluate, plan_evaluation, totals
 from pipelines.curation.export import TOTALS, kept_scenes, proven
 from pipelines.curation.select import select, tell_captions
-from pipelines.curation.settings import CurationConfig, EvaluateConfig, SelectConfig
-from pipelines.curation.tables import CAPTIONS
+from pipelines.curation.settings import CurationConfig, EvaluateConfig
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores
 from tests.support import colours
 from tests.support.colours import BLUE, GREEN, RED

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from actors.core.store import Store
+from actors.curation.filter import save_filter
+from actors.curation.rules import SelectConfig
 from pipelines.curation.explain import explain
-from pipelines.curation.filter import save_filter
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.select import fail_scenes, select
-from pipelines.curation.settings import CurationConfig, SelectConfig
+from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
 

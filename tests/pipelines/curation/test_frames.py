@@ -7,9 +7,9 @@ import numpy as np
 
 from actors.core.stage import Row, Stage
 from actors.curation.cut import FramesConfig
+from actors.curation.videos import cut_videos
 from actors.media.shots import ShotsConfig
 from pipelines.curation.frames import frames_of
-from pipelines.curation.score import cut_videos
 from pipelines.curation.settings import CurationConfig
 from tests.support import films
 
@@ -19,7 +19,7 @@ def measured(config: CurationConfig, video_id: str, path: Path, spans: list[Row]
     task = {"video_index": 0, "video_id": video_id, "url": str(path), "skip": "[]"}
     task["spans"] = json.dumps(spans) if spans else ""
     rows = []
-    for batch in cut_videos({name: np.array([value]) for name, value in task.items()}, config):
+    for batch in cut_videos({name: np.array([value]) for name, value in task.items()}, config.cutting):
         rows += [{name: column[i] for name, column in batch.items()} for i in range(len(batch["scene_id"]))]
     return [row for row in rows if row["scene_id"]]
 

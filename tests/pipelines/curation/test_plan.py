@@ -12,10 +12,10 @@ import pytest
 import pipelines.curation.plan
 from actors.core.store import Store
 from actors.curation.cut import FramesConfig
+from actors.curation.tables import SCORES
 from pipelines.curation.input import MetadataError
 from pipelines.curation.plan import Done, Plan, make_plan
 from pipelines.curation.settings import CurationConfig, VideosConfig
-from pipelines.curation.tables import SCORES
 from tests.pipelines.curation.outputs import film, scene, write_scores
 
 Clips = dict[str, list[str]]

@@ -10,10 +10,10 @@ import pipelines.curation.recaption
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig, CaptionServiceError, Refusal, prompt
 from actors.curation.cut import FramesConfig
+from actors.curation.tables import CAPTIONS
 from pipelines.curation.recaption import Recaptioned, estimate, forget_failed, recaption, unasked
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.tables import CAPTIONS
 from tests.pipelines.curation.outputs import Row, config, scene
 from tests.support import films
 from tests.support.servers import Gemini, Said, blocks, fails, says

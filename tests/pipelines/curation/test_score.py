@@ -17,11 +17,12 @@ from actors.core.store import Store
 from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
+from actors.curation.tables import SCORES, THUMBNAILS
+from actors.curation.videos import cut_videos, fetch_video, write_rows
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
-from pipelines.curation.score import cut_videos, fetch_video, stages_of, write_rows
+from pipelines.curation.score import stages_of
 from pipelines.curation.settings import RETRYABLE, CurationConfig
-from pipelines.curation.tables import SCORES, THUMBNAILS
 from tests.support import films
 
 Row = dict[str, Any]
@@ -92,7 +93,7 @@ def batch(*tasks: Row) -> Batch:
 @pytest.fixture(autouse=True)
 def one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a test can step from row to row; the job's own tests take several at once."""
-    monkeypatch.setattr("pipelines.curation.score.CUT_ROWS", 1)
+    monkeypatch.setattr("actors.curation.videos.CUT_ROWS", 1)
 
 
 def rows_of(batches: Iterator[Batch]) -> list[Row]:
@@ -117,7 +118,7 @@ def kill_child(sending: bool = False) -> None:
 
 
 def test_a_film_gives_a_row_for_each_scene_and_one_for_itself(path: str, config: CurationConfig):
-    rows = rows_of(cut_videos(batch({"url": path, "spans": spans()}), config))
+    rows = rows_of(cut_videos(batch({"url": path, "spans": spans()}), config.cutting))
     assert shown(rows) == [("a.0", "", ""), ("a.1", "", ""), ("a.2", "", ""), ("a.3", "", ""), ("", "", "")]
     assert set(rows[0]) == {*SCORES.names, "frames", "thumbnail"}
     assert [row["frames"].shape for row in rows] == [(n, 240, 240, 3) for n in (8, 8, 6, 5, 0)]
@@ -135,14 +136,14 @@ def test_a_film_gives_a_row_for_each_scene_and_one_for_itself(path: str, config:
 
 
 def test_only_what_is_left_of_a_video_is_made(path: str, config: CurationConfig):
-    rows = rows_of(cut_videos(batch({"url": path, "spans": spans(1, 3)}), config))
+    rows = rows_of(cut_videos(batch({"url": path, "spans": spans(1, 3)}), config.cutting))
     assert [row["scene_id"] for row in rows] == ["a.1", "a.3", ""]
     assert [films.read_stamp(row["frames"][0]) for row in rows[:-1]] == [0, 84]
 
 
 def test_shots_that_have_a_row_are_counted_and_not_made_again(path: str, config: CurationConfig):
     task = {"url": path, "skip": json.dumps(["a.0_0", "a.2_0"])}
-    rows = rows_of(cut_videos(batch(task), config))
+    rows = rows_of(cut_videos(batch(task), config.cutting))
     assert [(row["scene_id"], row["clip_id"], row["ordinal"]) for row in rows] == [("a.1_0", "a.1", 1), ("", "", -1)]
     assert films.read_stamp(rows[0]["frames"][0]) == 48
     assert rows[-1]["scenes"] == 3
@@ -151,7 +152,8 @@ def test_shots_that_have_a_row_are_counted_and_not_made_again(path: str, config:
 def test_videos_of_a_batch_come_one_after_the_other(path: str, config: CurationConfig, tmp_path: Path):
     text = films.text_file(tmp_path / "b.mp4")
     tasks = {"video_id": "b", "url": str(text)}, {"video_id": "a", "url": path}
-    assert [(row["video_id"], row["scene_id"], row["error"]) for row in rows_of(cut_videos(batch(*tasks), config))] == [
+    rows = rows_of(cut_videos(batch(*tasks), config.cutting))
+    assert [(row["video_id"], row["scene_id"], row["error"]) for row in rows] == [
         ("b", "", "not_a_video"),
         ("a", "a.0_0", ""),
         ("a", "a.1_0", ""),
@@ -164,9 +166,9 @@ def test_rows_leave_several_at_once_and_are_the_same(
     path: str, config: CurationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tasks = batch({"url": path, "spans": spans(0, 1, 2)}, {"video_id": "b", "url": str(tmp_path / "gone.mp4")})
-    alone = rows_of(cut_videos(tasks, config))
-    monkeypatch.setattr("pipelines.curation.score.CUT_ROWS", 2)
-    together = list(cut_videos(tasks, config))
+    alone = rows_of(cut_videos(tasks, config.cutting))
+    monkeypatch.setattr("actors.curation.videos.CUT_ROWS", 2)
+    together = list(cut_videos(tasks, config.cutting))
     assert [len(one["scene_id"]) for one in together] == [2, 2, 1]
     rows = [{name: column[i] for name, column in one.items()} for one in together for i in range(len(one["scene_id"]))]
     assert shown(rows) == shown(alone)
@@ -180,7 +182,7 @@ def test_rows_leave_several_at_once_and_are_the_same(
 
 def test_an_exception_in_the_decode_costs_its_film_alone(path: str, config: CurationConfig):
     broken = replace(config, shots=ShotsConfig(threshold=cast(Any, "high")))
-    rows = rows_of(cut_videos(batch({"url": path}, {"url": path, "spans": spans(0)}), broken))
+    rows = rows_of(cut_videos(batch({"url": path}, {"url": path, "spans": spans(0)}), broken.cutting))
     assert shown(rows) == [("", "cut", "exception"), ("a.0", "", ""), ("", "", "")]
     assert "TypeError" in rows[0]["message"] or "ValueError" in rows[0]["message"]
     assert "exception" in RETRYABLE
@@ -188,14 +190,14 @@ def test_an_exception_in_the_decode_costs_its_film_alone(path: str, config: Cura
 
 def test_a_file_that_is_not_there_is_a_row_for_each_scene(config: CurationConfig, tmp_path: Path):
     url = str(tmp_path / "gone.mp4")
-    rows = rows_of(cut_videos(batch({"url": url, "spans": spans(0, 2)}), config))
+    rows = rows_of(cut_videos(batch({"url": url, "spans": spans(0, 2)}), config.cutting))
     assert shown(rows) == [("a.0", "fetch", "not_found"), ("a.2", "fetch", "not_found"), ("", "", "")]
     assert all(url in row["message"] for row in rows[:-1])
     assert rows[0]["caption"] == "shot 0"
     assert np.isnan([rows[0][name] for name in FEATURES[:-1]]).all()
     assert rows[0]["frames"].shape == (0, 240, 240, 3)
     # Of a film with unknown scenes nothing else can be said.
-    rows = rows_of(cut_videos(batch({"url": url, "skip": '["a.0_0"]'}), config))
+    rows = rows_of(cut_videos(batch({"url": url, "skip": '["a.0_0"]'}), config.cutting))
     assert shown(rows) == [("", "fetch", "not_found")]
     assert rows[0]["scenes"] == 1
 
@@ -204,13 +206,13 @@ def test_a_file_that_is_not_there_is_a_row_for_each_scene(config: CurationConfig
 def test_a_file_that_may_not_be_read_is_forbidden(config: CurationConfig, tmp_path: Path):
     locked = films.text_file(tmp_path / "locked.mp4")
     locked.chmod(0)
-    rows = rows_of(cut_videos(batch({"url": str(locked), "spans": spans(0)}), config))
+    rows = rows_of(cut_videos(batch({"url": str(locked), "spans": spans(0)}), config.cutting))
     assert shown(rows) == [("a.0", "fetch", "forbidden"), ("", "", "")]
 
 
 def test_a_fetch_that_failed_is_told_by_every_scene(config: CurationConfig):
     failed = {"uri": "https://host/a", "error": "fetch_gone", "message": "404", "attempts": 3, "fetch_s": 1.5}
-    rows = rows_of(cut_videos(batch({"url": "https://host/a", "spans": spans(0, 3), **failed}), config))
+    rows = rows_of(cut_videos(batch({"url": "https://host/a", "spans": spans(0, 3), **failed}), config.cutting))
     assert shown(rows) == [("a.0", "fetch", "fetch_gone"), ("a.3", "fetch", "fetch_gone"), ("", "", "")]
     assert [(row["attempts"], row["uri"]) for row in rows] == [(3, "https://host/a")] * 3
     assert [row["fetch_s"] for row in rows] == [0, 0, 1.5]
@@ -218,13 +220,13 @@ def test_a_fetch_that_failed_is_told_by_every_scene(config: CurationConfig):
 
 def test_a_fetched_film_is_cut_where_it_was_stored(path: str, config: CurationConfig):
     task = {name: column[0] for name, column in batch({"url": path, "spans": spans(0)}).items()}
-    fetched = fetch_video(task, config)
+    fetched = fetch_video(task, Store(config.output).uri("videos"), config.fetch)
     assert (fetched["uri"], fetched["error"]) == (path, "")
-    rows = rows_of(cut_videos(batch(fetched), config))
+    rows = rows_of(cut_videos(batch(fetched), config.cutting))
     assert shown(rows) == [("a.0", "", ""), ("", "", "")]
     assert rows[-1]["fetch_s"] == pytest.approx(fetched["fetch_s"])
-    bad = fetch_video({**task, "url": "ftp://host/a.mp4"}, config)
-    assert shown(rows_of(cut_videos(batch(bad), config))) == [("a.0", "fetch", "bad_url"), ("", "", "")]
+    bad = fetch_video({**task, "url": "ftp://host/a.mp4"}, Store(config.output).uri("videos"), config.fetch)
+    assert shown(rows_of(cut_videos(batch(bad), config.cutting))) == [("a.0", "fetch", "bad_url"), ("", "", "")]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_child_that_is_killed_costs_no_row_and_none_comes_twice(
     path: str, config: CurationConfig, named: bool, after: int, sending: bool
 ):
     task = {"url": path, "spans": spans(0, 2, 3) if named else ""}
-    stream = cut_videos(batch(task), config)
+    stream = cut_videos(batch(task), config.cutting)
     rows = rows_of(iter([next(stream) for _ in range(after + 1)]))
     kill_child(sending)
     rows += rows_of(stream)
@@ -247,7 +249,7 @@ def test_a_child_that_is_killed_costs_no_row_and_none_comes_twice(
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_child_that_is_killed_twice_fails_what_is_left(path: str, config: CurationConfig, named: bool):
-    stream = cut_videos(batch({"url": path, "spans": spans(0, 2, 3) if named else ""}), config)
+    stream = cut_videos(batch({"url": path, "spans": spans(0, 2, 3) if named else ""}), config.cutting)
     rows = rows_of(iter([next(stream)]))
     kill_child()
     rows += rows_of(iter([next(stream)]))
@@ -263,7 +265,7 @@ def test_a_child_that_is_killed_twice_fails_what_is_left(path: str, config: Cura
     assert "SIGKILL" in rows[2]["message"]
     assert rows[2]["attempts"] == 2
     # The next film has a child of its own.
-    assert shown(rows_of(cut_videos(batch({"url": path, "spans": spans(0)}), config))) == [
+    assert shown(rows_of(cut_videos(batch({"url": path, "spans": spans(0)}), config.cutting))) == [
         ("a.0", "", ""),
         ("", "", ""),
     ]
@@ -271,7 +273,7 @@ def test_a_child_that_is_killed_twice_fails_what_is_left(path: str, config: Cura
 
 def test_a_film_that_takes_too_long_is_given_up_at_once(path: str, config: CurationConfig):
     hasty = replace(config, video=VideoConfig(timeout_s=0))
-    rows = rows_of(cut_videos(batch({"url": path, "spans": spans(0, 3)}), hasty))
+    rows = rows_of(cut_videos(batch({"url": path, "spans": spans(0, 3)}), hasty.cutting))
     assert shown(rows) == [("a.0", "cut", "timeout"), ("a.3", "cut", "timeout"), ("", "", "")]
     assert rows[0]["attempts"] == 1
 
@@ -290,7 +292,7 @@ def gathered(batches: Iterator[Batch]) -> Batch:
 
 def test_rows_are_written_whole_and_read_as_they_were(path: str, config: CurationConfig, tmp_path: Path):
     tasks = {"url": path, "spans": spans()}, {"video_id": "b", "url": str(tmp_path / "gone.mp4"), "spans": spans(0)}
-    rows = gathered(cut_videos(batch(*tasks), config))
+    rows = gathered(cut_videos(batch(*tasks), config.cutting))
     store = Store(config.output)
     counts = write_rows(rows, store)
     assert {name: column.tolist() for name, column in counts.items()} == {"films": [2], "scenes": [5], "failed": [1]}
@@ -306,7 +308,7 @@ def test_rows_are_written_whole_and_read_as_they_were(path: str, config: Curatio
 
 
 def test_a_batch_that_is_written_again_takes_its_own_place(path: str, config: CurationConfig):
-    rows = gathered(cut_videos(batch({"url": path, "spans": spans(0, 2)}), config))
+    rows = gathered(cut_videos(batch({"url": path, "spans": spans(0, 2)}), config.cutting))
     store = Store(config.output)
     write_rows(rows, store)
     write_rows(rows, store)
@@ -318,6 +320,6 @@ def test_a_batch_that_is_written_again_takes_its_own_place(path: str, config: Cu
 
 
 def test_only_failures_have_no_thumbnails(config: CurationConfig, tmp_path: Path):
-    rows = gathered(cut_videos(batch({"url": str(tmp_path / "gone.mp4"), "spans": spans(0)}), config))
+    rows = gathered(cut_videos(batch({"url": str(tmp_path / "gone.mp4"), "spans": spans(0)}), config.cutting))
     assert write_rows(rows, Store(config.output))["failed"].tolist() == [1]
     assert Store(config.output).read_table("thumbnails", THUMBNAILS).num_rows == 0

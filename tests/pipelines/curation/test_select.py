@@ -13,24 +13,13 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.cut import FEATURES, FramesConfig
-from pipelines.curation.filter import Filter, save_filter
+from actors.curation.filter import Filter, save_filter
+from actors.curation.rules import REASONS, SelectConfig, judge
+from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.rows import IncompleteError
-from pipelines.curation.select import (
-    PLACES,
-    REASONS,
-    REJECTED,
-    SCENES,
-    alarms,
-    alike,
-    choose,
-    fail_scenes,
-    judge,
-    select,
-    tally,
-)
-from pipelines.curation.settings import CurationConfig, SelectConfig
-from pipelines.curation.tables import SCORES
+from pipelines.curation.select import alarms, alike, choose, fail_scenes, select, tally
+from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
 NAN = math.nan
@@ -42,7 +31,7 @@ def frame(*rows: Row) -> pd.DataFrame:
 
 def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
     """What becomes of scenes with the columns of SCORES."""
-    judged = scenes.join(judge(scenes, settings, model))
+    judged = scenes.join(judge(scenes, settings.frames, settings.select, model))
     judged["duplicate_group"] = alike(judged, settings)
     code = choose(judged, settings)
     reason = np.array(REASONS, object)[code]

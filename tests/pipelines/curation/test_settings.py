@@ -11,12 +11,12 @@ from actors.core.stage import Stage
 from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
+from actors.curation.rules import SelectConfig
+from actors.curation.tables import SCENES, SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.plan import make_plan
-from pipelines.curation.select import SCENES
-from pipelines.curation.settings import RETRYABLE, CurationConfig, SelectConfig, VideosConfig, check, measured_by
-from pipelines.curation.tables import SCORES
+from pipelines.curation.settings import RETRYABLE, CurationConfig, VideosConfig, check, measured_by
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipelines.curation import duplicates
-from pipelines.curation.duplicates import BANDS, FARTHEST, near_duplicates
+from actors.curation import duplicates
+from actors.curation.duplicates import BANDS, FARTHEST, near_duplicates
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:

@@ -41,6 +41,8 @@ DRIFT = 0.25
 """A population stability index above this is a shift (Siddiqi 2006, Credit Risk Scorecards, chapter 10)."""
 DRIFT_CHANCE = 0.001
 """How often chance alone may go beyond the bound for what few labels make of the index."""
+ROUNDS, PATIENCE = 1000, 10
+"""Trees at most, and how many in a row may be of no use on the inner fold."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,40 @@ def feature_matrix(rows: pd.DataFrame, labels: pd.Series | None = None) -> "xgbo
 
     values = rows[list(FEATURES)].to_numpy(np.float32)
     return xgboost.DMatrix(values, labels, feature_names=list(FEATURES), nthread=PARAMETERS["nthread"])
+
+
+def inner_fold(fold: int, count: int) -> int:
+    """The fold by which the model of an outer fold knows when to stop."""
+    return (fold + 1) % count
+
+
+def train_models(table: pd.DataFrame, plan: Sequence[tuple[float, int]], count: int) -> list[bytes]:
+    """XGBoost's JSON of the models of every share and outer fold of the plan, and last of the one fitted to all.
+
+    table: FEATURES, label, fold and order of all labels; in workers of Ray Train of those that each of them has.
+    """
+    import xgboost
+
+    def matrix(rows: pd.Series) -> xgboost.DMatrix:
+        return feature_matrix(table[rows], table.label[rows])
+
+    models, rounds = [], []
+    for share, fold in plan:
+        within, inner = table.order < share, inner_fold(fold, count)
+        least = xgboost.train(
+            PARAMETERS,
+            matrix(within & ~table.fold.isin([fold, inner])),
+            ROUNDS,
+            evals=[(matrix(within & (table.fold == inner)), "inner")],
+            early_stopping_rounds=PATIENCE,
+            verbose_eval=False,
+        )
+        model = xgboost.train(PARAMETERS, matrix(within & (table.fold != fold)), least.best_iteration + 1)
+        models.append(model)
+        if share == 1:
+            rounds.append(least.best_iteration + 1)
+    models.append(xgboost.train(PARAMETERS, matrix(table.fold >= 0), int(np.median(rounds))))
+    return [bytes(model.save_raw("json")) for model in models]
 
 
 # ------------------------------------------------------------------------------------------------------------- the file

@@ -1,0 +1,117 @@
+"""Kept scenes of films go into clips/ and frames/, and clips into tars of shards/."""
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.core import storage
+from actors.core.child import CHILD, ChildFault
+from actors.core.stage import Batch, Row
+from actors.core.store import Store
+from actors.curation.clips import ClipsConfig, write_clips
+from actors.media.film import VideoConfig
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What the export of each film needs."""
+
+    store: Store
+    """The output."""
+    clips: ClipsConfig
+    """How clips are encoded."""
+    video: VideoConfig
+    """How films are decoded."""
+    interval_ms: int | None
+    """Milliseconds between frames that are written, too; None: no frames."""
+
+
+def export_films(batch: Batch, job: ExportJob) -> Iterator[Batch]:
+    """Write the wanted scenes of films: yields batches of one row of video_id, scene_id, error, message."""
+    for video_id, uri, wanted in zip(batch["video_id"], batch["uri"], batch["wanted"], strict=True):
+        for row in _export_film(str(video_id), str(uri), json.loads(wanted), job):
+            yield {name: np.array([value], object) for name, value in row.items()}
+
+
+def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> Iterator[Row]:
+    store = job.store
+    left = {scene["scene_id"] for scene in wanted}
+    code, message = "export_failed", "it was not written"
+    try:
+        with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+            limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
+            for clip in CHILD.stream(write_clips, str(film), wanted, folder, job.clips, job.interval_ms, **limits):
+                scene_id = clip["scene_id"]
+                left.discard(scene_id)
+                if not clip["error"]:
+                    # The clip comes last: where it lies, its frames do too.
+                    for path in map(Path, clip["frame_paths"]):
+                        storage.upload(path, store.uri("frames", video_id, scene_id, path.name))
+                        path.unlink()
+                    storage.upload(clip["path"], store.uri("clips", video_id, f"{scene_id}.mp4"))
+                    Path(clip["path"]).unlink()
+                yield {"video_id": video_id, "scene_id": scene_id, "error": clip["error"], "message": clip["message"]}
+    except ChildFault as fault:
+        code, message = fault.code, str(fault)
+    except FileNotFoundError:
+        code, message = "not_found", f"there is no {uri}"
+    for scene_id in left:
+        yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
+
+
+def write_one_shard(shard: Row, store: Store) -> Row:
+    """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
+    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        samples = []
+        for number, row in enumerate(json.loads(shard["scenes"])):
+            clip = Path(folder) / f"{number}.mp4"
+            storage.download(store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4"), clip)
+            about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
+            samples.append({**about, "clip": str(clip), "row": row})
+        tar = Path(folder) / "shard.tar"
+        write_shard(str(tar), samples)
+        storage.upload(tar, store.uri("shards", shard["name"]))
+    return {"name": shard["name"]}
+
+
+def write_shard(path: str, samples: Iterable[Row]) -> None:
+    """Write a WebDataset shard, a tar that is the same for the same samples: `<key>.mp4`, `.txt` and `.json` for each.
+
+    samples: {video_id, scene_id, clip, caption, row}: `clip` is a local file, `row` holds the values of the JSON (NaN
+    becomes null). A key is made of both ids, with "_" in place of slashes and of dots, at the first of which readers
+    split a name; where that makes two keys of a shard alike, each gets a digest of its ids.
+    """
+    samples = list(samples)
+    times = Counter(map(_key, samples))
+    members = {_key(sample, unlike=times[_key(sample)] > 1): sample for sample in samples}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:
+        for key, sample in sorted(members.items()):
+            row = {name: _plain(value) for name, value in sample["row"].items()}
+            about = json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+            clip = Path(sample["clip"]).read_bytes()
+            for suffix, data in (("json", about), ("mp4", clip), ("txt", sample["caption"].encode())):
+                entry = tarfile.TarInfo(f"{key}.{suffix}")
+                entry.size = len(data)
+                shard.addfile(entry, io.BytesIO(data))
+
+
+def _key(sample: Row, unlike: bool = False) -> str:
+    video_id, scene_id = sample["video_id"], sample["scene_id"]
+    ids = scene_id if scene_id.startswith(f"{video_id}.") else f"{video_id}_{scene_id}"
+    digest = "_" + hashlib.sha256(f"{video_id}/{scene_id}".encode()).hexdigest()[:12] if unlike else ""
+    return ids.replace(".", "_").replace("/", "_") + digest
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

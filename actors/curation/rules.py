@@ -1,0 +1,126 @@
+"""The rules that drop a scene by itself, and the tables that hold what became of each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from actors.core.errors import UserError
+from actors.core.store import Store
+from actors.curation.cut import FEATURES, FramesConfig
+from actors.curation.duplicates import FARTHEST
+from actors.curation.filter import Filter
+from actors.curation.perceptual_hash import HASH_BYTES
+from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES, strings
+
+REASONS = (
+    *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
+    *("near_duplicate", "same_span", "not_selected"),
+)
+"""Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
+COMPARED = ("", "near_duplicate", "same_span", "not_selected")
+"""Reasons of scenes that pass every rule of their own and are compared with others."""
+HASH = ("hash_0", "hash_1", "hash_2")
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Which scenes are kept. Changing it needs no new measurement."""
+
+    by: Literal["rule", "classifier"] = "rule"
+    """How scenes that pass the rules are ranked. rule: steadiest motion first; classifier: by the probability of "good"
+    that the filter predicts (train one with `fit-filter`)."""
+    count: int | None = None
+    """Keep at most this many scenes, the best over all videos; null: no limit. Excludes select.fraction."""
+    fraction: float | None = None
+    """Keep this share of the scenes that pass the rules, 0 to 1; null: all. Excludes select.count."""
+    min_velocity: float = 0.1
+    """Drop scenes whose mean_velocity is below this, in pixels per step, as static. 0 keeps still scenes."""
+    max_rgb_diff: float = 4000
+    """Drop scenes whose max_rgb_diff is above this, on the squared 0-255 scale, since a cut is inside."""
+    dedupe: int | None = None
+    """Of scenes whose hashes differ in at most this many of 192 bits, 0 to 17, keep the best; null: keep all. 8 finds
+    copies in another size or codec; 16 also slightly cropped or darkened ones, and parts of a still shot."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.fraction is not None:
+            raise UserError("select.count and select.fraction exclude each other: set one to null")
+        if (self.count is not None and self.count < 0) or not 0 <= (self.fraction or 0) <= 1:
+            raise UserError(f"select.count must be 0 or more, select.fraction from 0 to 1: {self}")
+        if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
+            raise UserError(f"select.dedupe={self.dedupe}: set 0 to {FARTHEST} bits, or null")
+
+
+def judge(rows: pd.DataFrame, frames: FramesConfig, select: SelectConfig, model: Filter | None = None) -> pd.DataFrame:
+    """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
+
+    rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
+    is the rank. With select.dedupe also the words of phash, uint64, 0 where there is none: hash_0, hash_1, hash_2.
+    """
+    rules = {
+        "too_short": rows.no_frames < frames.min,
+        "too_long": rows.no_frames > frames.max,
+        "unmeasured": rows[list(FEATURES)].isna().any(axis=1),
+        "static": rows.mean_velocity < select.min_velocity,
+        "cut_inside": rows.max_rgb_diff > select.max_rgb_diff,
+    }
+    sound = (rows.error == "").to_numpy()
+    codes = [REASONS.index(name) for name in rules]
+    broken = np.where(sound, np.select(list(rules.values()), codes, 0), 0)
+    chance = np.full(len(rows), np.nan, np.float32)
+    if model is None:
+        rank = steadiness(rows).to_numpy(np.float32)
+    else:
+        if sound.any():
+            chance[sound] = model.probability(rows[sound])
+        rank = chance
+    reason = pd.Categorical.from_codes(broken.astype(np.int8), dtype=pd.CategoricalDtype(list(REASONS)))
+    judged = pd.DataFrame({"reason": reason, "rank": rank, "probability": chance})
+    if select.dedupe is not None:
+        hashes = b"".join(value or bytes(HASH_BYTES) for value in rows.phash)
+        judged[list(HASH)] = np.frombuffer(hashes, np.uint64).reshape(-1, len(HASH))
+    return judged
+
+
+def steadiness(rows: pd.DataFrame) -> pd.Series:
+    """By rule, the rank of scenes: 0 to 1."""
+    return (rows.mean_velocity / rows.max_velocity).fillna(0)
+
+
+def write_decisions(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
+    """Write one part of scenes/, of places/ and of rejected/; with a model, returns the `spread_counts` of its scenes.
+
+    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
+    duplicate_group, and whether it is a scene, or a film that failed.
+    """
+    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
+    names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
+    names = [name for name in names if name not in added]
+    places = decided.reset_index(drop=True)
+    read, order = [pa.schema([SCORES.field(name) for name in names]).empty_table()], []
+    for part, rows in places.groupby("part", observed=True).row:
+        folder, _, name = str(part).rpartition("/")
+        table = store.read_part(folder, name, names)
+        if table is None:
+            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
+        read.append(table.take(pa.array(rows)).cast(read[0].schema))
+        order.append(rows.index)
+    about = pa.concat_tables(read).to_pandas(types_mapper=strings)
+    about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
+    kept = places.scene & (places.reason == 0) & (about.error == "")
+    reason = np.array(REASONS, object)[places.reason]
+    groups = places.duplicate_group.where(places.duplicate_group >= 0)
+    parts = places.part.astype(str).str.rpartition("/")[2]
+    decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
+    rows = about.assign(**decision, duplicate_group=groups)
+    write_numbered(store, "places", number, about.assign(part=parts)[places.scene], PLACES)
+    write_numbered(store, "scenes", number, rows[places.scene], SCENES)
+    write_numbered(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
+    return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
+
+
+def write_numbered(store: Store, folder: str, number: int, rows: pd.DataFrame, schema: pa.Schema) -> None:
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    store.write_table(table, folder, store.numbered(number))

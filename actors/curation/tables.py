@@ -1,0 +1,164 @@
+"""Schemas of the tables of a curated corpus, and how rows of scores/ are read."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from actors.core.store import Store
+from actors.curation.cut import FEATURES
+from actors.curation.perceptual_hash import HASH_BYTES
+
+SCORES = pa.schema(
+    [
+        ("video_index", pa.int64()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("clip_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("ordinal", pa.int64()),
+        ("caption", pa.string()),
+        ("first", pa.int64()),
+        ("end", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        *((name, pa.float32()) for name in FEATURES[:-1]),
+        ("no_frames", pa.int32()),
+        ("phash", pa.binary(HASH_BYTES)),
+        ("step", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("decoded", pa.int64()),
+        ("source", pa.int64()),
+        ("decoder", pa.string()),
+        ("scenes", pa.int64()),
+        ("fetch_s", pa.float32()),
+        ("cut_s", pa.float32()),
+        ("latents_s", pa.float32()),
+        ("written", pa.float64()),
+    ]
+)
+"""What is measured: one row a scene, and one a film with scene_id "", written when its last scene has passed."""
+VIDEOS = pa.schema([("video_index", pa.int64()), ("video_id", pa.string()), ("scenes", pa.int64())])
+"""The input: how many scenes of each video are to be cut; -1: known when the film has been decoded."""
+THUMBNAILS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("thumbnail", pa.binary())])
+
+CAPTIONS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("requests", pa.int32()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("by", pa.string()),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("written", pa.float64()),
+    ]
+)
+"""One row an answer: the caption that was sent, and its recaption, or the code caption_failed."""
+SCENES = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        *((name, pa.float32()) for name in FEATURES[:-1]),
+        ("no_frames", pa.int32()),
+        ("probability", pa.float32()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("error", pa.string()),
+        ("duplicate_group", pa.int64()),
+    ]
+)
+"""One row for every scene of the input: kept, dropped with a reason, or failed with an error.
+
+duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
+"""
+PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
+"""Which part of scores/ and of thumbnails/ holds a scene; by itself, since it depends on the way a run went."""
+REJECTED = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("step", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+"""What failed, at which step; scene_id "" where it is a video whose scenes could not be known."""
+EVALUATION = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("kept", pa.bool_()),
+        ("random", pa.bool_()),
+        ("caption", pa.string()),
+        ("recaption", pa.string()),
+        ("caption_code", pa.string()),
+        ("frames", pa.int32()),
+        ("score_caption", pa.float32()),
+        ("score_recaption", pa.float32()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("model", pa.string()),
+    ]
+)
+"""One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
+caption_code: why there is no recaption; error: why there are no frames."""
+NARROW = (
+    *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
+    *("decoder", "decoded", "source", "scenes", "fetch_s", "cut_s", "latents_s"),
+)
+"""What is always read of a row: whether it counts, and what it cost."""
+Look = Callable[[pd.DataFrame], pd.DataFrame]
+"""What is made of the rows of a part; it returns a row for each that it is given."""
+
+
+def read_rows(store: Store, parts: Sequence[str], columns: Sequence[str], look: Look | None) -> pa.Table:
+    """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them."""
+    names = [*NARROW, *(name for name in columns if name not in NARROW)]
+    schema = pa.schema([SCORES.field(name) for name in names])
+    # Tables of no part have columns, too.
+    tables = [_looked(schema.empty_table(), "", look)]
+    for part in parts:
+        folder, _, name = part.rpartition("/")
+        table = store.read_part(folder, name, names)
+        if table is not None:
+            tables.append(_looked(table.cast(schema), part, look))
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+
+
+def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:
+    if look is not None:
+        seen = look(table.to_pandas(types_mapper=strings))
+        table = pa.Table.from_arrays(
+            [*(table[name] for name in NARROW), *(pa.Array.from_pandas(seen[name]) for name in seen)],
+            [*NARROW, *seen],
+        )
+    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([part]))
+    row = pa.array(np.arange(len(table), dtype=np.int32))
+    return table.append_column("part", name).append_column("row", row)
+
+
+def strings(kind: pa.DataType) -> Any:
+    """Types for `Table.to_pandas`: strings stay Arrow's, at a fraction of the memory."""
+    return pd.StringDtype("pyarrow", na_value=np.nan) if pa.types.is_string(kind) else None

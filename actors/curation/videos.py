@@ -1,0 +1,178 @@
+"""Videos of the plan become rows of scores/: fetched, cut in a killable child process, written as whole parts."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.core import storage
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.stage import Batch, Row
+from actors.core.store import Store
+from actors.curation.cut import FramesConfig, cut, film_row, scene_row
+from actors.curation.fetch import FetchConfig, fetch
+from actors.curation.motion import MotionConfig
+from actors.curation.tables import SCORES, THUMBNAILS
+from actors.media.film import VideoConfig
+from actors.media.shots import ShotsConfig
+
+CUT_ROWS = 4
+"""Scenes that leave the decode at once, at most 40 MB of frames."""
+COLUMNS = ("video_id", "scene_id", "caption", "frames", "error", "message")
+"""Of a row where only its frames are wanted."""
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """The settings of one decode."""
+
+    video: VideoConfig
+    """How films are decoded."""
+    frames: FramesConfig
+    """Which frames of a scene are sampled."""
+    shots: ShotsConfig
+    """How films without metadata are cut into shots."""
+    motion: MotionConfig
+    """How optical flow is measured."""
+
+
+def read_tasks(row: Row, store: Store) -> list[Row]:
+    """The videos of one part of plan/todo, by its name in `part`."""
+    table = store.read_part("plan/todo", row["part"])
+    if table is None:
+        raise RuntimeError(f"{store.uri('plan/todo', row['part'])} is damaged. Run the same command again.")
+    return [task | {"spans": task["spans"] or ""} for task in table.to_pylist()]
+
+
+def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:
+    """Download one video of the plan into a folder; adds uri, error, message, attempts, fetch_s."""
+    started = time.monotonic()
+    got = fetch(task["video_id"], task["url"], folder, config)
+    about = {"uri": got.uri, "error": got.code, "message": got.message, "attempts": got.attempts}
+    return {**task, **about, "fetch_s": time.monotonic() - started}
+
+
+def cut_videos(batch: Batch, config: CutConfig) -> Iterator[Batch]:
+    """Decode the videos of a batch, one by one: yields batches of rows with columns of SCORES, frames, thumbnail.
+
+    A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
+    """
+    rows: list[Row] = []
+    for i in range(len(batch["video_id"])):
+        for row in _cut_video({name: column[i] for name, column in batch.items()}, config):
+            rows.append(row)
+            # Columns for a row alone would cost as much as its resizing; many rows would hold up the next stage.
+            if len(rows) == CUT_ROWS:
+                yield _columns(rows, config.frames.size)
+                rows = []
+    if rows:
+        yield _columns(rows, config.frames.size)
+
+
+def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
+    spans = json.loads(task["spans"]) if task["spans"] else None
+    skip = set(json.loads(task["skip"]))
+    uri = task.get("uri", task["url"])
+    cuts = {scene["scene_id"]: scene for span in spans or [] for scene in span["scenes"]}
+    video = {"video_index": task["video_index"], "video_id": task["video_id"], "uri": uri}
+    fetched = {"fetch_s": task.get("fetch_s", 0.0), "attempts": task.get("attempts", 1)}
+
+    def finished(row: Row, step: str, **more: Any) -> Row:
+        scene = cuts.get(row["scene_id"], {"first": 0, "end": -1})
+        about = {**video, "first": scene["first"], "end": scene["end"], "step": step if row["error"] else ""}
+        return {**row, **about, "attempts": fetched["attempts"], **more}
+
+    def lost(code: str, message: str, step: str, attempts: int) -> Iterator[Row]:
+        """Rows for all that was asked for and has none yet."""
+        for scene_id, scene in cuts.items():
+            if scene_id not in skip:
+                about = {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
+                yield finished(scene_row(about, code, message), step, attempts=attempts)
+        # Where shots are to be found, it is the film that failed; its scenes are those that were found before.
+        error = ("", "") if spans is not None else (code, message)
+        yield finished(
+            film_row(None, len(cuts) or len(skip), *error), step, attempts=attempts, fetch_s=fetched["fetch_s"]
+        )
+
+    if task.get("error"):
+        yield from lost(task["error"], task["message"], "fetch", fetched["attempts"])
+        return
+    try:
+        # Opened here too: what may not be read is known before a child is busy with it.
+        with storage.local(uri) as path, path.open("rb"):
+            rows = CHILD.stream(
+                cut,
+                *(str(path), task["video_id"], spans, frozenset(skip)),
+                *(config.video, config.frames, config.shots, config.motion),
+                stall_s=config.video.stall_s,
+                timeout_s=config.video.timeout_s,
+                attempts=DECODE_ATTEMPTS,
+                key=itemgetter("scene_id"),
+            )
+            film: Row = {}
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration as end:
+                    yield finished(film, "cut", cut_s=end.value, fetch_s=fetched["fetch_s"])
+                    return
+                if row["scene_id"]:
+                    skip.add(row["scene_id"])
+                    yield finished(row, "cut")
+                else:
+                    film = row
+    except ChildFault as fault:
+        yield from lost(fault.code, str(fault), "cut", fault.attempts)
+    except FileNotFoundError:
+        yield from lost("not_found", f"there is no {uri}", "fetch", 1)
+    except PermissionError as error:
+        yield from lost("forbidden", str(error), "fetch", 1)
+
+
+def _columns(rows: list[Row], size: int) -> Batch:
+    nothing = np.zeros((0, size, size, 3), np.uint8)
+    frames = np.empty(len(rows), object)
+    # One by one: numpy would stack frames of one shape.
+    for i, row in enumerate(rows):
+        frames[i] = nothing if row["frames"] is None else row["frames"]
+    # As objects: numpy's own bytes lose zeros at their end. Never null, so that all batches have one type.
+    batch: Batch = {name: np.array([row[name] or b"" for row in rows], object) for name in ("thumbnail", "phash")}
+    batch["frames"] = frames
+    for column in SCORES:
+        if column.name in batch:
+            continue
+        kind = column.type.to_pandas_dtype()
+        missing = "" if pa.types.is_string(column.type) else 0
+        values = [row.get(column.name, missing) for row in rows]
+        batch[column.name] = np.array(values, object if kind is np.object_ else kind)
+    return batch
+
+
+def cut_frames(batch: Batch, config: CutConfig) -> Iterator[Batch]:
+    """Decode the videos of a batch: yields batches of rows of COLUMNS, without the films' own."""
+    for rows in cut_videos(batch, config):
+        scenes = rows["scene_id"] != ""
+        if scenes.any():
+            yield {name: rows[name][scenes] for name in COLUMNS}
+
+
+def write_rows(batch: Batch, store: Store) -> Batch:
+    """Write rows as a part of scores/ and one of thumbnails/; returns how many films, scenes and failures they were."""
+    hashes = np.array([value or None for value in batch["phash"]], object)
+    written = np.full(len(batch["scene_id"]), time.time())
+    values = {**batch, "phash": hashes, "written": written}
+    table = pa.table({name: pa.array(values[name], SCORES.field(name).type) for name in SCORES.names}, schema=SCORES)
+    seen = np.array([len(thumbnail) > 0 for thumbnail in batch["thumbnail"]], bool)
+    thumbnails = pa.table({name: pa.array(batch[name][seen], THUMBNAILS.field(name).type) for name in THUMBNAILS.names})
+    keys = [f"{v}/{s}/{e}" for v, s, e in zip(batch["video_id"], batch["scene_id"], batch["error"], strict=True)]
+    # Scores last: rows are done when they are there.
+    store.write_part("thumbnails", thumbnails, keys)
+    store.write_part("scores", table, keys)
+    films = batch["scene_id"] == ""
+    failed = batch["error"] != ""
+    return {"films": np.array([films.sum()]), "scenes": np.array([(~films).sum()]), "failed": np.array([failed.sum()])}

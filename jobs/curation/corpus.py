@@ -1,0 +1,159 @@
+"""Verbs that make a corpus: run and its single steps."""
+
+from dataclasses import asdict
+from typing import Any
+
+from actors.core.store import Store
+from actors.curation.captioners import check_captioner
+from jobs.core import verbs
+from jobs.core.verbs import Preview, Verb
+from jobs.curation.verb import CurationVerb, caption, count, decide, load_settings, places, settle, write_kept
+from pipelines.curation.plan import make_plan
+from pipelines.curation.rows import captions
+from pipelines.curation.settings import CurationConfig, RetryConfig, check
+
+ARTEFACTS = (
+    *("plan", "videos", "scores", "thumbnails", "scenes", "rejected"),
+    *("clips", "captions", "kept.json", "report.html", "run.json"),
+)
+
+
+def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = frozenset()) -> None:
+    """Plan and score what is missing; again: error codes of rows to make again."""
+    plan = make_plan(config, again)
+    run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
+    if plan.todo:
+        from pipelines.curation.score import score
+
+        run.ray()
+        run.record["measured"] = asdict(score(config, plan))
+
+
+def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Preview:
+    """The plan of `run` or a part of it."""
+    from pipelines.curation.score import stages_of
+
+    plan = make_plan(config, again, dry=True)
+    fetched = ", some to download" if plan.remote else ""
+    facts = [
+        f"input: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films for shot detection",
+        f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{fetched}",
+    ]
+    return Preview(facts, places(config, *ARTEFACTS), *stages_of(config, plan.remote))
+
+
+class Run(CurationVerb):
+    """Run everything: fetch, score, select, export, report. Rerun to resume."""
+
+    def plan(self, config: CurationConfig) -> None:
+        check(config)
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        return planned(config)
+
+    def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        measure(config, run)
+        expected = decide(config, run)
+        write_kept(config, run)
+        settle(expected, run)
+
+
+class Fetch(Verb):
+    """Download the videos that the input names by http(s) into OUTPUT/videos. Rerun to resume."""
+
+    def settings(self) -> type[CurationConfig]:
+        return CurationConfig
+
+    def load(self, arguments: Any) -> CurationConfig:
+        return load_settings(CurationConfig, arguments)
+
+    def plan(self, config: CurationConfig) -> None:
+        check(config)
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        return planned(config)
+
+    def work(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        from pipelines.curation.score import fetch_all
+
+        plan_now = make_plan(config)
+        run.ray()
+        codes = fetch_all(config, plan_now)
+        there = codes.pop("", 0)
+        run.record["rows"] = {"in": there + codes.total(), "out": there, "rejected": dict(codes)}
+
+
+class Score(CurationVerb):
+    """Fetch and measure what is missing in OUTPUT/scores; select afterwards. Rerun to resume."""
+
+    def plan(self, config: CurationConfig) -> None:
+        check(config)
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        return planned(config)
+
+    def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        measure(config, run)
+        count(run)
+
+
+class Select(CurationVerb):
+    """Select the scenes to keep by the scores that exist; measures nothing."""
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        facts = [f"to judge: the scenes of {len(Store(config.output).parts('scores'))} parts of scores/"]
+        return Preview(facts, places(config, "scenes", "places", "rejected", "report.html", "run.json"))
+
+    def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        settle(decide(config, run), run)
+
+
+class Export(CurationVerb):
+    """Write clips, frames, shards and kept.json of the scenes that are kept. Rerun to resume."""
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        from pipelines.curation.export import kept_scenes
+
+        names = ["clips", "kept.json", "report.html", "run.json"]
+        names += [
+            name for name, wanted in (("frames", config.export.frames), ("shards", config.export.webdataset)) if wanted
+        ]
+        facts = [f"to export: {len(kept_scenes(Store(config.output)))} kept scenes"]
+        return Preview(facts, places(config, *names), {}, {"export": config.export})
+
+    def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        expected = count(run)
+        write_kept(config, run)
+        settle(expected, run)
+
+
+class Retry(CurationVerb):
+    """Run everything, and try again what failed and may succeed now."""
+
+    def settings(self) -> type[RetryConfig]:
+        return RetryConfig
+
+    def plan(self, config: RetryConfig) -> None:
+        check(config)
+        if "caption_failed" in config.again() and (captions(Store(config.output)).code != "").any():
+            check_captioner(config.captions)
+
+    def preview(self, config: RetryConfig, plan: None) -> Preview:
+        return planned(config, config.again())
+
+    def open(self, config: Any, plan: None, store: Store) -> dict[str, Any]:
+        # An output is always made with the settings of `run`.
+        return {**super().open(config, plan, store), "settings": asdict(config.run())}
+
+    def steps(self, config: RetryConfig, plan: None, run: verbs.Run) -> None:
+        from pipelines.curation.export import kept_scenes
+        from pipelines.curation.recaption import forget_failed
+
+        measure(config.run(), run, config.again())
+        forgotten = forget_failed(run.store) if "caption_failed" in config.again() else set()
+        expected = decide(config, run)
+        write_kept(config, run)
+        if forgotten:
+            kept = kept_scenes(run.store)
+            caption(config, [row for row in kept if (row["video_id"], row["scene_id"]) in forgotten], run)
+        settle(expected, run)

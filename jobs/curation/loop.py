@@ -1,0 +1,146 @@
+"""Verbs that improve a corpus: label, fit a filter, caption, evaluate."""
+
+import os
+from typing import Any
+
+from actors.core.errors import UserError
+from actors.core.store import Store
+from actors.curation.captioners import check_captioner
+from actors.curation.filter import place, save_filter
+from actors.models.clip import check_clip
+from jobs.core.verbs import Preview, Run, Verb
+from jobs.curation.report import write_report
+from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
+from pipelines.curation.settings import CurationConfig
+
+
+class Annotate(Verb):
+    """Label scenes on a page in the browser: 1 good, 0 bad, s skip, u undo, q stop."""
+
+    positional = ("output",)
+
+    def settings(self) -> type[Any]:
+        from jobs.curation.annotate import AnnotateConfig
+
+        return AnnotateConfig
+
+    def root(self, config: Any) -> None:
+        """Labels are files of people, which no run makes again."""
+        return
+
+    def preview(self, config: Any, plan: None) -> Preview:
+        from pipelines.curation.annotate import scenes_to_label
+
+        facts = [f"to label: {len(scenes_to_label(Store(config.output)))} scenes"]
+        return Preview(facts, {"labels": config.files()[1]})
+
+    def work(self, config: Any, plan: None, run: Run) -> None:
+        from jobs.curation.annotate import TOKEN, annotate
+
+        annotate(config, load_settings(CurationConfig, [config.output]), os.environ.get(TOKEN))
+
+
+class FitFilter(Verb):
+    """Train the filter of select.by=classifier from labels, and report its quality on held-out videos."""
+
+    positional = ("output",)
+
+    def settings(self) -> type[Any]:
+        from pipelines.curation.fit_filter import FitConfig
+
+        return FitConfig
+
+    def preview(self, config: Any, plan: None) -> Preview:
+        from pipelines.curation.fit_filter import read_labelled
+
+        labelled = read_labelled(config)
+        facts = [f"input: {len(labelled.scenes)} labelled scenes of {labelled.scenes.video_id.nunique()} videos"]
+        return Preview(facts, {"filter": place(config.output, config.filter)})
+
+    def work(self, config: Any, plan: None, run: Run) -> None:
+        from pipelines.curation.fit_filter import fit, read_labelled
+
+        ray_for_parts(run)
+        labelled = read_labelled(config)
+        if labelled.workers(config) > 1:
+            run.ray()
+        fitted, uri = fit(labelled, config), place(config.output, config.filter)
+        save_filter(fitted, uri)
+        # The report of the last run shows the filter, too.
+        record = run.store.read_json("run.json")
+        if record and "rows" in record:
+            write_report(run.store, record)
+        for line in fit_lines(fitted.about["report"], uri):
+            run.say(line)
+
+
+def fit_lines(report: dict[str, Any], uri: str) -> list[str]:
+    """The quality of a filter, in lines."""
+    lost = f"; {report['lost']} more labels are of scenes without scores" if report["lost"] else ""
+    kinds = f"{report['good']} good, {report['bad']} bad"
+    lines = [f"{report['scenes']} labelled scenes of {report['videos']} videos: {kinds}{lost}", *report["notes"]]
+    kind = "good" if report["good"] >= report["bad"] else "bad"
+    lines.append(f"on held-out videos, with 95 % intervals over videos; always {kind!r} in brackets:")
+    for name, m in report["metrics"].items():
+        lines.append(f"  {name:9} {m['value']:.3f}  {m['low']:.3f} to {m['high']:.3f}  ({m['always']:.3f})")
+    curve = [(part["metrics"]["accuracy"]["value"], part["videos"]) for part in report["learning_curve"]]
+    lines.append("accuracy by training videos: " + ", ".join(f"{videos}: {value:.3f}" for value, videos in curve))
+    ordered = sorted(report["importance"].items(), key=lambda item: -item[1])
+    lines.append("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in ordered))
+    return [*lines, f"filter: {uri}"]
+
+
+class Recaption(CurationVerb):
+    """Improve the captions of kept scenes with a vision-language model. Each scene is asked once; rerun to resume."""
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        from pipelines.curation.export import kept_scenes
+
+        names = ("captions", "scenes", "rejected", "kept.json", "report.html", "run.json")
+        return Preview([estimated(config, kept_scenes(Store(config.output)))], places(config, *names))
+
+    def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
+        from pipelines.curation.export import kept_scenes
+
+        expected = count(run)
+        caption(config, kept_scenes(run.store), run)
+        settle(expected, run)
+
+
+class Evaluate(CurationVerb):
+    """Compare recaptions with captions, and kept scenes with random ones, by CLIPScore. Rerun to resume."""
+
+    def plan(self, config: CurationConfig) -> None:
+        check_clip(config.embeddings)
+
+    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        from pipelines.curation.evaluate import plan_evaluation, stages_of
+
+        todo = plan_evaluation(config)
+        kept, drawn = todo.rows.kept, todo.rows.random
+        facts = [
+            f"compared: {kept.sum()} kept and {drawn.sum()} random scenes, {(kept & drawn).sum()} in both groups",
+            f"to do: {len(todo.todo)} scenes to be scored, {len(todo.texts)} texts, after captioning",
+        ]
+        if config.evaluate.recaption:
+            facts.append(estimated(config, todo.scenes))
+        names = ("captions", "evaluation", "evaluation.json", "kept.json", "report.html", "run.json")
+        return Preview(facts, places(config, *names), *stages_of(config))
+
+    def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
+        from pipelines.curation.evaluate import evaluate, plan_evaluation
+        from pipelines.curation.recaption import unasked
+
+        expected = count(run)
+        todo = plan_evaluation(config)
+        if config.evaluate.recaption and unasked(config, todo.scenes):
+            try:
+                check_captioner(config.captions)
+            except UserError as error:
+                raise UserError(f"{error} Or set evaluate.recaption=false to compare existing captions.") from error
+            caption(config, todo.scenes, run)
+            todo = plan_evaluation(config)
+        if todo.todo:
+            run.ray()
+        run.record["evaluation"] = evaluate(config, todo)
+        settle(expected, run)

@@ -1,0 +1,207 @@
+"""What curation's verbs share: settings, the run record, the steps that fill it, and its summary."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.core import storage
+from actors.core.stage import Row
+from actors.core.store import Store
+from actors.curation.captions import TRIES
+from jobs.core.errors import root_cause
+from jobs.core.settings import SettingsError, load, read_arguments
+from jobs.core.verbs import Run, Verb, listed
+from jobs.curation.report import write_report
+from pipelines.curation.rows import MANY_PARTS, inventory
+from pipelines.curation.select import alarms, select, tally
+from pipelines.curation.settings import CurationConfig
+
+log = logging.getLogger(__name__)
+
+
+class CurationVerb(Verb):
+    """A verb whose record is OUTPUT/run.json.
+
+    The record is removed while the verb runs, so that `status` sees an unfinished run, and restored where a user's
+    mistake ends the verb before anything was measured.
+    """
+
+    def settings(self) -> type[CurationConfig]:
+        return CurationConfig
+
+    def load(self, arguments: Sequence[str]) -> Any:
+        return load_settings(self.settings(), arguments)
+
+    def open(self, config: CurationConfig, plan: Any, store: Store) -> dict[str, Any]:
+        before = store.read_json("run.json") or {}
+        kept = {name: before.get(name) for name in ("export", "captions")}
+        return {"input": before.get("input", {}), **kept, "drift": before.get("drift", {})}
+
+    def work(self, config: CurationConfig, plan: Any, run: Run) -> None:
+        before, started = run.store.read_json("run.json"), time.monotonic()
+        storage.delete(run.store.uri("run.json"))
+        try:
+            self.steps(config, plan, run)
+        except Exception as error:
+            cause = root_cause(error)
+            # Where the cause is no user's mistake, the runner keeps the record.
+            if cause.users and "measured" in run.record:
+                seconds = round(time.monotonic() - started, 1)
+                self.close(run.record | {"status": "failed", "error": str(cause), "seconds": seconds}, run.store)
+            elif cause.users and before is not None:
+                run.store.write_json(before, "run.json")
+            raise
+
+    def steps(self, config: Any, plan: Any, run: Run) -> None:
+        """Do it, and fill the record."""
+        raise NotImplementedError
+
+    def close(self, record: dict[str, Any], store: Store) -> None:
+        if "rows" in record:
+            write_report(store, record)
+        store.write_json(record, "run.json")
+
+    def rejected(self, record: Mapping[str, Any]) -> int:
+        if "rows" not in record:
+            return 0
+        return sum(record["rows"]["failed"].values()) + sum(record["lost_videos"].values())
+
+    def summary(self, record: Mapping[str, Any], store: Store) -> list[str]:
+        return summary(record, store)
+
+
+def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
+    """Settings from the command line, as `load`; the output of an earlier run may stand first: its settings apply then.
+
+    Raises SettingsError where the first argument is neither a setting, a settings file nor such an output.
+    """
+    names = read_arguments(kind, arguments)[1]
+    if not names or names[0].endswith((".yaml", ".yml")):
+        return load(kind, arguments)
+    made = Store(names[0]).read_json("plan", "settings.json")
+    if made is None:
+        raise SettingsError(
+            f"{names[0]!r} is neither a settings file (.yaml) nor the output of a run. Write settings as key=value, as "
+            "in input=films output=results."
+        )
+    # An output may have been moved since: it is where it was found.
+    return load(kind, arguments, made["settings"], positional=("output",))
+
+
+def places(config: CurationConfig, *names: str) -> dict[str, str]:
+    """Where artefacts of an output lie, by name."""
+    return {name: Store(config.output).uri(name) for name in names}
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def ray_for_parts(run: Run) -> None:
+    """Start Ray where scores/ has so many parts that its tasks read them faster."""
+    if len(run.store.parts("scores")) > MANY_PARTS:
+        run.ray()
+
+
+def count(run: Run) -> int:
+    """Check that every scene of the input has a row, and record what the rows cost; returns the number of scenes."""
+    ray_for_parts(run)
+    expected, costs = inventory(run.store)
+    run.record |= costs
+    return expected
+
+
+def decide(config: CurationConfig, run: Run) -> int:
+    """Select scenes and record what the rows cost; returns the number of scenes of the input."""
+    ray_for_parts(run)
+    selected = select(config)
+    run.record |= selected.costs
+    run.record["drift"] = selected.drift
+    return selected.expected
+
+
+def write_kept(config: CurationConfig, run: Run) -> None:
+    """Export the kept scenes, and record how many were written."""
+    from pipelines.curation.export import export_scenes
+
+    run.ray()
+    exported = export_scenes(config)
+    counts = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
+    run.record["export"] = counts
+
+
+def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
+    """Caption scenes, and record what that took."""
+    from pipelines.curation.recaption import caption_scenes
+
+    run.ray()
+    log.info(estimated(config, scenes))
+    run.record["captions"] = asdict(caption_scenes(config, scenes))
+
+
+def settle(expected: int, run: Run) -> None:
+    """Record how the rows add up; raises IncompleteError where they do not."""
+    counted = tally(run.store, expected)
+    rows = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
+    run.record |= {"rows": rows, "lost_videos": counted.lost_videos}
+    run.record["alarms"] = alarms(counted, run.record["drift"])
+
+
+def estimated(config: CurationConfig, scenes: list[Row]) -> str:
+    """What captioning scenes will cost, as a line."""
+    from pipelines.curation.recaption import estimate, unasked
+
+    cost, settings = estimate(config, unasked(config, scenes)), config.captions
+    price = ""
+    if settings.by != "transformers":
+        rates = f"${settings.usd_in:g} and ${settings.usd_out:g} per million"
+        price = f", ${cost.usd:.2f} at {rates}, at most {TRIES} times that with retries"
+    tokens = f"{cost.tokens_in} input and {cost.tokens_out} output tokens"
+    return f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}: about {tokens}{price}"
+
+
+# -------------------------------------------------------------------------------------------------------------- summary
+
+
+def summary(record: Mapping[str, Any], store: Store) -> list[str]:
+    """A run record in at most ten lines."""
+    why = f": {record['error']}" if record["error"] else ""
+    lines = [f"{record['command']} {record['status']} after {record['seconds']:.0f} s{why}"]
+    if measured := record.get("measured"):
+        rate = measured["scenes"] / max(measured["seconds"], 1e-9)
+        what = f"{measured['scenes']} scenes of {measured['films']} videos"
+        lines.append(f"scored {what} in {measured['seconds']:.0f} s, {rate:.1f} scenes/s")
+    if evaluation := record.get("evaluation"):
+        lines += _evaluation(evaluation)
+    elif rows := record.get("rows"):
+        dropped, failed = sum(rows["dropped"].values()), sum(rows["failed"].values())
+        lines.append(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
+        lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos failed": record["lost_videos"]}
+        lines += [f"{name}{listed(counts)}" for name, counts in lists.items() if counts]
+    lines += [f"ALARM: {alarm}" for alarm in record.get("alarms", ())]
+    if exported := record.get("export"):
+        lines.append(f"clips: {exported['written']} written, {exported['there']} existed")
+    if made := record.get("captions"):
+        cost = f"{made['requests']} requests, {made['tokens_in']} + {made['tokens_out']} tokens, ${made['usd']:.2f}"
+        lines.append(f"captions: {made['captioned']} made, {made['failed']} failed, {made['left']} left; {cost}")
+    if record.get("rows"):
+        lines.append(f"report: {store.uri('report.html')}")
+    return lines
+
+
+def _evaluation(result: Mapping[str, Any]) -> list[str]:
+    groups = f"{result['kept']} kept and {result['random']} random scenes, {result['both']} in both groups"
+    lines = [f"compared: {groups}; {result['scored']} scored now"]
+    for one in result["comparisons"]:
+        left_out = f", left out{listed(one['left_out'])}" if one["left_out"] else ""
+        if one["means"] is None:
+            lines.append(f"{one['name']}: nothing to compare{left_out}")
+            continue
+        means = f"{one['means'][0]:.1f} - {one['means'][1]:.1f} = {one['difference']:+.2f}"
+        interval = "" if one["interval"] is None else " [{:+.2f}, {:+.2f}]".format(*one["interval"])
+        effect = "" if one["effect"] is None else f", d {one['effect']:.2f}"
+        counts = " and ".join(map(str, one["scenes"][: 1 if one["paired"] else 2]))
+        of = f"{counts} scenes of {one['videos']} videos"
+        lines.append(f"{one['name']}: {means}{interval}, p {one['p']:.2g}{effect}; {of}{left_out}")
+    return lines
