@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, not_downloaded
 from actors.core.http import retry_after_s
 from actors.core.stage import Batch
 from actors.curation.captions import Answer, Captioner, CaptionsConfig, Pace, Refusal, Reply, Throttled, ask, prompt
@@ -207,10 +207,7 @@ def check_local_model(model: str) -> None:
     try:
         kind = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"captions.model={model} cannot be had ({str(error).partition(chr(10))[0]}): give a folder that "
-            "transformers has saved, or check the name, HF_TOKEN and the network"
-        ) from error
+        raise not_downloaded("captions.model", model, error, "a folder that transformers saved") from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
 

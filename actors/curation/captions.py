@@ -85,8 +85,7 @@ class CaptionsConfig(Stage):
     """Request captions also for scenes whose answer came from another model, prompt or caption; false: any answer
     counts."""
     tokens_per_frame: int = 1120
-    """Tokens of one frame, for the estimate: at most this with Gemini 3 (ai.google.dev/gemini-api/docs/media-resolution).
-    """
+    """Tokens per frame for the estimate, at most this with Gemini 3 (ai.google.dev/gemini-api/docs/media-resolution)."""
     usd_in: float = 0.30
     """Price of a million input tokens in US dollars, for the estimate: gemini-3.5-flash-lite as listed in July 2026."""
     usd_out: float = 2.50

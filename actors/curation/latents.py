@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, not_downloaded
 from actors.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -45,11 +45,9 @@ def check_model(model: str) -> None:
             hf_hub_download(model, name)
             return
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            problems.append(str(error).partition("\n")[0])
-    raise UserError(
-        f"latents.model={model} cannot be downloaded from the Hugging Face Hub ({problems[0]}). Check the name, HF_TOKEN and the "
-        "network, pass a folder that diffusers has saved, or set latents.model=tiny, the encoder of this project."
-    )
+            problems.append(error)
+    folder = "a folder that diffusers saved, or latents.model=tiny (the encoder that ships)"
+    raise not_downloaded("latents.model", model, problems[0], folder)
 
 
 def _folder(path: Path) -> Path | None:

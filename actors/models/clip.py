@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, not_downloaded
 from actors.core.stage import Batch, Stage
 from actors.media.images import Shape
 
@@ -111,10 +111,8 @@ def _reachable(config: EmbeddingsConfig, repository: str, files: Sequence[str]) 
         if isinstance(error, RemoteEntryNotFoundError) and not config.model.startswith("hf-hub:"):
             # What open_clip knows by name needs no more than the weights.
             return
-        problem = str(error).partition("\n")[0]
-        raise UserError(
-            f"embeddings.model={config.model} cannot be had from the hub ({problem}); give a folder with its {CONFIG} "
-            "and weights, or check the name, HF_TOKEN and the network"
+        raise not_downloaded(
+            "embeddings.model", config.model, error, f"a folder with its {CONFIG} and weights"
         ) from error
 
 

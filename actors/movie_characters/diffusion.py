@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from actors.core import storage
-from actors.core.errors import UserError
+from actors.core.errors import UserError, not_downloaded
 from actors.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -94,11 +94,8 @@ def check_diffusion(model: str, setting: str) -> None:
     try:
         hf_hub_download(model, INDEX)
     except (HFValidationError, OSError) as error:
-        problem = str(error).partition("\n")[0]
-        raise UserError(
-            f"{setting}={model} cannot be downloaded from the Hugging Face Hub ({problem}); give a folder that a "
-            "Stable Diffusion pipeline of diffusers saved, or check the name, HF_TOKEN and the network"
-        ) from error
+        folder = "a folder that a Stable Diffusion pipeline of diffusers saved"
+        raise not_downloaded(setting, model, error, folder) from error
 
 
 def _check_extra() -> None:

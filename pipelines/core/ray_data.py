@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.data._internal.logical.operators.map_operator import AbstractMap
 
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Row, Stage
 from pipelines.core.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
@@ -113,19 +113,28 @@ def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:
     return divided
 
 
-def batches(dataset: Dataset) -> Iterator[Batch]:
-    """Run a dataset and yield its batches as they are written.
+def bounded(dataset: Dataset) -> Dataset:
+    """The dataset, whose tasks are repeated and whose actors are started again three times at most when they die.
 
-    A task that kills its worker is repeated three times and an actor is started again three times: by Ray's own default
-    both go on without end, and Ray 2.60 has no argument for it that will stay.
+    By Ray's own default both go on without end, and Ray 2.60 has no argument for it that will stay.
     """
     step: Any
     for step in dataset._logical_plan.dag.post_order_iter():
         if AbstractMap in type(step).__mro__:
             actors = isinstance(step.compute, ActorPoolStrategy)
             step.ray_remote_args.update(actor_retries() if actors else {"max_retries": 3})
-    found: Any = dataset.iter_batches(batch_size=None, prefetch_batches=0)
+    return dataset
+
+
+def batches(dataset: Dataset) -> Iterator[Batch]:
+    """Run a dataset and yield its batches as they were written."""
+    found: Any = bounded(dataset).iter_batches(batch_size=None, prefetch_batches=0)
     yield from found
+
+
+def rows_of(dataset: Dataset) -> Iterator[Row]:
+    """Run a dataset and yield its rows."""
+    yield from bounded(dataset).iter_rows()
 
 
 def ray_task(stage: Stage) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from actors.curation.clip_scores import KEYS, SCORED, TEXTS, score_scenes
 from actors.curation.tables import EVALUATION, strings
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import Progress
-from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
@@ -196,7 +196,7 @@ def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[st
     rows = rows.map_batches(
         TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
     )
-    found = list(rows.iter_rows())
+    found = list(rows_of(rows))
     return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
 
 

@@ -16,7 +16,7 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, export_films, write_one_shard
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.rows import captions
 from pipelines.curation.select import fail_scenes
 from pipelines.curation.settings import CurationConfig
@@ -168,7 +168,7 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     interval_ms = config.frames.interval_ms if config.export.frames else None
     write: Any = partial(export_films, job=ExportJob(Store(config.output), config.export, config.video, interval_ms))
     rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
-    return [row for row in rows.iter_rows() if row["error"]]
+    return [row for row in rows_of(rows) if row["error"]]
 
 
 def _write_shards(kept: list[Row], config: CurationConfig) -> None:
@@ -180,7 +180,7 @@ def _write_shards(kept: list[Row], config: CurationConfig) -> None:
     ]
     rows = ray.data.from_items(shards, override_num_blocks=len(shards))
     written = rows.map(partial(write_one_shard, store=store), **ray_task(_stage(config)))
-    names = {row["name"] for row in written.iter_rows()}
+    names = {row["name"] for row in rows_of(written)}
     for entry in storage.listing(store.uri("shards"), (".tar",)):
         if entry.name not in names:
             storage.delete(entry.uri)

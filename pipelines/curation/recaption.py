@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.stage import Row, Stage
@@ -35,7 +35,7 @@ from actors.curation.captions import (
 )
 from actors.curation.tables import CAPTIONS
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import actor_retries, fitted, ray_task
+from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of
 from pipelines.curation.export import renew_kept_json
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import captions
@@ -170,7 +170,7 @@ def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Gene
 
     # A scene takes one request at least: what is beyond the budget need not be decoded.
     stages = fitted({}, {"video": config.video, "pick": PICK}, config.autoscaling)
-    rows = _frames(config, scenes[: settings.max_requests], stages).iter_rows()
+    rows = rows_of(_frames(config, scenes[: settings.max_requests], stages))
     waiting: set[Future[Answer]] = set()
     with ThreadPoolExecutor(settings.requests_at_once) as threads:
         try:
@@ -193,11 +193,9 @@ def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Genera
         Recaptioner,
         fn_constructor_args=[replace(settings, num_cpus=stage.num_cpus)],
         batch_size=stage.batch_size,
-        compute=ActorPoolStrategy(min_size=1, max_size=stage.workers),
-        **stage.resources(),
-        ray_remote_args_fn=actor_retries,
+        **ray_actors(stage),
     )
-    for row in answered.iter_rows():
+    for row in rows_of(answered):
         found = Answer(**{name: row[name] for name in Answer.__annotations__})
         yield _written(store, settings, row, found)
 

@@ -22,7 +22,7 @@ from actors.core.store import Store
 from actors.curation.frame_scorer import FrameScorer
 from actors.curation.videos import cut_videos, fetch_video, read_tasks, write_rows
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.curation.plan import Plan
 from pipelines.curation.settings import CurationConfig
 
@@ -50,10 +50,10 @@ def score(config: CurationConfig, plan: Plan) -> Measured:
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
     measured, started = Measured(), time.monotonic()
-    batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
+    done = batches(rows)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
-    for counts in tracked(batches, progress, lambda counts: int(counts["scenes"].sum())):
+    for counts in tracked(done, progress, lambda counts: int(counts["scenes"].sum())):
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
@@ -67,8 +67,8 @@ def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
     stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
     fetched = _fetched(_todo(config, stages), config, stages)
     codes: Counter[str] = Counter()
-    batches = fetched.iter_batches(batch_size=None, prefetch_batches=0)
-    for batch in tracked(batches, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
+    done = batches(fetched)
+    for batch in tracked(done, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
         codes.update(map(str, batch.get("error", [""] * len(batch["video_id"]))))
     return codes
 

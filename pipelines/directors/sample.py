@@ -29,7 +29,7 @@ from actors.directors.screenshots import SCREENSHOTS, ScreenshotsConfig, sample_
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import IMAGE_SUFFIXES, natural
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.ray_data import batches, fitted, ray_task, set_context
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +204,8 @@ def _take(config: SampleConfig, todo: list[Row]) -> int:
     take: Any = partial(sample_films, config=config.screenshots, output=storage.absolute(config.output))
     rows = films.map_batches(take, batch_size=1, **ray_task(stages["screenshots"]))
     taken = 0
-    batches = rows.iter_batches(batch_size=None, prefetch_batches=0)
-    for counts in tracked(batches, Progress("sample", len(todo), "films"), lambda counts: len(counts["screenshots"])):
+    done = batches(rows)
+    for counts in tracked(done, Progress("sample", len(todo), "films"), lambda counts: len(counts["screenshots"])):
         taken += int(counts["screenshots"].sum())
     return taken
 

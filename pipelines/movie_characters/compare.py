@@ -27,7 +27,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
 from actors.movie_characters.names import Picture, class_of, key, stem
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.fuse import FuseConfig, Source
 from pipelines.movie_characters.metrics import answers, topk_curve
 from pipelines.movie_characters.models import (
@@ -170,7 +170,7 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
     apply: Any = disturb_files
     rows = rows.map_batches(apply, batch_size=stage.batch_size, **ray_task(stage))
     found = []
-    for row in rows.iter_rows():
+    for row in rows_of(rows):
         if row["error"]:
             name = PurePosixPath(row["uri"]).name
             about = {"image": name, "uri": row["uri"], "filter": row["filter"]}

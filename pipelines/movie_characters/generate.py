@@ -23,7 +23,7 @@ from actors.movie_characters.diffusion import (
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import Learnt, find_learnt
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, ray_actors, set_context
+from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
             batch_size=config.diffusion.batch_size,
             **ray_actors(stages["diffusion"]),
         )
-        for row in tracked(rows.iter_rows(), Progress("generate", len(plan.todo), "images")):
+        for row in tracked(rows_of(rows), Progress("generate", len(plan.todo), "images")):
             if row["error"]:
                 name = plan.todo[row["number"]].file
                 bad.append({"picture": name, "code": row["error"], "message": row["message"]})

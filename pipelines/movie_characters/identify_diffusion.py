@@ -52,7 +52,7 @@ from actors.movie_characters.identities import Learnt, find_learnt
 from actors.movie_characters.names import Picture, group_by_class
 from actors.movie_characters.noise_losses import Loss, Weighting
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.preselect import Numbers, PreselectConfig, Preselection
 from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_csv
@@ -341,7 +341,7 @@ def _evaluate(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
     write: Any = partial(write_answers, root=_store(config).root, identities=names, digests=plan.digests, staged=staged)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
     progress = Progress("identify", len(todo), "images")
-    for row in tracked(rows.iter_rows(), progress, lambda row: row["pictures"]):
+    for row in tracked(rows_of(rows), progress, lambda row: row["pictures"]):
         yield from json.loads(row["bad"])
 
 

@@ -37,7 +37,7 @@ from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
 from actors.movie_characters.names import Picture, class_of, stem
 from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
 
@@ -271,7 +271,7 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
     rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
     write: Any = partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
     failed: dict[str, tuple[str, str]] = {}
-    written = rows.map_batches(write, batch_size=None, **ray_task(stages["write"])).iter_batches(batch_size=None)
+    written = batches(rows.map_batches(write, batch_size=None, **ray_task(stages["write"])))
     for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
         for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
             if code:
@@ -411,5 +411,5 @@ def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
     rows = ray.data.from_items(said).map_batches(
         TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
     )
-    found = sorted(rows.iter_rows(), key=lambda row: row["number"])
+    found = sorted(rows_of(rows), key=lambda row: row["number"])
     return np.stack([row["embedding"] for row in found])

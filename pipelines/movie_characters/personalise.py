@@ -34,7 +34,7 @@ from actors.movie_characters.names import group_by_class, stem
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from actors.movie_characters.personalise_steps import adam8bit
 from actors.movie_characters.personaliser import Personaliser
-from pipelines.core.ray_data import fitted, ray_actors, set_context
+from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.pictures import find_pictures
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
             batch_size=1,
             **ray_actors(stages["diffusion"]),
         )
-        for count, row in enumerate(rows.iter_rows(), 1):
+        for count, row in enumerate(rows_of(rows), 1):
             name = plan.todo[row["number"]].name
             if row["error"]:
                 bad.append({"identity": name, "code": row["error"], "message": row["message"]})

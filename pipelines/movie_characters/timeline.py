@@ -25,7 +25,7 @@ from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import stem
-from pipelines.core.ray_data import fitted, ray_task, set_context
+from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
 from pipelines.movie_characters.results import UNKNOWN, Results, by_class, read_results, write_csv
@@ -139,7 +139,7 @@ def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
         store=Store(storage.absolute(config.output)),
     )
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for number, row in enumerate(dataset.map_batches(cut, batch_size=1, **ray_task(stage)).iter_rows(), 1):
+    for number, row in enumerate(rows_of(dataset.map_batches(cut, batch_size=1, **ray_task(stage))), 1):
         log.info("%d of %d films cut: %s, %d shots", number, len(films), row["film"], row["shots"])
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from jobs.core.run import ray_session
+from jobs.core.session import ray_session
 from pipelines.core.training import fit
 from pipelines.core.training_config import TrainingConfig
 

@@ -178,7 +178,7 @@ def test_embeddings_of_other_models_have_another_name(clip_folder: str):
         ({"model": "ViT-B-32", "pretrained": "mine"}, "openai"),
         ({"model": "ViT-B-32", "pretrained": None}, "openai"),
         ({"model": "/nowhere/clip"}, "open_clip_config.json"),
-        ({"model": "hf-hub:no name/clip"}, "cannot be had"),
+        ({"model": "hf-hub:no name/clip"}, "cannot be downloaded"),
     ],
 )
 def test_what_cannot_be_had_is_told_before_the_work(settings: dict[str, Any], message: str):

@@ -18,7 +18,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from jobs.core.run import ray_session
+from jobs.core.session import ray_session
 from pipelines.core.training import Trained, fit
 from pipelines.core.training_config import TrainingConfig
 
