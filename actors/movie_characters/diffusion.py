@@ -55,6 +55,13 @@ class DiffusionConfig(Stage):
         return getattr(torch, chosen)
 
 
+@dataclass(frozen=True)
+class OneByOne(DiffusionConfig):
+    """Workers and precision of Stable Diffusion, where a row takes long."""
+
+    batch_size: int = 1
+
+
 # ------------------------------------------------------------------------------------------------------------ the model
 
 

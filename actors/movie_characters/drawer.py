@@ -11,7 +11,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.movie_characters.diffusion import (
-    DiffusionConfig,
+    OneByOne,
     check_size,
     embed_prompt,
     load_diffusion,
@@ -60,7 +60,7 @@ class GenerateConfig:
     """Width of the images in pixels, a multiple of 8."""
     num_inference_steps: int = 50
     """Denoising steps (DDIM) per image; more take longer."""
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(batch_size=1))
+    diffusion: OneByOne = field(default_factory=OneByOne)
     """Workers and precision of Stable Diffusion."""
     autoscaling: bool = False
     """The cluster grows on demand, so worker pools need not fit its present size."""

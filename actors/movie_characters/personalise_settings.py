@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from actors.core.errors import UserError
-from actors.movie_characters.diffusion import DiffusionConfig, check_size
+from actors.movie_characters.diffusion import OneByOne, check_size
 from actors.movie_characters.names import Picture, class_of
 
 DONE = "personalised.json"
@@ -88,7 +88,7 @@ class PersonaliseConfig:
     """Repository on the Hugging Face Hub for push_to_hub, as ORGANISATION/NAME."""
     checkpoint_s: float = 300.0
     """Seconds between two checkpoints of an identity, which is the most a kill can cost; 0 saves after every step."""
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(batch_size=1))
+    diffusion: OneByOne = field(default_factory=OneByOne)
     """Workers, each of which trains one identity at a time. Its dtype, compile and evaluations_per_call are unused
     here."""
     autoscaling: bool = False

@@ -86,6 +86,13 @@ class GallerySettings:
 
 
 @dataclass(frozen=True)
+class GalleryEmbeddings(EmbeddingsConfig):
+    """Workers, precision and batches of CLIP, for images that are embedded in large batches."""
+
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class ClipSettings(GallerySettings):
     """How images are compared by CLIP."""
 
@@ -109,7 +116,7 @@ class ClipSettings(GallerySettings):
     """Texts of single classes, by class, for method=prompts; other classes have `prompt`."""
     probe_c: float = 10.0
     """Inverse strength of the L2 regularization, for method=probe; above 0. Lower it when the gallery is small."""
-    embeddings: EmbeddingsConfig = field(default_factory=lambda: EmbeddingsConfig(batch_size=64))
+    embeddings: GalleryEmbeddings = field(default_factory=GalleryEmbeddings)
     """Workers, precision and batches of CLIP; its model and pretrained are replaced by model_name and pretrained."""
 
     def __post_init__(self) -> None:

@@ -284,7 +284,7 @@ def test_what_the_documentation_says_of_a_verb_is_there() -> None:
     for verb, options in rows:
         result = CliRunner().invoke(app, [*verb.split(), "--help"])
         assert result.exit_code == 0, result.output
-        names = {field.name for field in fields(settings[verb])}
+        names = {field.name for field in fields(settings[verb])} | set(getattr(settings[verb], "ALIASES", ()))
         said = re.findall(r"(?<![\w.])([a-z_0-9]+)[\w.]*=", options) + re.findall(r"--([a-z]+)", options)
         assert names.issuperset(said), verb
 

@@ -8,11 +8,12 @@ import pytest
 
 from actors.core.store import Store
 from actors.media.images import read_images
-from actors.models.clip import EmbeddingsConfig, ImageEmbedder, input_shape
+from actors.models.clip import ImageEmbedder, input_shape
 from actors.movie_characters.names import Picture
 from actors.movie_characters.vectors import write_vectors
 from pipelines.movie_characters.identify_gallery import (
     ClipConfig,
+    GalleryEmbeddings,
     embedded,
     identify,
     model_of,
@@ -66,7 +67,7 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     images = pictures.write(tmp_path / "images", {f"{name}_7": c for name, c in zip("ABC", (RED, GREEN, BLUE))})  # noqa: B905
 
     def config(output: str) -> ClipConfig:
-        exact = EmbeddingsConfig(dtype="float32")
+        exact = GalleryEmbeddings(dtype="float32")
         return ClipConfig(
             input=images, output=str(tmp_path / output), gallery=gallery, model_name=clip_folder, embeddings=exact
         )
