@@ -208,11 +208,12 @@ def check_local_model(model: str) -> None:
         kind = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
         raise UserError(
-            f"captions.model={model} cannot be had ({str(error).partition(chr(10))[0]}): give a folder that "
-            "transformers has saved, or check the name, HF_TOKEN and the network"
+            f"captions.model={model} cannot be downloaded from the Hugging Face Hub "
+            f"({str(error).partition(chr(10))[0]}). Check the name, HF_TOKEN and the network, or pass a folder that "
+            "transformers has saved."
         ) from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise UserError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
+        raise UserError(f"captions.model={model} is a {kind} model. Set an image-text-to-text model.")
 
 
 class LocalCaptioner:
@@ -226,7 +227,7 @@ class LocalCaptioner:
         self._model: Any = loaded.to("cuda" if gpu else "cpu").eval()
         self._processor = AutoProcessor.from_pretrained(model)
         if self._processor.chat_template is None:
-            raise UserError(f"captions.model={model} has no chat template: take one that is tuned on instructions")
+            raise UserError(f"captions.model={model} has no chat template. Set an instruction-tuned model.")
 
     def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
         import torch

@@ -47,8 +47,9 @@ def check_model(model: str) -> None:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             problems.append(str(error).partition("\n")[0])
     raise UserError(
-        f"latents.model={model} cannot be downloaded from the Hugging Face Hub ({problems[0]}). Check the name, HF_TOKEN and the "
-        "network, pass a folder that diffusers has saved, or set latents.model=tiny, the encoder of this project."
+        f"latents.model={model} cannot be downloaded from the Hugging Face Hub ({problems[0]}). Check the name, "
+        "HF_TOKEN and the network, pass a folder that diffusers has saved, or set latents.model=tiny, the encoder of "
+        "this project."
     )
 
 
