@@ -209,7 +209,7 @@ def check_local_model(model: str) -> None:
     except (OSError, ValueError) as error:
         raise not_downloaded("captions.model", model, error, "a folder that transformers saved") from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise UserError(f"captions.model={model} is a {kind} model: captions need an image-text-to-text one")
+        raise UserError(f"captions.model={model} is a {kind} model. Set an image-text-to-text model.")
 
 
 class LocalCaptioner:
@@ -223,7 +223,7 @@ class LocalCaptioner:
         self._model: Any = loaded.to("cuda" if gpu else "cpu").eval()
         self._processor = AutoProcessor.from_pretrained(model)
         if self._processor.chat_template is None:
-            raise UserError(f"captions.model={model} has no chat template: take one that is tuned on instructions")
+            raise UserError(f"captions.model={model} has no chat template. Set an instruction-tuned model.")
 
     def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
         import torch

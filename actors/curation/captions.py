@@ -85,7 +85,8 @@ class CaptionsConfig(Stage):
     """Request captions also for scenes whose answer came from another model, prompt or caption; false: any answer
     counts."""
     tokens_per_frame: int = 1120
-    """Tokens per frame for the estimate, at most this with Gemini 3 (ai.google.dev/gemini-api/docs/media-resolution)."""
+    """Tokens of one frame, for the estimate: the most that Gemini 3 counts
+    (ai.google.dev/gemini-api/docs/media-resolution)."""
     usd_in: float = 0.30
     """Price of a million input tokens in US dollars, for the estimate: gemini-3.5-flash-lite as listed in July 2026."""
     usd_out: float = 2.50
@@ -97,16 +98,20 @@ class CaptionsConfig(Stage):
         if self.requests_at_once < 1 or not self.model:
             raise UserError("captions.requests_at_once must be at least 1, and captions.model must not be empty")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
-            raise UserError(f"requests_per_minute={self.requests_per_minute}: give a number above 0, or null")
+            raise UserError(f"captions.requests_per_minute={self.requests_per_minute}: set a number above 0, or null")
         if self.max_requests is not None and self.max_requests < 0:
-            raise UserError(f"max_requests={self.max_requests}: it starts at 0")
+            raise UserError(f"captions.max_requests={self.max_requests}: set 0 or more, or null")
         if self.by == "transformers":
             if self.model == GEMINI:
-                raise UserError("by=transformers needs model=…: a hub name or folder of an image-text-to-text model")
+                raise UserError(
+                    "captions.by=transformers needs captions.model=…: a name on the Hugging Face Hub or a folder"
+                )
             if self.max_requests is not None or self.requests_per_minute is not None:
-                raise UserError("max_requests and requests_per_minute are for a service, not for by=transformers")
+                raise UserError(
+                    "captions.max_requests and requests_per_minute need a service, not captions.by=transformers"
+                )
             if self.workers < 1:
-                raise UserError("workers=0: what loads a model has at least one worker")
+                raise UserError("captions.workers=0: set at least 1 worker for captions.by=transformers")
 
 
 @dataclass(frozen=True)

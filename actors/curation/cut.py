@@ -41,7 +41,7 @@ class FramesConfig:
 
     def __post_init__(self) -> None:
         if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:
-            raise UserError(f"interval_ms from 1, size from 16, 2 <= min <= max: {self}")
+            raise UserError(f"frames: interval_ms must be at least 1, size at least 16, and 2 <= min <= max: {self}")
 
 
 class _Scene:

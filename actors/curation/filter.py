@@ -179,18 +179,20 @@ def load_filter(uri: str, measured_by: dict[str, Any] | None = None) -> Filter:
     try:
         raw = storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise UserError(f"there is no filter {uri}: label scenes, then `fit-filter` makes it") from error
+        raise UserError(f"{uri} does not exist. Label scenes with `annotate`, then run `fit-filter`.") from error
     model = _parsed(uri, raw)
     names = model["learner"].get("feature_names")
     if names != list(FEATURES):
-        raise UserError(f"{uri} expects the features {names}, and scenes have {list(FEATURES)}, in this order")
+        raise UserError(
+            f"{uri} expects the features {names}, but scenes have {list(FEATURES)}, in this order. Run `fit-filter`."
+        )
     about = json.loads(model["learner"]["attributes"][ATTRIBUTE])
     theirs = about["measured_by"]
     if measured_by is not None and feature_settings(measured_by) != theirs:
         ours = feature_settings(measured_by)
         changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         told = ", ".join(f"{name}={theirs.get(name)} there, {ours.get(name)} here" for name in changed)
-        raise UserError(f"{uri} was fitted to features measured with other settings ({told}): fit one to these")
+        raise UserError(f"{uri} was fitted to features measured with other settings ({told}). Run `fit-filter`.")
     return Filter(raw, about)
 
 
@@ -201,7 +203,7 @@ def _parsed(uri: str, raw: bytes) -> dict[str, Any]:
         json.loads(model["learner"]["attributes"][ATTRIBUTE])["measured_by"]
     except (ValueError, KeyError, TypeError) as error:
         what = "a pickle" if raw[:1] == b"\x80" else "not JSON" if raw[:1] != b"{" else "another model or damaged"
-        raise UserError(f"{uri} is no filter that `fit-filter` wrote, but {what}: fit one") from error
+        raise UserError(f"{uri} is no filter that `fit-filter` wrote, but {what}. Run `fit-filter`.") from error
     return model
 
 

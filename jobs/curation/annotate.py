@@ -86,9 +86,9 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         if self.filter is not None and self.order != "uncertain":
-            raise UserError("a filter is asked with order=uncertain only")
+            raise UserError("filter is used with order=uncertain only. Set order=uncertain, or leave filter out.")
         if self.per_video < 1 or not 0 <= self.port < 1 << 16:
-            raise UserError("per_video starts at 1, port lies in 0..65535")
+            raise UserError("per_video must be at least 1, port from 0 to 65535")
         name = self.annotator
         if name is not None and (not name or {"/", "\\", "\0"} & set(name) or name.startswith(".")):
             raise UserError(f"annotator={name!r} names a file: no slashes, and no dot at its start")

@@ -9,7 +9,6 @@ from actors.curation.captioners import check_captioner
 from actors.curation.filter import place, save_filter
 from actors.models.clip import check_clip
 from jobs.core.verbs import Preview, Run, Verb
-from jobs.curation.report import write_report
 from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
 from pipelines.curation.settings import CurationConfig
 
@@ -69,6 +68,8 @@ class FitFilter(Verb):
         # The report of the last run shows the filter, too.
         record = run.store.read_json("run.json")
         if record and "rows" in record:
+            from jobs.curation.report import write_report
+
             write_report(run.store, record)
         for line in fit_lines(fitted.about["report"], uri):
             run.say(line)

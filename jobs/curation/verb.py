@@ -13,7 +13,6 @@ from actors.curation.captions import TRIES
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
 from jobs.core.verbs import Run, Verb, listed
-from jobs.curation.report import write_report
 from pipelines.curation.rows import MANY_PARTS, inventory
 from pipelines.curation.select import alarms, select, tally
 from pipelines.curation.settings import CurationConfig
@@ -60,6 +59,8 @@ class CurationVerb(Verb):
 
     def close(self, record: dict[str, Any], store: Store) -> None:
         if "rows" in record:
+            from jobs.curation.report import write_report
+
             write_report(store, record)
         store.write_json(record, "run.json")
 

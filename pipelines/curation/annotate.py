@@ -45,7 +45,7 @@ def scenes_to_label(store: Store) -> pd.DataFrame:
     scenes, _, _ = rows_now(store, COLUMNS)
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
-        raise UserError(f"{store.root} has no scene with all features to label: `score` it first")
+        raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
     return sound[COLUMNS]
 
 

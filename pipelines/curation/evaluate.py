@@ -1,4 +1,4 @@
-"""Prove by CLIPScore that captions became better, and that what is kept is better than what chance would keep.
+"""Compare recaptions with captions, and kept scenes with random ones, by CLIPScore.
 
 A scene's score for a text is the mean of 100 * max(cos, 0) over every second of its sampled frames, the first among
 them. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale of torchmetrics and of the reference.)
@@ -71,7 +71,9 @@ def plan_evaluation(config: CurationConfig) -> Plan:
     store = Store(config.output)
     chosen, candidates = _population(store)
     if not chosen:
-        raise UserError(f"{config.output} keeps no scene, so there is nothing to evaluate: see `select`")
+        raise UserError(
+            f"{config.output} keeps no scene, so there is nothing to evaluate. Change the thresholds with `select`."
+        )
     kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
     scenes = located(store, sorted(kept | random))
     answers = captions(store)

@@ -1,4 +1,4 @@
-"""Say of one scene where it comes from, what was measured, and why it is kept or not, in lines of text."""
+"""Explain one scene in lines of text: its source, its features, and why it is kept or not."""
 
 import difflib
 import math

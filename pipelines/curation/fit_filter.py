@@ -87,21 +87,22 @@ def read_labelled(config: FitConfig) -> Labelled:
     store = Store(config.output)
     settings = store.read_json("plan", "settings.json")
     if settings is None:
-        raise UserError(f"{config.output} has no plan: it is not the output of a run, or none has begun")
+        raise UserError(f"{config.output} has no plan, so it is not the output of a run. Check the path.")
     path = config.labels or store.uri("labels")
     people = read_labels(path)
     labels = majority(people.values())
     if not labels:
-        raise UserError(
-            f"{path} holds no labels: `annotate {config.output}` makes them, or labels= names another place"
-        )
+        raise UserError(f"{path} holds no labels. Run `annotate {config.output}`, or set labels=PATH.")
     scenes = rows_now(store, FEATURES)[0]
     keys = ["video_id", "scene_id"]
     known = pd.Series(list(labels.values()), pd.MultiIndex.from_tuples(list(labels), names=keys), name="label")
     sound = scenes.loc[scenes.error == "", [*keys, *FEATURES]]
     found = sound.join(known, on=keys, how="inner").sort_values(keys).reset_index(drop=True)
     if found.empty:
-        raise UserError(f"none of the {len(labels)} labels of {path} is of a scene that {config.output} has measured")
+        raise UserError(
+            f"None of the {len(labels)} labels of {path} is of a scene that {config.output} has measured. "
+            "Set labels=PATH."
+        )
     return Labelled(found, feature_settings(settings["measured_by"]), sorted(people), len(labels) - len(found))
 
 
@@ -122,7 +123,9 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     count = int(folds.max()) + 1
     shares = [share for share in SHARES if _can_learn(narrow, count, share)]
     if 1.0 not in shares:
-        raise UserError("good and bad scenes are of so few videos that a fold would learn from one kind: label others")
+        raise UserError(
+            "Good and bad scenes are of so few videos that a fold would train on one kind. Label scenes of others."
+        )
     plan = [(share, fold) for share in shares for fold in range(count)]
     workers = labelled.workers(config)
     parts = (narrow, plan, count)
@@ -184,7 +187,7 @@ def _folds(table: pd.DataFrame, config: FitConfig) -> tuple[np.ndarray, list[str
     videos = {label: table.video_id[table.label == label].nunique() for label in names}
     for label, name in names.items():
         if not videos[label]:
-            raise UserError(f"all {len(table)} labels are {names[1 - label]}: a filter needs {name} scenes, too")
+            raise UserError(f"all {len(table)} labels are {names[1 - label]}. Label {name} scenes, too.")
     most = min(videos.values())
     if most < LEAST_FOLDS:
         told = ", ".join(f"{videos[label]} with {name} ones" for label, name in names.items())

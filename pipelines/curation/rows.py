@@ -63,7 +63,7 @@ def rows_now(
     del whole
     planned = (rows.step == "plan").to_numpy()
     if videos.empty and not planned.any():
-        raise UserError(f"{store.root} has no plan: it is not the output of a run, or none has begun")
+        raise UserError(f"{store.root} has no plan, so it is not the output of a run. Check the path.")
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
     # Its place in the input may have changed since, as when a film was added to a folder.
     video = videos.index.get_indexer(pd.Index(rows.video_id))

@@ -166,7 +166,8 @@ def check(config: CurationConfig) -> None:
     """Raise UserError, before any work, for settings that cannot work together or files that are not there."""
     if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
         raise UserError(
-            f"output {config.output} lies inside input {config.input}: its clips would be films of the next run"
+            f"output {config.output} lies inside input {config.input}: its clips would be films of the next run. "
+            "Set an output outside."
         )
     if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
@@ -174,7 +175,7 @@ def check(config: CurationConfig) -> None:
         raise UserError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
     for name, stage in (("latents", config.latents), ("motion", config.motion)):
         if stage.workers < 1:
-            raise UserError(f"{name}.workers={stage.workers}: what loads a model has at least one worker")
+            raise UserError(f"{name}.workers={stage.workers}: set at least 1 worker for a stage that loads a model")
     check_model(config.latents.model)
     if config.motion.flow == "raft":
         if config.frames.size % 8 or config.frames.size < 128:
@@ -186,7 +187,7 @@ def check(config: CurationConfig) -> None:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
         raise UserError(
-            f"{config.output} holds scores made with other settings ({changed}): use them, or another output"
+            f"{config.output} holds scores made with other settings ({changed}). Use these settings, or another output."
         )
 
 

@@ -305,7 +305,7 @@ def test_what_cannot_work_ends_at_once(output: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("FILMRAY_TOKEN", raising=False)
     assert "FILMRAY_TOKEN" in refused(output, "host=0.0.0.0")
     assert "annotator='../anna'" in refused(output, "annotator=../anna")
-    assert "there is no filter" in refused(output, "order=uncertain")
+    assert "filter.json does not exist" in refused(output, "order=uncertain")
     assert "order=uncertain only" in refused(output, f"filter={output / 'filter.json'}")
     (output / "labels").mkdir()
     (output / "labels" / "bert.json").write_text('{"frames/a/b": 7}')

@@ -22,6 +22,7 @@ from pipelines.curation.settings import measured_by
 from tests.pipelines.curation import outputs
 from tests.pipelines.curation.outputs import config, fast_is_good, write_plan, write_scores
 from tests.support import films
+from tests.support.servers import FileHost, Reply
 
 SHOTS = (48, 36, 30)
 Run = Callable[..., Result]
@@ -87,7 +88,7 @@ def output(
 def test_a_mistake_leaves_the_record_as_it_was(output: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
     before = json.loads((output / "run.json").read_text())
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
-    assert "there is no filter" in run("select", output, "select.by=classifier", code=2).output
+    assert "filter.json does not exist" in run("select", output, "select.by=classifier", code=2).output
     assert "set GEMINI_API_KEY" in run("recaption", output, code=2).output
     assert json.loads((output / "run.json").read_text()) == before
     assert "done" in run("status", output).output
@@ -136,6 +137,22 @@ def test_the_run_record_adds_up(output: Path):
     assert record["films"]["worst_ratio"] <= 1.1
     assert record["settings"]["frames"]["size"] == 64
     assert record["versions"]["ray"]
+
+
+def test_fetch_downloads_and_records_what_could_not_be_had(
+    ray_cluster: None, corpus: Path, vae_folder: str, host: FileHost, run: Run, tmp_path: Path
+):
+    urls = [host.put("/a.mp4", Reply((corpus / "a.mp4").read_bytes())), host.put("/b.mp4", Reply(b"no", 404))]
+    rows = [f"{name},{url},0,1" for name, url in zip("ab", urls, strict=True)]
+    (tmp_path / "films.csv").write_text("\n".join(["video_id,url,start,end", *rows]))
+    settings = [f"input={tmp_path / 'films.csv'}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    told = run("fetch", *settings).output
+    assert "2 rows = 1 done + 1 rejected" in told and "fetch_gone 1" in told
+    assert (tmp_path / "out" / "videos" / "a.mp4").read_bytes() == (corpus / "a.mp4").read_bytes()
+    record = json.loads((tmp_path / "out" / "runs" / "fetch.json").read_text())
+    assert record["rows"] == {"in": 2, "out": 1, "rejected": {"fetch_gone": 1}}
+    assert not (tmp_path / "out" / "run.json").exists()
+    run("fetch", tmp_path / "out", "--max-rejected", 0, code=3)
 
 
 def test_other_thresholds_decide_anew_and_measure_nothing(output: Path, run: Run):

@@ -132,6 +132,8 @@ def test_retry_asks_again_for_what_failed_and_for_nothing_else(
     assert [caption for caption, _ in gemini.asked[4:]] == [failed]
     assert recaptions(output) == {failed: "a man in the rain, at last"}
     assert record(output)["rows"]["failed"] == {} and not len(table(output, "rejected"))
+    # Which codes were tried again is no setting of the output.
+    assert "codes" not in record(output)["settings"]
 
 
 def test_a_run_that_cannot_ask_says_why(

@@ -49,7 +49,7 @@ def test_an_output_without_such_scenes_is_refused(tmp_path: Path):
     store = Store(str(tmp_path))
     write_plan(store, {"a": 1})
     write_scores(store, scene("a.0_0", error="crashed"))
-    with pytest.raises(ValueError, match="`score` it first"):
+    with pytest.raises(ValueError, match="Run `score` first"):
         scenes_to_label(store)
 
 

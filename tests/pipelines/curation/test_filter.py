@@ -94,8 +94,8 @@ def test_contributions_add_up_to_the_log_odds(learnt: Filter):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (lambda video: np.ones(len(video)), "all 120 labels are good: a filter needs bad scenes, too"),
-        (lambda video: np.zeros(len(video)), "all 120 labels are bad: a filter needs good scenes, too"),
+        (lambda video: np.ones(len(video)), "all 120 labels are good. Label bad scenes, too"),
+        (lambda video: np.zeros(len(video)), "all 120 labels are bad. Label good scenes, too"),
         (lambda video: video < 2, r"too few videos \(2 with good ones, 10 with bad ones\)"),
     ],
 )
@@ -220,7 +220,7 @@ def test_what_is_no_filter_of_ours_is_refused(learnt: Filter, tmp_path: Path):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
             load_filter(str(path))
-    with pytest.raises(ValueError, match="there is no filter"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_filter(str(tmp_path / "none.json"))
 
 
@@ -252,7 +252,7 @@ def test_labels_meet_their_scenes(tmp_path: Path):
     assert (labelled.people, labelled.lost) == (["me", "you"], 2)
     assert labelled.measured_by == {"motion.flow": "raft"}
     write_labels(str(tmp_path / "other.json"), {("x", "x.0_0"): 1})
-    with pytest.raises(ValueError, match="none of the 1 labels"):
+    with pytest.raises(ValueError, match="None of the 1 labels"):
         read_labelled(FitConfig(store.root, labels=str(tmp_path / "other.json")))
 
 

@@ -344,7 +344,7 @@ def scene_ids(settings: CurationConfig, part: str) -> list[str]:
 
 def test_a_filter_decides_over_the_output(tmp_path: Path, model: Filter):
     settings = replace(an_output(tmp_path), select=SelectConfig(by="classifier"))
-    with pytest.raises(ValueError, match=r"there is no filter .*filter\.json: label scenes"):
+    with pytest.raises(ValueError, match=r"filter\.json does not exist\. Label scenes"):
         select(settings)
     assert not (tmp_path / "scenes").exists()
     save_filter(model, str(tmp_path / "filter.json"))

@@ -16,7 +16,7 @@ from actors.curation.tables import SCENES, SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.plan import make_plan
-from pipelines.curation.settings import RETRYABLE, CurationConfig, VideosConfig, check, measured_by
+from pipelines.curation.settings import RETRYABLE, CurationConfig, RetryConfig, VideosConfig, check, measured_by
 
 
 @pytest.fixture
@@ -170,6 +170,13 @@ def test_weights_count_only_where_they_are_used(config: CurationConfig):
     raft = replace(config, motion=MotionConfig(flow="raft", weights="C_T_V1"))
     assert measured_by(raft)["motion.weights"] == "C_T_V1"
     assert measured_by(replace(config, motion=MotionConfig(weights="C_T_V1")))["motion.weights"] is None
+
+
+def test_retry_tries_what_may_pass_or_the_codes_it_is_given_with_the_settings_of_run(config: CurationConfig):
+    asked = RetryConfig(config.input, config.output, latents=config.latents)
+    assert asked.again() == RETRYABLE
+    assert replace(asked, codes="crashed,timeout").again() == {"crashed", "timeout"}
+    assert replace(asked, codes="crashed").run() == config
 
 
 def test_tables_hold_the_seven_features_in_their_order():
