@@ -62,14 +62,15 @@ def settings_of(config: Any, prefix: str = "", values: Any = None) -> Iterator[S
     """All settings of a class, each group before what it holds; values: an instance whose values go before defaults."""
     docs, kinds = docs_of(config), types_of(config)
     for field in dataclasses.fields(config):
-        value = _default(field) if values is None else getattr(values, field.name)
+        value = default_of(field) if values is None else getattr(values, field.name)
         path, group = prefix + field.name, dataclasses.is_dataclass(value)
         yield Setting(path, kind_text(kinds[field.name]), value, docs[field.name], group)
         if group:
             yield from settings_of(type(value), f"{path}.", value)
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """The default of a field; REQUIRED where there is none."""
     if field.default is not dataclasses.MISSING:
         return field.default
     return REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()

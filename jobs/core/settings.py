@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.core import storage
 from actors.core.errors import UserError
-from jobs.core.describe import REQUIRED, classes_in, is_literal, members, settings_of, types_of
+from jobs.core.describe import REQUIRED, classes_in, default_of, is_literal, members, plain, settings_of, types_of
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,27 @@ def load(
 def check(config: type[Config], tree: Tree) -> Config:
     """The settings of a tree; raises SettingsError where one does not exist or has a wrong value."""
     try:
-        return TypeAdapter(config).validate_python(tree, extra="forbid")
+        return TypeAdapter(config).validate_python(_completed(config, tree), extra="forbid")
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(config, problem) for problem in error.errors())) from error
+
+
+def _completed(config: Any, tree: Tree, values: Any = None) -> Tree:
+    """The tree with what a group's own default sets, where the tree gives a part of the group only.
+
+    A field may have another default than its class, as `embeddings` with a batch size; one setting of the group must
+    not bring back the class's defaults of all others. values: the default that the tree is a part of.
+    """
+    full = dict(tree)
+    for field in dataclasses.fields(config):
+        own = default_of(field)
+        default = own if values is None else getattr(values, field.name)
+        group = tree.get(field.name)
+        if isinstance(group, dict) and dataclasses.is_dataclass(default) and _fits(type(default), group):
+            full[field.name] = _completed(type(default), group, default)
+        elif values is not None and field.name not in tree and default != own:
+            full[field.name] = plain(default)
+    return full
 
 
 def read_yaml(uri: str) -> Tree:

@@ -293,3 +293,22 @@ def test_an_error_in_a_member_of_a_union_is_named_as_the_setting_is():
 def test_one_number_stays_a_number_where_a_list_may_stand_too():
     assert load(Several, ["--k_range", "7", "models={}"]).k_range == 7
     assert load(Several, ["--k_range", "1", "7", "models={}"]).k_range == [1, 7]
+
+
+@dataclass(frozen=True)
+class Group:
+    workers: int = 1
+    batch_size: int = 4
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    group: Group = field(default_factory=lambda: Group(batch_size=64, inner=Inner(size=99, names=["x"])))
+
+
+def test_one_setting_of_a_group_leaves_the_groups_own_defaults():
+    config = load(Grouped, ["group.workers=2", "group.inner.how=fast"])
+    assert config.group == Group(2, 64, Inner(99, how="fast", names=["x"]))
+    assert load(Grouped, ["group.batch_size=8"]).group == Group(1, 8, Inner(99, names=["x"]))
+    assert load(Grouped, []) == Grouped()
