@@ -134,7 +134,7 @@ def read_arguments(config: Any, arguments: Sequence[str]) -> tuple[Tree, list[st
             rest.append(token)
             continue
         key = (option[1] or option[3]).replace("-", "_")
-        kind = _type_at(config, key)
+        kind = type_at(config, key)
         value = option[2] if option[1] else option[4]
         values = _following(left, kind) if value is None else [value]
         if not values:
@@ -186,19 +186,19 @@ def _is_text(kind: Any) -> bool:
     return any(one is str or is_literal(one) for one in members(kind))
 
 
-def _type_at(config: Any, dotted: str) -> Any:
+def type_at(config: Any, dotted: str) -> Any:
     """The type of a setting by its dotted path or another name; None where there is no such setting."""
     if dotted in getattr(config, "IGNORED", {}):
         return str
     match getattr(config, "ALIASES", {}).get(dotted):
         case str(target):
-            return _type_at(config, target)
+            return type_at(config, target)
         case (_, convert):
             return next(iter(typing.get_type_hints(convert).values()))
     name, _, rest = dotted.partition(".")
     kind = types_of(config).get(name)
     inner = classes_in(kind)
-    return _type_at(inner[0], rest) if rest and inner else kind if not rest else None
+    return type_at(inner[0], rest) if rest and inner else kind if not rest else None
 
 
 # ----------------------------------------------------------------------------------------------------- other names

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.core.describe import settings_of
+from jobs.core.settings import type_at
 from jobs.reference import CAPABILITIES, pages
 
 ROOT = Path(__file__).parents[3]
@@ -23,4 +24,17 @@ def test_every_setting_says_what_it_is(capability: str):
     for command, verb in app.commands().items():
         for one in settings_of(verb.settings()):
             assert len(one.doc) > 3, f"{command}: {one.path} has no docstring"
-            assert not re.match(r"(The same|Of it|As above|That model|Also)\b", one.doc), f"{command}: {one.path}"
+            assert not re.match(r"(The same|Of it|As above|That model)\b", one.doc), f"{command}: {one.path}"
+
+
+def test_commands_in_the_documentation_name_verbs_and_settings_that_exist():
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pattern = r"python -m jobs\.([a-z_]+) ((?:score )?[a-z][\w-]*) ?([^`\n#]*)"
+    commands = {found for text in texts for found in re.findall(pattern, text.read_text())}
+    assert len(commands) > 20
+    for capability, command, arguments in commands:
+        verbs = importlib.import_module(f"jobs.{capability}.__main__").app.commands()
+        name = command if command in verbs else command.split()[0]
+        assert name in verbs, f"{capability} {command}"
+        for key in re.findall(r"(?<![\w./:])([a-z][\w.]*)=", arguments):
+            assert type_at(verbs[name].settings(), key) is not None, f"{capability} {name}: {key}"
