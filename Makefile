@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteractive apt-get -qq
 
+# Where it is set, every process compiles all that it imports anew: several seconds for torch and Ray.
+unexport PYTHONDONTWRITEBYTECODE
+
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
 .PHONY: help demo test test-slow $(CAPABILITIES:%=test-%) check format docs ffmpeg chromium
