@@ -31,7 +31,7 @@ def test_sequences_of_a_comic(tmp_path: Path) -> None:
         ({}, "a face, a body or both"),
         ({"face": "s_1_0_body_0"}, "a face, a body or both"),
         ({"face": "s_1_0_face_0", "body": "s_1_1_body_0"}, "in one panel"),
-        ({"face": "nobody"}, "names no instance"),
+        ({"face": "nobody"}, "is no instance"),
     ],
 )
 def test_what_is_no_instance_is_told_with_its_place(tmp_path: Path, instance: dict[str, str], problem: str) -> None:

@@ -84,7 +84,7 @@ def test_an_input_without_films_and_one_with_two_of_a_name_are_refused(tmp_path:
         find_films(str(tmp_path))
     for name in ("a.mp4", "a.mkv"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="more than one film is called a "):
+    with pytest.raises(ValueError, match=r"have the name a\. "):
         find_films(str(tmp_path))
 
 
