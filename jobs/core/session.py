@@ -66,8 +66,6 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     if not verbose:
         environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
-        # Of Ray's own processes; its log files keep what matters to them.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # A cluster has its dashboard already; on one machine it makes the start longer.
     ray.init(runtime_env=environment, include_dashboard=False, logging_level=logging.INFO if verbose else logging.ERROR)
     try:
