@@ -182,6 +182,12 @@ def following(output: str, progress: Progress) -> Iterator[None]:
             if (about := store.read_json(PROGRESS_FILE)) and about["done"] != progress.done:
                 progress.advance(about["done"] - progress.done, about["note"])
 
+    def clear() -> None:
+        if store.read_json(PROGRESS_FILE) is not None:
+            storage.delete(store.uri(PROGRESS_FILE))
+
+    # What a killed training left says nothing of this one.
+    clear()
     # In a copy of the context, where the verb's progress file is known.
     thread = threading.Thread(target=copy_context().run, args=(follow,), daemon=True)
     with progress:
@@ -191,5 +197,4 @@ def following(output: str, progress: Progress) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-            if store.read_json(PROGRESS_FILE) is not None:
-                storage.delete(store.uri(PROGRESS_FILE))
+            clear()

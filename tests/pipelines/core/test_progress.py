@@ -4,12 +4,13 @@ import io
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from actors.core.store import Store
-from pipelines.core.progress import Progress, duration, reporting, tracked
+from pipelines.core.progress import PROGRESS_FILE, Progress, ProgressFile, duration, following, reporting, tracked
 
 
 @pytest.fixture
@@ -80,3 +81,17 @@ def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, caplog: py
 @pytest.mark.parametrize(("seconds", "told"), [(9.4, "9 s"), (61, "1 min"), (3 * 3600 + 300, "3 h 05 min")])
 def test_lengths_of_time(seconds: float, told: str):
     assert duration(seconds) == told
+
+
+def test_the_driver_follows_a_training_and_not_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.core.progress.FOLLOW_S", 0.01)
+    ProgressFile(str(tmp_path)).write(9, "loss 1")
+    progress = Progress("train", 10, "epochs")
+    with following(str(tmp_path), progress):
+        time.sleep(0.1)
+        assert progress.done == 0
+        ProgressFile(str(tmp_path)).write(4, "loss 0.5")
+        until = time.monotonic() + 10
+        while not progress.done and time.monotonic() < until:
+            time.sleep(0.01)
+    assert progress.done == 4 and not (tmp_path / PROGRESS_FILE).exists()
