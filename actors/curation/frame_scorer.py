@@ -32,7 +32,7 @@ class FrameScorer:
             torch.set_num_threads(max(1, int(cpus)))
         self._vae = self._raft = None
         if latents is not None:
-            self._vae = load_vae(latents.model, getattr(torch, latents.dtype), self._device)
+            self._vae = load_vae(latents.model, getattr(torch, latents.precision), self._device)
             self._frames_per_call = latents.frames_per_call if gpu else 1
         if motion is not None:
             self._raft = load_raft(motion.weights, self._device)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from actors.core.errors import UserError, not_downloaded
-from actors.core.stage import Stage
+from actors.core.stage import ModelStage
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -19,14 +19,12 @@ TINY = Path(__file__).parent / "tiny_vae_weights"
 
 
 @dataclass(frozen=True)
-class LatentsConfig(Stage):
+class LatentsConfig(ModelStage):
     """Which VAE encodes the frames, for mse and cos_sim."""
 
     model: str = "stabilityai/sdxl-vae"
     """The VAE: any diffusers VAE by its name on the Hugging Face Hub or by path, or `tiny`, the small encoder that
     ships with the project (no download, fastest)."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the encoder; distances are always float32. bfloat16 is about 2.6 times as fast on a CPU."""
     batch_size: int = 4
     """Scenes per call of a worker."""
     frames_per_call: int = 16

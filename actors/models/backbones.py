@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -25,7 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class BackboneConfig(Stage):
+class BackboneConfig(ModelStage):
     """The image network (backbone) and its input."""
 
     model: str = "resnet50"
@@ -35,8 +35,6 @@ class BackboneConfig(Stage):
     weights."""
     fit: Literal["letterbox", "crop"] = "letterbox"
     """letterbox: the whole image between grey bars; crop: its centre."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the network; vectors are stored as float16."""
     batch_size: int = 32
     """Images per call of the network."""
 
@@ -102,7 +100,7 @@ def name(config: BackboneConfig) -> str:
     if folder := _folder(config.model):
         # Wherever it lies, and whatever it is called.
         known, file = [], str(min(folder.glob("*.safetensors")))
-    return ":".join([*known, *([_digest(file)] if file else []), config.fit, config.dtype])
+    return ":".join([*known, *([_digest(file)] if file else []), config.fit, config.precision])
 
 
 def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
@@ -114,8 +112,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
     import torch
     from torchvision import models
 
-    device = "cuda" if config.num_gpus > 0 else "cpu"
-    if device == "cpu":
+    if config.device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
     try:
         if config.model in RESNETS:
@@ -140,7 +137,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
             f"backbone.model={config.model} cannot be loaded ({str(error).partition(chr(10))[0]}); give a folder as "
             "timm saves it, backbone.weights=FILE, or check the name and the network"
         ) from error
-    model = model.to(device, getattr(torch, config.dtype), memory_format=torch.channels_last)
+    model = model.to(config.device, getattr(torch, config.precision), memory_format=torch.channels_last)
     return model.eval().requires_grad_(False), pixels
 
 
@@ -183,8 +180,8 @@ class Backbone:
         import torch
 
         self._model, pixels = load_backbone(config)
-        self._device = "cuda" if config.num_gpus > 0 else "cpu"
-        self._dtype = getattr(torch, config.dtype)
+        self._device = config.device
+        self._dtype = getattr(torch, config.precision)
         self._mean, self._scale = (torch.tensor(x, device=self._device).view(1, 3, 1, 1) for x in pixels)
         with torch.inference_mode():
             size = input_shape(config).size

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
 from actors.core.errors import UserError, not_downloaded
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 
 if TYPE_CHECKING:
@@ -27,15 +27,13 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class EmbeddingsConfig(Stage):
+class EmbeddingsConfig(ModelStage):
     """The CLIP model that embeds images and texts."""
 
     model: str = "ViT-g-14"
     """A model name of open_clip, hf-hub:ORGANISATION/NAME, or a folder with open_clip_config.json and weights."""
     pretrained: str | None = "laion2b_s12b_b42k"
     """Pretrained weights of a model given by name: a tag of open_clip, or a file; hf-hub: and folders have theirs."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the model; embeddings are float32."""
     batch_size: int = 4
     """Rows of images per call of a worker."""
     images_per_call: int = 32
@@ -49,7 +47,7 @@ class EmbeddingsConfig(Stage):
     def name(self) -> str:
         """The model, its weights and its precision in one word: embeddings of another one lie in another space."""
         own = _folder(self.model) or self.model.startswith("hf-hub:")
-        return ":".join([self.model, *([] if own or not self.pretrained else [self.pretrained]), self.dtype])
+        return ":".join([self.model, *([] if own or not self.pretrained else [self.pretrained]), self.precision])
 
 
 @dataclass(frozen=True)
@@ -155,10 +153,9 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
     from open_clip.model import get_model_preprocess_cfg
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    device = "cuda" if config.num_gpus > 0 else "cpu"
-    if device == "cpu":
+    if config.device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, config.precision)
     folder = _folder(config.model)
     name = f"local-dir:{folder}" if folder else config.model
     own = name.startswith(("local-dir:", "hf-hub:"))
@@ -168,7 +165,7 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
             None if own else config.pretrained,
             # Layer norms in bfloat16, too: not every model that open_clip has runs otherwise.
             precision="pure_bf16" if dtype == torch.bfloat16 else "fp32",
-            device=device,
+            device=config.device,
             require_pretrained=True,
             weights_only=True,
         )
@@ -178,7 +175,7 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
     # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
     model.to(memory_format=torch.channels_last).eval()
     transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
-    return Clip(model, transform, tokenizer, device, dtype)
+    return Clip(model, transform, tokenizer, config.device, dtype)
 
 
 def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.core import storage
 from actors.core.errors import UserError, not_downloaded
-from actors.core.stage import Stage
+from actors.core.stage import ModelStage
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -24,15 +24,13 @@ INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
-class DiffusionConfig(Stage):
+class DiffusionConfig(ModelStage):
     """Workers and precision of Stable Diffusion."""
 
     batch_size: int = 8
     """Rows in one call of a worker."""
     evaluations_per_call: int = 32
     """Pairs of a noisy latent and a condition in one forward pass of the UNet. Lower it when memory runs out."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of UNet and VAE; auto: bfloat16 on a GPU, float32 on a CPU. Losses are always float32."""
     compile: bool = False
     """Compile the base UNet with torch at the start of each worker, which takes minutes; UNets of single identities are
     not compiled. The effect depends on the UNet: on a CPU one took a sixth less time, another a quarter more."""
@@ -41,18 +39,6 @@ class DiffusionConfig(Stage):
         super().__post_init__()
         if self.workers < 1 or self.evaluations_per_call < 1:
             raise UserError(f"workers and evaluations_per_call start at 1: {self}")
-
-    @property
-    def device(self) -> str:
-        """Where tensors go."""
-        return "cuda" if self.num_gpus > 0 else "cpu"
-
-    def torch_dtype(self) -> "torch.dtype":
-        """Precision on that device."""
-        import torch
-
-        chosen = ("bfloat16" if self.num_gpus > 0 else "float32") if self.dtype == "auto" else self.dtype
-        return getattr(torch, chosen)
 
 
 @dataclass(frozen=True)
@@ -148,7 +134,7 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
     """Load UNet, VAE and schedule to the device of the stage; raises UserError where they cannot be loaded."""
     import torch
 
-    dtype, device = config.torch_dtype(), config.device
+    dtype, device = getattr(torch, config.precision), config.device
     if device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
     unet, vae = (load_part(model, part, setting, dtype) for part in ("unet", "vae"))

@@ -77,7 +77,7 @@ class PersonaliseConfig:
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are clipped to this norm."""
     mixed_precision: Precision = "no"
-    """Precision in which the UNet computes; trained weights are always float32. fp16 without a GPU becomes bf16."""
+    """Precision in which the UNet computes; trained weights are always float32. fp16 without a GPU becomes no."""
     seed: int = 0
     """Seed of crops, timesteps, noise and initial LoRA weights."""
     log_interval: int = 10
@@ -113,8 +113,8 @@ class PersonaliseConfig:
 
     @property
     def precision(self) -> Literal["no", "fp16", "bf16"]:
-        """mixed_precision as the device allows it: CPUs compute fp16 slowly or not at all, bf16 well."""
-        return "bf16" if self.mixed_precision == "fp16" and not self.diffusion.num_gpus else self.mixed_precision
+        """mixed_precision as the device allows it: CPUs compute fp16 slowly or not at all."""
+        return "no" if self.mixed_precision == "fp16" and not self.diffusion.num_gpus else self.mixed_precision
 
     def learns(self) -> dict[str, Any]:
         """All settings that change what is trained, as JSON values."""

@@ -158,7 +158,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
         "motion.flow": config.motion.flow,
         "motion.weights": config.motion.weights if config.motion.flow == "raft" else None,
         "latents.model": config.latents.model,
-        "latents.dtype": config.latents.dtype,
+        "latents.dtype": config.latents.precision,
     }
 
 

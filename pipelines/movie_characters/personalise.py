@@ -56,7 +56,7 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
     if config.use_8bit_adam:
         adam8bit()
     if config.precision != config.mixed_precision:
-        log.warning("mixed_precision=%s needs a GPU: computing in %s", config.mixed_precision, config.precision)
+        log.warning("mixed_precision=%s needs a GPU: computing in float32", config.mixed_precision)
     given = config.input
     pictures = find_pictures(given if isinstance(given, str) else list(given), "input")
     if config.together:

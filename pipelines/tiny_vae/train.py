@@ -245,7 +245,7 @@ def _loop(config: AutoencoderConfig) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         pixels = crops(sources, config, step, ray_train.get_context().get_world_rank()).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             latents, output = model(pixels)
         value = loss(config, pixels, latents.float(), output.float())
         optimizer.zero_grad()
@@ -360,7 +360,7 @@ With Ray Train on {workers} {"GPU" if metrics["device"] == "cuda" else "CPU"} wo
 
     {_command(config, workers)}
 
-Adam, with a warm-up and a cosine; bfloat16 in the forward pass. The loss is the L1 distance of the pixels,
+Adam, with a warm-up and a cosine; on a GPU bfloat16 in the forward pass. The loss is the L1 distance of the pixels,
 plus `gradient_weight` × that of the differences of neighbouring pixels,
 plus `moments_weight` × the squared distance of the latents' mean from 0 and of their covariance from 1.
 Its mean was {losses}.

@@ -163,7 +163,7 @@ def test_embeddings_of_other_models_have_another_name(clip_folder: str):
         EmbeddingsConfig(),
         EmbeddingsConfig(pretrained="laion2b_s34b_b88k"),
         EmbeddingsConfig(model="ViT-B-32"),
-        EmbeddingsConfig(dtype="float32"),
+        EmbeddingsConfig(dtype="bfloat16"),
         EmbeddingsConfig(model=clip_folder),
     ]
     assert len({config.name() for config in configs}) == 5

@@ -82,7 +82,7 @@ def test_personalise(
     )
     hub.stop(server)
     assert "1 rows = 1 done + 0 rejected" in told
-    assert "mixed_precision=fp16 needs a GPU: computing in bf16" in told
+    assert "mixed_precision=fp16 needs a GPU: computing in float32" in told
     about = json.loads((tmp_path / "out" / "Ann_1" / "personalised.json").read_text())
     assert [about["losses"][phase][-1][0] for phase in ("embedding", "unet")] == [3, 4]
     assert (tmp_path / "out" / "Ann_1" / "target_text.txt").read_text() == "a photo of ann"
