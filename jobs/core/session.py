@@ -52,6 +52,9 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     """Join the cluster that the environment names, or start one here; leave what was there before running."""
     import ray
 
+    from pipelines.core.ray_data import set_context
+
+    set_context()
     if ray.is_initialized():
         yield
         return
