@@ -20,15 +20,13 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+from actors.core.errors import BrokenRunError, machine_fault
+
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 
 DECODE_ATTEMPTS = 2
 """Calls in all for a film whose decoding crashes: the crash may have been another's, as when memory ran out."""
-
-
-class BrokenRunError(RuntimeError):
-    """What would fail for every file, as a library that is not there: it ends the run, whichever file met it first."""
 
 
 class ChildFault(Exception):
@@ -221,8 +219,9 @@ def serve(pipe: Connection) -> None:
             return
         except (BrokenRunError, ImportError) as error:
             pipe.send(("broken", str(error)))
-        except Exception:
-            pipe.send(("exception", traceback.format_exc()))
+        except Exception as error:
+            fault = machine_fault(error)
+            pipe.send(("broken", fault) if fault else ("exception", traceback.format_exc()))
         else:
             pipe.send(("end", time.process_time() - started))
 

@@ -1,4 +1,10 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors by whose they are: the user's, or the machine's; all others are those of one file, or of the code."""
+
+import errno
+import itertools
+
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_PLACE = _MACHINE | {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO}
 
 
 class UserError(ValueError):
@@ -7,6 +13,27 @@ class UserError(ValueError):
     A command that ends with it prints that message alone and exits with 2. Any other error is a fault: its traceback is
     printed and the command exits with 1.
     """
+
+
+class BrokenRunError(RuntimeError):
+    """What would fail for every file, as a library that is not there or a full disk: it ends the run, whichever file
+    met it first, and costs none a row."""
+
+
+def machine_fault(error: BaseException, writing: bool = False) -> str:
+    """What an error says of this machine: a disk that is full or read-only, too many open files; "" for another error.
+
+    writing: it comes from writing into a folder of our own, where a missing folder or permission is the machine's, too.
+    Errors of FFmpeg count by their number; so does what an error was raised from.
+    """
+    one: BaseException | None = error
+    for _ in itertools.repeat(None, 16):
+        if one is None:
+            break
+        if getattr(one, "errno", None) in (_PLACE if writing else _MACHINE):
+            return f"{one}; free some space, or set TMPDIR to a folder that can be written to"
+        one = one.__cause__ or one.__context__
+    return ""
 
 
 def not_downloaded(setting: str, model: str, problem: object, folder: str) -> UserError:

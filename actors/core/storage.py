@@ -28,7 +28,7 @@ import botocore.config
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
-from actors.core.errors import UserError
+from actors.core.errors import BrokenRunError, UserError, machine_fault
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -153,6 +153,17 @@ def upload(path: str | Path, uri: str) -> None:
 
 
 @contextmanager
+def scratch() -> Iterator[str]:
+    """A temporary folder; raises BrokenRunError where this machine has no place for one."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="filmray-")
+    except OSError as error:
+        raise BrokenRunError(machine_fault(error, writing=True) or str(error)) from error
+    with folder as path:
+        yield path
+
+
+@contextmanager
 def local(uri: str) -> Iterator[Path]:
     """A path at which the file can be read: its own, or that of a copy which is removed afterwards."""
     if not _is_s3(uri):
@@ -161,7 +172,7 @@ def local(uri: str) -> Iterator[Path]:
             raise FileNotFoundError(f"no file {uri}")
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+    with scratch() as folder:
         path = Path(folder, uri.rsplit("/", 1)[-1])
         download(uri, path)
         yield path
@@ -179,7 +190,7 @@ def local_folder(uri: str) -> Iterator[Path]:
             raise FileNotFoundError(f"no folder {uri}")
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as temporary:
+    with scratch() as temporary:
         path = Path(temporary, uri.rstrip("/").rsplit("/", 1)[-1])
         for entry in listing(uri):
             (path / entry.name).parent.mkdir(parents=True, exist_ok=True)

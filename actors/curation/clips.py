@@ -24,7 +24,7 @@ from av.filter import Graph
 from av.logging import set_level
 from av.stream import Disposition
 
-from actors.core.errors import UserError
+from actors.core.errors import BrokenRunError, UserError, machine_fault
 from actors.core.stage import Row, Stage
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
 from actors.media.images import encode_jpeg
@@ -86,7 +86,8 @@ def write_clips(
     RGB becomes BT.709. An odd last row or column of pixels is left out: 4:2:0 has even sides.
 
     A row: scene_id, path, frames (how many), frame_paths, error, message. A scene that cannot be had whole has an error
-    code and leaves no file: `truncated`, `decode_error`, one of `open_film`, or `export_failed`.
+    code and leaves no file: `truncated`, `decode_error`, one of `open_film`, or `export_failed`. Raises BrokenRunError
+    where the folder cannot be written to.
     """
     cv2.setNumThreads(1)
     set_level(None)
@@ -148,6 +149,8 @@ def _cut(
                     row = clip.failed(error.code, str(error))
                 except _FAULTS as error:
                     row = clip.failed("export_failed", f"the clip cannot be written: {error}")
+                    if machine := machine_fault(error, writing=True):
+                        raise BrokenRunError(f"clips cannot be written in {folder}: {machine}") from error
                 if row:
                     live.remove(clip)
                     yield row

@@ -5,9 +5,8 @@ import io
 import json
 import math
 import tarfile
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     left = {scene["scene_id"] for scene in wanted}
     code, message = "export_failed", "it was not written"
     try:
-        with storage.local(uri) as film, tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        with storage.local(uri) as film, storage.scratch() as folder:
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
             for clip in CHILD.stream(write_clips, str(film), wanted, folder, job.clips, job.interval_ms, **limits):
                 scene_id = clip["scene_id"]
@@ -60,6 +59,8 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
                         path.unlink()
                     storage.upload(clip["path"], store.uri("clips", video_id, f"{scene_id}.mp4"))
                     Path(clip["path"]).unlink()
+                    if job.interval_ms:
+                        remove_frames(store, video_id, scene_id, {Path(path).name for path in clip["frame_paths"]})
                 yield {"video_id": video_id, "scene_id": scene_id, "error": clip["error"], "message": clip["message"]}
     except ChildFault as fault:
         code, message = fault.code, str(fault)
@@ -69,9 +70,16 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
 
 
+def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[str] = ()) -> None:
+    """Remove the frames of a scene except those of these names, as an export with other settings left them."""
+    for entry in storage.listing(store.uri("frames", video_id, scene_id)):
+        if entry.name not in but:
+            storage.delete(entry.uri)
+
+
 def write_one_shard(shard: Row, store: Store) -> Row:
     """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+    with storage.scratch() as folder:
         samples = []
         for number, row in enumerate(json.loads(shard["scenes"])):
             clip = Path(folder) / f"{number}.mp4"

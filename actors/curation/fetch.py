@@ -94,7 +94,7 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
         return Fetched(target, bytes=storage.size(target))
     except FileNotFoundError:
         pass
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+    with storage.scratch() as folder:
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
         source = (_PlainFile if by_itself else _Page)(url, Path(folder), config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, machine_fault
 from actors.core.http import retry_after_s
 from actors.core.stage import Stage
 
@@ -125,6 +125,8 @@ def with_ytdlp(
     except Fault as fault:
         yield fault.code, str(fault), fault.wait_s
     except YoutubeDLError as error:
+        if machine_fault(error, writing=True):
+            raise
         fault = ytdlp_fault(error)
         yield fault.code, str(fault), fault.wait_s
 

@@ -26,7 +26,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.core import storage
-from actors.core.child import BrokenRunError
+from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
 from actors.media.shots import CutFinder, ShotsConfig
 

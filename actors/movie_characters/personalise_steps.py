@@ -1,7 +1,6 @@
 """The optimizer steps of one identity, with a checkpoint of each phase: the embedding, then the UNet or its LoRA."""
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +97,7 @@ class Steps:
             "losses": self.losses[phase],
             "scaler": scaler.state_dict(),
         }
-        with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        with storage.scratch() as folder:
             path = Path(folder, "state.safetensors")
             pack(path, metrics, model, optimizer)
             storage.upload(path, self._uri(phase))

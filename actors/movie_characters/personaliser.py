@@ -1,6 +1,5 @@
 """Personalise Stable Diffusion to one character: textual inversion, DreamBooth, LoRA."""
 
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -199,7 +198,7 @@ class Personaliser:
         if word is not None:
             learnt = save({f"<{class_of(name)}>": word.detach().cpu()})
             storage.write_bytes(store.uri(name, "learned_embeds.safetensors"), learnt)
-        with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        with storage.scratch() as folder:
             if config.method != "textual_inversion":
                 _pipeline_files(self._model, self._texts, config.method, folder)
             for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

@@ -2,7 +2,6 @@
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from actors.core import storage
 from actors.core.checkpoints import STATE, Tensors, pack, unpack
 from pipelines.core.curves import Row, Scalars
 from pipelines.core.progress import ProgressFile
@@ -220,7 +220,7 @@ def report(
     if ray_train.get_context().get_world_rank() > 0:
         ray_train.report(metrics)
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+    with storage.scratch() as folder:
         pack(Path(folder, STATE), metrics, model, optimizer, best)
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
 

@@ -15,7 +15,7 @@ import ray
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import ExportJob, export_films, write_one_shard
+from actors.curation.export import ExportJob, export_films, remove_frames, write_one_shard
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.rows import captions
 from pipelines.curation.select import fail_scenes
@@ -45,29 +45,59 @@ class Exported:
 def export(config: CurationConfig) -> Exported:
     """Bring clips/, frames/, shards/ and kept.json in line with the scenes that are kept.
 
-    Clips that are there are not written again, unless the settings of export have changed; those of scenes that are no
-    longer kept are removed.
+    Clips that are there are not written again, unless the settings of export have changed: then each stays until the
+    new one takes its place. Those of scenes that are no longer kept are removed, last.
     """
     started = time.monotonic()
     store = Store(config.output)
     kept = kept_scenes(store)
     settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
-    same = store.read_json("clips", "settings.json") == settings
-    wanted = {_clip(row) for row in kept}
-    there = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
-    for name in there - (wanted if same else set()):
-        storage.delete(store.uri("clips", name))
-    there = there & wanted if same else set()
-    store.write_json(settings, "clips", "settings.json")
-    missing = [row for row in kept if _clip(row) not in there]
+    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    older = _older(store, listed, settings)
+    missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
     failed = _write_missing(missing, config) if missing else []
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
     if config.export.webdataset and written:
         _write_shards(written, config)
-    return Exported(len(missing) - len(failed), len(there), failed, time.monotonic() - started)
+    for row in missing:
+        if _key(row) not in keys:
+            older.pop(_clip(row), None)
+    _remove_unwanted(store, listed, older, kept)
+    return Exported(len(missing) - len(failed), len(kept) - len(missing), failed, time.monotonic() - started)
+
+
+def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
+    """Of the clips that are there, by name and bytes, those made with other settings, also where the export that was to
+    replace them did not end."""
+    if store.read_json("clips", "settings.json") == settings:
+        before = store.read_json("clips", "older.json") or {}
+        return {name: size for name, size in listed.items() if before.get(name) == size}
+    # This before the settings: a kill between the two makes all clips again, and never takes an old one for a new one.
+    store.write_json(listed, "clips", "older.json")
+    store.write_json(settings, "clips", "settings.json")
+    return dict(listed)
+
+
+def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int], kept: list[Row]) -> None:
+    """Remove clips and frames of scenes that are no longer kept. What failed at export keeps what it had."""
+    failed = {
+        _clip({"video_id": video_id, "scene_id": scene_id})
+        for part in store.read_parts("scenes", ["video_id", "scene_id", "error"])
+        for video_id, scene_id, error in zip(*(part[name].to_pylist() for name in part.column_names), strict=True)
+        if error
+    }
+    for name in listed.keys() - set(map(_clip, kept)) - failed:
+        storage.delete(store.uri("clips", name))
+        video_id, _, file = name.rpartition("/")
+        remove_frames(store, video_id, file.removesuffix(".mp4"))
+        older.pop(name, None)
+    if older:
+        store.write_json(older, "clips", "older.json")
+    else:
+        storage.delete(store.uri("clips", "older.json"))
 
 
 def export_scenes(config: CurationConfig) -> Exported:

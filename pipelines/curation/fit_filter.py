@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -228,7 +227,7 @@ def _models_on_ray(
     def loop() -> None:
         shard: Any = train.get_dataset_shard("labels")
         models = train_models(shard.materialize().to_pandas(), plan, count)
-        with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+        with storage.scratch() as folder:
             for number, raw in enumerate(models):
                 Path(folder, f"{number}.json").write_bytes(raw)
             first = train.get_context().get_world_rank() == 0

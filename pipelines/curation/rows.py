@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.tables import CAPTIONS, VIDEOS, Look, read_rows, strings
+from actors.curation.tables import CAPTIONS, REJECTED, VIDEOS, Look, read_rows, strings
 
 Result = TypeVar("Result")
 
@@ -130,10 +130,12 @@ def how_far(store: Store) -> HowFar:
 
 
 def failures(store: Store) -> pd.DataFrame:
-    """Every row that failed, of scenes, videos and captions: video_id, scene_id, step, error, attempts, message."""
+    """What failed, scenes, videos, captions and clips: video_id, scene_id, step, error, attempts, message of each."""
     scenes, films, _ = rows_now(store, ["attempts", "message"])
     answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
-    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers)])
+    # The rest of it was copied there from what is read above.
+    clips = store.read_table("rejected", REJECTED).to_pandas().rename(columns={"code": "error"})
+    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers, clips[clips.step == "export"])])
     return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
 
 

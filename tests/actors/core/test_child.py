@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.core.child import BrokenRunError, Child, ChildFault
+from actors.core.child import Child, ChildFault
+from actors.core.errors import BrokenRunError
 
 
 def count(n: int) -> Iterator[int | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from actors.core import storage
-from actors.core.child import BrokenRunError
+from actors.core.errors import BrokenRunError
 from actors.curation import fetch as module
 from actors.curation import page_tools
 from actors.curation.fetch import RETRYABLE, FetchConfig, fetch
