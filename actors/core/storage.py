@@ -1,22 +1,20 @@
 """The only door to files: every URI is a path, `file://…` or `s3://bucket/key`.
 
-A file appears whole or not at all. Faults of an S3 store that pass (a cut connection, SlowDown, 500, a timeout) are
-tried again a bounded number of times, also in the middle of a body; what will not pass is raised as FileNotFoundError,
-PermissionError, ConnectionError (gave up) or another OSError, with the URI and what to do. The endpoint comes from
-AWS_ENDPOINT_URL and credentials from the environment or the usual AWS files; neither is logged or part of a message.
+A file appears whole or not at all. An S3 store that is away for a while (a cut connection, SlowDown, 500, a timeout) is
+waited for, also in the middle of a body; what will not pass is raised as FileNotFoundError, PermissionError,
+ConnectionError (gave up) or another OSError, with the URI and what to do. The endpoint comes from AWS_ENDPOINT_URL and
+credentials from the environment or the usual AWS files; neither is logged or part of a message.
 """
 
 import io
 import logging
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,33 +27,13 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
 from actors.core.errors import BrokenRunError, UserError, machine_fault
+from actors.core.patience import PASSING, patiently
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ATTEMPTS = 6
-"""Tries of one request, or of one read in a body, beside botocore's own for each."""
 TEMPORARY = ".filmray-part-"
 """Start of the name of a local file that is still being written; listings leave it out."""
-
-_PASSING = (
-    aws.ConnectionError,  # also ConnectTimeoutError, ReadTimeoutError, EndpointConnectionError, ConnectionClosedError
-    aws.HTTPClientError,
-    aws.ReadTimeoutError,
-    aws.IncompleteReadError,
-    aws.ResponseStreamingError,
-)
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-# NoSuchUpload: a multipart upload whose completion was answered into a cut connection; it is done again from its start.
-_PASSING_CODES = {
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "NoSuchUpload",
-}
-_REFUSED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 
 
 @dataclass(frozen=True)
@@ -108,14 +86,14 @@ def read_bytes(uri: str) -> bytes:
     if not _is_s3(uri):
         return Path(_path(uri)).read_bytes()
     bucket, key = _bucket_key(uri)
-    return _call(uri, lambda: _s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+    return patiently(uri, lambda: _s3().get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file in one step, in place of what may be there; folders are made."""
     if _is_s3(uri):
         bucket, key = _bucket_key(uri)
-        _call(uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
+        patiently(uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
     with _replacing(_path(uri)) as file:
         file.write(data)
@@ -125,7 +103,7 @@ def delete(uri: str) -> None:
     """Remove a file; one that is not there is fine."""
     if _is_s3(uri):
         bucket, key = _bucket_key(uri)
-        _call(uri, lambda: _s3().delete_object(Bucket=bucket, Key=key))
+        patiently(uri, lambda: _s3().delete_object(Bucket=bucket, Key=key))
     else:
         Path(_path(uri)).unlink(missing_ok=True)
 
@@ -149,7 +127,7 @@ def upload(path: str | Path, uri: str) -> None:
         with open(path, "rb") as source:
             _s3().upload_fileobj(source, bucket, key, Config=parts)
 
-    _call(uri, put)
+    patiently(uri, put)
 
 
 @contextmanager
@@ -273,7 +251,7 @@ def _pages(prefix: str, **options: str) -> Iterator[Any]:
     bucket, folder = _bucket_folder(prefix)
     page: dict[str, Any] = {"Bucket": bucket, "Prefix": folder, **options}
     while True:
-        answer = _call(prefix, lambda: _s3().list_objects_v2(**page))
+        answer = patiently(prefix, lambda: _s3().list_objects_v2(**page))
         yield answer
         if not answer.get("IsTruncated"):
             return
@@ -300,7 +278,7 @@ class _S3File(io.RawIOBase):
         self._uri = uri
         self._at = 0
         self._body: Any = None
-        first = _call(uri, lambda: self._get())
+        first = patiently(uri, lambda: self._get())
         self._size: int = first["ContentLength"]
         self._version: str = first["ETag"]
         self._body = first["Body"]
@@ -330,7 +308,7 @@ class _S3File(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._at >= self._size or not len(buffer):
             return 0
-        data = _call(self._uri, lambda: self._read(len(buffer)))
+        data = patiently(self._uri, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -343,7 +321,7 @@ class _S3File(io.RawIOBase):
             if not data:
                 raise aws.IncompleteReadError(actual_bytes=self._at, expected_bytes=self._size)
             return data
-        except _PASSING:
+        except PASSING:
             self._drop()
             raise
 
@@ -426,49 +404,4 @@ def _client(*_key: object) -> Any:
 
 def _head(uri: str) -> Any:
     bucket, key = _bucket_key(uri)
-    return _call(uri, lambda: _s3().head_object(Bucket=bucket, Key=key))
-
-
-def _call(uri: str, request: Callable[[], T]) -> T:
-    """Make a request, again after faults that pass, and raise the rest as an OSError that names the URI."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return request()
-        except aws.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if status not in _PASSING_STATUS and code not in _PASSING_CODES:
-                raise _explained(uri, code, status) from error
-            fault = f"{status} {code}"
-            last: Exception = error
-        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
-            raise PermissionError(
-                f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-                "or give the node a role"
-            ) from error
-        except _PASSING as error:
-            fault = type(error).__name__
-            last = error
-        if attempt == ATTEMPTS:
-            raise ConnectionError(
-                f"{uri}: gave up after {ATTEMPTS} tries ({fault}); check the store and its endpoint"
-            ) from last
-        pause = random.uniform(0.5, 1) * min(0.2 * 2**attempt, 10)
-        logger.info("%s: %s, try %d of %d in %.1f s", uri, fault, attempt + 1, ATTEMPTS, pause)
-        time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _explained(uri: str, code: str, status: int) -> OSError:
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"no bucket for {uri}; make it first, or check the name and AWS_ENDPOINT_URL")
-    if status == 404:
-        return FileNotFoundError(f"no file {uri}")
-    if status in (401, 403) or code in _REFUSED_CODES:
-        return PermissionError(
-            f"{uri}: refused ({code}); check that the credentials are right and in time, "
-            "and that they allow s3:ListBucket, GetObject, PutObject and DeleteObject there"
-        )
-    if status == 412:
-        return OSError(f"{uri} was replaced while it was read; read it again")
-    return OSError(f"{uri}: the store answered {status} {code}")
+    return patiently(uri, lambda: _s3().head_object(Bucket=bucket, Key=key))

@@ -52,6 +52,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     """Join the cluster that the environment names, or start one here; leave what was there before running."""
     import ray
 
+    from actors.core.patience import PATIENCE, patience_s
     from pipelines.core.ray_data import set_context
 
     set_context()
@@ -61,7 +62,8 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     root = str(Path(__file__).resolve().parents[2])
     # A submitted job has its working directory from Ray; elsewhere workers find the packages by this path.
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # A worker that starts while the store is away waits for it, too.
+    variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", PATIENCE: str(patience_s())}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         variables["PYTHONPATH"] = path
     environment: dict[str, Any] = {"env_vars": variables}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.core import storage
+from actors.core import patience, storage
+from actors.core.errors import UserError
+from actors.core.patience import PATIENCE
 from tests.support import servers
 
 BIG = random.Random(1).randbytes(5 << 20)
@@ -300,13 +302,45 @@ def test_writes_get_over_faults(
 def test_a_store_that_stays_away_is_given_up(
     stored: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, quick: list[float]
 ) -> None:
+    monkeypatch.setenv(PATIENCE, "0.5")
     with servers.fault_proxy(s3_server, refused=1, cut=0) as proxy:
         through(proxy, monkeypatch)
-        with pytest.raises(ConnectionError, match=r"gave up after 6 tries \(503 SlowDown\)"):
+        with pytest.raises(ConnectionError, match=r"gave up after 0 s \(503 SlowDown\)"):
             storage.read_bytes(stored + "/big")
         assert proxy.passed == 0
     with pytest.raises(ConnectionError, match="check the store"):
         storage.exists(stored + "/big")
+
+
+def test_a_store_that_was_reached_is_waited_for(
+    stored: str,
+    s3_server: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    quick: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    away = ["refused", "cut_response"] * 30
+    with servers.fault_proxy(s3_server, 0, 0, script=[None, *away]) as proxy, caplog.at_level("INFO", "actors"):
+        through(proxy, monkeypatch)
+        storage.size(stored + "/big")
+        assert storage.read_bytes(stored + "/big") == BIG
+        assert proxy.faults.total() == 60
+    # botocore pauses, too; a minute of pauses is told once.
+    assert sum(quick) > 60 and len(caplog.records) == 1
+
+
+def test_a_wrong_endpoint_is_told_soon(s3: str, monkeypatch: pytest.MonkeyPatch, quick: list[float]) -> None:
+    monkeypatch.setattr(patience, "AT_FIRST_S", 0.5)
+    monkeypatch.delenv(PATIENCE, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"gave up after 0 s \(EndpointConnectionError\); check the store"):
+        storage.exists(s3 + "/any")
+
+
+def test_patience_is_a_number(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATIENCE, "long")
+    with pytest.raises(UserError, match="FILMRAY_STORE_PATIENCE_S=long: give seconds"):
+        storage.exists(s3 + "/any")
 
 
 def test_what_will_not_pass_is_asked_once(
