@@ -41,12 +41,29 @@ class CutConfig:
     """How optical flow is measured."""
 
 
-def read_tasks(row: Row, store: Store) -> list[Row]:
-    """The videos of one part of plan/todo, by its name in `part`."""
+@dataclass(frozen=True)
+class Choice:
+    """Which videos of plan/todo are worked on, by their video_index."""
+
+    only: frozenset[int] | None = None
+    """These; None: all."""
+    without: frozenset[int] = frozenset()
+    """And none of these."""
+    lost: str = ""
+    """Why nothing of them can be measured: each gets rows with the code crashed_worker and this message."""
+
+
+def read_tasks(row: Row, store: Store, choice: Choice) -> list[Row]:
+    """The chosen videos of one part of plan/todo, by its name in `part`."""
     table = store.read_part("plan/todo", row["part"])
     if table is None:
         raise RuntimeError(f"{store.uri('plan/todo', row['part'])} is damaged. Run the same command again.")
-    return [task | {"spans": task["spans"] or ""} for task in table.to_pylist()]
+    lost = {"error": "crashed_worker", "message": choice.lost, "attempts": DECODE_ATTEMPTS} if choice.lost else {}
+    return [
+        task | {"spans": task["spans"] or ""} | lost
+        for task in table.to_pylist()
+        if (choice.only is None or task["video_index"] in choice.only) and task["video_index"] not in choice.without
+    ]
 
 
 def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:
@@ -57,13 +74,17 @@ def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:
     return {**task, **about, "fetch_s": time.monotonic() - started}
 
 
-def cut_videos(batch: Batch, config: CutConfig) -> Iterator[Batch]:
+def cut_videos(batch: Batch, config: CutConfig, held: str | None = None) -> Iterator[Batch]:
     """Decode the videos of a batch, one by one: yields batches of rows with columns of SCORES, frames, thumbnail.
 
     A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
+    held: a folder that gets an empty file by the video_index of each video that was begun, so that what killed this
+    worker is known outside of it.
     """
     rows: list[Row] = []
     for i in range(len(batch["video_id"])):
+        if held is not None:
+            storage.write_bytes(storage.join(held, str(batch["video_index"][i])), b"")
         for row in _cut_video({name: column[i] for name, column in batch.items()}, config):
             rows.append(row)
             # Columns for a row alone would cost as much as its resizing; many rows would hold up the next stage.
@@ -100,7 +121,8 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
         )
 
     if task.get("error"):
-        yield from lost(task["error"], task["message"], "fetch", fetched["attempts"])
+        step = "cut" if task["error"] == "crashed_worker" else "fetch"
+        yield from lost(task["error"], task["message"], step, fetched["attempts"])
         return
     try:
         # Opened here too: what may not be read is known before a child is busy with it.

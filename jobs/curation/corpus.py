@@ -1,6 +1,8 @@
 """Verbs that make a corpus: run and its single steps."""
 
+import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from actors.core.store import Store
@@ -20,13 +22,14 @@ ARTEFACTS = (
 
 def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = frozenset()) -> None:
     """Plan and score what is missing; again: error codes of rows to make again."""
-    plan = make_plan(config, again)
+    plan, started = make_plan(config, again), time.time()
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
     if plan.todo:
         from pipelines.curation.score import score
 
         run.ray()
-        run.record["measured"] = asdict(score(config, plan))
+        left = partial(make_plan, config, again, before=started)
+        run.record["measured"] = asdict(score(config, plan, left))
 
 
 def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Preview:

@@ -33,8 +33,10 @@ TODO = pa.schema(
 class Done:
     """What scores/ holds already: ids of scenes per video, and how many a film turned out to have."""
 
-    def __init__(self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset()) -> None:
-        """again: error codes whose rows do not count as done."""
+    def __init__(
+        self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset(), before: float = math.inf
+    ) -> None:
+        """again: error codes whose rows do not count as done, where they were written before that time."""
         self._scenes: dict[str, set[str]] = {}
         self._films: dict[str, int] = {}
         self._failed_films: dict[str, int] = {}
@@ -52,8 +54,8 @@ class Done:
                 elif not (2 <= frames <= config.frames.max and math.isnan(difference)):
                     self._scenes.setdefault(video_id, set()).add(scene_id)
         # Parts come in no order: as in `rows_now`, of rows that were made again a sound one counts, else the last.
-        for (video_id, scene_id), (_, error, scenes) in failed.items():
-            if error in again:
+        for (video_id, scene_id), (written, error, scenes) in failed.items():
+            if error in again and written < before:
                 continue
             if scene_id:
                 self._scenes.setdefault(video_id, set()).add(scene_id)
@@ -91,14 +93,17 @@ class Plan:
     """Whether a video left has a url that is no file's."""
 
 
-def make_plan(config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False) -> Plan:
+def make_plan(
+    config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False, before: float = math.inf
+) -> Plan:
     """Read and check the whole input, and write plan/; dry: write nothing.
 
-    again: error codes whose rows are to be made again. Memory: one video of the input, and the ids of what is done.
+    again: error codes whose rows are to be made again, those written before that time. Memory: one video of the input,
+    and the ids of what is done.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
     store = Store(config.output)
-    done = Done(store, config, again)
+    done = Done(store, config, again, before)
     tables = {name: _Writer(store, f"plan/{name}", schema, dry) for name, schema in _TABLES.items()}
     videos = scenes = films = todo_scenes = 0
     remote = False

@@ -10,6 +10,7 @@ write    task     N -> 1: whole parts of scores/ and thumbnails/; a row of count
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,10 +18,12 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
+from actors.core import storage
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.frame_scorer import FrameScorer
-from actors.curation.videos import cut_videos, fetch_video, read_tasks, write_rows
+from actors.curation.videos import Choice, cut_videos, fetch_video, read_tasks, write_rows
+from pipelines.core.deaths import Perseverance, living_nodes
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.curation.plan import Plan
@@ -42,30 +45,82 @@ class Measured:
     seconds: float = 0.0
 
 
-def score(config: CurationConfig, plan: Plan) -> Measured:
-    """Run the stages over plan/todo until every row is in scores/."""
-    stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
+def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measured:
+    """Run the stages over plan/todo until every row is in scores/; left: plan what is missing anew.
+
+    Where workers or nodes die more often than Ray repeats them, the run goes on with what is left once Ray has noticed.
+    Where no node was lost, the videos that were begun and are not done come last, each alone; one whose workers die
+    again gets rows with the code crashed_worker.
+    """
     set_context()
-    rows = _todo(config, stages)
+    measured, started, held = Measured(), time.monotonic(), _held(config)
+    suspects: frozenset[int] = frozenset()
+    again = Perseverance()
+    try:
+        _clear(held)
+        while plan.todo:
+            nodes = living_nodes()
+            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured)):
+                break
+            again.pause(measured.films)
+            if living_nodes() >= nodes:
+                suspects |= _begun(held)
+            _clear(held)
+            plan = left()
+        for suspect in sorted(suspects):
+            _alone(config, left(), suspect, measured)
+    finally:
+        _clear(held)
+        measured.seconds = time.monotonic() - started
+    return measured
+
+
+def _alone(config: CurationConfig, plan: Plan, suspect: int, measured: Measured) -> None:
+    """Measure one video by itself, if it is left; where its workers die again, it gets rows that say so."""
+    only, again = frozenset([suspect]), Perseverance()
+    while True:
+        nodes = living_nodes()
+        if again.tried(partial(_run, config, plan, Choice(only), measured)):
+            return
+        again.pause(measured.films)
+        if living_nodes() >= nodes:
+            why = f"its worker died each time, also when it was the only video ({again.why})"
+            _run(config, plan, Choice(only, lost=why), measured)
+            return
+
+
+def _held(config: CurationConfig) -> str:
+    """The folder of what was begun; runs over other ranges of the input have their own."""
+    return Store(config.output).uri("plan", "held", str(config.videos.start))
+
+
+def _begun(held: str) -> frozenset[int]:
+    return frozenset(int(entry.name) for entry in storage.listing(held))
+
+
+def _clear(held: str) -> None:
+    for entry in list(storage.listing(held)):
+        storage.delete(entry.uri)
+
+
+def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured) -> None:
+    stages = fitted(*stages_of(config, plan.remote and not choice.lost), config.autoscaling)
+    rows = _todo(config, stages, choice)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
-    measured, started = Measured(), time.monotonic()
-    done = batches(rows)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
-    for counts in tracked(done, progress, lambda counts: int(counts["scenes"].sum())):
+    for counts in tracked(batches(rows), progress, lambda counts: int(counts["scenes"].sum())):
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
-        measured.seconds = time.monotonic() - started
-    return measured
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
     """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
     set_context()
     stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
-    fetched = _fetched(_todo(config, stages), config, stages)
+    fetched = _fetched(_todo(config, stages, Choice()), config, stages)
     codes: Counter[str] = Counter()
     done = batches(fetched)
     for batch in tracked(done, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
@@ -85,10 +140,10 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
     return pools, tasks | ({"fetch": config.fetch} if remote else {})
 
 
-def _todo(config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+def _todo(config: CurationConfig, stages: dict[str, Stage], choice: Choice) -> Dataset:
     store = Store(config.output)
     parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
-    read = parts.flat_map(partial(read_tasks, store=store), **ray_task(stages["read"]))
+    read = parts.flat_map(partial(read_tasks, store=store, choice=choice), **ray_task(stages["read"]))
     return in_blocks(read, 1, stages["read"])
 
 
@@ -100,7 +155,7 @@ def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -
 
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    cut: Any = partial(cut_videos, config=config.cutting)
+    cut: Any = partial(cut_videos, config=config.cutting, held=_held(config))
     return tasks.map_batches(cut, batch_size=1, **ray_task(stages["video"]))
 
 

@@ -27,7 +27,15 @@ from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.models.clip import EmbeddingsConfig
 
-RETRYABLE = RETRYABLE_FETCH | {"crashed", "exception", "stalled", "timeout", "export_failed", "caption_failed"}
+RETRYABLE = RETRYABLE_FETCH | {
+    "crashed",
+    "crashed_worker",
+    "exception",
+    "stalled",
+    "timeout",
+    "export_failed",
+    "caption_failed",
+}
 """Error codes of rows that may succeed when they are tried again."""
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
+from actors.curation.cut import FEATURES, FramesConfig
+from actors.curation.latents import LatentsConfig
 from actors.curation.tables import SCORES, VIDEOS
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
@@ -93,3 +94,10 @@ def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = (
 def write_settings(config: CurationConfig) -> None:
     """Write the settings that an output was made with, as a run does."""
     Store(config.output).write_json({"settings": asdict(config)}, "plan", "settings.json")
+
+
+def quick(source: object, output: object, **groups: Any) -> CurationConfig:
+    """Settings that measure films fast, without a model to load."""
+    frames = FramesConfig(size=64)
+    latents = LatentsConfig(model="tiny")
+    return CurationConfig(input=str(source), output=str(output), frames=frames, latents=latents, **groups)

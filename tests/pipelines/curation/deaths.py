@@ -1,0 +1,50 @@
+"""Runs on a cluster of two nodes of which one is lost: `python -m tests.pipelines.curation.deaths INPUT OUTPUT`.
+
+The node that dies is that of the actor which measures.
+"""
+
+import sys
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+from jobs.core.session import start_logging
+from pipelines.curation.plan import make_plan
+from pipelines.curation.score import score
+from tests.pipelines.curation.outputs import quick
+
+
+def node_of_the_scorer(address: str) -> str | None:
+    """The node on which frames are measured."""
+    for actor in list_actors(address, filters=[("state", "=", "ALIVE")]):
+        if "FrameScorer" in actor.class_name and actor.node_id:
+            return actor.node_id
+    return None
+
+
+def lose_a_node(cluster: Cluster, workers: dict[str, Any]) -> None:
+    """Once there is the actor, end its node."""
+    while (node := node_of_the_scorer(cluster.address)) not in workers:
+        time.sleep(0.2)
+    cluster.remove_node(workers[node], allow_graceful=False)
+    sys.stdout.write("a node is gone\n")
+
+
+if __name__ == "__main__":
+    folder, place = sys.argv[1:]
+    start_logging()
+    # The driver's node has no CPUs, so that every worker is on a node that may die.
+    shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    two = [shared.add_node(num_cpus=2) for _ in range(2)]
+    ray.init(shared.address, log_to_driver=False)
+    settings = quick(folder, place)
+    losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}))
+    losing.start()
+    score(settings, make_plan(settings), lambda: make_plan(settings))
+    losing.join()
+    ray.shutdown()
+    shared.shutdown()
