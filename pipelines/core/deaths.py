@@ -2,16 +2,32 @@
 
 import gc
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import ray
 from ray import exceptions
 
+from actors.core.stage import Stage
+from pipelines.core.ray_data import fit
+
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PAUSES_S = (10.0, 20.0, 40.0, 80.0, 120.0)
 """Ray takes up to half a minute to notice that a node is gone, and a new one minutes to start."""
+QUIET_S = 60.0
+"""Seconds without a result after which it is asked whether the workers still fit the cluster."""
+
+
+class ShrunkError(RuntimeError):
+    """The cluster lost so much that what was asked for when the work began waits without end."""
+
+
 _DEATHS = (
     exceptions.ActorDiedError,
     exceptions.ActorUnavailableError,
@@ -37,7 +53,7 @@ class Perseverance:
         self._error = None
         try:
             work()
-        except exceptions.RayError as error:
+        except (exceptions.RayError, ShrunkError) as error:
             if not died(error):
                 raise
             self._error, self.why = error, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -60,9 +76,63 @@ class Perseverance:
         time.sleep(seconds)
 
 
-def died(error: exceptions.RayError) -> bool:
-    """Whether an error of Ray tells of a worker or node that died, by no exception of the code that it ran."""
-    return isinstance(error, _DEATHS) and not getattr(error, "actor_init_failed", False)
+def died(error: Exception) -> bool:
+    """Whether an error tells of a worker or node that died, by no exception of the code that it ran."""
+    return isinstance(error, (*_DEATHS, ShrunkError)) and not getattr(error, "actor_init_failed", False)
+
+
+def while_it_fits(results: Iterable[T], pools: dict[str, Stage], tasks: dict[str, Stage]) -> Iterator[T]:
+    """Results of stages that run; raises ShrunkError where none comes and the cluster has become too small for them.
+
+    Ray itself waits without a word: an actor that started again on what is left holds the CPUs that tasks need. Only in
+    the main thread, since it is a signal that ends the wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield from results
+        return
+    latest, over = [time.monotonic()], threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def watch() -> None:
+        while not over.wait(min(QUIET_S / 4, 15)):
+            if time.monotonic() - latest[0] > QUIET_S and not _fits(pools, tasks) and not over.is_set():
+                signal.pthread_kill(main, signal.SIGUSR2)
+                return
+
+    with _handled(signal.SIGUSR2, _shrunk):
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            for result in results:
+                latest[0] = time.monotonic()
+                yield result
+                latest[0] = time.monotonic()
+        finally:
+            over.set()
+
+
+def _fits(pools: dict[str, Stage], tasks: dict[str, Stage]) -> bool:
+    there = ray.cluster_resources()
+    try:
+        stages, _ = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
+    except ValueError:
+        return False
+    return stages == {**pools, **tasks}
+
+
+def _shrunk(*_: object) -> None:
+    there = ray.cluster_resources()
+    have = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+    raise ShrunkError(f"the cluster has only {have} left, too few for the workers that were started")
+
+
+@contextmanager
+def _handled(number: signal.Signals, handler: Callable[..., None]) -> Iterator[None]:
+    before: Any = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def living_nodes() -> frozenset[str]:

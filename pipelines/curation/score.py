@@ -23,7 +23,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.frame_scorer import FrameScorer
 from actors.curation.videos import Choice, cut_videos, fetch_video, read_tasks, write_rows
-from pipelines.core.deaths import Perseverance, living_nodes
+from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.curation.plan import Plan
@@ -104,13 +104,17 @@ def _clear(held: str) -> None:
 
 
 def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured) -> None:
-    stages = fitted(*stages_of(config, plan.remote and not choice.lost), config.autoscaling)
+    pools, tasks = stages_of(config, plan.remote and not choice.lost)
+    stages = fitted(pools, tasks, config.autoscaling)
     rows = _todo(config, stages, choice)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
-    for counts in tracked(batches(rows), progress, lambda counts: int(counts["scenes"].sum())):
+    done = batches(rows)
+    if not config.autoscaling:
+        done = while_it_fits(done, *({name: stages[name] for name in kind} for kind in (pools, tasks)))
+    for counts in tracked(done, progress, lambda counts: int(counts["scenes"].sum())):
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())

@@ -1,4 +1,4 @@
-"""Runs on a cluster of two nodes of which one is lost: `python -m tests.pipelines.curation.deaths INPUT OUTPUT`.
+"""Runs on a cluster of two nodes of which one is lost: `python -m tests.pipelines.curation.deaths INPUT OUTPUT CPUS`.
 
 The node that dies is that of the actor which measures.
 """
@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
 from jobs.core.session import start_logging
+from pipelines.core import deaths
 from pipelines.curation.plan import make_plan
 from pipelines.curation.score import score
 from tests.pipelines.curation.outputs import quick
@@ -35,11 +36,12 @@ def lose_a_node(cluster: Cluster, workers: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    folder, place = sys.argv[1:]
+    folder, place, cpus = sys.argv[1:]
     start_logging()
+    deaths.QUIET_S = 10
     # The driver's node has no CPUs, so that every worker is on a node that may die.
     shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    two = [shared.add_node(num_cpus=2) for _ in range(2)]
+    two = [shared.add_node(num_cpus=int(cpus)) for _ in range(2)]
     ray.init(shared.address, log_to_driver=False)
     settings = quick(folder, place)
     losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}))

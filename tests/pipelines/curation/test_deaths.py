@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray import exceptions
 
-from actors.core.stage import Batch
+from actors.core.stage import Batch, Stage
 from actors.curation import videos
 from pipelines.core import deaths
 from pipelines.curation import score as scoring
@@ -70,12 +72,14 @@ def test_a_film_that_kills_its_workers_becomes_a_row(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_node_of_the_model_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cpus", [2, 1])
+def test_the_node_of_the_model_is_lost(tmp_path: Path, cpus: int) -> None:
+    """With one CPU a node, the actor that starts again on the other one leaves no room for tasks."""
     folder = tmp_path / "films"
     folder.mkdir()
     for name in "abcdef":
         films.film(folder / f"{name}.mp4", shots=(60,) * 4)
-    command = [sys.executable, "-m", "tests.pipelines.curation.deaths", folder, tmp_path / "out"]
+    command = [sys.executable, "-m", "tests.pipelines.curation.deaths", folder, tmp_path / "out", str(cpus)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,3 +121,18 @@ def test_an_exception_is_no_death(fast: None) -> None:
         deaths.Perseverance().tried(start)
     with pytest.raises(ZeroDivisionError):
         deaths.Perseverance().tried(lambda: 1 / 0)
+
+
+def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+    monkeypatch.setattr(deaths, "QUIET_S", 0.2)
+
+    def results() -> Iterator[int]:
+        yield 1
+        time.sleep(30)
+        yield 2
+
+    two, three = Stage(num_cpus=2), Stage(num_cpus=3)
+    with pytest.raises(deaths.ShrunkError, match="the cluster has only 2 CPUs and 0 GPUs left"):
+        list(deaths.while_it_fits(results(), {"model": three}, {}))
+    monkeypatch.setattr(time, "sleep", partial(threading.Event().wait, 1))
+    assert list(deaths.while_it_fits(results(), {"model": two}, {})) == [1, 2]
