@@ -69,10 +69,13 @@ class Run:
         self._has_ray = False
 
     def ray(self) -> None:
-        """Join the cluster or start Ray, once, until the verb ends."""
+        """Join the cluster or start Ray, once, until the verb ends; raises UserError where a node misses the output."""
         if not self._has_ray:
             self._session.enter_context(ray_session(self._verbose))
             self._has_ray = True
+            from pipelines.core.nodes import check_shared
+
+            check_shared(self.store.root)
 
     def say(self, line: str) -> None:
         """Print a line below the summary of the run."""

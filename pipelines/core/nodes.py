@@ -1,0 +1,64 @@
+"""What every node of a cluster must see before work begins."""
+
+import time
+import uuid
+from collections.abc import Callable
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.core import storage
+from actors.core.errors import UserError
+
+TRIES = 3
+"""A shared file system may show a new file some seconds late."""
+
+
+def check_shared(folder: str, sees: Callable[[str], bool] = storage.exists) -> None:
+    """Raise UserError where a node with CPUs does not see a local folder: its workers could not write there.
+
+    A token in the folder is looked for from every node but the driver's. sees: what looks, on the node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {
+        node["NodeID"]: node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here
+    }
+    if not nodes or folder.startswith("s3://"):
+        return
+    token = storage.join(folder, f".filmray-token-{uuid.uuid4().hex}")
+    storage.write_bytes(token, b"")
+    try:
+        for number in range(TRIES):
+            blind = _blind(nodes, sees, token)
+            if not blind:
+                return
+            time.sleep(2 * number)
+    finally:
+        storage.delete(token)
+    names = ", ".join(sorted({nodes[node] for node in blind})[:5])
+    raise UserError(
+        f"output={folder} is a local folder that {len(blind)} of {len(nodes)} other nodes do not see ({names}): "
+        "write to s3://bucket/folder, or to a file system that all nodes share"
+    )
+
+
+def _blind(nodes: dict[str, str], sees: Callable[[str], bool], token: str) -> list[str]:
+    """The nodes that do not see the token; one that dies meanwhile is none of them."""
+    look = ray.remote(num_cpus=0)(sees)
+    asked = {
+        node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(token)
+        for node in nodes
+    }
+    blind = []
+    for node, answer in asked.items():
+        try:
+            if not ray.get(answer):
+                blind.append(node)
+        except RayTaskError:
+            raise
+        except RayError:
+            continue
+    return blind
