@@ -75,7 +75,8 @@ class Run:
             self._has_ray = True
             from pipelines.core.nodes import check_shared
 
-            check_shared(self.store.root)
+            if self.store.root:
+                check_shared(self.store.root)
 
     def say(self, line: str) -> None:
         """Print a line below the summary of the run."""
