@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from jobs.core.termination import kept_handler
+
 OURS = ("actors", "pipelines", "jobs")
 """Loggers of this project."""
 
@@ -70,7 +72,9 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     if not verbose:
         environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
     # A cluster has its dashboard already; on one machine it makes the start longer.
-    ray.init(runtime_env=environment, include_dashboard=False, logging_level=logging.INFO if verbose else logging.ERROR)
+    level = logging.INFO if verbose else logging.ERROR
+    with kept_handler():
+        ray.init(runtime_env=environment, include_dashboard=False, logging_level=level)
     try:
         yield
     finally:

@@ -38,6 +38,7 @@ from jobs.core.describe import as_schema, as_yaml, plain
 from jobs.core.errors import REJECTED, exit_codes, root_cause
 from jobs.core.session import ray_session, start_logging
 from jobs.core.settings import load
+from jobs.core.termination import terminable
 from pipelines.core.progress import reporting
 
 
@@ -292,7 +293,7 @@ def _command(verb: Verb) -> Any:
         verbose: Verbose = False,
     ) -> None:
         start_logging(verbose)
-        with exit_codes():
+        with exit_codes(), terminable():
             if schema:
                 print(json.dumps(as_schema(verb.settings()), indent=2))
                 return
