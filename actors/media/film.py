@@ -28,6 +28,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from actors.core import storage
 from actors.core.child import BrokenRunError
 from actors.core.stage import Stage
+from actors.media.formats import listing_kind, open_container
 from actors.media.shots import CutFinder, ShotsConfig
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,7 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
     """
     source = storage.stream(path) if path.startswith("s3://") else path
     try:
-        # A playlist under a film's name must not make the decoder fetch what it lists.
-        container = av.open(source, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container = open_container(source)
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -189,6 +189,8 @@ def _unreadable(path: str, error: Exception) -> FilmError:
             return FilmError("empty_file", "the file has no bytes")
         if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(file):
             return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
+        if (kind := listing_kind(file)) is not None:
+            return FilmError("playlist", f"{kind}: a list of other files, which are not opened; name each film itself")
     return FilmError("not_a_video", f"no container that can be read: {error}")
 
 
