@@ -12,10 +12,8 @@ import os
 import random
 import re
 import shutil
-import tempfile
 import time
 import urllib.parse
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,14 +27,14 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
 from actors.core.errors import UserError
+from actors.core.temporary import TemporaryFolder
+from actors.core.whole_files import TEMPORARY, replacing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 6
 """Tries of one request, or of one read in a body, beside botocore's own for each."""
-TEMPORARY = ".filmray-part-"
-"""Start of the name of a local file that is still being written; listings leave it out."""
 
 _PASSING = (
     aws.ConnectionError,  # also ConnectTimeoutError, ReadTimeoutError, EndpointConnectionError, ConnectionClosedError
@@ -117,7 +115,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         bucket, key = _bucket_key(uri)
         _call(uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
-    with _replacing(_path(uri)) as file:
+    with replacing(_path(uri)) as file:
         file.write(data)
 
 
@@ -132,14 +130,14 @@ def delete(uri: str) -> None:
 
 def download(uri: str, path: str | Path) -> None:
     """Copy a file to a local path in one step. Raises FileNotFoundError."""
-    with stream(uri) as source, _replacing(str(path)) as file:
+    with stream(uri) as source, replacing(str(path)) as file:
         shutil.copyfileobj(source, file, 1 << 20)
 
 
 def upload(path: str | Path, uri: str) -> None:
     """Copy a local file to a URI in one step, in place of what may be there."""
     if not _is_s3(uri):
-        with open(path, "rb") as source, _replacing(_path(uri)) as file:
+        with open(path, "rb") as source, replacing(_path(uri)) as file:
             shutil.copyfileobj(source, file, 1 << 20)
         return
     bucket, key = _bucket_key(uri)
@@ -161,8 +159,8 @@ def local(uri: str) -> Iterator[Path]:
             raise FileNotFoundError(f"no file {uri}")
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-        path = Path(folder, uri.rsplit("/", 1)[-1])
+    with TemporaryFolder() as folder:
+        path = folder / uri.rsplit("/", 1)[-1]
         download(uri, path)
         yield path
 
@@ -179,8 +177,8 @@ def local_folder(uri: str) -> Iterator[Path]:
             raise FileNotFoundError(f"no folder {uri}")
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as temporary:
-        path = Path(temporary, uri.rstrip("/").rsplit("/", 1)[-1])
+    with TemporaryFolder() as temporary:
+        path = temporary / uri.rstrip("/").rsplit("/", 1)[-1]
         for entry in listing(uri):
             (path / entry.name).parent.mkdir(parents=True, exist_ok=True)
             download(entry.uri, path / entry.name)
@@ -345,23 +343,6 @@ class _S3File(io.RawIOBase):
         if not self.closed:
             self._drop()
         super().close()
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends, and leaves nothing when it fails."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _is_s3(uri: str) -> bool:

@@ -10,11 +10,9 @@ already is never fetched again.
 import http.client
 import http.cookiejar
 import logging
-import os
 import random
 import re
 import ssl
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -31,6 +29,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from actors.core import storage
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
+from actors.core.temporary import TemporaryFolder, private_folder
 from actors.curation.page_tools import (
     LONGEST_PAUSE_S,
     REMEDY,
@@ -94,10 +93,10 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
         return Fetched(target, bytes=storage.size(target))
     except FileNotFoundError:
         pass
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
+    with TemporaryFolder() as folder:
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
-        source = (_PlainFile if by_itself else _Page)(url, Path(folder), config)
+        source = (_PlainFile if by_itself else _Page)(url, folder, config)
         tries = _tries(video_id, config)
         try:
             with _slot(host, config.per_host):
@@ -152,18 +151,12 @@ def _fault(state: RetryCallState) -> Fault:
 @contextmanager
 def _slot(host: str, count: int) -> Iterator[None]:
     """One of the `count` places that this node has for a host; a process that dies gives its place back."""
-    folder = _places()
+    folder = private_folder("hosts")
     name = re.sub(r"^(www|m)\.", "", host).replace(":", "_")
     while (place := _free(folder, name, count)) is None:
         time.sleep(random.uniform(0.1, 0.3))
     with place:
         yield
-
-
-def _places() -> Path:
-    folder = Path(tempfile.gettempdir(), f"filmray-hosts-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def _free(folder: Path, name: str, count: int) -> AcquireReturnProxy | None:

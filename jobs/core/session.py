@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from actors.core.temporary import remove_abandoned
 from jobs.core.termination import kept_handler
 
 OURS = ("actors", "pipelines", "jobs")
@@ -79,3 +80,5 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        # Workers that were killed leave copies of films; those elsewhere are removed by the next worker there.
+        remove_abandoned()

@@ -2,7 +2,6 @@
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.core.checkpoints import STATE, Tensors, pack, unpack
+from actors.core.temporary import TemporaryFolder
 from pipelines.core.curves import Row, Scalars
 from pipelines.core.progress import ProgressFile
 from pipelines.core.training_config import OWN_VALUES, TrainingConfig, best_epoch, finished, learning_rate
@@ -220,9 +220,9 @@ def report(
     if ray_train.get_context().get_world_rank() > 0:
         ray_train.report(metrics)
         return
-    with tempfile.TemporaryDirectory(prefix="filmray-") as folder:
-        pack(Path(folder, STATE), metrics, model, optimizer, best)
-        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+    with TemporaryFolder() as folder:
+        pack(folder / STATE, metrics, model, optimizer, best)
+        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
 
 def restore(
