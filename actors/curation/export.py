@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -65,6 +66,10 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         code, message = fault.code, str(fault)
     except FileNotFoundError:
         code, message = "not_found", f"there is no {uri}"
+    except PermissionError as error:
+        code, message = "forbidden", str(error)
+    except AddressError as error:
+        code, message = "bad_url", str(error)
     for scene_id in left:
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
 

@@ -6,6 +6,7 @@ by a rate, so that films with a variable rate are cut where they cut.
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.core import storage
+from actors.core.addresses import local_path
 from actors.core.child import BrokenRunError
 from actors.core.stage import Stage
 from actors.media.formats import listing_kind, open_container
@@ -135,7 +137,7 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
 
     path: a local path; for PyAV also s3://, of which is read what is decoded.
     """
-    source = storage.stream(path) if path.startswith("s3://") else path
+    source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
         container = open_container(source)
     except (FFmpegError, ValueError) as error:

@@ -23,6 +23,8 @@ from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 """What export needs to know of a scene."""
+MADE = "export.json"
+"""Settings that clips/ was made with; not in there, where every name is a video's."""
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
 TOTALS = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
@@ -53,13 +55,13 @@ def export(config: CurationConfig) -> Exported:
     kept = kept_scenes(store)
     settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
-    same = store.read_json("clips", "settings.json") == settings
+    same = store.read_json(MADE) == settings
     wanted = {_clip(row) for row in kept}
     there = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
     for name in there - (wanted if same else set()):
         storage.delete(store.uri("clips", name))
     there = there & wanted if same else set()
-    store.write_json(settings, "clips", "settings.json")
+    store.write_json(settings, MADE)
     missing = [row for row in kept if _clip(row) not in there]
     failed = _write_missing(missing, config) if missing else []
     keys = set(map(_key, failed))
@@ -141,7 +143,7 @@ def _key(row: Row) -> Key:
 
 def renew_kept_json(store: Store) -> None:
     """Write kept.json anew for what was exported before, since captions or their scores have changed."""
-    made = store.read_json("clips", "settings.json")
+    made = store.read_json(MADE)
     if made is not None:
         store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
 
