@@ -9,6 +9,7 @@ from typing import TypeVar
 from botocore import exceptions as aws
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
+from actors.core.addresses import AddressError
 from actors.core.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _PASSING_CODES = {
     "RequestLimitExceeded",
     "NoSuchUpload",
 }
+_BAD_ADDRESS_CODES = {"InvalidBucketName", "KeyTooLongError", "InvalidURI", "InvalidObjectName"}
 _REFUSED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _reached: set[str] = set()
 """Endpoints that have answered this process."""
@@ -89,6 +91,8 @@ def patiently(uri: str, request: Callable[[], T]) -> T:
             f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             "or give the node a role"
         ) from error
+    except (aws.ParamValidationError, aws.UnsupportedS3ArnError, UnicodeError) as error:
+        raise AddressError(f"{uri!r} cannot be a file on S3: {str(error).splitlines()[-1]}") from error
     except PASSING as error:
         raise _gave_up(uri, error, allowed_s) from error
     _reached.add(endpoint)
@@ -127,8 +131,10 @@ def _gave_up(uri: str, error: Exception, seconds: float) -> ConnectionError:
     )
 
 
-def _explained(uri: str, error: aws.ClientError) -> OSError:
+def _explained(uri: str, error: aws.ClientError) -> Exception:
     code, status = _answer(error)
+    if code in _BAD_ADDRESS_CODES:
+        return AddressError(f"{uri!r} cannot be a file on S3: the store answered {code}")
     if code == "NoSuchBucket":
         return FileNotFoundError(f"no bucket for {uri}; make it first, or check the name and AWS_ENDPOINT_URL")
     if status == 404:

@@ -9,11 +9,7 @@ credentials from the environment or the usual AWS files; neither is logged or pa
 import io
 import logging
 import os
-import re
 import shutil
-import tempfile
-import urllib.parse
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,14 +22,22 @@ import botocore.config
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 
-from actors.core.errors import BrokenRunError, UserError, machine_fault
+from actors.core.addresses import (
+    bucket_folder,
+    bucket_key,
+    is_s3,
+    local_path,
+    no_other_kind,
+    path_or_uri,
+    shown_name,
+)
+from actors.core.errors import UserError
 from actors.core.patience import PASSING, patiently
+from actors.core.temporary import TemporaryFolder
+from actors.core.whole_files import TEMPORARY, replacing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-TEMPORARY = ".filmray-part-"
-"""Start of the name of a local file that is still being written; listings leave it out."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Entry:
     """One file of a listing."""
 
     name: str
-    """Its path relative to the folder that was listed, parts joined by a slash."""
+    """Its path relative to the folder that was listed, parts joined by a slash; bytes that are no UTF-8 as \\xNN."""
     uri: str
     """Where it is."""
     size: int
@@ -58,13 +62,13 @@ def join(root: str, *names: str) -> str:
             raise UserError(
                 f"not a name below {root}: {name!r}; it must be relative, without empty parts, '.' and '..'"
             )
-    return os.path.join(root if _is_s3(root) else _path(root), *names)
+    return os.path.join(root if is_s3(root) else local_path(root), *names)
 
 
 def exists(uri: str) -> bool:
     """Whether a file (not a folder) is there."""
-    if not _is_s3(uri):
-        return os.path.isfile(_path(uri))
+    if not is_s3(uri):
+        return os.path.isfile(local_path(uri))
     try:
         _head(uri)
     except FileNotFoundError:
@@ -74,53 +78,54 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
-    if _is_s3(uri):
+    if is_s3(uri):
         return _head(uri)["ContentLength"]
-    if not os.path.isfile(_path(uri)):
+    if not os.path.isfile(local_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
-    return os.stat(_path(uri)).st_size
+    return os.stat(local_path(uri)).st_size
 
 
 def read_bytes(uri: str) -> bytes:
     """All of a file. Raises FileNotFoundError."""
-    if not _is_s3(uri):
-        return Path(_path(uri)).read_bytes()
-    bucket, key = _bucket_key(uri)
+    if not is_s3(uri):
+        with no_other_kind(uri):
+            return Path(local_path(uri)).read_bytes()
+    bucket, key = bucket_key(uri)
     return patiently(uri, lambda: _s3().get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file in one step, in place of what may be there; folders are made."""
-    if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
+    if is_s3(uri):
+        bucket, key = bucket_key(uri)
         patiently(uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
         return
-    with _replacing(_path(uri)) as file:
+    with replacing(local_path(uri)) as file:
         file.write(data)
 
 
 def delete(uri: str) -> None:
     """Remove a file; one that is not there is fine."""
-    if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
+    if is_s3(uri):
+        bucket, key = bucket_key(uri)
         patiently(uri, lambda: _s3().delete_object(Bucket=bucket, Key=key))
     else:
-        Path(_path(uri)).unlink(missing_ok=True)
+        Path(local_path(uri)).unlink(missing_ok=True)
 
 
 def download(uri: str, path: str | Path) -> None:
     """Copy a file to a local path in one step. Raises FileNotFoundError."""
-    with stream(uri) as source, _replacing(str(path)) as file:
+    with stream(uri) as source, replacing(str(path)) as file:
         shutil.copyfileobj(source, file, 1 << 20)
 
 
 def upload(path: str | Path, uri: str) -> None:
     """Copy a local file to a URI in one step, in place of what may be there."""
-    if not _is_s3(uri):
-        with open(path, "rb") as source, _replacing(_path(uri)) as file:
+    if not is_s3(uri):
+        with open(path, "rb") as source, replacing(local_path(uri)) as file:
             shutil.copyfileobj(source, file, 1 << 20)
         return
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     parts = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
 
     def put() -> None:
@@ -131,27 +136,18 @@ def upload(path: str | Path, uri: str) -> None:
 
 
 @contextmanager
-def scratch() -> Iterator[str]:
-    """A temporary folder; raises BrokenRunError where this machine has no place for one."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="filmray-")
-    except OSError as error:
-        raise BrokenRunError(machine_fault(error, writing=True) or str(error)) from error
-    with folder as path:
-        yield path
-
-
-@contextmanager
 def local(uri: str) -> Iterator[Path]:
     """A path at which the file can be read: its own, or that of a copy which is removed afterwards."""
-    if not _is_s3(uri):
-        path = Path(_path(uri))
-        if not path.is_file():
+    if not is_s3(uri):
+        path = Path(local_path(uri))
+        with no_other_kind(uri):
+            there = path.is_file()
+        if not there:
             raise FileNotFoundError(f"no file {uri}")
         yield path
         return
-    with scratch() as folder:
-        path = Path(folder, uri.rsplit("/", 1)[-1])
+    with TemporaryFolder() as folder:
+        path = folder / uri.rsplit("/", 1)[-1]
         download(uri, path)
         yield path
 
@@ -162,14 +158,14 @@ def local_folder(uri: str) -> Iterator[Path]:
 
     Raises FileNotFoundError where there are none.
     """
-    if not _is_s3(uri):
-        path = Path(_path(uri))
+    if not is_s3(uri):
+        path = Path(local_path(uri))
         if not path.is_dir():
             raise FileNotFoundError(f"no folder {uri}")
         yield path
         return
-    with scratch() as temporary:
-        path = Path(temporary, uri.rstrip("/").rsplit("/", 1)[-1])
+    with TemporaryFolder() as temporary:
+        path = temporary / uri.rstrip("/").rsplit("/", 1)[-1]
         for entry in listing(uri):
             (path / entry.name).parent.mkdir(parents=True, exist_ok=True)
             download(entry.uri, path / entry.name)
@@ -183,19 +179,21 @@ def stream(uri: str) -> AbstractContextManager[BinaryIO]:
 
     Raises FileNotFoundError.
     """
-    if _is_s3(uri):
+    if is_s3(uri):
         return io.BufferedReader(_S3File(uri), 1 << 20)
-    return open(_path(uri), "rb")
+    with no_other_kind(uri):
+        return open(local_path(uri), "rb")
 
 
-def listing(prefix: str, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
+def listing(prefix: str, suffixes: tuple[str, ...] = (), skip_unreadable: bool = False) -> Iterator[Entry]:
     """The files below a folder at any depth, read in pages; a missing folder holds none.
 
     They come sorted by the code points of the whole name, as S3 does it; a store that only resembles S3 may have
     another order, always the same. `suffixes` (lower case, with the dot) selects by the end of the name, whatever its
-    case. In a local folder links to files count as files and links to folders are not followed.
+    case. In a local folder links to files count as files and links to folders are not followed. `skip_unreadable`: what
+    may not be read below a local folder is left out with a warning that names it; else it raises PermissionError.
     """
-    for entry in _s3_listing(prefix) if _is_s3(prefix) else _local_listing(_path(prefix), ""):
+    for entry in _s3_listing(prefix) if is_s3(prefix) else _local_listing(local_path(prefix), "", skip_unreadable):
         base = entry.name.rsplit("/", 1)[-1]
         if base.startswith(TEMPORARY) or (suffixes and not base.lower().endswith(suffixes)):
             continue
@@ -207,7 +205,7 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
 
     In a local folder links count as what they lead to.
     """
-    if _is_s3(prefix):
+    if is_s3(prefix):
         below: list[str] = []
         files: list[Entry] = []
         for page in _pages(prefix, Delimiter="/"):
@@ -215,31 +213,54 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
             files += _entries(page, prefix)
         return below, files
     try:
-        with os.scandir(_path(prefix) or ".") as found:
+        with os.scandir(local_path(prefix) or ".") as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files = [Entry(entry.name, entry.path, entry.stat().st_size) for entry in entries if entry.is_file()]
-    return [entry.name for entry in entries if entry.is_dir()], files
+    files = [_entry("", entry) for entry in entries if entry.is_file()]
+    return [shown_name(entry.name) for entry in entries if entry.is_dir()], files
 
 
 def absolute(uri: str) -> str:
     """A path from the root, without a slash at its end, since workers have another working folder; s3:// as it is."""
-    return uri.rstrip("/") if _is_s3(uri) else os.path.abspath(_path(uri))
+    return uri.rstrip("/") if is_s3(uri) else path_or_uri(os.path.abspath(local_path(uri)))
 
 
-def _local_listing(folder: str, above: str) -> Iterator[Entry]:
+def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[Entry]:
     try:
         with os.scandir(folder or ".") as found:
             # A folder sorts as its files do, with the slash: "a-b.mp4" comes before "a/c.mp4".
             entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return
+    except PermissionError as error:
+        if not (above and skip_unreadable):
+            raise
+        _warn_unreadable(folder, error)
+        return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _local_listing(entry.path, f"{above}{entry.name}/")
-        elif entry.is_file():
-            yield Entry(above + entry.name, entry.path, entry.stat().st_size)
+            yield from _local_listing(entry.path, f"{above}{entry.name}/", skip_unreadable)
+            continue
+        try:
+            found = _entry(above, entry) if entry.is_file() else None
+        except OSError as error:
+            # A link into a folder that may not be read, or one that leads to itself.
+            if not skip_unreadable:
+                raise
+            _warn_unreadable(entry.path, error)
+            continue
+        if found:
+            yield found
+
+
+def _entry(above: str, entry: os.DirEntry[str]) -> Entry:
+    return Entry(shown_name(above + entry.name), path_or_uri(entry.path), entry.stat().st_size)
+
+
+def _warn_unreadable(path: str, error: OSError) -> None:
+    why = f"{shown_name(path)} cannot be read ({error.strerror}) and is left out"
+    logger.warning("%s. Allow reading it, or move it out of the input.", why)
 
 
 def _s3_listing(prefix: str) -> Iterator[Entry]:
@@ -248,7 +269,7 @@ def _s3_listing(prefix: str) -> Iterator[Entry]:
 
 
 def _pages(prefix: str, **options: str) -> Iterator[Any]:
-    bucket, folder = _bucket_folder(prefix)
+    bucket, folder = bucket_folder(prefix)
     page: dict[str, Any] = {"Bucket": bucket, "Prefix": folder, **options}
     while True:
         answer = patiently(prefix, lambda: _s3().list_objects_v2(**page))
@@ -259,16 +280,11 @@ def _pages(prefix: str, **options: str) -> Iterator[Any]:
 
 
 def _entries(page: Any, prefix: str) -> Iterator[Entry]:
-    bucket, folder = _bucket_folder(prefix)
+    bucket, folder = bucket_folder(prefix)
     for found in page.get("Contents", ()):
         name = found["Key"][len(folder) :]
         if name and not name.endswith("/"):
             yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
-
-
-def _bucket_folder(prefix: str) -> tuple[str, str]:
-    bucket, _, key = prefix.removeprefix("s3://").partition("/")
-    return bucket, key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
 class _S3File(io.RawIOBase):
@@ -284,7 +300,7 @@ class _S3File(io.RawIOBase):
         self._body = first["Body"]
 
     def _get(self, **arguments: str) -> Any:
-        bucket, key = _bucket_key(self._uri)
+        bucket, key = bucket_key(self._uri)
         return _s3().get_object(Bucket=bucket, Key=key, **arguments)
 
     def readable(self) -> bool:
@@ -336,45 +352,6 @@ class _S3File(io.RawIOBase):
         super().close()
 
 
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends, and leaves nothing when it fails."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
-
-
-def _path(uri: str) -> str:
-    if uri.startswith("file://"):
-        parts = urllib.parse.urlsplit(uri)
-        if parts.netloc not in ("", "localhost"):
-            raise UserError(f"{uri} names a file of the host {parts.netloc!r}; write file:///path, with three slashes")
-        return urllib.parse.unquote(parts.path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
-        raise UserError(f"cannot store at {uri}; give a path, file:///… or s3://bucket/key")
-    return uri
-
-
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket or not key:
-        raise UserError(f"{uri!r} is not s3://bucket/key")
-    return bucket, key
-
-
 _SETTINGS = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
@@ -403,5 +380,5 @@ def _client(*_key: object) -> Any:
 
 
 def _head(uri: str) -> Any:
-    bucket, key = _bucket_key(uri)
+    bucket, key = bucket_key(uri)
     return patiently(uri, lambda: _s3().head_object(Bucket=bucket, Key=key))

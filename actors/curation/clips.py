@@ -27,6 +27,7 @@ from av.stream import Disposition
 from actors.core.errors import BrokenRunError, UserError, machine_fault
 from actors.core.stage import Row, Stage
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
+from actors.media.formats import open_container
 from actors.media.images import encode_jpeg
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
@@ -125,7 +126,7 @@ def _cut(
     film = open_film(source)
     beat = Beat()
     # Sound is read through a second door, in step with the pictures however far apart the two lie in the file.
-    with av.open(source, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
+    with open_container(source) as container:
         stream = next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
         upright = _Upright(stream.sample_aspect_ratio or Fraction(1))
         sound = _Sound.of(container)

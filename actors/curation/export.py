@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
+from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.media.film import VideoConfig
 
@@ -47,9 +49,9 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     left = {scene["scene_id"] for scene in wanted}
     code, message = "export_failed", "it was not written"
     try:
-        with storage.local(uri) as film, storage.scratch() as folder:
+        with storage.local(uri) as film, TemporaryFolder() as folder:
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
-            for clip in CHILD.stream(write_clips, str(film), wanted, folder, job.clips, job.interval_ms, **limits):
+            for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
                 if not clip["error"]:
@@ -66,6 +68,10 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         code, message = fault.code, str(fault)
     except FileNotFoundError:
         code, message = "not_found", f"there is no {uri}"
+    except PermissionError as error:
+        code, message = "forbidden", str(error)
+    except AddressError as error:
+        code, message = "bad_url", str(error)
     for scene_id in left:
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
 
@@ -79,14 +85,14 @@ def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[st
 
 def write_one_shard(shard: Row, store: Store) -> Row:
     """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
-    with storage.scratch() as folder:
+    with TemporaryFolder() as folder:
         samples = []
         for number, row in enumerate(json.loads(shard["scenes"])):
-            clip = Path(folder) / f"{number}.mp4"
+            clip = folder / f"{number}.mp4"
             storage.download(store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4"), clip)
             about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
             samples.append({**about, "clip": str(clip), "row": row})
-        tar = Path(folder) / "shard.tar"
+        tar = folder / "shard.tar"
         write_shard(str(tar), samples)
         storage.upload(tar, store.uri("shards", shard["name"]))
     return {"name": shard["name"]}

@@ -10,11 +10,9 @@ already is never fetched again.
 import http.client
 import http.cookiejar
 import logging
-import os
 import random
 import re
 import ssl
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -29,8 +27,10 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
+from actors.core.temporary import TemporaryFolder, private_folder
 from actors.curation.page_tools import (
     LONGEST_PAUSE_S,
     REMEDY,
@@ -61,9 +61,9 @@ class Fetched:
     """The file; the url where there is none."""
     code: str = ""
     """"" or fetch_failed (try later: 429, 5xx, a cut, a timeout), fetch_gone (404, 410, removed, private),
-    fetch_blocked (401, 403, login, bot check, region), not_found and forbidden (files), bad_url, too_large, exception
-    (the tool raised one), crashed (its decoder), or what `open_film` says of a file that does not decode (not_a_video,
-    empty_file, ...)."""
+    fetch_blocked (401, 403, login, bot check, region), not_found and forbidden (files), bad_url (neither a host nor a
+    file can have it), too_large, exception (the tool raised one), crashed (its decoder), or what `open_film` says of a
+    file that does not decode (not_a_video, empty_file, ...)."""
     message: str = ""
     """What was found and what to do; "" where all is well."""
     attempts: int = 0
@@ -81,23 +81,20 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
     if not url.lower().startswith(("http://", "https://")):
         return _file(url)
     try:
-        parts = urllib.parse.urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        host = _host(url)
     except ValueError as error:
         return Fetched(url, "bad_url", f"not a url: {error}")
-    if not host:
-        return Fetched(url, "bad_url", "the url names no host")
-    suffix = PurePosixPath(parts.path).suffix.lower()
+    suffix = PurePosixPath(urllib.parse.urlsplit(url).path).suffix.lower()
     plain = suffix in VIDEO_SUFFIXES
     target = storage.join(folder_uri, f"{video_id}{suffix if plain else '.mp4'}")
     try:
         return Fetched(target, bytes=storage.size(target))
     except FileNotFoundError:
         pass
-    with storage.scratch() as folder:
+    with TemporaryFolder() as folder:
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
-        source = (_PlainFile if by_itself else _Page)(url, Path(folder), config)
+        source = (_PlainFile if by_itself else _Page)(url, folder, config)
         tries = _tries(video_id, config)
         try:
             with _slot(host, config.per_host):
@@ -116,8 +113,25 @@ def _file(url: str) -> Fetched:
         return Fetched(url, "not_found", f"there is no {url}")
     except PermissionError as error:
         return Fetched(url, "forbidden", str(error))
-    except ValueError as error:
+    except AddressError as error:
         return Fetched(url, "bad_url", f"{error}, or an http(s) url")
+
+
+def _host(url: str) -> str:
+    """The host of an http(s) url, in ASCII; raises ValueError where no host can have that address."""
+    parts = urllib.parse.urlsplit(url)
+    if found := re.search(r"[\x00-\x1f\x7f]", urllib.parse.urlunsplit(parts)):
+        raise ValueError(f"it holds the control character {found[0]!r}")
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    _ = parts.port
+    try:
+        host = parts.hostname.encode("idna").decode()
+    except UnicodeError:
+        raise ValueError(f"the host {parts.hostname!r} has a part of 0 or of more than 63 characters") from None
+    if len(host) > 253 or re.search(r"[\s\\<>\"^`{|}]", host):
+        raise ValueError(f"{host!r} is no name of a host: 1 to 253 characters without spaces")
+    return host
 
 
 def _tries(video_id: str, config: FetchConfig) -> Retrying:
@@ -152,18 +166,13 @@ def _fault(state: RetryCallState) -> Fault:
 @contextmanager
 def _slot(host: str, count: int) -> Iterator[None]:
     """One of the `count` places that this node has for a host; a process that dies gives its place back."""
-    folder = _places()
-    name = re.sub(r"^(www|m)\.", "", host).replace(":", "_")
+    folder = private_folder("hosts")
+    # File systems take names of 255 bytes.
+    name = re.sub(r"^(www|m)\.", "", host).replace(":", "_")[-200:]
     while (place := _free(folder, name, count)) is None:
         time.sleep(random.uniform(0.1, 0.3))
     with place:
         yield
-
-
-def _places() -> Path:
-    folder = Path(tempfile.gettempdir(), f"filmray-hosts-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def _free(folder: Path, name: str, count: int) -> AcquireReturnProxy | None:
@@ -212,6 +221,8 @@ class _PlainFile:
                 self._version = None
             with error:
                 raise by_status(error.code, str(error.reason), error.headers.get("Retry-After")) from error
+        except UnicodeError as error:
+            raise Fault("fetch_failed", f"the host leads on to an address that no host has: {error}") from error
         except network as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise Fault("fetch_failed", f"the connection failed: {reason or type(error).__name__}") from error

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from actors.core.errors import UserError, machine_fault
 from actors.core.http import retry_after_s
 from actors.core.stage import Stage
+from actors.media.formats import OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ def _ytdlp_options(folder: str, config: FetchConfig, cookies: str | None) -> dic
         "extractor_retries": 0,
         "fragment_retries": 0,
         "skip_unavailable_fragments": False,
+        "postprocessor_args": _ffmpeg_arguments(),
         # A program of its own would go on after this process is killed.
         "external_downloader": {"default": "native"},
         "hls_prefer_native": True,
@@ -158,6 +160,21 @@ def _ytdlp_options(folder: str, config: FetchConfig, cookies: str | None) -> dic
         "no_warnings": True,
         "no_color": True,
     }
+
+
+def _ffmpeg_arguments() -> dict[str, list[str]]:
+    """What each step of yt-dlp passes to ffmpeg, which would follow a list that a host sends in place of a film."""
+    from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
+
+    arguments = [text for name, value in OPTIONS.items() for text in (f"-{name}", value)]
+    # Their names are the only key that yt-dlp knows for arguments of inputs.
+    return {f"{step.pp_key().lower()}+ffmpeg_i": arguments for step in _below(FFmpegPostProcessor)}
+
+
+def _below(kind: type[Any]) -> Iterator[type[Any]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _below(one)
 
 
 def _bounded(read: Callable[[int | None], bytes]) -> Callable[..., bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -152,8 +153,9 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
         yield from lost(fault.code, str(fault), "cut", fault.attempts)
     except FileNotFoundError:
         yield from lost("not_found", f"there is no {uri}", "fetch", 1)
-    except PermissionError as error:
-        yield from lost("forbidden", str(error), "fetch", 1)
+    except (PermissionError, AddressError) as error:
+        code = "bad_url" if isinstance(error, AddressError) else "forbidden"
+        yield from lost(code, str(error), "fetch", 1)
 
 
 def _columns(rows: list[Row], size: int) -> Batch:

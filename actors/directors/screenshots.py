@@ -15,6 +15,7 @@ import pyarrow as pa
 from av.error import FFmpegError
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
@@ -151,6 +152,8 @@ def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row 
         yield _failed("not_found", f"{uri} does not exist")
     except PermissionError as error:
         yield _failed("forbidden", str(error))
+    except AddressError as error:
+        yield _failed("bad_url", str(error))
 
 
 def _failed(code: str, message: str) -> Row:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row, Stage
 from actors.genres.key_frames import key_frames
@@ -33,8 +34,15 @@ class ImagesConfig:
 
 def list_images(film: Row) -> list[Row]:
     """The images below a film's folder as rows; of a folder without any, one row that says so."""
-    found = sorted(storage.listing(film["uri"], IMAGE_SUFFIXES), key=lambda entry: natural(entry.name))
-    about = {"film": film["film"], "images": len(found), "start_s": 0.0, "error": "", "message": ""}
+    about = {"film": film["film"], "start_s": 0.0, "error": "", "message": ""}
+    try:
+        entries = list(storage.listing(film["uri"], IMAGE_SUFFIXES, skip_unreadable=True))
+    except PermissionError as error:
+        message = f"{film['uri']} cannot be read: {error.strerror or error}"
+        nothing = {"number": -1, "images": 0, "name": "", "uri": film["uri"]}
+        return [about | nothing | {"error": "forbidden", "message": message}]
+    found = sorted(entries, key=lambda entry: natural(entry.name))
+    about["images"] = len(found)
     if not found:
         message = f"{film['uri']} holds no image; their names end in {', '.join(IMAGE_SUFFIXES)}"
         return [about | {"number": -1, "name": "", "uri": film["uri"], "error": "no_images", "message": message}]
@@ -77,3 +85,5 @@ def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
         yield {"number": -1, "images": done, "error": "not_found", "message": str(error)}
     except PermissionError as error:
         yield {"number": -1, "images": done, "error": "forbidden", "message": str(error)}
+    except AddressError as error:
+        yield {"number": -1, "images": done, "error": "bad_url", "message": str(error)}

@@ -6,6 +6,7 @@ by a rate, so that films with a variable rate are cut where they cut.
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.core import storage
+from actors.core.addresses import local_path
 from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
+from actors.media.formats import listing_kind, open_container
 from actors.media.shots import CutFinder, ShotsConfig
 
 logger = logging.getLogger(__name__)
@@ -134,10 +137,9 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
 
     path: a local path; for PyAV also s3://, of which is read what is decoded.
     """
-    source = storage.stream(path) if path.startswith("s3://") else path
+    source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
-        # A playlist under a film's name must not make the decoder fetch what it lists.
-        container = av.open(source, "r", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container = open_container(source)
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -189,6 +191,8 @@ def _unreadable(path: str, error: Exception) -> FilmError:
             return FilmError("empty_file", "the file has no bytes")
         if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(file):
             return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
+        if (kind := listing_kind(file)) is not None:
+            return FilmError("playlist", f"{kind}: a list of other files, which are not opened; name each film itself")
     return FilmError("not_a_video", f"no container that can be read: {error}")
 
 

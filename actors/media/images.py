@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 
@@ -88,6 +89,8 @@ def _bytes(uri: str) -> bytes:
         raise ImageError("not_found", str(error)) from error
     except PermissionError as error:
         raise ImageError("forbidden", str(error)) from error
+    except AddressError as error:
+        raise ImageError("bad_url", str(error)) from error
 
 
 def open_image(data: bytes, short: Callable[[int, int], int] = min) -> Image.Image:

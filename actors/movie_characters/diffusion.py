@@ -1,5 +1,6 @@
 """Stable Diffusion: loading a model and its parts, prompts to embeddings, pictures to latents."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from PIL import Image
 from actors.core import storage
 from actors.core.errors import UserError, not_downloaded
 from actors.core.stage import ModelStage
+from actors.core.temporary import private_folder
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -141,6 +143,8 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
     for module in (unet, vae):
         module.to(device).eval().requires_grad_(False)
     if config.compile:
+        # Compiled code is loaded from there, and torch's own folder in TMPDIR may be another user's.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_folder("torchinductor")))
         _check_compiler(device)
         unet.compile()
     return StableDiffusion(unet, vae, noise_schedule(prediction_type(model)), device, dtype)

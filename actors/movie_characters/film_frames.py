@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -165,3 +166,5 @@ def _shots(uri: str, shots: ShotsConfig, video: VideoConfig, every_s: float, max
         yield {"shot": -1, "error": "not_found", "message": str(error)}
     except PermissionError as error:
         yield {"shot": -1, "error": "forbidden", "message": str(error)}
+    except AddressError as error:
+        yield {"shot": -1, "error": "bad_url", "message": str(error)}

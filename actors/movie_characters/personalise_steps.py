@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from actors.core import storage
 from actors.core.checkpoints import metrics_of, pack, unpack
 from actors.core.errors import UserError
+from actors.core.temporary import TemporaryFolder
 from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
 
 
@@ -97,8 +97,8 @@ class Steps:
             "losses": self.losses[phase],
             "scaler": scaler.state_dict(),
         }
-        with storage.scratch() as folder:
-            path = Path(folder, "state.safetensors")
+        with TemporaryFolder() as folder:
+            path = folder / "state.safetensors"
             pack(path, metrics, model, optimizer)
             storage.upload(path, self._uri(phase))
         self._saved = time.monotonic()

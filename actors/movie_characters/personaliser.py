@@ -3,7 +3,6 @@
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.core.temporary import TemporaryFolder
 from actors.media.images import ImageError, read_image
 from actors.movie_characters.diffusion import (
     TRAIN_TIMESTEPS,
@@ -198,10 +198,10 @@ class Personaliser:
         if word is not None:
             learnt = save({f"<{class_of(name)}>": word.detach().cpu()})
             storage.write_bytes(store.uri(name, "learned_embeds.safetensors"), learnt)
-        with storage.scratch() as folder:
+        with TemporaryFolder() as folder:
             if config.method != "textual_inversion":
-                _pipeline_files(self._model, self._texts, config.method, folder)
-            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                _pipeline_files(self._model, self._texts, config.method, str(folder))
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 storage.upload(path, store.uri(name, path.relative_to(folder).as_posix()))
         about = {
             "settings_digest": task.settings,

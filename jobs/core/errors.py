@@ -1,6 +1,8 @@
 """What an error ends a command with: 2 for what the user can mend, 1 for a fault, by the cause that Ray wraps."""
 
+import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,9 +13,14 @@ from typing import Any
 import typer
 
 from actors.core.errors import UserError
+from jobs.core.termination import Terminated
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
 """Exit codes: done, failed, bad usage or settings, more rows rejected than allowed."""
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes of a command that SIGINT (130) or SIGTERM (143) ended, as shells have them."""
 
 _RAY_HINT = "\nFailed to apply UDF transform after"
 
@@ -76,11 +83,18 @@ def _kinds(kind: type) -> list[type]:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn a UserError into its message and exit code 2, and any other error into its traceback, its cause and 1."""
+    """Turn a UserError into its message and exit code 2, any other error into its traceback, its cause and 1.
+
+    SIGINT and SIGTERM end with a line that names them, and 130 or 143.
+    """
     try:
         yield
     except typer.Exit:
         raise
+    except KeyboardInterrupt as error:
+        name, code = ("SIGTERM", TERMINATED) if isinstance(error, Terminated) else ("SIGINT", INTERRUPTED)
+        log.warning("Ended by %s. Rerun the same command to resume.", name)
+        raise typer.Exit(code) from error
     except Exception as error:
         cause = root_cause(error)
         if cause.users:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from actors.core.temporary import remove_abandoned
+from jobs.core.termination import kept_handler
+
 OURS = ("actors", "pipelines", "jobs")
 """Loggers of this project."""
 
@@ -72,8 +75,12 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     if not verbose:
         environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
     # A cluster has its dashboard already; on one machine it makes the start longer.
-    ray.init(runtime_env=environment, include_dashboard=False, logging_level=logging.INFO if verbose else logging.ERROR)
+    level = logging.INFO if verbose else logging.ERROR
+    with kept_handler():
+        ray.init(runtime_env=environment, include_dashboard=False, logging_level=level)
     try:
         yield
     finally:
         ray.shutdown()
+        # Workers that were killed leave copies of films; those elsewhere are removed by the next worker there.
+        remove_abandoned()

@@ -32,12 +32,15 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from actors.core import storage
 from actors.core.stage import Stage
 from actors.core.store import Store
+from actors.core.whole_files import remove_abandoned
 from jobs.core.describe import as_schema, as_yaml, plain
 from jobs.core.errors import REJECTED, exit_codes, root_cause
 from jobs.core.session import ray_session, start_logging
 from jobs.core.settings import load
+from jobs.core.termination import terminable
 from pipelines.core.progress import reporting
 
 
@@ -201,6 +204,8 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
             verb.work(config, plan, run)
         print(*run.lines, sep="\n", end="\n" if run.lines else "")
         return run
+    if "://" not in storage.absolute(root):
+        remove_abandoned(storage.absolute(root))
     record |= verb.open(config, plan, store)
     users = False
     try:
@@ -296,7 +301,7 @@ def _command(verb: Verb) -> Any:
         verbose: Verbose = False,
     ) -> None:
         start_logging(verbose)
-        with exit_codes():
+        with exit_codes(), terminable():
             if schema:
                 print(json.dumps(as_schema(verb.settings()), indent=2))
                 return

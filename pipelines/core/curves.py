@@ -4,9 +4,7 @@ import csv
 import io
 import math
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,6 +14,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 from actors.core import storage
+from actors.core.temporary import TemporaryFolder
 
 _EVENTS: Any = event_pb2
 """Generated code without types."""
@@ -32,8 +31,8 @@ class Scalars:
     def __init__(self, output: str, begin: int) -> None:
         self._there = storage.join(output, "tensorboard")
         # Event files grow, and a store has only whole files.
-        self._copy = tempfile.TemporaryDirectory(prefix="filmray-") if "://" in self._there else None
-        folder = self._copy.name if self._copy else self._there
+        self._copy = TemporaryFolder() if "://" in self._there else None
+        folder = str(self._copy.path) if self._copy else self._there
         os.makedirs(folder, exist_ok=True)
         # SummaryWriter leaves events in a queue when it is flushed; this is the file beneath it.
         self._file = EventsWriter(os.path.join(folder, "events"))
@@ -52,7 +51,7 @@ class Scalars:
         """Bring what was written to where it belongs."""
         self._file.flush()
         if self._copy:
-            for path in Path(self._copy.name).iterdir():
+            for path in self._copy.path.iterdir():
                 storage.upload(path, storage.join(self._there, path.name))
 
 

@@ -16,8 +16,8 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from actors.core import storage
 from actors.core.checkpoints import STATE, Tensors, pack, unpack
+from actors.core.temporary import TemporaryFolder
 from pipelines.core.curves import Row, Scalars
 from pipelines.core.progress import ProgressFile
 from pipelines.core.training_config import OWN_VALUES, TrainingConfig, best_epoch, finished, learning_rate
@@ -220,9 +220,9 @@ def report(
     if ray_train.get_context().get_world_rank() > 0:
         ray_train.report(metrics)
         return
-    with storage.scratch() as folder:
-        pack(Path(folder, STATE), metrics, model, optimizer, best)
-        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+    with TemporaryFolder() as folder:
+        pack(folder / STATE, metrics, model, optimizer, best)
+        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
 
 def restore(

@@ -18,6 +18,7 @@ from actors.core.child import Child, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
+from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import write_clips
 from actors.curation.cut import FEATURES
 from actors.curation.filter import Filter
@@ -77,7 +78,7 @@ class Clips:
         self._limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
         # To be looked at once: soon is better than small.
         self._config = replace(config.export, crf=23, preset="superfast")
-        self._folder = tempfile.TemporaryDirectory(prefix="filmray-", ignore_cleanup_errors=True)
+        self._folder = TemporaryFolder()
         self._child = Child()
         self._change = threading.Condition()
         self._clips: dict[int, Future[Path]] = {}
@@ -120,7 +121,7 @@ class Clips:
         for clip in self._clips.values():
             if not clip.done():
                 clip.set_exception(ClipError("labelling was stopped"))
-        self._folder.cleanup()
+        self._folder.remove()
 
     def _next(self) -> int | None:
         return next((place for place in self._wanted if (c := self._clips.get(place)) and not c.done()), None)
@@ -147,7 +148,7 @@ class Clips:
 
     def _make(self, left: "dict[int, Future[Path]]") -> None:
         """Have clips of one film, or raise; what could be had is no longer in `left`."""
-        folder = tempfile.mkdtemp(dir=self._folder.name)
+        folder = tempfile.mkdtemp(dir=self._folder.path)
         columns = ["video_id", "scene_id", "start_s", "end_s", "uri"]
         wanted = dict(zip(left, self._scenes.loc[list(left), columns].to_dict("records"), strict=True))
         for place, row in list(wanted.items()):

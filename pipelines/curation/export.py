@@ -23,6 +23,10 @@ from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 """What export needs to know of a scene."""
+MADE = "export.json"
+"""Settings that clips/ was made with; not in there, where every name is a video's."""
+OLDER = "export_older.json"
+"""Clips made with settings before these, which are still to be replaced: bytes by name."""
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
 TOTALS = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
@@ -72,12 +76,12 @@ def export(config: CurationConfig) -> Exported:
 def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
     """Of the clips that are there, by name and bytes, those made with other settings, also where the export that was to
     replace them did not end."""
-    if store.read_json("clips", "settings.json") == settings:
-        before = store.read_json("clips", "older.json") or {}
+    if store.read_json(MADE) == settings:
+        before = store.read_json(OLDER) or {}
         return {name: size for name, size in listed.items() if before.get(name) == size}
     # This before the settings: a kill between the two makes all clips again, and never takes an old one for a new one.
-    store.write_json(listed, "clips", "older.json")
-    store.write_json(settings, "clips", "settings.json")
+    store.write_json(listed, OLDER)
+    store.write_json(settings, MADE)
     return dict(listed)
 
 
@@ -95,9 +99,9 @@ def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int]
         remove_frames(store, video_id, file.removesuffix(".mp4"))
         older.pop(name, None)
     if older:
-        store.write_json(older, "clips", "older.json")
+        store.write_json(older, OLDER)
     else:
-        storage.delete(store.uri("clips", "older.json"))
+        storage.delete(store.uri(OLDER))
 
 
 def export_scenes(config: CurationConfig) -> Exported:
@@ -171,7 +175,7 @@ def _key(row: Row) -> Key:
 
 def renew_kept_json(store: Store) -> None:
     """Write kept.json anew for what was exported before, since captions or their scores have changed."""
-    made = store.read_json("clips", "settings.json")
+    made = store.read_json(MADE)
     if made is not None:
         store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
 

@@ -14,6 +14,7 @@ import pandas as pd
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
+from actors.core.temporary import TemporaryFolder
 from actors.curation.cut import FEATURES
 from actors.curation.filter import (
     ATTRIBUTE,
@@ -227,11 +228,11 @@ def _models_on_ray(
     def loop() -> None:
         shard: Any = train.get_dataset_shard("labels")
         models = train_models(shard.materialize().to_pandas(), plan, count)
-        with storage.scratch() as folder:
+        with TemporaryFolder() as folder:
             for number, raw in enumerate(models):
-                Path(folder, f"{number}.json").write_bytes(raw)
+                (folder / f"{number}.json").write_bytes(raw)
             first = train.get_context().get_world_rank() == 0
-            train.report({}, checkpoint=train.Checkpoint.from_directory(folder) if first else None)
+            train.report({}, checkpoint=train.Checkpoint.from_directory(str(folder)) if first else None)
 
     check_room("CPU", workers)
     rows = -(-len(table) // workers)

@@ -16,14 +16,16 @@ import re
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.addresses import NAME_BYTES, short_name
 from actors.core.errors import UserError
+from actors.core.whole_files import TEMPORARY
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.times import parse_time
 
@@ -31,7 +33,6 @@ COLUMNS = ("video_id", "url", "start", "end")
 """What a table must have; start and end are seconds or hh:mm:ss.mmm, empty: from the start, to the end of the film."""
 
 _METADATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
-_ID_BYTES = 200  # file systems take names of 255 bytes at most, and an id gets a suffix
 
 # The backend in C, by name: ijson by itself falls back to one in Python without a word.
 _kvitems = ijson.get_backend("yajl2_c").kvitems
@@ -82,7 +83,7 @@ class Rejected:
     caption: str
     """What the input says of it, or ""."""
     code: str
-    """duplicate_id, bad_span, bad_scene_cut or no_scenes."""
+    """duplicate_id, bad_name, bad_span, bad_scene_cut or no_scenes."""
     message: str
     """What was found, in a sentence."""
     ordinal: int
@@ -140,13 +141,20 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         uri = storage.absolute(input)
         videos = [_film(PurePosixPath(uri).name, uri)]
     else:
-        films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES))
+        films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES), skip_unreadable=True)
         videos = (_film(entry.name, entry.uri) for entry in films)
     return _ranged(input, videos, start, end)
 
 
-_Raw = tuple[str, str, list[Span] | None]
-"""A video as it stands in the input: its id, its url, its spans with scenes that may not be sound."""
+class _Raw(NamedTuple):
+    """A video as it stands in the input."""
+
+    video_id: str
+    url: str
+    spans: list[Span] | None
+    """Its spans, with scenes that may not be sound; None: shots are to be detected."""
+    fault: tuple[str, str] | None = None
+    """Error code and message of a video that cannot be cut."""
 
 
 def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> Iterator[Video]:
@@ -154,10 +162,10 @@ def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> 
         _check_range(input, len(videos), start, end)
     seen: set[str] = set()
     count = 0
-    for index, (video_id, url, spans) in enumerate(videos):
+    for index, raw in enumerate(videos):
         count += 1
-        video = _sifted(index, video_id, url, spans, video_id in seen)
-        seen.add(video_id)
+        video = _sifted(index, raw, raw.video_id in seen)
+        seen.add(raw.video_id)
         if index >= start:
             yield video
         if index == end:
@@ -175,8 +183,11 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
         raise UserError(f"videos.start={start}, videos.end={end}: {input} has {count} videos, 0 to {count - 1}")
 
 
-def _sifted(index: int, video_id: str, url: str, spans: list[Span] | None, duplicate: bool) -> Video:
+def _sifted(index: int, raw: _Raw, duplicate: bool) -> Video:
     """Part the scenes that can be cut from those that cannot."""
+    video_id, url, spans, fault = raw
+    if fault:
+        return Video(index, video_id, url, (), (Rejected("", "", "", *fault, 0),))
     again = "duplicate_id", f'another video before has the id "{video_id}"'
     if duplicate and not spans:
         return Video(index, video_id, url, (), (Rejected("", "", "", *again, 0),))
@@ -293,7 +304,7 @@ def _hdvg(video_id: str, value: Any, source: str, folder: str) -> _Raw:
             ordinal += 1
         if scenes:
             spans.append(Span(clip_id, start_s, end_s, tuple(scenes)))
-    return video_id, _resolved(url, folder), spans
+    return _Raw(video_id, _resolved(url, folder), spans)
 
 
 def _values(value: Any, kinds: dict[str, type], source: str, path: tuple[str | int, ...]) -> list[Any]:
@@ -384,21 +395,30 @@ def _grouped(input: str, rows: Iterable[tuple[_Place, dict[str, Any]]]) -> list[
         k = len(spans)
         scene = Scene(f"{video_id}.{k}_0", row.get("caption") or "", 0, -1, k)
         spans.append(Span(f"{video_id}.{k}", start_s, end_s, (scene,)))
-    return [(video_id, url, spans) for video_id, (url, spans) in videos.items()]
+    return [_Raw(video_id, url, spans) for video_id, (url, spans) in videos.items()]
 
 
 def _film(name: str, uri: str) -> _Raw:
     """A film without metadata; its suffix is part of its id, since demo.mp4 and demo.mov may lie side by side."""
     video_id = name.replace("/", "-")
-    _check_id(video_id, uri, ())
-    return video_id, uri, None
+    if not _is_usable(video_id):
+        about = f"the path {_shown(name)} ({len(name.encode())} bytes) cannot be an id: rename it; {_RULE}"
+        return _Raw(short_name(video_id), uri, None, ("bad_name", about))
+    return _Raw(video_id, uri, None)
+
+
+_RULE = f"use 1 to {NAME_BYTES} bytes of UTF-8, not . or .., and no / or \\"
+
+
+def _is_usable(value: str) -> bool:
+    """Whether files and folders can be named by it."""
+    unusable = not value.strip() or value in (".", "..") or re.search(r"[/\\\0\ud800-\udfff]", value)
+    return not (unusable or value.startswith(TEMPORARY) or len(value.encode()) > NAME_BYTES)
 
 
 def _check_id(value: str, source: str, path: tuple[str | int, ...]) -> None:
-    unusable = not value.strip() or value in (".", "..") or re.search(r"[/\\\0\ud800-\udfff]", value)
-    if unusable or len(value.encode()) > _ID_BYTES:
-        rule = f"use 1 to {_ID_BYTES} bytes of UTF-8, not . or .., and no / or \\"
-        raise _error(source, path, f"{_shown(value)} cannot be an id, since files are named by it; {rule}")
+    if not _is_usable(value):
+        raise _error(source, path, f"{_shown(value)} cannot be an id, since files are named by it; {_RULE}")
 
 
 def _time(value: Any, source: str, path: tuple[str | int, ...]) -> float:

@@ -108,7 +108,7 @@ def _listed(input: str) -> Iterator[tuple[str, str, str]]:
             uri = path if absolute else f"{folder}/{path}"
             yield row["director"] or "", row.get("film") or posixpath.splitext(posixpath.basename(path))[0], uri
         return
-    for entry in storage.listing(input, tuple(VIDEO_SUFFIXES)):
+    for entry in storage.listing(input, tuple(VIDEO_SUFFIXES), skip_unreadable=True):
         director, slash, name = entry.name.partition("/")
         yield director if slash else "", posixpath.splitext(name if slash else director)[0], entry.uri
 
@@ -134,8 +134,10 @@ def _named(director: str, film: str) -> tuple[str, str]:
     if "/" in director or director in {".", "..", *RESERVED}:
         return "bad_name", f"{director!r} cannot name a folder of screenshots: use another name"
     parts = film.split("/")
-    if not all(parts) or {".", ".."} & set(parts) or max(len(part.encode()) for part in (director, *parts)) > 200:
-        return "bad_name", f"{film[:80]!r} cannot name a file: it has empty, dotted or too long parts"
+    if not all(parts) or {".", ".."} & set(parts) or "\0" in director + film:
+        return "bad_name", f"{film[:80]!r} cannot name a file: it has empty or dotted parts, or a NUL"
+    if max(len(part.encode()) for part in (director, *parts)) > 200:
+        return "bad_name", f"{film[:80]!r} cannot name a file: it, or its folder, has more than 200 bytes. Shorten it."
     return "", ""
 
 
@@ -239,7 +241,7 @@ def read_screenshots(data: str) -> list[Screenshot]:
     root = storage.absolute(data)
     sizes = {
         entry.name: entry.size
-        for entry in storage.listing(root, IMAGE_SUFFIXES)
+        for entry in storage.listing(root, IMAGE_SUFFIXES, skip_unreadable=True)
         if entry.name.partition("/")[0] not in RESERVED
     }
     if storage.exists(storage.join(root, MANIFEST)):

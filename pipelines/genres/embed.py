@@ -24,6 +24,7 @@ import ray
 from ray.data import Dataset
 
 from actors.core import storage
+from actors.core.addresses import short_name
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
@@ -126,9 +127,9 @@ def find_films(input: str) -> list[Source]:
     """
     root = storage.absolute(input)
     below, files = storage.children(root)
-    found = [Source(name, storage.join(root, name), False) for name in below]
+    found = [Source(short_name(name), storage.join(root, name), False) for name in below]
     found += [
-        Source(PurePosixPath(entry.name).stem, entry.uri, True)
+        Source(short_name(PurePosixPath(entry.name).stem), entry.uri, True)
         for entry in files
         if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
     ]

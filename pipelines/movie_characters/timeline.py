@@ -19,6 +19,7 @@ import pandas as pd
 import ray
 
 from actors.core import storage
+from actors.core.addresses import short_name
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
@@ -71,10 +72,10 @@ def find_films(where: str) -> dict[str, str]:
     """URIs of films by a name that may begin those of images; raises UserError where there are none, or two of one."""
     root = storage.absolute(where)
     suffixes = tuple(VIDEO_SUFFIXES)
-    uris = [root] if root.lower().endswith(suffixes) else [entry.uri for entry in storage.listing(root, suffixes)]
+    uris = [root] if root.lower().endswith(suffixes) else [entry.uri for entry in storage.listing(root, suffixes, True)]
     found: dict[str, str] = {}
     for uri in uris:
-        name = re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem)
+        name = short_name(re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem))
         if name in found:
             raise UserError(f"two films are named {name}: {found[name]} and {uri}")
         found[name] = uri

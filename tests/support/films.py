@@ -267,6 +267,13 @@ def text_file(path: Path) -> Path:
     return path
 
 
+def list_of_films(path: Path) -> Path:
+    """An ffconcat list of a film that lies beside it, as `neighbour.mp4`."""
+    film(path.parent / "neighbour.mp4")
+    path.write_text("ffconcat version 1.0\nfile neighbour.mp4\n")
+    return path
+
+
 def empty_file(path: Path) -> Path:
     """A file of no bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.core import patience, storage
+from actors.core import patience, storage, whole_files
 from actors.core.errors import UserError
 from actors.core.patience import PATIENCE
 from tests.support import servers
@@ -102,7 +102,7 @@ def test_listing_names_what_lies_below_a_folder(root: str) -> None:
     names = ["a-b.mp4", "a.mp4", "a/b.MP4", "a/b/c.webm", "a0.mp4", "b/é.mp4", "b/z.mp4", "notes.txt"]
     for name in random.Random(0).sample(names, len(names)):
         storage.write_bytes(storage.join(root, name), name.encode())
-    storage.write_bytes(storage.join(root, "a", storage.TEMPORARY + "1.mp4"), b"half")
+    storage.write_bytes(storage.join(root, "a", whole_files.TEMPORARY + "1.mp4"), b"half")
     storage.write_bytes(root + "-other/x.mp4", b"not below the folder")
     found = list(storage.listing(root))
     assert found == list(storage.listing(root)) and sorted(entry.name for entry in found) == sorted(names)
@@ -185,8 +185,8 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: p
 
 def test_a_killed_write_is_never_listed(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from actors.core import storage\n"
-        "with storage._replacing(sys.argv[1] + '/film.mp4') as file:\n"
+        "import os, sys; from actors.core.whole_files import replacing\n"
+        "with replacing(sys.argv[1] + '/film.mp4') as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == -9

@@ -414,6 +414,7 @@ def test_damage_fails_the_scene_that_it_lies_in(tmp_path: Path, kind: str):
         (films.without_index, "no_index"),
         (films.sound_only, "no_video_stream"),
         (films.unknown_codec, "unknown_codec"),
+        (films.list_of_films, "playlist"),
         (lambda path: path, "export_failed"),
     ],
 )

@@ -1,6 +1,7 @@
 """A video is fetched once, whole and checked, over a network that fails; what cannot be had says why."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,11 +12,13 @@ from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.core import storage
 from actors.core.errors import BrokenRunError
+from actors.core.temporary import private_folder
 from actors.curation import fetch as module
 from actors.curation import page_tools
 from actors.curation.fetch import RETRYABLE, FetchConfig, fetch
@@ -232,6 +235,7 @@ def test_what_does_not_decode_is_not_stored(host: FileHost, store: str, tmp_path
         "no_index": films.without_index,
         "no_video_stream": films.sound_only,
         "unknown_codec": films.unknown_codec,
+        "playlist": films.list_of_films,
     }
     for code, make in wrong.items():
         body = make(tmp_path / f"{code}.mp4").read_bytes()
@@ -239,6 +243,23 @@ def test_what_does_not_decode_is_not_stored(host: FileHost, store: str, tmp_path
         assert (got.code, got.attempts, got.uri) == (code, 1, host.url("/wrong.mp4"))
         assert got.message and got.code not in RETRYABLE
     assert stored(store) == []
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+@pytest.mark.parametrize("step", ["FFmpegMergerPP", "FFmpegFixupM4aPP", "FFmpegFixupM3u8PP", "FFmpegFixupTimestampPP"])
+def test_the_tools_own_ffmpeg_follows_no_list(step: str, tmp_path: Path) -> None:
+    from yt_dlp import YoutubeDL
+    from yt_dlp.postprocessor import ffmpeg
+
+    listed, out = films.list_of_films(tmp_path / "film.mp4"), tmp_path / "out.mp4"
+    options: Any = page_tools._ytdlp_options(str(tmp_path), FetchConfig(), None)
+    with YoutubeDL(options) as tool:
+        getattr(ffmpeg, step)(tool).run_ffmpeg(str(tmp_path / "neighbour.mp4"), str(out), ["-c", "copy"])
+        assert out.stat().st_size > 1000
+        out.unlink()
+        with pytest.raises(ffmpeg.FFmpegPostProcessorError):
+            getattr(ffmpeg, step)(tool).run_ffmpeg(str(listed), str(out), ["-c", "copy"])
+    assert not out.exists()
 
 
 def confused(*arguments: object) -> Iterator[tuple[str, str, float | None]]:
@@ -321,7 +342,7 @@ def test_a_process_that_dies_gives_its_place_back(host: FileHost, film: bytes, s
             os.write(write, b"x")
             time.sleep(600)
     os.read(read, 1)
-    folder = module._places()
+    folder = private_folder("hosts")
     assert module._free(folder, "127.0.0.1", 1) is None
     with module._free(folder, "127.0.0.1", 2) or pytest.fail("a second place was not free"):
         assert module._free(folder, "127.0.0.1", 2) is None

@@ -111,7 +111,13 @@ def test_the_length_of_shots_is_told_on_request(tmp_path: Path) -> None:
         (films.text_file, "not_a_video"),
         (films.empty_file, "empty_file"),
         (films.sound_only, "no_video_stream"),
+        (films.list_of_films, "playlist"),
         (lambda path: path, "not_found"),
+        (lambda path: f"{path.parent}/{'a' * 300}.mp4", "not_found"),
+        (lambda path: "s3://bucket", "bad_url"),
+        (lambda path: "s3://Bad_Bucket!/film.mp4", "bad_url"),
+        (lambda path: "file://host/film.mp4", "bad_url"),
+        (lambda path: "/films/a\0b.mp4", "bad_url"),
     ],
 )
 def test_a_broken_film_is_a_row_with_a_code(tmp_path: Path, make: Any, code: str) -> None:

@@ -392,6 +392,7 @@ BROKEN = {
     "no_video_stream": films.sound_only,
     "no_index": films.without_index,
     "unknown_codec": films.unknown_codec,
+    "playlist": films.list_of_films,
 }
 
 
@@ -652,7 +653,7 @@ def test_a_playlist_under_a_films_name_fetches_nothing(tmp_path: Path) -> None:
         for text in (f"#EXTM3U\n#EXTINF:5,\n{address}\n#EXT-X-ENDLIST\n", f"ffconcat version 1.0\nfile {address}\n"):
             path.write_text(text)
             rows, _ = cut_film(path, [span(0, 1.0, (0, -1))])
-            assert rows["c_0"]["error"] == "not_a_video"
+            assert rows["c_0"]["error"] == "playlist"
     finally:
         server.shutdown()
     assert asked == []

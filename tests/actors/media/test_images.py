@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.genres.film_images import ImagesConfig, cut_films
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
-from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, read_images
+from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, read_image, read_images
 from actors.media.shots import ShotsConfig
 from tests.support import films
 
@@ -125,3 +126,23 @@ def test_a_film_that_cannot_be_read_has_only_its_own_row(tmp_path: Path) -> None
     (tmp_path / "film.mp4").write_bytes(b"no film")
     rows = list(key_frames(str(tmp_path / "film.mp4"), Shape(), VideoConfig(), ShotsConfig()))
     assert [(row and row["error"], row and row["images"]) for row in rows] == [("not_a_video", 0)]
+
+
+BAD_ADDRESSES = {
+    "s3://bucket": "bad_url",
+    "s3://Bad_Bucket!/a.jpg": "bad_url",
+    "file://host/a.jpg": "bad_url",
+    "/images/a\0b.jpg": "bad_url",
+    "/images/" + "a" * 300: "not_found",
+    "/": "not_found",
+}
+
+
+@pytest.mark.parametrize("uri", BAD_ADDRESSES)
+def test_an_address_that_no_file_has_is_an_error_of_its_row(uri: str) -> None:
+    with pytest.raises(ImageError) as fault:
+        read_image(uri)
+    assert fault.value.code == BAD_ADDRESSES[uri] and str(fault.value)
+    batch = {"film": np.array(["a"], object), "uri": np.array([uri], object)}
+    [row] = cut_films(batch, Shape(120), ImagesConfig())
+    assert row["error"].tolist() == [BAD_ADDRESSES[uri]] and row["message"][0]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Row
+from actors.core.store import Store
+from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
-from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots
+from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots, write_frames
 from tests.support import films
 
 
@@ -86,3 +88,13 @@ def test_of_each_shot_some_frames_are_kept(film: Path, tmp_path: Path):
     (tmp_path / "film.mp4").write_bytes(b"nothing of a film")
     (only,) = frames_of_shots(str(tmp_path / "film.mp4"), ShotsConfig(), 1.0, 100)
     assert only is not None and only["error"] == "not_a_video"
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket", "s3://Bad_Bucket!/a.mp4", "file://host/a.mp4", "/films/a\0b.mp4"])
+def test_an_address_that_no_film_has_is_an_error_of_its_film(uri: str, tmp_path: Path):
+    batch = {"film": np.array(["a"], object), "uri": np.array([uri], object)}
+    store = Store(str(tmp_path))
+    written = write_frames(batch, ShotsConfig(), VideoConfig(), 1.0, 100, store)
+    assert written["shots"].tolist() == [0]
+    about = store.read_json("failed", "a.json")
+    assert about and about["error"] == "bad_url" and about["message"]

@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from actors.core.errors import UserError
 from jobs.core.errors import DONE, FAILED, REJECTED, USAGE, exit_codes, root_cause
 from jobs.core.settings import SettingsError
+from jobs.core.termination import Terminated
 from pipelines.curation.rows import IncompleteError
 
 
@@ -58,12 +59,17 @@ def test_a_librarys_error_inside_a_verb_is_not_the_users(capsys: pytest.CaptureF
     assert told.splitlines()[-1] == "failed: ValueError: cannot reshape array of size 3 into shape (2,)"
 
 
-def test_a_code_that_was_chosen_stays_and_an_interrupt_goes_through():
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Terminated("by SIGTERM"), 143)])
+def test_a_signal_ends_with_the_code_of_shells(error: BaseException, code: int):
+    with pytest.raises(typer.Exit) as left, exit_codes():
+        raise error
+    assert left.value.exit_code == code
+
+
+def test_a_code_that_was_chosen_stays():
     with pytest.raises(typer.Exit) as left, exit_codes():
         raise typer.Exit(REJECTED)
     assert left.value.exit_code == REJECTED
-    with pytest.raises(KeyboardInterrupt), exit_codes():
-        raise KeyboardInterrupt
     with exit_codes():
         pass
     assert (DONE, FAILED, USAGE, REJECTED) == (0, 1, 2, 3)

@@ -117,11 +117,11 @@ def test_an_interrupted_change_of_settings_goes_on(ray_cluster: None, tmp_path: 
     # As a kill after the first of two clips leaves it.
     store = Store(settings.output)
     (Path(settings.output) / "clips/a/a.1_0.mp4").write_bytes(before["a.1_0.mp4"])
-    store.write_json({f"a/{name}": len(data) for name, data in before.items()}, "clips", "older.json")
+    store.write_json({f"a/{name}": len(data) for name, data in before.items()}, "export_older.json")
     done = export(changed)
     assert (done.written, done.there) == (1, 1)
     assert clips(changed) == after
-    assert not (Path(settings.output) / "clips/older.json").exists()
+    assert not (Path(settings.output) / "export_older.json").exists()
 
 
 def test_a_scene_that_is_dropped_loses_its_clip_and_frames(ray_cluster: None, tmp_path: Path, source: Path):

@@ -1,0 +1,59 @@
+"""Local files that appear whole or not at all, and what killed writers leave of them."""
+
+import fcntl
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".filmray-part-"
+"""Start of the name of a local file that is still being written; listings leave it out."""
+ABANDONED_S = 3600.0
+"""A half-written file that nothing was written to for so long, in seconds, is removed if its writer is gone."""
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends, and leaves nothing when it fails."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            # Some network file systems have no locks; there age alone tells what was abandoned.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def remove_abandoned(folder: str) -> None:
+    """Remove the files below a local folder that killed processes left half-written; those being written stay."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(TEMPORARY):
+                _remove_abandoned(os.path.join(above, name))
+
+
+def _remove_abandoned(path: str) -> None:
+    with suppress(FileNotFoundError, PermissionError), open(path, "r+b") as file:
+        if time.time() - os.fstat(file.fileno()).st_mtime < ABANDONED_S:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.info("%s cannot be locked (%s): removed, as nothing was written to it for long", path, error)
+        os.unlink(path)
