@@ -21,7 +21,8 @@ from tests.pipelines.curation.outputs import quick
 
 def node_of_the_scorer(address: str) -> str | None:
     """The node on which frames are measured."""
-    for actor in list_actors(address, filters=[("state", "=", "ALIVE")]):
+    actors: list[Any] = list_actors(address, filters=[("state", "=", "ALIVE")])
+    for actor in actors:
         if "FrameScorer" in actor.class_name and actor.node_id:
             return actor.node_id
     return None
@@ -29,7 +30,7 @@ def node_of_the_scorer(address: str) -> str | None:
 
 def lose_a_node(cluster: Cluster, workers: dict[str, Any]) -> None:
     """Once there is the actor, end its node."""
-    while (node := node_of_the_scorer(cluster.address)) not in workers:
+    while (node := node_of_the_scorer(str(cluster.address))) not in workers:
         time.sleep(0.2)
     cluster.remove_node(workers[node], allow_graceful=False)
     sys.stdout.write("a node is gone\n")

@@ -116,11 +116,14 @@ def test_an_exception_is_no_death(fast: None) -> None:
         error._actor_init_failed = True
         raise error
 
+    def fail() -> None:
+        raise ZeroDivisionError
+
     assert not deaths.Perseverance().tried(work)
     with pytest.raises(exceptions.ActorDiedError):
         deaths.Perseverance().tried(start)
     with pytest.raises(ZeroDivisionError):
-        deaths.Perseverance().tried(lambda: 1 / 0)
+        deaths.Perseverance().tried(fail)
 
 
 def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
@@ -134,5 +137,5 @@ def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPat
     two, three = Stage(num_cpus=2), Stage(num_cpus=3)
     with pytest.raises(deaths.ShrunkError, match="the cluster has only 2 CPUs and 0 GPUs left"):
         list(deaths.while_it_fits(results(), {"model": three}, {}))
-    monkeypatch.setattr(time, "sleep", partial(threading.Event().wait, 1))
+    monkeypatch.setattr(time, "sleep", lambda _: threading.Event().wait(1))
     assert list(deaths.while_it_fits(results(), {"model": two}, {})) == [1, 2]
