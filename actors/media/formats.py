@@ -5,6 +5,7 @@ its neighbours. Formats and protocols are therefore allow-lists, also for files 
 """
 
 import re
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, cast
 
 import av
@@ -44,7 +45,7 @@ _LISTS = {
 _HEAD = 4096
 
 
-def open_container(source: str | BinaryIO) -> InputContainer:
+def open_container(source: str | BinaryIO | AbstractContextManager[BinaryIO]) -> InputContainer:
     """Open a film for reading; raises FFmpegError or ValueError where it is none, or a list of others."""
     return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=OPTIONS))
 

@@ -1,5 +1,6 @@
 """A video is fetched once, whole and checked, over a network that fails; what cannot be had says why."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -249,7 +250,8 @@ def test_what_does_not_decode_is_not_stored(host: FileHost, store: str, tmp_path
 @pytest.mark.parametrize("step", ["FFmpegMergerPP", "FFmpegFixupM4aPP", "FFmpegFixupM3u8PP", "FFmpegFixupTimestampPP"])
 def test_the_tools_own_ffmpeg_follows_no_list(step: str, tmp_path: Path) -> None:
     from yt_dlp import YoutubeDL
-    from yt_dlp.postprocessor import ffmpeg
+
+    ffmpeg: Any = importlib.import_module("yt_dlp.postprocessor.ffmpeg")
 
     listed, out = films.list_of_films(tmp_path / "film.mp4"), tmp_path / "out.mp4"
     options: Any = page_tools._ytdlp_options(str(tmp_path), FetchConfig(), None)

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import cv2
 import pytest
+from av.error import FFmpegError
 
 from actors.core import storage
 from actors.media.film import FilmError, open_film
@@ -62,7 +63,7 @@ def test_ffmpeg_alone_would_have_read_the_neighbour(folder: Path, case: str):
     with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
         assert sum(1 for _ in container.decode(video=0)) == sum(films.SHOTS)
     for source in (str(path), io.BytesIO(text.encode())):
-        with pytest.raises(av.error.FFmpegError):
+        with pytest.raises(FFmpegError):
             open_container(source)
 
 
