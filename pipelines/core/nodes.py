@@ -31,13 +31,15 @@ def check_shared(folder: str, sees: Callable[[str], bool] = storage.exists) -> N
     token = storage.join(folder, f".filmray-token-{uuid.uuid4().hex}")
     storage.write_bytes(token, b"")
     try:
-        for number in range(TRIES):
-            blind = _blind(nodes, sees, token)
-            if not blind:
-                return
-            time.sleep(2 * number)
+        blind = _blind(nodes, sees, token)
+        for number in range(1, TRIES):
+            if blind:
+                time.sleep(2 * number)
+                blind = _blind(nodes, sees, token)
     finally:
         storage.delete(token)
+    if not blind:
+        return
     names = ", ".join(sorted({nodes[node] for node in blind})[:5])
     raise UserError(
         f"output={folder} is a local folder that {len(blind)} of {len(nodes)} other nodes do not see ({names}): "
