@@ -121,6 +121,29 @@ def write_bytes(uri: str, data: bytes) -> None:
         file.write(data)
 
 
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a file in one step unless there is one; returns whether it was written. Of several at once one succeeds."""
+    if not _is_s3(uri):
+        return _create(_path(uri), data)
+    bucket, key = _bucket_key(uri)
+
+    def put() -> bool:
+        try:
+            _s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except aws.ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                return False
+            if code != "NotImplemented":
+                raise
+            logger.warning("%s: this store has no conditional writes: two commands at once are not noticed", uri)
+            _s3().put_object(Bucket=bucket, Key=key, Body=data)
+        return True
+
+    # Where the answer to a request was lost, its repetition finds what it wrote itself.
+    return _call(uri, put) or (exists(uri) and read_bytes(uri) == data)
+
+
 def delete(uri: str) -> None:
     """Remove a file; one that is not there is fine."""
     if _is_s3(uri):
@@ -362,6 +385,31 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _create(path: str, data: bytes) -> bool:
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links: the name is still given once, but the file grows as it is written.
+            try:
+                with open(path, "xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _is_s3(uri: str) -> bool:
