@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -42,10 +43,8 @@ class CutConfig:
 
 
 def read_tasks(row: Row, store: Store) -> list[Row]:
-    """The videos of one part of plan/todo, by its name in `part`."""
-    table = store.read_part("plan/todo", row["part"])
-    if table is None:
-        raise RuntimeError(f"{store.uri('plan/todo', row['part'])} is damaged. Run the same command again.")
+    """The videos of one part of plan/todo, by the fields of its `Part`."""
+    table = store.read_whole(Part(**row))
     return [task | {"spans": task["spans"] or ""} for task in table.to_pylist()]
 
 

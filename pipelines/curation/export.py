@@ -16,9 +16,10 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, export_films, write_one_shard
+from actors.curation.tables import SELECT_AGAIN
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.rows import captions
-from pipelines.curation.select import fail_scenes
+from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
@@ -50,6 +51,7 @@ def export(config: CurationConfig) -> Exported:
     """
     started = time.monotonic()
     store = Store(config.output)
+    selection = selection_now(store)
     kept = kept_scenes(store)
     settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
@@ -62,6 +64,7 @@ def export(config: CurationConfig) -> Exported:
     store.write_json(settings, "clips", "settings.json")
     missing = [row for row in kept if _clip(row) not in there]
     failed = _write_missing(missing, config) if missing else []
+    check_selection(store, selection)
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
@@ -80,7 +83,7 @@ def export_scenes(config: CurationConfig) -> Exported:
 def kept_scenes(store: Store) -> list[Row]:
     """The scenes that scenes/ says are kept, in its order, as `located` gives them."""
     keys: list[Key] = []
-    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"]):
+    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"], again=SELECT_AGAIN):
         chosen = part.filter(part["kept"])
         keys += zip(chosen["video_id"].to_pylist(), chosen["scene_id"].to_pylist(), strict=True)
     return located(store, keys)
