@@ -34,7 +34,7 @@ from actors.core.addresses import (
 from actors.core.errors import UserError
 from actors.core.patience import PASSING, patiently
 from actors.core.temporary import TemporaryFolder
-from actors.core.whole_files import TEMPORARY, replacing
+from actors.core.whole_files import TEMPORARY, create, replacing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,6 +102,29 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     with replacing(local_path(uri)) as file:
         file.write(data)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a file in one step unless there is one; returns whether it was written. Of several at once one succeeds."""
+    if not is_s3(uri):
+        return create(local_path(uri), data)
+    bucket, key = bucket_key(uri)
+
+    def put() -> bool:
+        try:
+            _s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except aws.ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                return False
+            if code != "NotImplemented":
+                raise
+            logger.warning("%s: this store has no conditional writes: two commands at once are not noticed", uri)
+            _s3().put_object(Bucket=bucket, Key=key, Body=data)
+        return True
+
+    # Where the answer to a request was lost, its repetition finds what it wrote itself.
+    return patiently(uri, put) or (exists(uri) and read_bytes(uri) == data)
 
 
 def delete(uri: str) -> None:

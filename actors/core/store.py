@@ -1,7 +1,8 @@
 """Every artefact's name under one root, whole parts of tables, and what is done already.
 
 A table is a folder of Parquet parts. A part is written whole under a name made of what it holds, so that a step that
-is repeated after a fault replaces its own part; a part whose footer cannot be read is ignored and made again.
+is repeated after a fault replaces its own part; a part whose footer cannot be read is ignored and made again. A table
+that is replaced as a whole has its parts named by the catalog, and is read as it was written or not at all.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.catalog import GENERATION, Catalog, DamagedError, Part, Replacement, read_catalog, replaced
 from actors.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,39 +46,87 @@ class Store:
         storage.write_bytes(self.uri(*names), buffer.getvalue())
 
     def parts(self, folder: str) -> list[str]:
-        """Names of the parts of a table, sorted."""
-        return [entry.name for entry in storage.listing(self.uri(folder), (".parquet",))]
+        """Names of the parts of a table, in order."""
+        return [part.name for part in self.listed(folder)]
 
-    def read_part(self, folder: str, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """One part, or None where it is torn; raises UserError where it lacks a column."""
+    def catalog(self) -> Catalog:
+        """The tables that are replaced as a whole, as they are now."""
+        return read_catalog(self.root)
+
+    def listed(self, folder: str) -> list[Part]:
+        """The parts of a table, in order: those that the catalog names, and those that were added one by one."""
+        table = self.catalog().tables.get(folder)
+        named = list(table.parts) if table else []
+        if table and not table.grows:
+            return named
+        names = (entry.name for entry in storage.listing(self.uri(folder), (".parquet",)))
+        return [*named, *(Part(folder, name) for name in names if not name.startswith(GENERATION))]
+
+    def read_part(
+        self, folder: str, name: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+    ) -> pa.Table | None:
+        """One part, or None where it is torn; raises UserError where it lacks a column.
+
+        optional: columns that parts of earlier versions lack; they are null there.
+        """
         uri = self.uri(folder, name)
-        data = storage.read_bytes(uri)
-        try:
-            file = pq.ParquetFile(io.BytesIO(data))
-            missing = set(columns or ()) - set(file.schema_arrow.names)
-            table = None if missing else file.read(columns and list(columns))
-        except (pa.ArrowInvalid, OSError):
+        table = _parsed(uri, storage.read_bytes(uri), columns, optional)
+        if table is None:
             log.warning("%s is torn and ignored: its rows are made again", uri)
-            return None
-        if missing:
-            raise UserError(f"{uri} has no column {', '.join(sorted(missing))}: write it again, or use another output")
         return table
 
-    def read_parts(self, folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The parts of a table that can be read, one by one."""
-        for name in self.parts(folder):
-            table = self.read_part(folder, name, columns)
+    def read_whole(
+        self, part: Part, columns: Sequence[str] | None = None, optional: Sequence[str] = (), again: str = ""
+    ) -> pa.Table:
+        """One part as it was written.
+
+        again: what makes the table again, as a sentence, where the catalog does not tell.
+
+        Raises DamagedError where it is torn or, by the catalog, missing or not what was written; ReplacedError where it
+        was replaced meanwhile.
+        """
+        uri = self.uri(part.folder, part.name)
+        table = None
+        try:
+            data = storage.read_bytes(uri)
+            fault = "has other content than was written"
+            if not part.digest or hashlib.sha256(data).hexdigest() == part.digest:
+                table, fault = _parsed(uri, data, columns, optional), "is torn"
+        except FileNotFoundError:
+            if not part.digest:
+                raise
+            fault = "is missing"
+        if table is not None:
+            return table
+        now = self.catalog().tables.get(part.folder)
+        if part.digest and (now is None or part not in now.parts):
+            raise replaced(self.root, part.folder)
+        raise DamagedError(f"{self.root} has lost rows: {uri} {fault}. {now.again if now else again}".rstrip())
+
+    def read_parts(
+        self, folder: str, columns: Sequence[str] | None = None, optional: Sequence[str] = (), again: str = ""
+    ) -> Iterator[pa.Table]:
+        """The parts of a table, one by one.
+
+        What the catalog names is read as it was written, or raises as `read_whole`. A part that was added and is torn
+        is left out, or with `again` raises, too.
+        """
+        for part in self.listed(folder):
+            if part.digest or again:
+                yield self.read_whole(part, columns, optional, again)
+                continue
+            table = self.read_part(folder, part.name, columns, optional)
             if table is not None:
                 yield table
 
-    def read_table(self, folder: str, schema: pa.Schema) -> pa.Table:
-        """All parts of a table as one, with the columns and types of the schema."""
+    def read_table(self, folder: str, schema: pa.Schema, optional: Sequence[str] = (), again: str = "") -> pa.Table:
+        """All parts of a table as one, with the columns and types of the schema; as `read_parts`."""
         # Who writes a part with another tool may get other types, as for strings with pandas.
-        parts = (part.select(schema.names).cast(schema) for part in self.read_parts(folder, schema.names))
-        return pa.concat_tables([schema.empty_table(), *parts])
+        read = self.read_parts(folder, schema.names, optional, again)
+        return pa.concat_tables([schema.empty_table(), *(part.select(schema.names).cast(schema) for part in read)])
 
     def replace_table(self, folder: str, tables: Iterable[pa.Table]) -> None:
-        """Write a table anew as numbered parts and remove what was there before."""
+        """Write a table anew as numbered parts and remove what was there before, one file after the other."""
         names = set()
         for number, table in enumerate(tables):
             name = self.numbered(number)
@@ -89,6 +139,15 @@ class Store:
         """Name of a numbered part."""
         return f"part-{number:06d}.parquet"
 
+    def commit_table(
+        self, folder: str, tables: Iterable[pa.Table], again: str, absorbed: Iterable[str] | None = None
+    ) -> None:
+        """Write a table anew and put it in place of what was there, in one step; as `Replacement`."""
+        with Replacement(self.root, [folder], again) as new:
+            for number, table in enumerate(tables):
+                new.add(new.writer.write(folder, number, table))
+            new.commit(absorbed=absorbed)
+
     def write_json(self, value: Any, *names: str) -> None:
         """Write a JSON file."""
         storage.write_bytes(self.uri(*names), json.dumps(value, indent=1, ensure_ascii=False).encode())
@@ -99,3 +158,19 @@ class Store:
             return json.loads(storage.read_bytes(self.uri(*names)))
         except FileNotFoundError:
             return None
+
+
+def _parsed(uri: str, data: bytes, columns: Sequence[str] | None, optional: Sequence[str]) -> pa.Table | None:
+    """The columns of a part; None where it is torn."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        names = file.schema_arrow.names
+        missing = set(columns or ()) - {*names, *optional}
+        table = None if missing else file.read(columns and [name for name in columns if name in names])
+    except (pa.ArrowInvalid, OSError):
+        return None
+    if table is None:
+        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}: write it again, or use another output")
+    for name in [name for name in columns or () if name not in names]:
+        table = table.append_column(name, pa.nulls(len(table)))
+    return table

@@ -38,6 +38,32 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         raise
 
 
+def create(path: str, data: bytes) -> bool:
+    """Write a file in one step unless there is one; returns whether it was written. Of several at once one succeeds."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links: the name is still given once, but the file grows as it is written.
+            try:
+                with open(path, "xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
 def remove_abandoned(folder: str) -> None:
     """Remove the files below a local folder that killed processes left half-written; those being written stay."""
     for above, _, names in os.walk(folder):

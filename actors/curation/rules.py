@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors.core.catalog import Part, PartWriter
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES, FramesConfig
@@ -89,8 +90,10 @@ def steadiness(rows: pd.DataFrame) -> pd.Series:
     return (rows.mean_velocity / rows.max_velocity).fillna(0)
 
 
-def write_decisions(store: Store, number: int, decided: pd.DataFrame, model: Filter | None) -> np.ndarray:
-    """Write one part of scenes/, of places/ and of rejected/; with a model, returns the `spread_counts` of its scenes.
+def write_decisions(
+    store: Store, writer: PartWriter, number: int, decided: pd.DataFrame, model: Filter | None
+) -> tuple[list[Part], np.ndarray]:
+    """Write one part of scenes/, of places/ and of rejected/; with a model, also returns `spread_counts` of its scenes.
 
     decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
     duplicate_group, and whether it is a scene, or a film that failed.
@@ -115,12 +118,15 @@ def write_decisions(store: Store, number: int, decided: pd.DataFrame, model: Fil
     parts = places.part.astype(str).str.rpartition("/")[2]
     decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
     rows = about.assign(**decision, duplicate_group=groups)
-    write_numbered(store, "places", number, about.assign(part=parts)[places.scene], PLACES)
-    write_numbered(store, "scenes", number, rows[places.scene], SCENES)
-    write_numbered(store, "rejected", number, rows[rows.error != ""].rename(columns={"error": "code"}), REJECTED)
-    return np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
+    tables = {
+        "places": pa.Table.from_pandas(about.assign(part=parts)[places.scene], PLACES, preserve_index=False),
+        "scenes": pa.Table.from_pandas(rows[places.scene], SCENES, preserve_index=False),
+        "rejected": rejections(rows[rows.error != ""]),
+    }
+    written = [writer.write(folder, number, table) for folder, table in tables.items()]
+    return written, np.zeros(0) if model is None else model.spread_counts(rows[rows.error == ""])
 
 
-def write_numbered(store: Store, folder: str, number: int, rows: pd.DataFrame, schema: pa.Schema) -> None:
-    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    store.write_table(table, folder, store.numbered(number))
+def rejections(rows: pd.DataFrame) -> pa.Table:
+    """Rows that have an error, as rejected/ holds them."""
+    return pa.Table.from_pandas(rows.rename(columns={"error": "code"}), REJECTED, preserve_index=False)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors.core.catalog import Part
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.perceptual_hash import HASH_BYTES
@@ -124,6 +125,14 @@ EVALUATION = pa.schema(
 )
 """One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
 caption_code: why there is no recaption; error: why there are no frames."""
+PLAN_AGAIN = "Run `score` or `run` with the same settings: the plan is made again, and nothing is measured twice."
+"""What makes plan/ again."""
+SELECT_AGAIN = "Run `select` to make it again from scores/."
+"""What makes scenes/, places/ and rejected/ again."""
+CAPTIONS_AGAIN = "Restore it from a copy, or delete it: `recaption` then requests its scenes again (billed)."
+"""What makes captions/ again."""
+SELECTION = ("scenes", "places", "rejected")
+"""Tables that are replaced together, by each selection."""
 NARROW = (
     *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
     *("decoder", "decoded", "source", "scenes", "fetch_s", "cut_s", "latents_s"),
@@ -133,18 +142,28 @@ Look = Callable[[pd.DataFrame], pd.DataFrame]
 """What is made of the rows of a part; it returns a row for each that it is given."""
 
 
-def read_rows(store: Store, parts: Sequence[str], columns: Sequence[str], look: Look | None) -> pa.Table:
-    """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them."""
+def read_rows(
+    store: Store, parts: Sequence[Part], columns: Sequence[str], look: Look | None, again: str
+) -> tuple[pa.Table, list[str]]:
+    """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them.
+
+    Also returns the paths of parts of scores/ that are torn: they are left out. A part of the plan that is not whole
+    raises DamagedError with `again`, what makes the plan again.
+    """
     names = [*NARROW, *(name for name in columns if name not in NARROW)]
     schema = pa.schema([SCORES.field(name) for name in names])
     # Tables of no part have columns, too.
-    tables = [_looked(schema.empty_table(), "", look)]
+    tables, torn = [_looked(schema.empty_table(), "", look)], []
     for part in parts:
-        folder, _, name = part.rpartition("/")
-        table = store.read_part(folder, name, names)
-        if table is not None:
-            tables.append(_looked(table.cast(schema), part, look))
-    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+        if part.folder == "scores":
+            table = store.read_part(part.folder, part.name, names)
+        else:
+            table = store.read_whole(part, names, again=again)
+        if table is None:
+            torn.append(part.path)
+        else:
+            tables.append(_looked(table.cast(schema), part.path, look))
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
 
 
 def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:

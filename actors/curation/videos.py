@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.addresses import AddressError
+from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
@@ -55,10 +56,8 @@ class Choice:
 
 
 def read_tasks(row: Row, store: Store, choice: Choice) -> list[Row]:
-    """The chosen videos of one part of plan/todo, by its name in `part`."""
-    table = store.read_part("plan/todo", row["part"])
-    if table is None:
-        raise RuntimeError(f"{store.uri('plan/todo', row['part'])} is damaged. Run the same command again.")
+    """The chosen videos of one part of plan/todo, by the fields of its `Part`."""
+    table = store.read_whole(Part(**row))
     lost = {"error": "crashed_worker", "message": choice.lost, "attempts": DECODE_ATTEMPTS} if choice.lost else {}
     return [
         task | {"spans": task["spans"] or ""} | lost

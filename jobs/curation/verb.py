@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.core import storage
+from actors.core.catalog import ReplacedError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.captions import TRIES
@@ -14,7 +15,7 @@ from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
 from jobs.core.verbs import Run, Verb, listed
 from pipelines.curation.rows import MANY_PARTS, inventory
-from pipelines.curation.select import alarms, select, tally
+from pipelines.curation.select import alarms, check_selection, select, selection_now, tally
 from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class CurationVerb(Verb):
             self.steps(config, plan, run)
         except Exception as error:
             cause = root_cause(error)
+            # The record is that of the command which has replaced what this one wrote.
+            run.record["replaced"] = cause.name == ReplacedError.__name__
             # Where the cause is no user's mistake, the runner keeps the record.
             if cause.users and "measured" in run.record:
                 seconds = round(time.monotonic() - started, 1)
                 self.close(run.record | {"status": "failed", "error": str(cause), "seconds": seconds}, run.store)
-            elif cause.users and before is not None:
+            elif cause.users and before is not None and run.store.read_json("run.json") is None:
                 run.store.write_json(before, "run.json")
             raise
 
@@ -58,6 +61,8 @@ class CurationVerb(Verb):
         raise NotImplementedError
 
     def close(self, record: dict[str, Any], store: Store) -> None:
+        if record.pop("replaced", False):
+            return
         if "rows" in record:
             from jobs.curation.report import write_report
 
@@ -108,6 +113,7 @@ def ray_for_parts(run: Run) -> None:
 def count(run: Run) -> int:
     """Check that every scene of the input has a row, and record what the rows cost; returns the number of scenes."""
     ray_for_parts(run)
+    run.record["selection"] = selection_now(run.store)
     expected, costs = inventory(run.store)
     run.record |= costs
     return expected
@@ -118,7 +124,7 @@ def decide(config: CurationConfig, run: Run) -> int:
     ray_for_parts(run)
     selected = select(config)
     run.record |= selected.costs
-    run.record["drift"] = selected.drift
+    run.record |= {"drift": selected.drift, "selection": selected.selection}
     return selected.expected
 
 
@@ -142,7 +148,8 @@ def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
 
 
 def settle(expected: int, run: Run) -> None:
-    """Record how the rows add up; raises IncompleteError where they do not."""
+    """Record how the rows add up; raises IncompleteError where they do not, ReplacedError where they are of others."""
+    check_selection(run.store, run.record["selection"])
     counted = tally(run.store, expected)
     rows = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
     run.record |= {"rows": rows, "lost_videos": counted.lost_videos}
@@ -180,6 +187,7 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
         lines.append(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
         lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos failed": record["lost_videos"]}
         lines += [f"{name}{listed(counts)}" for name, counts in lists.items() if counts]
+    lines += [f"NOTE: {note}" for note in record.get("notes", ())]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms", ())]
     if exported := record.get("export"):
         lines.append(f"clips: {exported['written']} written, {exported['there']} existed")

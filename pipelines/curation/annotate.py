@@ -43,7 +43,7 @@ class ClipError(RuntimeError):
 
 def scenes_to_label(store: Store) -> pd.DataFrame:
     """The scenes of an output that are sound and have all features, kept or not."""
-    scenes, _, _ = rows_now(store, COLUMNS)
+    scenes = rows_now(store, COLUMNS).scenes
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")

@@ -20,6 +20,8 @@ import hashlib
 import heapq
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import metadata
@@ -34,7 +36,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.curation.clip_scores import KEYS, SCORED, TEXTS, score_scenes
-from actors.curation.tables import EVALUATION, strings
+from actors.curation.tables import EVALUATION, SELECT_AGAIN, strings
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
@@ -97,7 +99,7 @@ def _population(store: Store) -> tuple[list[Key], set[Key]]:
     """
     chosen: list[Key] = []
     candidates: set[Key] = set()
-    for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"]):
+    for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"], again=SELECT_AGAIN):
         rows = part.to_pandas(types_mapper=strings)
         uncaptioned = rows.error == "caption_failed"
         chosen += _keys(rows[rows.kept | uncaptioned])
@@ -121,8 +123,11 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
     store, rows = Store(config.output), plan.rows
     if plan.todo:
         _score(plan, config)
+    parts = store.parts("evaluation")
+    if plan.todo:
         rows = _with_scores(rows.drop(columns=SCORED), store, config)
-    store.replace_table("evaluation", [pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)])
+    table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
+    store.commit_table("evaluation", [table], "Run `evaluate` to make it again.", absorbed=parts)
     compared = comparisons(rows, config.evaluate.resamples, config.evaluate.seed)
     left = rows[rows.kept & (rows.caption_code != "caption_failed")]
     result = {
@@ -152,11 +157,20 @@ def _keys(rows: pd.DataFrame) -> list[Key]:
 
 def _with_scores(rows: pd.DataFrame, store: Store, config: CurationConfig) -> pd.DataFrame:
     """Rows with what evaluation/ has of the same scenes, texts and model; NaN where it has nothing."""
-    found = store.read_table("evaluation", EVALUATION).to_pandas()
+    found = pa.concat_tables([EVALUATION.empty_table(), *_stored(store)]).to_pandas()
     # Of a scene that was tried again the row without an error counts.
     found = found[found.model == config.embeddings.name()].sort_values("error", kind="stable")
     found = found.drop_duplicates([*KEYS, *TEXTS])
     return rows.merge(found[[*KEYS, *TEXTS, *SCORED]], "left", on=[*KEYS, *TEXTS])
+
+
+def _stored(store: Store) -> Iterator[pa.Table]:
+    """The parts of evaluation/ that can be read: what others held is scored again."""
+    for name in store.parts("evaluation"):
+        with suppress(FileNotFoundError):
+            part = store.read_part("evaluation", name, EVALUATION.names)
+            if part is not None:
+                yield part.select(EVALUATION.names).cast(EVALUATION)
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

@@ -16,7 +16,7 @@ from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.filter import load_filter, place
 from actors.curation.rules import COMPARED, steadiness
-from actors.curation.tables import SCENES, strings
+from actors.curation.tables import SCENES, SELECT_AGAIN, strings
 from pipelines.curation.settings import CurationConfig
 
 NEAR = 1000
@@ -51,7 +51,8 @@ def explain(config: CurationConfig, name: str) -> list[str]:
 
 
 def _parts(store: Store, folder: str, columns: list[str]) -> Iterator[pd.DataFrame]:
-    return (part.to_pandas(types_mapper=strings) for part in store.read_parts(folder, columns))
+    again = "" if folder == "scores" else SELECT_AGAIN
+    return (part.to_pandas(types_mapper=strings) for part in store.read_parts(folder, columns, again=again))
 
 
 def _is(rows: pd.DataFrame, scene: Row) -> pd.Series:
@@ -60,15 +61,13 @@ def _is(rows: pd.DataFrame, scene: Row) -> pd.Series:
 
 def _find(store: Store, name: str) -> Row:
     found: list[Row] = []
-    for part in store.parts("scenes"):
-        ids = store.read_part("scenes", part, ["video_id", "scene_id"])
-        if ids is None:
-            continue
+    for part in store.listed("scenes"):
+        ids = store.read_whole(part, ["video_id", "scene_id"], again=SELECT_AGAIN)
         keys = ids.to_pandas(types_mapper=strings)
         hit = (keys.scene_id == name) | (keys.video_id + "/" + keys.scene_id == name)
         if hit.any():
-            whole = store.read_part("scenes", part, SCENES.names)
-            found += [] if whole is None else whole.filter(hit.to_numpy()).to_pylist()
+            whole = store.read_whole(part, SCENES.names, again=SELECT_AGAIN)
+            found += whole.filter(hit.to_numpy()).to_pylist()
     # A duplicate of a scene has its id, and an error.
     sound = [row for row in found if not row["error"]] or found
     if not sound:

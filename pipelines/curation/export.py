@@ -16,9 +16,10 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, export_films, remove_frames, write_one_shard
+from actors.curation.tables import SELECT_AGAIN
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.rows import captions
-from pipelines.curation.select import fail_scenes
+from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
@@ -54,6 +55,7 @@ def export(config: CurationConfig) -> Exported:
     """
     started = time.monotonic()
     store = Store(config.output)
+    selection = selection_now(store)
     kept = kept_scenes(store)
     settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
@@ -61,6 +63,7 @@ def export(config: CurationConfig) -> Exported:
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
     failed = _write_missing(missing, config) if missing else []
+    check_selection(store, selection)
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
@@ -87,12 +90,8 @@ def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> di
 
 def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int], kept: list[Row]) -> None:
     """Remove clips and frames of scenes that are no longer kept. What failed at export keeps what it had."""
-    failed = {
-        _clip({"video_id": video_id, "scene_id": scene_id})
-        for part in store.read_parts("scenes", ["video_id", "scene_id", "error"])
-        for video_id, scene_id, error in zip(*(part[name].to_pylist() for name in part.column_names), strict=True)
-        if error
-    }
+    parts = store.read_parts("scenes", ["video_id", "scene_id", "error"])
+    failed = {_clip(row) for part in parts for row in part.to_pylist() if row["error"]}
     for name in listed.keys() - set(map(_clip, kept)) - failed:
         storage.delete(store.uri("clips", name))
         video_id, _, file = name.rpartition("/")
@@ -114,7 +113,7 @@ def export_scenes(config: CurationConfig) -> Exported:
 def kept_scenes(store: Store) -> list[Row]:
     """The scenes that scenes/ says are kept, in its order, as `located` gives them."""
     keys: list[Key] = []
-    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"]):
+    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept"], again=SELECT_AGAIN):
         chosen = part.filter(part["kept"])
         keys += zip(chosen["video_id"].to_pylist(), chosen["scene_id"].to_pylist(), strict=True)
     return located(store, keys)

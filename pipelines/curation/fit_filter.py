@@ -93,7 +93,7 @@ def read_labelled(config: FitConfig) -> Labelled:
     labels = majority(people.values())
     if not labels:
         raise UserError(f"{path} holds no labels. Run `annotate {config.output}`, or set labels=PATH.")
-    scenes = rows_now(store, FEATURES)[0]
+    scenes = rows_now(store, FEATURES).scenes
     keys = ["video_id", "scene_id"]
     known = pd.Series(list(labels.values()), pd.MultiIndex.from_tuples(list(labels), names=keys), name="label")
     sound = scenes.loc[scenes.error == "", [*keys, *FEATURES]]

@@ -1,6 +1,5 @@
 """What the input asks for, less what is done: one row per video that has something left to do."""
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -8,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.core import storage
+from actors.core.catalog import Replacement
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import scene_row
-from actors.curation.tables import SCORES, VIDEOS
+from actors.curation.tables import PLAN_AGAIN, SCORES, VIDEOS
 from pipelines.curation.input import Video, read_videos
 from pipelines.curation.settings import CurationConfig, measured_by
 
@@ -104,10 +103,10 @@ def make_plan(
     """
     store = Store(config.output)
     done = Done(store, config, again, before)
-    tables = {name: _Writer(store, f"plan/{name}", schema, dry) for name, schema in _TABLES.items()}
     videos = scenes = films = todo_scenes = 0
     remote = False
-    try:
+    with Replacement(store.root, list(_TABLES), PLAN_AGAIN) as new:
+        tables = {name: _Writer(new, name, schema, dry) for name, schema in _TABLES.items()}
         for video in read_videos(config.input, config.videos.start, config.videos.end):
             videos += 1
             films += video.spans is None
@@ -116,26 +115,22 @@ def make_plan(
             # The scenes of a video are those of the first that has its id, which may lie outside the range.
             if video.spans or {rejected.code for rejected in video.rejected} != {"duplicate_id"}:
                 named = -1 if video.spans is None else cuttable
-                tables["videos"].add({"video_index": video.index, "video_id": video.video_id, "scenes": named})
+                tables["plan/videos"].add({"video_index": video.index, "video_id": video.video_id, "scenes": named})
             for rejected in video.rejected:
-                tables["rejected"].add(_rejected(video, rejected))
+                tables["plan/rejected"].add(_rejected(video, rejected))
             task, count = _left(video, done)
             if task is not None:
-                tables["todo"].add(task)
+                tables["plan/todo"].add(task)
                 todo_scenes += count
                 remote = remote or not video.url.startswith(("/", "file://", "s3://"))
         for table in tables.values():
             table.flush()
-    except BaseException:
-        for table in tables.values():
-            table.undo()
-        raise
-    for table in tables.values():
-        table.replace()
-    if not dry:
-        settings = {"measured_by": measured_by(config), "settings": asdict(config)}
-        store.write_json(settings, "plan", "settings.json")
-    return Plan(videos, scenes, films, tables["todo"].rows, todo_scenes, remote)
+        plan = Plan(videos, scenes, films, tables["plan/todo"].rows, todo_scenes, remote)
+        if not dry:
+            new.commit(asdict(plan))
+            settings = {"measured_by": measured_by(config), "settings": asdict(config)}
+            store.write_json(settings, "plan", "settings.json")
+    return plan
 
 
 def _left(video: Video, done: Done) -> tuple[Row | None, int]:
@@ -157,19 +152,14 @@ def _rejected(video: Video, rejected: Any) -> Row:
     return row | {"video_index": video.index, "video_id": video.video_id, "uri": video.url, "step": "plan"}
 
 
-_TABLES = {"todo": TODO, "videos": VIDEOS, "rejected": SCORES}
+_TABLES = {"plan/todo": TODO, "plan/videos": VIDEOS, "plan/rejected": SCORES}
 
 
 class _Writer:
-    """Gathers rows into parts that stand beside those of the plan before, until the whole plan has been made.
+    """Gathers rows into parts of a table of the new plan."""
 
-    A part is named after what it holds: the same input gives the same parts, so that a kill leaves no row twice.
-    """
-
-    def __init__(self, store: Store, folder: str, schema: pa.Schema, dry: bool) -> None:
-        self._store, self._folder, self._schema, self._dry = store, folder, schema, dry
-        self._before = set(store.parts(folder))
-        self._names: list[str] = []
+    def __init__(self, new: Replacement, folder: str, schema: pa.Schema, dry: bool) -> None:
+        self._new, self._folder, self._schema, self._dry = new, folder, schema, dry
         self._pending: list[Row] = []
         self.rows = 0
 
@@ -182,21 +172,7 @@ class _Writer:
     def flush(self) -> None:
         """Write what has been gathered."""
         if self._pending and not self._dry:
-            digest = hashlib.sha256(json.dumps(self._pending, default=repr).encode()).hexdigest()[:20]
-            self._names.append(f"part-{len(self._names):06d}-{digest}.parquet")
             table = pa.Table.from_pylist(self._pending, schema=self._schema)
-            self._store.write_table(table, self._folder, self._names[-1])
+            number = len(self._new.parts(self._folder))
+            self._new.add(self._new.writer.write(self._folder, number, table))
         self._pending = []
-
-    def undo(self) -> None:
-        """Leave the plan before as it was."""
-        self._remove(set(self._names) - self._before)
-
-    def replace(self) -> None:
-        """Remove the plan before."""
-        if not self._dry:
-            self._remove(self._before - set(self._names))
-
-    def _remove(self, names: set[str]) -> None:
-        for name in names:
-            storage.delete(self._store.uri(self._folder, name))

@@ -38,7 +38,7 @@ from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of
 from pipelines.curation.export import renew_kept_json
 from pipelines.curation.frames import frames_of
-from pipelines.curation.rows import captions
+from pipelines.curation.rows import answers, captions
 from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
 
@@ -83,7 +83,7 @@ def unasked(config: CurationConfig, scenes: list[Row]) -> list[Row]:
 
     With captions.again an answer counts only where the model, the prompt and the caption are those of now.
     """
-    there = Store(config.output).read_table("captions", CAPTIONS).to_pylist()
+    there = answers(Store(config.output))[0].to_pylist()
     named = ("video_id", "scene_id")
     if config.captions.again:
         now = (config.captions.by, config.captions.model, PROMPT_ID)
@@ -118,9 +118,9 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
         return done
     store, faults = Store(config.output), 0
     local = config.captions.by == "transformers"
-    with closing((_by_model if local else _by_service)(config, todo, store)) as answers:
+    with closing((_by_model if local else _by_service)(config, todo, store)) as replies:
         progress = Progress("recaption", len(todo), "scenes")
-        for answer in tracked(answers, progress, lambda answer: int(answer.code != UNFINISHED)):
+        for answer in tracked(replies, progress, lambda answer: int(answer.code != UNFINISHED)):
             done.captioned += answer.code == ""
             done.failed += answer.code == "caption_failed"
             done.left -= answer.code != UNFINISHED
@@ -153,9 +153,9 @@ def forget_failed(store: Store) -> set[tuple[str, str]]:
     failed = best[best.code != ""]
     keys = set(zip(failed.video_id, failed.scene_id, strict=True))
     if keys:
-        rows = store.read_table("captions", CAPTIONS).to_pylist()
-        kept = [row for row in rows if (row["video_id"], row["scene_id"]) not in keys]
-        store.replace_table("captions", [pa.Table.from_pylist(kept, CAPTIONS)])
+        rows, parts = answers(store)
+        kept = [row for row in rows.to_pylist() if (row["video_id"], row["scene_id"]) not in keys]
+        _merge(store, pa.Table.from_pylist(kept, CAPTIONS), parts)
     return keys
 
 
@@ -221,8 +221,12 @@ def _written(store: Store, settings: CaptionsConfig, row: Row, answer: Answer) -
 
 def _gather(store: Store) -> None:
     """Make one part of all; until the small ones are gone, readers meet rows twice and count them once."""
-    parts = store.parts("captions")
-    rows = store.read_table("captions", CAPTIONS)
+    rows, parts = answers(store)
+    _merge(store, rows, parts)
+
+
+def _merge(store: Store, rows: pa.Table, parts: list[str]) -> None:
+    """Write rows as one part and remove those that they come from; parts that others add meanwhile stay."""
     whole = store.write_part("captions", rows, map(str, rows["written"].to_pylist()))
     for name in set(parts) - {whole}:
         storage.delete(store.uri("captions", name))

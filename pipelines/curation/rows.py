@@ -3,19 +3,22 @@
 Parts are read by Ray's tasks where they are many and Ray runs; what meets in one place are a few narrow columns.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors.core.catalog import Part
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.tables import CAPTIONS, REJECTED, VIDEOS, Look, read_rows, strings
+from actors.curation.tables import CAPTIONS, CAPTIONS_AGAIN, PLAN_AGAIN, REJECTED, VIDEOS, Look, read_rows, strings
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MANY_PARTS = 1000
@@ -44,21 +47,33 @@ class HowFar:
     """Videos whose scenes could not be found, or not all of them."""
 
 
-def rows_now(
-    store: Store, columns: Sequence[str] = (), look: Look | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+class Rows(NamedTuple):
+    """What is there of the plan."""
+
+    scenes: pd.DataFrame
+    """In the order of the plan."""
+    films: pd.DataFrame
+    """Rows of whole videos, in the order of the plan."""
+    videos: pd.Series
+    """How many scenes the plan has of each video, by video_id; -1: its film's row tells."""
+    notes: list[str]
+    """What could not be read or checked, in sentences."""
+
+
+def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None) -> Rows:
     """What is there of the plan: scenes and films, in its order, and its scenes per video.
 
     Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1. A row
     has the NARROW columns, `part` and `row` (where it lies below the store), and `columns` of SCORES or, where there is
     a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given.
     """
-    videos = store.read_table("plan/videos", VIDEOS).to_pandas().set_index("video_id")
-    parts = [f"{folder}/{name}" for folder in ("plan/rejected", "scores") for name in store.parts(folder)]
+    videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
+    parts = [*store.listed("plan/rejected"), *(Part("scores", name) for name in store.parts("scores"))]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
-    tables = in_tasks(read_rows, [(store, group, columns, look) for group in groups], len(parts) > MANY_PARTS)
-    whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
-    del tables
+    read = in_tasks(read_rows, [(store, group, columns, look, PLAN_AGAIN) for group in groups], len(parts) > MANY_PARTS)
+    notes = _notes(store, [path for _, torn in read for path in torn])
+    whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
+    del read
     rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
     del whole
     planned = (rows.step == "plan").to_numpy()
@@ -76,7 +91,22 @@ def rows_now(
     order = np.lexsort((rows.ordinal.to_numpy()[counted], rows.video_index.to_numpy()[counted]))
     rows = rows.iloc[counted[order]]
     scenes = (rows.scene_id != "").to_numpy()
-    return rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes
+    return Rows(rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes, notes)
+
+
+def _notes(store: Store, torn: list[str]) -> list[str]:
+    notes = []
+    if "plan/videos" not in store.catalog().tables:
+        notes.append(
+            f"The plan of {store.root} is of an earlier version, which kept no count: that it is whole cannot be "
+            "checked. `score` and `run` make it again."
+        )
+    if torn:
+        some = ", ".join(torn[:3])
+        notes.append(f"Torn parts of scores/, left out: {len(torn)} ({some}). `score` and `run` measure them again.")
+    for note in notes:
+        log.warning("%s", note)
+    return notes
 
 
 def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:
@@ -115,13 +145,13 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
 
 def inventory(store: Store) -> tuple[int, dict[str, Any]]:
     """How many scenes the input has, and the `measurements` of their rows; raises IncompleteError as the former."""
-    scenes, films, videos = rows_now(store)
-    return expected_scenes(scenes, films, videos), measurements(scenes, films)
+    scenes, films, videos, notes = rows_now(store)
+    return expected_scenes(scenes, films, videos), {**measurements(scenes, films), "notes": notes}
 
 
 def how_far(store: Store) -> HowFar:
     """How much of the plan is in scores/, also while a run writes there."""
-    scenes, films, videos = rows_now(store)
+    scenes, films, videos, _ = rows_now(store)
     found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
     expected = videos.where(videos >= 0, found)
     done = scenes.groupby("video_id").size().reindex(videos.index, fill_value=0) >= expected
@@ -131,7 +161,7 @@ def how_far(store: Store) -> HowFar:
 
 def failures(store: Store) -> pd.DataFrame:
     """What failed, scenes, videos, captions and clips: video_id, scene_id, step, error, attempts, message of each."""
-    scenes, films, _ = rows_now(store, ["attempts", "message"])
+    scenes, films, *_ = rows_now(store, ["attempts", "message"])
     answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
     # The rest of it was copied there from what is read above.
     clips = store.read_table("rejected", REJECTED).to_pandas().rename(columns={"code": "error"})
@@ -167,7 +197,23 @@ def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
 
 
 def captions(store: Store) -> pd.DataFrame:
-    """Answers with the columns of CAPTIONS, one a scene: of several the last sound one, else the last."""
-    rows = store.read_table("captions", CAPTIONS).to_pandas(types_mapper=strings)
+    """Answers with the columns of CAPTIONS, one a scene: of several the last sound one, else the last.
+
+    Raises DamagedError where a part is torn: its answers were paid for.
+    """
+    rows = answers(store)[0].to_pandas(types_mapper=strings)
     rows = rows.assign(sound=rows.code == "").sort_values(["sound", "written"], kind="stable")
     return rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound").reset_index(drop=True)
+
+
+def answers(store: Store) -> tuple[pa.Table, list[str]]:
+    """All rows of captions/, and the names of the parts that hold them."""
+    while True:
+        parts = store.listed("captions")
+        try:
+            read = [store.read_whole(part, CAPTIONS.names, again=CAPTIONS_AGAIN) for part in parts]
+        except FileNotFoundError:
+            # Another command has gathered them into one part since.
+            continue
+        tables = (part.select(CAPTIONS.names).cast(CAPTIONS) for part in read)
+        return pa.concat_tables([CAPTIONS.empty_table(), *tables]), [part.name for part in parts]

@@ -146,7 +146,7 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
 
 def _todo(config: CurationConfig, stages: dict[str, Stage], choice: Choice) -> Dataset:
     store = Store(config.output)
-    parts = ray.data.from_items([{"part": name} for name in store.parts("plan/todo")])
+    parts = ray.data.from_items([vars(part) for part in store.listed("plan/todo")])
     read = parts.flat_map(partial(read_tasks, store=store, choice=choice), **ray_task(stages["read"]))
     return in_blocks(read, 1, stages["read"])
 

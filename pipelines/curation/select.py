@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from actors.core import storage
+from actors.core.catalog import Replacement, replaced
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.duplicates import near_duplicates
 from actors.curation.filter import Filter, load_filter, place
-from actors.curation.rules import HASH, REASONS, judge, write_decisions, write_numbered
-from actors.curation.tables import REJECTED, SCENES, strings
+from actors.curation.rules import HASH, REASONS, judge, rejections, write_decisions
+from actors.curation.tables import SCENES, SELECT_AGAIN, SELECTION, strings
 from pipelines.curation.rows import (
     IncompleteError,
     captions,
@@ -71,10 +71,14 @@ class Selected:
     """The `measurements` of its rows."""
     drift: dict[str, float]
     """Population stability index of the features that have left the distribution of the filter's labels."""
+    selection: str
+    """Names this selection in the catalog."""
 
 
 def select(config: CurationConfig) -> Selected:
     """Write scenes/ and rejected/ anew. Raises IncompleteError where a scene of the input has no row.
+
+    Raises ReplacedError, and leaves what is there, where another command has written them meanwhile.
 
     Parts of scores/ are judged, and those of scenes/ written, in Ray's tasks where they are many and Ray runs; only
     what is compared over the corpus meets here.
@@ -82,29 +86,45 @@ def select(config: CurationConfig) -> Selected:
     store = Store(config.output)
     model = _filter(config) if config.select.by == "classifier" else None
     columns = FEATURES if config.select.dedupe is None else [*FEATURES, "phash"]
-    scenes, films, videos = rows_now(
-        store, columns, partial(judge, frames=config.frames, select=config.select, model=model)
-    )
-    expected = expected_scenes(scenes, films, videos)
-    costs = measurements(scenes, films)
+    look = partial(judge, frames=config.frames, select=config.select, model=model)
+    with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
+        scenes, films, videos, notes = rows_now(store, columns, look)
+        expected = expected_scenes(scenes, films, videos)
+        costs = {**measurements(scenes, films), "notes": notes}
+        decided = _decided(scenes, films, config)
+        del scenes
+        starts = range(0, max(len(decided), 1), PART_ROWS)
+        chunks = [(store, new.writer, i, decided.iloc[at : at + PART_ROWS], model) for i, at in enumerate(starts)]
+        written = in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS)
+        new.add(*(part for parts, _ in written for part in parts))
+        _tell_captions(store, new)
+        new.commit({"selection": new.writer.generation})
+    drift = model.drift(np.sum([counts for _, counts in written], axis=0)) if model else {}
+    return Selected(expected, costs, drift, new.writer.generation)
+
+
+def _decided(scenes: pd.DataFrame, films: pd.DataFrame, config: CurationConfig) -> pd.DataFrame:
+    """What `write_decisions` takes, in the order of the plan; changes `scenes`."""
     scenes["duplicate_group"] = alike(scenes, config)
     code = choose(scenes, config)
     columns = ["video_index", "ordinal", "part", "row", "error"]
     decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=code, scene=True)
-    del scenes
     nothing = {"reason": np.int8(0), "probability": np.nan, "duplicate_group": -1, "scene": False}
     bad = films.loc[films.error != "", columns].assign(**nothing)
     decided = pd.concat([decided, bad.astype({"part": decided.part.dtype})])
-    decided = decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
-    starts = range(0, max(len(decided), 1), PART_ROWS)
-    chunks = [(store, i, decided.iloc[start : start + PART_ROWS], model) for i, start in enumerate(starts)]
-    counts = in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS)
-    names = {store.numbered(number) for number in range(len(chunks))}
-    for folder in ("scenes", "places", "rejected"):
-        for name in set(store.parts(folder)) - names:
-            storage.delete(store.uri(folder, name))
-    tell_captions(store)
-    return Selected(expected, costs, model.drift(np.sum(counts, axis=0)) if model else {})
+    return decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
+
+
+def selection_now(store: Store) -> str:
+    """Which selection scenes/ holds; "" where it is of a version that did not name it, or there is none."""
+    table = store.catalog().tables.get("scenes")
+    return table.about["selection"] if table else ""
+
+
+def check_selection(store: Store, selection: str) -> None:
+    """Raise ReplacedError where scenes/ holds another selection."""
+    if selection_now(store) != selection:
+        raise replaced(store.root, "scenes")
 
 
 def _filter(config: CurationConfig) -> Filter:
@@ -148,25 +168,11 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 
 
 def tell_captions(store: Store) -> None:
-    """Bring scenes/ and rejected/ in line with captions/: what was recaptioned, and what of the kept scenes failed."""
-    answers = captions(store)
-    if answers.empty:
-        return
-    keys = ["video_id", "scene_id"]
-    sound = answers[answers.code == ""].set_index(keys).recaption
-    for name in store.parts("scenes"):
-        table = store.read_part("scenes", name, SCENES.names)
-        if table is None:
-            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
-        about = table.select([*keys, "error", "recaption"]).to_pandas()
-        found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
-        told = np.where(about.error == "", found, "")
-        if (told != about.recaption).any():
-            column = SCENES.get_field_index("recaption")
-            table = table.set_column(column, SCENES.field(column), pa.array(told, pa.string()))
-            store.write_table(table, "scenes", name)
-    failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
-    fail_scenes(store, failed, "caption")
+    """Bring scenes/ and rejected/ in line with captions/."""
+    with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
+        _keep(store, new)
+        if _tell_captions(store, new):
+            new.commit({"selection": selection_now(store)})
 
 
 def fail_scenes(store: Store, rows: Sequence[Row], step: str = "export") -> None:
@@ -174,25 +180,58 @@ def fail_scenes(store: Store, rows: Sequence[Row], step: str = "export") -> None
 
     rows: video_id, scene_id, error, message of each, and attempts where it was not one.
     """
+    with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
+        _keep(store, new)
+        if _fail_scenes(store, new, rows, step):
+            new.commit({"selection": selection_now(store)})
+
+
+def _keep(store: Store, new: Replacement) -> None:
+    """Begin with what is there."""
+    for folder in SELECTION:
+        table = new.before.tables.get(folder)
+        new.add(*(table.parts if table else store.listed(folder)))
+
+
+def _tell_captions(store: Store, new: Replacement) -> bool:
+    """Tell in scenes/ and rejected/ what was recaptioned, and what of the kept scenes failed; whether they changed."""
+    answers = captions(store)
+    if answers.empty:
+        return False
+    keys = ["video_id", "scene_id"]
+    sound = answers[answers.code == ""].set_index(keys).recaption
+    changed = False
+    for part in new.parts("scenes"):
+        table = store.read_whole(part, SCENES.names, again=SELECT_AGAIN)
+        about = table.select([*keys, "error", "recaption"]).to_pandas()
+        found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
+        told = np.where(about.error == "", found, "")
+        if (told != about.recaption).any():
+            column = SCENES.get_field_index("recaption")
+            new.swap(part, table.set_column(column, SCENES.field(column), pa.array(told, pa.string())))
+            changed = True
+    failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
+    return _fail_scenes(store, new, failed, "caption") or changed
+
+
+def _fail_scenes(store: Store, new: Replacement, rows: Sequence[Row], step: str) -> bool:
     columns = ["video_id", "scene_id", "error", "message", "attempts"]
     failed = pd.DataFrame([{"attempts": 1, **row} for row in rows], columns=columns)
     keys = ["video_id", "scene_id"]
     more = []
-    for name in store.parts("scenes") if rows else ():
-        table = store.read_part("scenes", name)
-        if table is None:
-            raise RuntimeError(f"{store.uri('scenes', name)} is torn: run the same command again")
-        scenes = table.to_pandas(types_mapper=strings)
+    for part in new.parts("scenes") if rows else ():
+        scenes = store.read_whole(part, again=SELECT_AGAIN).to_pandas(types_mapper=strings)
         codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
         # A duplicate of a kept scene has its own error already.
         hit = scenes.kept.to_numpy() & ~pd.isna(codes)
         if hit.any():
             more.append(failed.merge(scenes.loc[hit, [*keys, "clip_id"]], on=keys))
             scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
-            store.write_table(pa.Table.from_pandas(scenes, SCENES, preserve_index=False), "scenes", name)
+            new.swap(part, pa.Table.from_pandas(scenes, SCENES, preserve_index=False))
     if more:
-        rejected = pd.concat(more).rename(columns={"error": "code"}).assign(step=step)
-        write_numbered(store, "rejected", len(store.parts("rejected")), rejected, REJECTED)
+        number = len(new.parts("rejected"))
+        new.add(new.writer.write("rejected", number, rejections(pd.concat(more).assign(step=step))))
+    return bool(more)
 
 
 def tally(store: Store, expected: int | None = None) -> Tally:
@@ -200,7 +239,7 @@ def tally(store: Store, expected: int | None = None) -> Tally:
     rows = kept = 0
     clear = True
     reasons, errors, lost = Counter[str](), Counter[str](), Counter[str]()
-    for part in store.read_parts("scenes", ["kept", "reason", "error"]):
+    for part in store.read_parts("scenes", ["kept", "reason", "error"], again=SELECT_AGAIN):
         scenes = part.to_pandas()
         rows += len(scenes)
         kept += int(scenes.kept.sum())
@@ -208,7 +247,7 @@ def tally(store: Store, expected: int | None = None) -> Tally:
         errors.update(scenes.error[scenes.error != ""])
         states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
         clear = clear and bool((states == 1).all())
-    for part in store.read_parts("rejected", ["scene_id", "code"]):
+    for part in store.read_parts("rejected", ["scene_id", "code"], again=SELECT_AGAIN):
         bad = part.to_pandas()
         lost.update(bad.code[bad.scene_id == ""])
     counted = Tally(rows, kept, *(dict(sorted(codes.items())) for codes in (reasons, errors, lost)))

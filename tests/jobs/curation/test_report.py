@@ -511,9 +511,9 @@ class CountingStore(Store):
 
     read: Counter[str]
 
-    def read_part(self, folder: str, name: str, columns: Any = None) -> pa.Table | None:
+    def read_part(self, folder: str, name: str, columns: Any = None, optional: Any = ()) -> pa.Table | None:
         self.read[folder] += 1
-        return super().read_part(folder, name, columns)
+        return super().read_part(folder, name, columns, optional)
 
 
 def test_a_large_corpus_is_read_part_by_part(tmp_path: Path) -> None:

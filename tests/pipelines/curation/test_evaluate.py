@@ -156,7 +156,8 @@ def rewrite(made: CurationConfig, change: Callable[[pd.DataFrame], pd.DataFrame]
     """Change the stored scores."""
     store = Store(made.output)
     rows = change(store.read_table("evaluation", EVALUATION).to_pandas())
-    store.replace_table("evaluation", [pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)])
+    made_anew = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
+    store.commit_table("evaluation", [made_anew], "", absorbed=store.parts("evaluation"))
 
 
 def todo(made: CurationConfig) -> list[str]:

@@ -432,7 +432,7 @@ def test_rows_that_are_not_one_thing_each_do_not_add_up(tmp_path: Path, tampered
     expected = select(settings).expected
     store = Store(settings.output)
     whole = store.read_table("scenes", SCENES).to_pydict()
-    store.replace_table("scenes", [pa.Table.from_pydict(whole | tampered, SCENES)])
+    store.commit_table("scenes", [pa.Table.from_pydict(whole | tampered, SCENES)], "")
     with pytest.raises(IncompleteError, match="do not add up"):
         tally(store, expected)
 
@@ -443,7 +443,7 @@ def test_a_row_too_few_or_too_many_does_not_add_up(tmp_path: Path, rows: int):
     expected = select(settings).expected
     store = Store(settings.output)
     whole = store.read_table("scenes", SCENES)
-    store.replace_table("scenes", [pa.concat_tables([whole, whole]).slice(0, rows)])
+    store.commit_table("scenes", [pa.concat_tables([whole, whole]).slice(0, rows)], "")
     with pytest.raises(IncompleteError, match="the input has 6"):
         tally(store, expected)
     assert tally(store).rows == rows
