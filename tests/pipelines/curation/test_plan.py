@@ -280,9 +280,9 @@ def test_a_plan_takes_the_place_of_the_one_before(
 ):
     monkeypatch.setattr(pipelines.curation.plan, "PART_ROWS", 1)
     make_plan(config)
-    names = files(tmp_path / "out").keys()
+    number = len(files(tmp_path / "out/plan"))
     make_plan(config)
-    assert files(tmp_path / "out").keys() == names
+    assert len(files(tmp_path / "out/plan")) == number
     make_plan(over(tmp_path, hdvg({"c": CORPUS["c"]})))
     assert list(todo(config)) == ["c"]
     assert len(part(config, "videos")) == 1
