@@ -55,7 +55,10 @@ class Choice:
     """Why nothing of them can be measured: each gets rows with the code crashed_worker and this message."""
 
 
-def read_tasks(row: Row, store: Store, choice: Choice) -> list[Row]:
+ALL = Choice()
+
+
+def read_tasks(row: Row, store: Store, choice: Choice = ALL) -> list[Row]:
     """The chosen videos of one part of plan/todo, by the fields of its `Part`."""
     table = store.read_whole(Part(**row))
     lost = {"error": "crashed_worker", "message": choice.lost, "attempts": DECODE_ATTEMPTS} if choice.lost else {}

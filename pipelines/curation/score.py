@@ -22,7 +22,7 @@ from actors.core import storage
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.frame_scorer import FrameScorer
-from actors.curation.videos import Choice, cut_videos, fetch_video, read_tasks, write_rows
+from actors.curation.videos import ALL, Choice, cut_videos, fetch_video, read_tasks, write_rows
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
@@ -124,7 +124,7 @@ def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
     """Only fetch what the plan names; returns how many videos got which error code, "" for none."""
     set_context()
     stages = fitted(*stages_of(config, plan.remote), config.autoscaling)
-    fetched = _fetched(_todo(config, stages, Choice()), config, stages)
+    fetched = _fetched(_todo(config, stages, ALL), config, stages)
     codes: Counter[str] = Counter()
     done = batches(fetched)
     for batch in tracked(done, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
