@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ cluster.shutdown()
 @pytest.mark.slow
 def test_a_node_with_disks_of_its_own_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_NODES, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        # A cluster tells its address there, and others that start meanwhile would join it.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     assert f"output={tmp_path} is a local folder that 1 of 1 other nodes do not see" in done.stdout
     assert "write to s3://bucket/folder" in done.stdout and not list(tmp_path.iterdir())
 

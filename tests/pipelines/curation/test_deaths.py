@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -80,8 +81,10 @@ def test_the_node_of_the_model_is_lost(tmp_path: Path, cpus: int) -> None:
     for name in "abcdef":
         films.film(folder / f"{name}.mp4", shots=(60,) * 4)
     command = [sys.executable, "-m", "tests.pipelines.curation.deaths", folder, tmp_path / "out", str(cpus)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500, check=False)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
+        # A cluster tells its address there, and others that start meanwhile would join it.
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a node is gone" in done.stdout
     found = rows(tmp_path / "out")
