@@ -52,14 +52,14 @@ $(BIN)/uv:
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[$*]"
 	@touch $@
 
-# torchcodec loads FFmpeg's shared libraries; of these avdevice needs all others.
-ffmpeg:
+# torchcodec loads FFmpeg's shared libraries; of these avdevice needs all others. One after the other: apt locks.
+ffmpeg: | $(BIN)/uv
 	@$(PYTHON) -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("avdevice"))' \
 		|| { echo "Installing FFmpeg's shared libraries for torchcodec"; $(APT) update && $(APT) install --no-install-recommends ffmpeg >/dev/null; } \
 		|| { echo "The tests of torchcodec need FFmpeg's shared libraries, 4 to 9: install them, and run make again" >&2; exit 1; }
 
 # Playwright would download a browser of its own.
-chromium:
+chromium: | ffmpeg
 	@command -v chromium >/dev/null \
 		|| { echo "Installing Chromium for the tests of pages"; $(APT) update && $(APT) install --no-install-recommends chromium fonts-liberation >/dev/null; } \
 		|| { echo "The tests of pages need the program chromium: install it, and run make again" >&2; exit 1; }
