@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
@@ -37,7 +37,6 @@ from actors.core.temporary import TemporaryFolder
 from actors.core.whole_files import TEMPORARY, create, replacing
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
