@@ -239,7 +239,7 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files = [_entry("", entry) for entry in entries if entry.is_file()]
+    files = [file for entry in entries if (file := _entry("", entry))]
     return [shown_name(entry.name) for entry in entries if entry.is_dir()], files
 
 
@@ -265,7 +265,7 @@ def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[E
             yield from _local_listing(entry.path, f"{above}{entry.name}/", skip_unreadable)
             continue
         try:
-            found = _entry(above, entry) if entry.is_file() else None
+            found = _entry(above, entry)
         except OSError as error:
             # A link into a folder that may not be read, or one that leads to itself.
             if not skip_unreadable:
@@ -276,8 +276,15 @@ def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[E
             yield found
 
 
-def _entry(above: str, entry: os.DirEntry[str]) -> Entry:
-    return Entry(shown_name(above + entry.name), path_or_uri(entry.path), entry.stat().st_size)
+def _entry(above: str, entry: os.DirEntry[str]) -> Entry | None:
+    """None for what is no file, or has been removed since its folder was read."""
+    if not entry.is_file():
+        return None
+    try:
+        size = entry.stat().st_size
+    except FileNotFoundError:
+        return None
+    return Entry(shown_name(above + entry.name), path_or_uri(entry.path), size)
 
 
 def _warn_unreadable(path: str, error: OSError) -> None:

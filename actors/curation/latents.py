@@ -55,18 +55,14 @@ def _folder(path: Path) -> Path | None:
 def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
     """A diffusers VAE in evaluation mode, channels last; raises UserError where it cannot be loaded."""
     import torch
-    from diffusers.models.auto_model import AutoModel
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-    from safetensors.torch import load_file
 
     if model == "tiny":
-        config: Any = AutoencoderTiny.load_config(str(TINY))
-        # diffusers saves a key that it then complains of.
-        config.pop("block_out_channels", None)
-        vae: Any = AutoencoderTiny.from_config(config)
-        vae.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
-        vae.encoder.to(dtype)
+        from actors.curation.tiny_encoder import load
+
+        vae: Any = load(TINY, dtype)
     else:
+        from diffusers.models.auto_model import AutoModel
+
         folder = _folder(Path(model))
         # Other weights are pickles, which may run code.
         how = {"torch_dtype": dtype, "use_safetensors": True}

@@ -146,6 +146,15 @@ def test_local_listing_holds_regular_files_and_links_to_them(tmp_path: Path) -> 
     assert [(entry.name, entry.size) for entry in storage.listing(str(tmp_path))] == [("film.mp4", 4), ("link.mp4", 4)]
 
 
+def test_what_is_removed_while_a_folder_is_listed_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"1")
+    found = storage.listing(str(tmp_path))
+    assert next(found).name == "a"
+    (tmp_path / "b").unlink()
+    assert [entry.name for entry in found] == ["c"]
+
+
 def test_file_uris_are_paths(tmp_path: Path) -> None:
     uri = (tmp_path / "a b%.bin").as_uri()
     storage.write_bytes(uri, b"x")

@@ -10,9 +10,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d import UNet2DModel
+from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.curation.latents import check_model, encode, latent_distances, load_vae
+from actors.curation.latents import TINY, check_model, encode, latent_distances, load_vae
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -180,3 +181,12 @@ def test_what_is_no_vae_is_refused_by_name(folders: Path, name: str, message: st
     with pytest.raises(ValueError, match=message) as error:
         load_vae(str(folders / name), torch.float32, "cpu")
     assert f"latents.model={folders / name}" in str(error.value)
+
+
+def test_the_shipped_encoder_is_the_one_of_diffusers(frames: Tensor) -> None:
+    theirs: Any = AutoencoderTiny.from_config(AutoencoderTiny.load_config(str(TINY)))
+    theirs.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
+    expected = encode(theirs.eval(), frames)
+    assert torch.equal(encode(load_vae("tiny", torch.float32, "cpu"), frames), expected)
+    half = encode(load_vae("tiny", torch.bfloat16, "cpu"), frames)
+    assert (half - expected).abs().max() < 0.05 * expected.abs().max()

@@ -231,7 +231,7 @@ def test_other_vectors_than_the_model_learnt_from_are_refused() -> None:
 def test_heads_that_descend_learn_and_go_on(ray_cluster: None, tmp_path: Path) -> None:
     films = in_pieces(made(200, 4))
     write_films(films, str(tmp_path / "films.npz"))
-    small = {"n_epochs": 12, "hidden_size": 16, "patience": 12, "films": str(tmp_path / "films.npz")}
+    small = {"n_epochs": 12, "hidden_size": 16, "patience": 12, "input": str(tmp_path / "films.npz")}
     for head in ("lstm", "attention"):
         config = TrainConfig(head=head, output=str(tmp_path / head), learning_rate=0.01, **small)
         found = train(config)
