@@ -68,6 +68,8 @@ class Entry:
     """Where it is."""
     size: int
     """Bytes."""
+    stamp: str = ""
+    """Another one when the file is written again: its modification time in nanoseconds, or its ETag."""
 
 
 def join(root: str, *names: str) -> str:
@@ -96,11 +98,18 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
+    return find(uri).size
+
+
+def find(uri: str) -> Entry:
+    """One file as a listing of its folder has it. Raises FileNotFoundError."""
+    name = uri.rsplit("/", 1)[-1]
     if _is_s3(uri):
-        return _head(uri)["ContentLength"]
+        about = _head(uri)
+        return Entry(name, uri, about["ContentLength"], about["ETag"])
     if not os.path.isfile(_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
-    return os.stat(_path(uri)).st_size
+    return _entry(name, uri, os.stat(_path(uri)))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -253,7 +262,7 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files = [Entry(entry.name, entry.path, entry.stat().st_size) for entry in entries if entry.is_file()]
+    files = [_entry(entry.name, entry.path, entry.stat()) for entry in entries if entry.is_file()]
     return [entry.name for entry in entries if entry.is_dir()], files
 
 
@@ -273,7 +282,11 @@ def _local_listing(folder: str, above: str) -> Iterator[Entry]:
         if entry.is_dir(follow_symlinks=False):
             yield from _local_listing(entry.path, f"{above}{entry.name}/")
         elif entry.is_file():
-            yield Entry(above + entry.name, entry.path, entry.stat().st_size)
+            yield _entry(above + entry.name, entry.path, entry.stat())
+
+
+def _entry(name: str, path: str, about: os.stat_result) -> Entry:
+    return Entry(name, path, about.st_size, str(about.st_mtime_ns))
 
 
 def _s3_listing(prefix: str) -> Iterator[Entry]:
@@ -297,7 +310,7 @@ def _entries(page: Any, prefix: str) -> Iterator[Entry]:
     for found in page.get("Contents", ()):
         name = found["Key"][len(folder) :]
         if name and not name.endswith("/"):
-            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
+            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"])
 
 
 def _bucket_folder(prefix: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ import io
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.curation.origin import Source
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.times import parse_time
 
@@ -103,6 +105,8 @@ class Video:
     """What can be cut, maybe nothing; None: the scenes are unknown, and shots are to be detected."""
     rejected: tuple[Rejected, ...] = ()
     """What cannot."""
+    source: Source = field(default=Source(""), compare=False)
+    """The film as it lies there now."""
 
 
 def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[Video]:
@@ -138,15 +142,15 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         videos = _grouped(input, _parquet_rows(input))
     elif suffix in VIDEO_SUFFIXES and storage.exists(input):
         uri = storage.absolute(input)
-        videos = [_film(PurePosixPath(uri).name, uri)]
+        videos = [_film(storage.find(uri))]
     else:
         films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES))
-        videos = (_film(entry.name, entry.uri) for entry in films)
+        videos = (_film(entry) for entry in films)
     return _ranged(input, videos, start, end)
 
 
-_Raw = tuple[str, str, list[Span] | None]
-"""A video as it stands in the input: its id, its url, its spans with scenes that may not be sound."""
+_Raw = tuple[str, str, list[Span] | None, storage.Entry | None]
+"""A video as it stands in the input: its id, url, spans with scenes that may not be sound, and file where listed."""
 
 
 def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> Iterator[Video]:
@@ -154,15 +158,23 @@ def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> 
         _check_range(input, len(videos), start, end)
     seen: set[str] = set()
     count = 0
-    for index, (video_id, url, spans) in enumerate(videos):
+    for index, (video_id, url, spans, entry) in enumerate(videos):
         count += 1
         video = _sifted(index, video_id, url, spans, video_id in seen)
         seen.add(video_id)
         if index >= start:
-            yield video
+            yield replace(video, source=_source(url, entry))
         if index == end:
             return
     _check_range(input, count, start, end)
+
+
+def _source(url: str, entry: storage.Entry | None) -> Source:
+    """A film as it lies there, as far as no request to a host is needed to know."""
+    if entry is None and url.startswith(("/", "file://")):
+        with suppress(OSError):
+            entry = storage.find(url)
+    return Source(url) if entry is None else Source(url, entry.size, entry.stamp)
 
 
 def _check_range(input: str, count: int, start: int, end: int | None) -> None:
@@ -293,7 +305,7 @@ def _hdvg(video_id: str, value: Any, source: str, folder: str) -> _Raw:
             ordinal += 1
         if scenes:
             spans.append(Span(clip_id, start_s, end_s, tuple(scenes)))
-    return video_id, _resolved(url, folder), spans
+    return video_id, _resolved(url, folder), spans, None
 
 
 def _values(value: Any, kinds: dict[str, type], source: str, path: tuple[str | int, ...]) -> list[Any]:
@@ -384,14 +396,14 @@ def _grouped(input: str, rows: Iterable[tuple[_Place, dict[str, Any]]]) -> list[
         k = len(spans)
         scene = Scene(f"{video_id}.{k}_0", row.get("caption") or "", 0, -1, k)
         spans.append(Span(f"{video_id}.{k}", start_s, end_s, (scene,)))
-    return [(video_id, url, spans) for video_id, (url, spans) in videos.items()]
+    return [(video_id, url, spans, None) for video_id, (url, spans) in videos.items()]
 
 
-def _film(name: str, uri: str) -> _Raw:
+def _film(entry: storage.Entry) -> _Raw:
     """A film without metadata; its suffix is part of its id, since demo.mp4 and demo.mov may lie side by side."""
-    video_id = name.replace("/", "-")
-    _check_id(video_id, uri, ())
-    return video_id, uri, None
+    video_id = entry.name.replace("/", "-")
+    _check_id(video_id, entry.uri, ())
+    return video_id, entry.uri, None, entry
 
 
 def _check_id(value: str, source: str, path: tuple[str | int, ...]) -> None:
