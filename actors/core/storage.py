@@ -50,6 +50,8 @@ class Entry:
     """Where it is."""
     size: int
     """Bytes."""
+    stamp: str = ""
+    """Another one when the file is written again: its modification time in nanoseconds, or its ETag."""
 
 
 def join(root: str, *names: str) -> str:
@@ -78,11 +80,18 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
+    return find(uri).size
+
+
+def find(uri: str) -> Entry:
+    """One file as a listing of its folder has it. Raises FileNotFoundError."""
+    name = uri.rsplit("/", 1)[-1]
     if is_s3(uri):
-        return _head(uri)["ContentLength"]
+        about = _head(uri)
+        return Entry(name, uri, about["ContentLength"], about["ETag"])
     if not os.path.isfile(local_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
-    return os.stat(local_path(uri)).st_size
+    return _entry(name, uri, os.stat(local_path(uri)))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -240,7 +249,7 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files = [_entry("", entry) for entry in entries if entry.is_file()]
+    files = [_entry(entry.name, entry.path, entry.stat()) for entry in entries if entry.is_file()]
     return [shown_name(entry.name) for entry in entries if entry.is_dir()], files
 
 
@@ -266,7 +275,7 @@ def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[E
             yield from _local_listing(entry.path, f"{above}{entry.name}/", skip_unreadable)
             continue
         try:
-            found = _entry(above, entry) if entry.is_file() else None
+            found = _entry(above + entry.name, entry.path, entry.stat()) if entry.is_file() else None
         except OSError as error:
             # A link into a folder that may not be read, or one that leads to itself.
             if not skip_unreadable:
@@ -277,8 +286,8 @@ def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[E
             yield found
 
 
-def _entry(above: str, entry: os.DirEntry[str]) -> Entry:
-    return Entry(shown_name(above + entry.name), path_or_uri(entry.path), entry.stat().st_size)
+def _entry(name: str, path: str, about: os.stat_result) -> Entry:
+    return Entry(shown_name(name), path_or_uri(path), about.st_size, str(about.st_mtime_ns))
 
 
 def _warn_unreadable(path: str, error: OSError) -> None:
@@ -307,7 +316,7 @@ def _entries(page: Any, prefix: str) -> Iterator[Entry]:
     for found in page.get("Contents", ()):
         name = found["Key"][len(folder) :]
         if name and not name.endswith("/"):
-            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
+            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"])
 
 
 class _S3File(io.RawIOBase):

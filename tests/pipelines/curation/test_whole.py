@@ -175,12 +175,12 @@ def test_a_command_that_is_killed_leaves_the_selection_before(config: CurationCo
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    # As after a kill, nobody tidies up.
-    monkeypatch.setattr(pipelines.curation.select.Replacement, "__exit__", lambda *_: None)
-    monkeypatch.setattr(pipelines.curation.select, "_tell_captions", stop)
-    with pytest.raises(KeyboardInterrupt):
-        select(config)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        # As after a kill, nobody tidies up.
+        patch.setattr(pipelines.curation.select.Replacement, "__exit__", lambda *_: None)
+        patch.setattr(pipelines.curation.select, "_tell_captions", stop)
+        with pytest.raises(KeyboardInterrupt):
+            select(config)
     assert len(list(storage.listing(store.uri("scenes")))) == 2
     assert tally(store).kept == 1
     select(config)
