@@ -199,7 +199,7 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
 
 def _sifted(index: int, raw: _Raw, duplicate: bool) -> Video:
     """Part the scenes that can be cut from those that cannot."""
-    video_id, url, spans, fault = raw
+    video_id, url, spans, fault, _ = raw
     if fault:
         return Video(index, video_id, url, (), (Rejected("", "", "", *fault, 0),))
     again = "duplicate_id", f'another video before has the id "{video_id}"'
