@@ -46,7 +46,7 @@ class Done:
     """Rows of scores/ by video and scene: where they come from, and whether they are sound."""
 
     def __init__(
-        self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset(), before: float = math.inf
+        self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset(), until: float = math.inf
     ) -> None:
         """again: error codes whose rows do not count as done, where they were written before that time."""
         self._keep = config.videos.changed == "keep"
@@ -66,7 +66,7 @@ class Done:
                 else:
                     before.append(number)
             count += len(part)
-            parts.append(_columns(part, config.frames.max, again, before))
+            parts.append(_columns(part, config.frames.max, again, until))
         kinds = (np.uint8, np.float64, np.int64, np.int64, np.int64, np.int64)
         columns = zip(*parts, strict=True) if parts else ([] for _ in kinds)
         whole = [np.concatenate([np.empty(0, kind), *arrays]) for kind, arrays in zip(kinds, columns, strict=True)]
@@ -146,7 +146,7 @@ def _listed(numbers: int | list[int]) -> list[int]:
     return [numbers] if isinstance(numbers, int) else numbers
 
 
-def _columns(part: pa.Table, most_frames: int, again: frozenset[str], before: float) -> list[np.ndarray]:
+def _columns(part: pa.Table, most_frames: int, again: frozenset[str], until: float) -> list[np.ndarray]:
     """State, written, scenes, hash of the caption, and origin of the rows of a part."""
     errors = part["error"].to_numpy()
     scene = part["scene_id"].to_numpy() != ""
@@ -155,7 +155,7 @@ def _columns(part: pa.Table, most_frames: int, again: frozenset[str], before: fl
     state = np.where(open_, UNMEASURED, SOUND).astype(np.uint8)
     failed = errors != ""
     written = part["written"].to_numpy()
-    tried = np.isin(errors[failed].astype(str), list(again)) & (written[failed] < before)
+    tried = np.isin(errors[failed].astype(str), list(again)) & (written[failed] < until)
     state[failed] = np.where(tried, AGAIN, FAILED)
     captions = np.array([hash(caption or "") for caption in part["caption"].to_pylist()], np.int64)
     numbers = [_whole(part[name]) for name in ("scenes", *ORIGIN)]
