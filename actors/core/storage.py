@@ -49,6 +49,8 @@ class Entry:
     """Where it is."""
     size: int
     """Bytes."""
+    stamp: str = ""
+    """Another one when the file is written again: its modification time in nanoseconds, or its ETag."""
 
 
 def join(root: str, *names: str) -> str:
@@ -77,11 +79,18 @@ def exists(uri: str) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
+    return find(uri).size
+
+
+def find(uri: str) -> Entry:
+    """One file as a listing of its folder has it. Raises FileNotFoundError."""
+    name = uri.rsplit("/", 1)[-1]
     if is_s3(uri):
-        return _head(uri)["ContentLength"]
+        about = _head(uri)
+        return Entry(name, uri, about["ContentLength"], about["ETag"])
     if not os.path.isfile(local_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
-    return os.stat(local_path(uri)).st_size
+    return _local_entry(name, uri, os.stat(local_path(uri)))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -281,10 +290,14 @@ def _entry(above: str, entry: os.DirEntry[str]) -> Entry | None:
     if not entry.is_file():
         return None
     try:
-        size = entry.stat().st_size
+        about = entry.stat()
     except FileNotFoundError:
         return None
-    return Entry(shown_name(above + entry.name), path_or_uri(entry.path), size)
+    return _local_entry(above + entry.name, entry.path, about)
+
+
+def _local_entry(name: str, path: str, about: os.stat_result) -> Entry:
+    return Entry(shown_name(name), path_or_uri(path), about.st_size, str(about.st_mtime_ns))
 
 
 def _warn_unreadable(path: str, error: OSError) -> None:
@@ -313,7 +326,7 @@ def _entries(page: Any, prefix: str) -> Iterator[Entry]:
     for found in page.get("Contents", ()):
         name = found["Key"][len(folder) :]
         if name and not name.endswith("/"):
-            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"])
+            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"])
 
 
 class _S3File(io.RawIOBase):

@@ -22,6 +22,9 @@ from actors.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SMALL = 1 << 20
+"""Bytes of a part for which threads cost more than they save."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -163,10 +166,11 @@ class Store:
 def _parsed(uri: str, data: bytes, columns: Sequence[str] | None, optional: Sequence[str]) -> pa.Table | None:
     """The columns of a part; None where it is torn."""
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
         names = file.schema_arrow.names
         missing = set(columns or ()) - {*names, *optional}
-        table = None if missing else file.read(columns and [name for name in columns if name in names])
+        there = columns and [name for name in columns if name in names]
+        table = None if missing else file.read(there, use_threads=len(data) > SMALL)
     except (pa.ArrowInvalid, OSError):
         return None
     if table is None:

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,6 +31,7 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder, private_folder
+from actors.curation.origin import unsigned
 from actors.curation.page_tools import (
     LONGEST_PAUSE_S,
     REMEDY,
@@ -75,6 +76,8 @@ class Fetched:
 def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetched:
     """Bring one video to where it can be decoded: `<folder_uri>/<video_id><suffix>`, unless its url is a file already.
 
+    Beside it lies `<name>.url`, the url that it is from: a file from another one is downloaded again.
+
     Raises OSError where the store or this machine's disk fails, UserError where the cookies cannot be read, and
     BrokenRunError where the tool's library is missing.
     """
@@ -87,10 +90,11 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
     suffix = PurePosixPath(urllib.parse.urlsplit(url).path).suffix.lower()
     plain = suffix in VIDEO_SUFFIXES
     target = storage.join(folder_uri, f"{video_id}{suffix if plain else '.mp4'}")
-    try:
-        return Fetched(target, bytes=storage.size(target))
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError):
+        size = storage.size(target)
+        if _is_from(target, url):
+            return Fetched(target, bytes=size)
+        storage.delete(target)
     with TemporaryFolder() as folder:
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
@@ -102,8 +106,18 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
             _check(path)
         except Fault as fault:
             return Fetched(url, fault.code, str(fault), tries.statistics["attempt_number"])
+        # First, so that a file never lies beside another one's url.
+        storage.write_bytes(f"{target}.url", unsigned(url).encode())
         storage.upload(path, target)
         return Fetched(target, attempts=tries.statistics["attempt_number"], bytes=path.stat().st_size)
+
+
+def _is_from(target: str, url: str) -> bool:
+    """Whether a file was downloaded from this url; one of an earlier version does not tell, and counts."""
+    try:
+        return storage.read_bytes(f"{target}.url").decode() == unsigned(url)
+    except FileNotFoundError:
+        return True
 
 
 def _file(url: str) -> Fetched:

@@ -14,7 +14,7 @@ from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.duplicates import FARTHEST
 from actors.curation.filter import Filter
 from actors.curation.perceptual_hash import HASH_BYTES
-from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES, strings
+from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES, strings, with_new_captions
 
 REASONS = (
     *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
@@ -111,7 +111,7 @@ def write_decisions(
         read.append(table.take(pa.array(rows)).cast(read[0].schema))
         order.append(rows.index)
     about = pa.concat_tables(read).to_pandas(types_mapper=strings)
-    about = about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True)
+    about = with_new_captions(store, about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True))
     kept = places.scene & (places.reason == 0) & (about.error == "")
     reason = np.array(REASONS, object)[places.reason]
     groups = places.duplicate_group.where(places.duplicate_group >= 0)

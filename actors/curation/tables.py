@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.core.catalog import Part
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.perceptual_hash import HASH_BYTES
 
+ORIGIN = ("film", "version")
+"""Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
 SCORES = pa.schema(
     [
         ("video_index", pa.int64()),
@@ -42,11 +45,24 @@ SCORES = pa.schema(
         ("cut_s", pa.float32()),
         ("latents_s", pa.float32()),
         ("written", pa.float64()),
+        *((name, pa.int64()) for name in ORIGIN),
     ]
 )
 """What is measured: one row a scene, and one a film with scene_id "", written when its last scene has passed."""
 VIDEOS = pa.schema([("video_index", pa.int64()), ("video_id", pa.string()), ("scenes", pa.int64())])
 """The input: how many scenes of each video are to be cut; -1: known when the film has been decoded."""
+URLS = pa.schema([*VIDEOS, ("url", pa.string())])
+"""The same with where each film lies now; plans of earlier versions do not tell."""
+STALE = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        *((name, pa.int64()) for name in ORIGIN),
+    ]
+)
+"""Rows of scores/ that are of another film or other times than the input has now: they do not count."""
+NEW_CAPTIONS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("caption", pa.string())])
+"""Captions of the input that are others than those in scores/."""
 THUMBNAILS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("thumbnail", pa.binary())])
 
 CAPTIONS = pa.schema(
@@ -65,6 +81,7 @@ CAPTIONS = pa.schema(
         ("model", pa.string()),
         ("prompt", pa.string()),
         ("written", pa.float64()),
+        *((name, pa.int64()) for name in ORIGIN),
     ]
 )
 """One row an answer: the caption that was sent, and its recaption, or the code caption_failed."""
@@ -121,6 +138,7 @@ EVALUATION = pa.schema(
         ("error", pa.string()),
         ("message", pa.string()),
         ("model", pa.string()),
+        *((name, pa.int64()) for name in ORIGIN),
     ]
 )
 """One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
@@ -143,27 +161,57 @@ Look = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def read_rows(
-    store: Store, parts: Sequence[Part], columns: Sequence[str], look: Look | None, again: str
+    store: Store, parts: Sequence[Part], columns: Sequence[str], look: Look | None, stale: pa.Table
 ) -> tuple[pa.Table, list[str]]:
     """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them.
 
-    Also returns the paths of parts of scores/ that are torn: they are left out. A part of the plan that is not whole
-    raises DamagedError with `again`, what makes the plan again.
+    Rows that are `stale` are left out. Also returns the paths of parts of scores/ that are torn and left out. A part of
+    the plan that is not whole raises DamagedError.
     """
+    origin = ORIGIN if len(stale) else ()
     names = [*NARROW, *(name for name in columns if name not in NARROW)]
     schema = pa.schema([SCORES.field(name) for name in names])
     # Tables of no part have columns, too.
     tables, torn = [_looked(schema.empty_table(), "", look)], []
     for part in parts:
         if part.folder == "scores":
-            table = store.read_part(part.folder, part.name, names)
+            table = store.read_part(part.folder, part.name, [*names, *origin], ORIGIN)
         else:
-            table = store.read_whole(part, names, again=again)
+            table = store.read_whole(part, names, again=PLAN_AGAIN)
         if table is None:
             torn.append(part.path)
-        else:
-            tables.append(_looked(table.cast(schema), part.path, look))
+            continue
+        rows = _looked(table.select(names).cast(schema), part.path, look)
+        tables.append(rows.filter(current(table, stale)) if part.folder == "scores" and origin else rows)
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
+
+
+def current(rows: pa.Table, stale: pa.Table) -> pa.Array:
+    """Which rows (of ids and ORIGIN) are of the films and times that the input has: all but those in plan/stale."""
+    keys = ["video_id", "scene_id", *ORIGIN]
+    if not len(stale):
+        return pa.array(np.ones(len(rows), bool))
+    near = stale.filter(pa.array(stale["video_id"].to_pandas().isin(rows["video_id"].unique().to_pandas())))
+    here, there = (pd.MultiIndex.from_frame(with_origin(table).select(keys).to_pandas()) for table in (rows, near))
+    return pa.array(~here.isin(there))
+
+
+def with_origin(rows: pa.Table) -> pa.Table:
+    """Rows with 0 for an ORIGIN that is not known; pandas would make them floats, which are too short."""
+    for name in ORIGIN:
+        filled = pc.fill_null(rows[name].cast(pa.int64()), 0)
+        rows = rows.set_column(rows.column_names.index(name), name, filled)
+    return rows
+
+
+def with_new_captions(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the captions that the input has now; they have video_id, scene_id and caption."""
+    new = store.read_table("plan/captions", NEW_CAPTIONS, again=PLAN_AGAIN).to_pandas(types_mapper=strings)
+    if new.empty:
+        return rows
+    keys = pd.MultiIndex.from_frame(rows[["video_id", "scene_id"]])
+    found = new.set_index(["video_id", "scene_id"]).caption.reindex(keys).to_numpy(object)
+    return rows.assign(caption=np.where(pd.isna(found), rows.caption.to_numpy(object), found))
 
 
 def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:

@@ -19,7 +19,8 @@ from actors.core.store import Store
 from actors.curation.cut import FramesConfig, cut, film_row, scene_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.motion import MotionConfig
-from actors.curation.tables import SCORES, THUMBNAILS
+from actors.curation.origin import times, with_times
+from actors.curation.tables import ORIGIN, SCORES, THUMBNAILS
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 
@@ -106,9 +107,17 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
     video = {"video_index": task["video_index"], "video_id": task["video_id"], "uri": uri}
     fetched = {"fetch_s": task.get("fetch_s", 0.0), "attempts": task.get("attempts", 1)}
 
+    source, version = int(task.get("film", 0)), int(task.get("version", 0))
+    codes = {
+        scene["scene_id"]: times(span["start_s"], span["end_s"], scene["first"], scene["end"])
+        for span in spans or []
+        for scene in span["scenes"]
+    }
+
     def finished(row: Row, step: str, **more: Any) -> Row:
         scene = cuts.get(row["scene_id"], {"first": 0, "end": -1})
         about = {**video, "first": scene["first"], "end": scene["end"], "step": step if row["error"] else ""}
+        about |= {"film": source, "version": with_times(version, codes.get(row["scene_id"], 0))}
         return {**row, **about, "attempts": fetched["attempts"], **more}
 
     def lost(code: str, message: str, step: str, attempts: int) -> Iterator[Row]:
@@ -195,7 +204,9 @@ def write_rows(batch: Batch, store: Store) -> Batch:
     table = pa.table({name: pa.array(values[name], SCORES.field(name).type) for name in SCORES.names}, schema=SCORES)
     seen = np.array([len(thumbnail) > 0 for thumbnail in batch["thumbnail"]], bool)
     thumbnails = pa.table({name: pa.array(batch[name][seen], THUMBNAILS.field(name).type) for name in THUMBNAILS.names})
-    keys = [f"{v}/{s}/{e}" for v, s, e in zip(batch["video_id"], batch["scene_id"], batch["error"], strict=True)]
+    # With their origin: rows of another film do not take the place of those before, which may count again.
+    names = ("video_id", "scene_id", "error", *ORIGIN)
+    keys = ["/".join(map(str, row)) for row in zip(*(batch[name] for name in names), strict=True)]
     # Scores last: rows are done when they are there.
     store.write_part("thumbnails", thumbnails, keys)
     store.write_part("scores", table, keys)

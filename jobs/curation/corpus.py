@@ -10,7 +10,7 @@ from actors.curation.captioners import check_captioner
 from jobs.core import verbs
 from jobs.core.verbs import Preview, Verb
 from jobs.curation.verb import CurationVerb, caption, count, decide, load_settings, places, settle, write_kept
-from pipelines.curation.plan import make_plan
+from pipelines.curation.plan import Plan, make_plan
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig, RetryConfig, check
 
@@ -23,6 +23,7 @@ ARTEFACTS = (
 def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = frozenset()) -> None:
     """Plan and score what is missing; again: error codes of rows to make again."""
     plan, started = make_plan(config, again), time.time()
+    run.record["changed"] = changed(config, plan)
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
     if plan.todo:
         from pipelines.curation.score import score
@@ -30,6 +31,13 @@ def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = froz
         run.ray()
         left = partial(make_plan, config, again, before=started)
         run.record["measured"] = asdict(score(config, plan, left))
+
+
+def changed(config: CurationConfig, plan: Plan) -> list[str]:
+    """What has changed in the input since it was measured, as a line, if anything."""
+    return (
+        [f"changed in the input (videos.changed={config.videos.changed}): {plan.changes()}"] if plan.changes() else []
+    )
 
 
 def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Preview:
@@ -41,6 +49,7 @@ def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Prev
     facts = [
         f"input: {plan.videos} videos, {plan.scenes} named scenes, {plan.films} films for shot detection",
         f"to do: {plan.todo} videos, {plan.todo_scenes} named scenes{fetched}",
+        *changed(config, plan),
     ]
     return Preview(facts, places(config, *ARTEFACTS), *stages_of(config, plan.remote))
 

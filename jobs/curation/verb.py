@@ -180,6 +180,7 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
         rate = measured["scenes"] / max(measured["seconds"], 1e-9)
         what = f"{measured['scenes']} scenes of {measured['films']} videos"
         lines.append(f"scored {what} in {measured['seconds']:.0f} s, {rate:.1f} scenes/s")
+    lines += record.get("changed", ())
     if evaluation := record.get("evaluation"):
         lines += _evaluation(evaluation)
     elif rows := record.get("rows"):

@@ -23,7 +23,7 @@ from actors.curation.clips import write_clips
 from actors.curation.cut import FEATURES
 from actors.curation.filter import Filter
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
-from pipelines.curation.rows import rows_now
+from pipelines.curation.rows import rows_now, with_places
 from pipelines.curation.settings import CurationConfig
 
 AHEAD = 4
@@ -47,7 +47,7 @@ def scenes_to_label(store: Store) -> pd.DataFrame:
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
-    return sound[COLUMNS]
+    return with_places(store, sound[COLUMNS])
 
 
 def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0, model: Filter | None = None) -> pd.DataFrame:

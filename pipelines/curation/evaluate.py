@@ -36,7 +36,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.curation.clip_scores import KEYS, SCORED, TEXTS, score_scenes
-from actors.curation.tables import EVALUATION, SELECT_AGAIN, strings
+from actors.curation.tables import EVALUATION, ORIGIN, PLAN_AGAIN, SELECT_AGAIN, STALE, current, strings
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
@@ -87,7 +87,7 @@ def plan_evaluation(config: CurationConfig) -> Plan:
         ],
         columns=EVALUATION.names[:7],
     )
-    rows = _with_scores(rows, store, config)
+    rows = _with_scores(rows.assign(**{name: [row[name] for row in scenes] for name in ORIGIN}), store, config)
     return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""])
 
 
@@ -165,12 +165,13 @@ def _with_scores(rows: pd.DataFrame, store: Store, config: CurationConfig) -> pd
 
 
 def _stored(store: Store) -> Iterator[pa.Table]:
-    """The parts of evaluation/ that can be read: what others held is scored again."""
+    """What can be read of evaluation/ and is of the films and times of the input: the rest is scored again."""
+    stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     for name in store.parts("evaluation"):
         with suppress(FileNotFoundError):
-            part = store.read_part("evaluation", name, EVALUATION.names)
+            part = store.read_part("evaluation", name, EVALUATION.names, ORIGIN)
             if part is not None:
-                yield part.select(EVALUATION.names).cast(EVALUATION)
+                yield part.filter(current(part, stale)).select(EVALUATION.names).cast(EVALUATION)
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import ray
 
@@ -16,9 +17,18 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, export_films, remove_frames, write_one_shard
-from actors.curation.tables import SELECT_AGAIN
+from actors.curation.tables import (
+    ORIGIN,
+    PLAN_AGAIN,
+    SELECT_AGAIN,
+    STALE,
+    current,
+    strings,
+    with_new_captions,
+    with_origin,
+)
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
-from pipelines.curation.rows import captions
+from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
@@ -28,6 +38,7 @@ MADE = "export.json"
 """Settings that clips/ was made with; not in there, where every name is a video's."""
 OLDER = "export_older.json"
 """Clips made with settings before these, which are still to be replaced: bytes by name."""
+KEYS = ["video_id", "scene_id"]
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
 TOTALS = ("total_caption_score", "total_recaption_score", "total_score_random", "total_score_selected")
@@ -88,6 +99,17 @@ def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> di
     return dict(listed)
 
 
+def renew_clips(store: Store, scenes: Iterable[tuple[str, str, Any]]) -> None:
+    """Let the next export write the clips of these scenes (video_id, scene_id, …) anew: they are of another film or
+    other times than the input's. Until then they stay."""
+    names = {f"{video_id}/{scene_id}.mp4" for video_id, scene_id, *_ in scenes}
+    if not names or store.read_json(MADE) is None:
+        return
+    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",)) if entry.name in names}
+    if listed:
+        store.write_json((store.read_json(OLDER) or {}) | listed, OLDER)
+
+
 def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int], kept: list[Row]) -> None:
     """Remove clips and frames of scenes that are no longer kept. What failed at export keeps what it had."""
     parts = store.read_parts("scenes", ["video_id", "scene_id", "error"])
@@ -120,17 +142,46 @@ def kept_scenes(store: Store) -> list[Row]:
 
 
 def located(store: Store, keys: Sequence[Key]) -> list[Row]:
-    """Sound scenes of scores/ in the order of their names: KEPT, and the recaption that captions/ has, "" for none."""
-    found: dict[Key, Row] = {}
-    wanted = set(keys)
-    for part in store.read_parts("scores", [*KEPT, "error"]):
-        ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
-        chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
-        rows = part.select(KEPT).filter(pa.array(chosen, pa.bool_())).to_pylist()
-        found.update({(row["video_id"], row["scene_id"]): row for row in rows})
+    """Sound scenes of scores/ in the order of their names: KEPT, ORIGIN, and the recaption in captions/, "" for none.
+
+    Films are looked for where the input has them now, captions are those of the input now.
+    """
+    if not keys:
+        return []
+    rows = _sound(store, set(keys))
+    if rows.empty:
+        raise _unknown(store, keys)
+    rows = with_new_captions(store, with_places(store, rows)).fillna({"caption": ""})
+    records: list[Any] = rows[[*KEPT, *ORIGIN]].to_dict("records")
+    found: dict[Key, Row] = {_key(row): row for row in records}
+    if unknown := [key for key in keys if key not in found]:
+        raise _unknown(store, unknown)
     answers = captions(store)
     said = dict(zip(zip(answers.video_id, answers.scene_id, strict=True), answers.recaption, strict=True))
     return [{**found[key], "recaption": said.get(key, "")} for key in keys]
+
+
+def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
+    """Of each of these scenes the last sound row of the film and times that the input has."""
+    stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
+    found: list[pa.Table] = []
+    for part in store.read_parts("scores", [*KEPT, "error", "written", *ORIGIN], ORIGIN):
+        ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
+        chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
+        if any(chosen):
+            rows = part.filter(pa.array(chosen, pa.bool_()))
+            found.append(with_origin(rows.filter(current(rows, stale))))
+    if not found:
+        return pd.DataFrame(columns=KEPT)
+    rows = pa.concat_tables(found, promote_options="permissive").to_pandas(types_mapper=strings)
+    return rows.sort_values("written", kind="stable").drop_duplicates(KEYS, keep="last")
+
+
+def _unknown(store: Store, keys: Sequence[Key]) -> IncompleteError:
+    some = ", ".join(scene_id for _, scene_id in keys[:3])
+    return IncompleteError(
+        f"{store.uri('scenes')} has {len(keys)} scenes without a sound row in scores/ ({some}). {SELECT_AGAIN}"
+    )
 
 
 def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
@@ -207,6 +258,7 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
 def _write_shards(kept: list[Row], config: CurationConfig) -> None:
     set_context()
     store, size = Store(config.output), config.export.shard_clips
+    kept = [{name: value for name, value in row.items() if name not in ORIGIN} for row in kept]
     shards = [
         {"name": f"shard-{start // size:06d}.tar", "scenes": json.dumps(kept[start : start + size])}
         for start in range(0, len(kept), size)

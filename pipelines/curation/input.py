@@ -14,7 +14,8 @@ import io
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from actors.core import storage
 from actors.core.addresses import NAME_BYTES, short_name
 from actors.core.errors import UserError
 from actors.core.whole_files import TEMPORARY
+from actors.curation.origin import Source
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.times import parse_time
 
@@ -104,6 +106,8 @@ class Video:
     """What can be cut, maybe nothing; None: the scenes are unknown, and shots are to be detected."""
     rejected: tuple[Rejected, ...] = ()
     """What cannot."""
+    source: Source = field(default=Source(""), compare=False)
+    """The film as it lies there now."""
 
 
 def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[Video]:
@@ -139,10 +143,10 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         videos = _grouped(input, _parquet_rows(input))
     elif suffix in VIDEO_SUFFIXES and storage.exists(input):
         uri = storage.absolute(input)
-        videos = [_film(PurePosixPath(uri).name, uri)]
+        videos = [_film(storage.find(uri))]
     else:
         films = storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES), skip_unreadable=True)
-        videos = (_film(entry.name, entry.uri) for entry in films)
+        videos = (_film(entry) for entry in films)
     return _ranged(input, videos, start, end)
 
 
@@ -155,6 +159,8 @@ class _Raw(NamedTuple):
     """Its spans, with scenes that may not be sound; None: shots are to be detected."""
     fault: tuple[str, str] | None = None
     """Error code and message of a video that cannot be cut."""
+    entry: storage.Entry | None = None
+    """Its file, where that was listed."""
 
 
 def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> Iterator[Video]:
@@ -167,10 +173,18 @@ def _ranged(input: str, videos: Iterable[_Raw], start: int, end: int | None) -> 
         video = _sifted(index, raw, raw.video_id in seen)
         seen.add(raw.video_id)
         if index >= start:
-            yield video
+            yield replace(video, source=_source(raw.url, raw.entry))
         if index == end:
             return
     _check_range(input, count, start, end)
+
+
+def _source(url: str, entry: storage.Entry | None) -> Source:
+    """A film as it lies there, as far as no request to a host is needed to know."""
+    if entry is None and url.startswith(("/", "file://")):
+        with suppress(OSError):
+            entry = storage.find(url)
+    return Source(url) if entry is None else Source(url, entry.size, entry.stamp)
 
 
 def _check_range(input: str, count: int, start: int, end: int | None) -> None:
@@ -185,7 +199,7 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
 
 def _sifted(index: int, raw: _Raw, duplicate: bool) -> Video:
     """Part the scenes that can be cut from those that cannot."""
-    video_id, url, spans, fault = raw
+    video_id, url, spans, fault, _ = raw
     if fault:
         return Video(index, video_id, url, (), (Rejected("", "", "", *fault, 0),))
     again = "duplicate_id", f'another video before has the id "{video_id}"'
@@ -398,13 +412,13 @@ def _grouped(input: str, rows: Iterable[tuple[_Place, dict[str, Any]]]) -> list[
     return [_Raw(video_id, url, spans) for video_id, (url, spans) in videos.items()]
 
 
-def _film(name: str, uri: str) -> _Raw:
+def _film(entry: storage.Entry) -> _Raw:
     """A film without metadata; its suffix is part of its id, since demo.mp4 and demo.mov may lie side by side."""
-    video_id = name.replace("/", "-")
+    video_id = entry.name.replace("/", "-")
     if not _is_usable(video_id):
-        about = f"the path {_shown(name)} ({len(name.encode())} bytes) cannot be an id: rename it; {_RULE}"
-        return _Raw(short_name(video_id), uri, None, ("bad_name", about))
-    return _Raw(video_id, uri, None)
+        about = f"the path {_shown(entry.name)} ({len(entry.name.encode())} bytes) cannot be an id: rename it; {_RULE}"
+        return _Raw(short_name(video_id), entry.uri, None, ("bad_name", about), entry)
+    return _Raw(video_id, entry.uri, None, entry=entry)
 
 
 _RULE = f"use 1 to {NAME_BYTES} bytes of UTF-8, not . or .., and no / or \\"

@@ -2,16 +2,19 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from actors.core.catalog import Replacement
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cut import scene_row
-from actors.curation.tables import PLAN_AGAIN, SCORES, VIDEOS
+from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STALE, URLS
+from pipelines.curation.done import Done, Left, Origin
+from pipelines.curation.export import renew_clips
 from pipelines.curation.input import Video, read_videos
 from pipelines.curation.settings import CurationConfig, measured_by
 
@@ -24,54 +27,10 @@ TODO = pa.schema(
         ("url", pa.string()),
         ("spans", pa.string()),
         ("skip", pa.string()),
+        *((name, pa.int64()) for name in ORIGIN),
     ]
 )
 """A video to decode: its spans with the scenes still missing, or null and the ids of shots that need no row (JSON)."""
-
-
-class Done:
-    """What scores/ holds already: ids of scenes per video, and how many a film turned out to have."""
-
-    def __init__(
-        self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset(), before: float = math.inf
-    ) -> None:
-        """again: error codes whose rows do not count as done, where they were written before that time."""
-        self._scenes: dict[str, set[str]] = {}
-        self._films: dict[str, int] = {}
-        self._failed_films: dict[str, int] = {}
-        failed: dict[tuple[str, str], tuple[float, str, int]] = {}
-        columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes", "written"]
-        for part in store.read_parts("scores", columns):
-            rows = (part.column(name).to_pylist() for name in columns)
-            for video_id, scene_id, error, frames, difference, scenes, written in zip(*rows, strict=True):
-                if error:
-                    key = video_id, scene_id
-                    failed[key] = max(failed.get(key, (0.0, "", 0)), (written, error, scenes))
-                elif not scene_id:
-                    self._films[video_id] = scenes
-                # A scene with too many frames for frames.max was not measured; under a higher bound it is.
-                elif not (2 <= frames <= config.frames.max and math.isnan(difference)):
-                    self._scenes.setdefault(video_id, set()).add(scene_id)
-        # Parts come in no order: as in `rows_now`, of rows that were made again a sound one counts, else the last.
-        for (video_id, scene_id), (written, error, scenes) in failed.items():
-            if error in again and written < before:
-                continue
-            if scene_id:
-                self._scenes.setdefault(video_id, set()).add(scene_id)
-            else:
-                self._failed_films[video_id] = scenes
-
-    def scenes(self, video_id: str) -> set[str]:
-        """Ids of the video's scenes that have a row."""
-        return self._scenes.get(video_id, set())
-
-    def film(self, video_id: str) -> bool:
-        """Whether a film of unknown scenes was decoded to its end and all its scenes have a row."""
-        have = len(self.scenes(video_id))
-        if video_id in self._films:
-            return have >= self._films[video_id]
-        # More than a failed pass had: it was tried again, and ended before its film was.
-        return have == self._failed_films.get(video_id)
 
 
 @dataclass(frozen=True)
@@ -90,6 +49,27 @@ class Plan:
     """Named scenes left to do."""
     remote: bool
     """Whether a video left has a url that is no file's."""
+    changed_films: int = 0
+    """Videos with rows of another film only."""
+    changed_scenes: int = 0
+    """Scenes with rows of other times only."""
+    gone: int = 0
+    """Scenes with rows that the input names no more."""
+    captions: int = 0
+    """Scenes whose caption is another one than when they were measured."""
+    moved: int = 0
+    """Videos that lay elsewhere when they were measured, with the same name and size."""
+
+    def changes(self) -> str:
+        """What has changed in the input since it was measured; "" for nothing."""
+        told = {
+            "films changed": self.changed_films,
+            "scenes with changed times": self.changed_scenes,
+            "scenes removed": self.gone,
+            "captions changed": self.captions,
+            "films moved": self.moved,
+        }
+        return ", ".join(f"{what} {count}" for what, count in told.items() if count)
 
 
 def make_plan(
@@ -102,45 +82,97 @@ def make_plan(
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
     store = Store(config.output)
-    done = Done(store, config, again, before)
-    videos = scenes = films = todo_scenes = 0
-    remote = False
+    done, counted = Done(store, config, again, before), _Counts()
+    stale_before = _stale(store)
     with Replacement(store.root, list(_TABLES), PLAN_AGAIN) as new:
         tables = {name: _Writer(new, name, schema, dry) for name, schema in _TABLES.items()}
         for video in read_videos(config.input, config.videos.start, config.videos.end):
-            videos += 1
-            films += video.spans is None
-            cuttable = sum(len(span.scenes) for span in video.spans or ())
-            scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
-            # The scenes of a video are those of the first that has its id, which may lie outside the range.
-            if video.spans or {rejected.code for rejected in video.rejected} != {"duplicate_id"}:
-                named = -1 if video.spans is None else cuttable
-                tables["plan/videos"].add({"video_index": video.index, "video_id": video.video_id, "scenes": named})
-            for rejected in video.rejected:
-                tables["plan/rejected"].add(_rejected(video, rejected))
-            task, count = _left(video, done)
-            if task is not None:
-                tables["plan/todo"].add(task)
-                todo_scenes += count
-                remote = remote or not video.url.startswith(("/", "file://", "s3://"))
+            _add(video, done, tables, counted)
         for table in tables.values():
             table.flush()
-        plan = Plan(videos, scenes, films, tables["plan/todo"].rows, todo_scenes, remote)
+        counts = {name: value for name, value in vars(counted).items() if name != "stale"}
+        plan = Plan(todo=tables["plan/todo"].rows, **counts)
+        if config.videos.changed == "refuse" and (plan.changed_films or plan.changed_scenes or plan.gone):
+            raise UserError(
+                f"{config.input} has changed since it was measured ({plan.changes()}). Set videos.changed=measure to "
+                "measure what changed, videos.changed=keep to keep its rows, or another output."
+            )
         if not dry:
+            # Before the plan, which is what says that they are no longer new.
+            renew_clips(store, counted.stale - stale_before)
             new.commit(asdict(plan))
             settings = {"measured_by": measured_by(config), "settings": asdict(config)}
             store.write_json(settings, "plan", "settings.json")
     return plan
 
 
-def _left(video: Video, done: Done) -> tuple[Row | None, int]:
-    have = done.scenes(video.video_id)
+@dataclass
+class _Counts:
+    """The counts of a `Plan` while the input is read."""
+
+    videos: int = 0
+    scenes: int = 0
+    films: int = 0
+    todo_scenes: int = 0
+    remote: bool = False
+    changed_films: int = 0
+    changed_scenes: int = 0
+    gone: int = 0
+    captions: int = 0
+    moved: int = 0
+    stale: set[tuple[str, str, Origin]] = field(default_factory=set)
+    """Rows that are of another film or other times: video_id, scene_id, origin."""
+
+
+def _stale(store: Store) -> set[tuple[str, str, Origin]]:
+    """What the plan that is there says of rows that are stale."""
+    if "plan/stale" not in store.catalog().tables:
+        return set()
+    rows = store.read_table("plan/stale", STALE, again=PLAN_AGAIN).to_pylist()
+    return {(row["video_id"], row["scene_id"], (row["film"], row["version"])) for row in rows}
+
+
+def _add(video: Video, done: Done, tables: dict[str, "_Writer"], counted: _Counts) -> None:
+    """Add a video to the plan."""
+    counted.videos += 1
+    counted.films += video.spans is None
+    cuttable = sum(len(span.scenes) for span in video.spans or ())
+    counted.scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
+    for rejected in video.rejected:
+        tables["plan/rejected"].add(_rejected(video, rejected))
+    # The scenes of a video are those of the first that has its id, which may lie outside the range.
+    if not video.spans and {rejected.code for rejected in video.rejected} == {"duplicate_id"}:
+        return
+    about = {"video_index": video.index, "video_id": video.video_id}
+    tables["plan/videos"].add(about | {"scenes": -1 if video.spans is None else cuttable, "url": video.url})
+    left = done.left(video)
+    for scene_id, origin in left.stale:
+        row = {"video_id": video.video_id, "scene_id": scene_id} | dict(zip(ORIGIN, origin, strict=True))
+        tables["plan/stale"].add(row)
+        counted.stale.add((video.video_id, scene_id, origin))
+    for scene_id, caption in left.captions.items():
+        tables["plan/captions"].add({"video_id": video.video_id, "scene_id": scene_id, "caption": caption})
+    counted.changed_films += left.film_changed
+    counted.changed_scenes += left.scenes_changed
+    counted.gone += left.gone
+    counted.captions += len(left.captions)
+    counted.moved += left.moved
+    task, count = _task(video, left)
+    if task is not None:
+        tables["plan/todo"].add(task)
+        counted.todo_scenes += count
+        counted.remote = counted.remote or not video.url.startswith(("/", "file://", "s3://"))
+
+
+def _task(video: Video, left: Left) -> tuple[Row | None, int]:
+    """A row of plan/todo, None where nothing is left, and how many named scenes it has."""
     task = {"video_index": video.index, "video_id": video.video_id, "url": video.url, "spans": None, "skip": "[]"}
+    task |= {"film": video.source.film, "version": video.source.version}
     if video.spans is None:
-        return (None if done.film(video.video_id) else task | {"skip": json.dumps(sorted(have))}), 0
+        return (None if left.finished else task | {"skip": json.dumps(sorted(left.have))}), 0
     spans = []
     for span in video.spans:
-        missing = [vars(scene) | {"clip_id": span.clip_id} for scene in span.scenes if scene.scene_id not in have]
+        missing = [vars(scene) | {"clip_id": span.clip_id} for scene in span.scenes if scene.scene_id not in left.have]
         if missing:
             spans.append({"start_s": span.start_s, "end_s": span.end_s, "scenes": missing})
     return (task | {"spans": json.dumps(spans)} if spans else None), sum(len(span["scenes"]) for span in spans)
@@ -152,7 +184,13 @@ def _rejected(video: Video, rejected: Any) -> Row:
     return row | {"video_index": video.index, "video_id": video.video_id, "uri": video.url, "step": "plan"}
 
 
-_TABLES = {"plan/todo": TODO, "plan/videos": VIDEOS, "plan/rejected": SCORES}
+_TABLES = {
+    "plan/todo": TODO,
+    "plan/videos": URLS,
+    "plan/rejected": SCORES,
+    "plan/stale": STALE,
+    "plan/captions": NEW_CAPTIONS,
+}
 
 
 class _Writer:

@@ -33,12 +33,12 @@ from actors.curation.captions import (
     pick_frames,
     prompt,
 )
-from actors.curation.tables import CAPTIONS
+from actors.curation.tables import CAPTIONS, ORIGIN
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of
 from pipelines.curation.export import renew_kept_json
 from pipelines.curation.frames import frames_of
-from pipelines.curation.rows import answers, captions
+from pipelines.curation.rows import answers, captions, current_answers
 from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
 
@@ -83,7 +83,7 @@ def unasked(config: CurationConfig, scenes: list[Row]) -> list[Row]:
 
     With captions.again an answer counts only where the model, the prompt and the caption are those of now.
     """
-    there = answers(Store(config.output))[0].to_pylist()
+    there = current_answers(Store(config.output)).to_pylist()
     named = ("video_id", "scene_id")
     if config.captions.again:
         now = (config.captions.by, config.captions.model, PROMPT_ID)
@@ -160,13 +160,13 @@ def forget_failed(store: Store) -> set[tuple[str, str]]:
 
 
 def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Generator[Answer, None, None]:
-    settings = config.captions
+    settings, origins = config.captions, _origins(scenes)
     captioner = load_captioner(settings)
     pace = Pace(settings.requests_per_minute, settings.max_requests, settings.patience_s)
 
     def answer(row: Row) -> Answer:
         found = Answer() if row["error"] else ask(captioner, row["frames"], row["caption"], pace, settings.pause_s)
-        return _written(store, settings, row, found)
+        return _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
 
     # A scene takes one request at least: what is beyond the budget need not be decoded.
     stages = fitted({}, {"video": config.video, "pick": PICK}, config.autoscaling)
@@ -186,7 +186,7 @@ def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Gene
 
 
 def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Generator[Answer, None, None]:
-    settings = config.captions
+    settings, origins = config.captions, _origins(scenes)
     stages = fitted({"captions": settings}, {"video": config.video, "pick": PICK}, config.autoscaling)
     stage = stages["captions"]
     answered = _frames(config, scenes, stages).map_batches(
@@ -197,12 +197,17 @@ def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Genera
     )
     for row in rows_of(answered):
         found = Answer(**{name: row[name] for name in Answer.__annotations__})
-        yield _written(store, settings, row, found)
+        yield _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
 
 
 def _frames(config: CurationConfig, scenes: list[Row], stages: dict[str, Stage]) -> Dataset:
     pick: Any = pick_frames
     return frames_of(scenes, config, stages["video"]).map_batches(pick, batch_size=1, **ray_task(stages["pick"]))
+
+
+def _origins(scenes: list[Row]) -> dict[tuple[str, str], Row]:
+    """By scene, which film and times an answer is of."""
+    return {(row["video_id"], row["scene_id"]): {name: row.get(name) for name in ORIGIN} for row in scenes}
 
 
 def _written(store: Store, settings: CaptionsConfig, row: Row, answer: Answer) -> Answer:
@@ -211,7 +216,7 @@ def _written(store: Store, settings: CaptionsConfig, row: Row, answer: Answer) -
         return answer
     if row["error"]:
         answer = Answer(code="caption_failed", message=f"{row['error']}: {row['message']}")
-    about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
+    about = {name: row[name] for name in ("video_id", "scene_id", "caption", *ORIGIN)}
     made_by = {"by": settings.by, "model": settings.model, "prompt": PROMPT_ID, "written": time.time()}
     columns = {name: getattr(answer, name) for name in CAPTIONS.names if hasattr(answer, name)}
     table = pa.Table.from_pylist([{**about, **columns, **made_by}], CAPTIONS)

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,21 @@ import pyarrow as pa
 from actors.core.catalog import Part
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.tables import CAPTIONS, CAPTIONS_AGAIN, PLAN_AGAIN, REJECTED, VIDEOS, Look, read_rows, strings
+from actors.curation.tables import (
+    CAPTIONS,
+    CAPTIONS_AGAIN,
+    ORIGIN,
+    PLAN_AGAIN,
+    REJECTED,
+    STALE,
+    URLS,
+    VIDEOS,
+    Look,
+    current,
+    read_rows,
+    strings,
+    with_new_captions,
+)
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -70,7 +85,8 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
     parts = [*store.listed("plan/rejected"), *(Part("scores", name) for name in store.parts("scores"))]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
-    read = in_tasks(read_rows, [(store, group, columns, look, PLAN_AGAIN) for group in groups], len(parts) > MANY_PARTS)
+    stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
+    read = in_tasks(read_rows, [(store, group, columns, look, stale) for group in groups], len(parts) > MANY_PARTS)
     notes = _notes(store, [path for _, torn in read for path in torn])
     whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
     del read
@@ -90,6 +106,8 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     counted = np.concatenate([last.to_numpy(), np.flatnonzero(planned)])
     order = np.lexsort((rows.ordinal.to_numpy()[counted], rows.video_index.to_numpy()[counted]))
     rows = rows.iloc[counted[order]]
+    if "caption" in rows:
+        rows = with_new_captions(store, rows)
     scenes = (rows.scene_id != "").to_numpy()
     return Rows(rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes, notes)
 
@@ -107,6 +125,17 @@ def _notes(store: Store, torn: list[str]) -> list[str]:
     for note in notes:
         log.warning("%s", note)
     return notes
+
+
+def with_places(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the `uri` where their films lie now: the input or the output may have moved since."""
+    if "plan/videos" not in store.catalog().tables:
+        return rows
+    now = store.read_table("plan/videos", URLS).to_pandas().set_index("video_id").url
+    urls = rows.video_id.map(now[now.index.isin(rows.video_id.unique())]).fillna("").to_numpy(object)
+    local = np.array([url.startswith(("/", "file://", "s3://")) for url in urls], bool)
+    fetched = [store.uri("videos", PurePosixPath(uri).name) if uri else uri for uri in rows.uri]
+    return rows.assign(uri=np.where(local, urls, fetched))
 
 
 def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:
@@ -137,8 +166,8 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
     if extra.any():
         some = ", ".join(extra.index[extra][:5])
         raise IncompleteError(
-            f"{extra.sum()} videos have more scenes in scores/ than in the input ({some}): the input has changed; "
-            "use another output for it"
+            f"{extra.sum()} videos have more scenes in scores/ than in the input ({some}): the input has changed. "
+            "Run `score` or `run` to plan it again."
         )
     return int(expected.sum() + planned.sum())
 
@@ -201,9 +230,15 @@ def captions(store: Store) -> pd.DataFrame:
 
     Raises DamagedError where a part is torn: its answers were paid for.
     """
-    rows = answers(store)[0].to_pandas(types_mapper=strings)
+    rows = current_answers(store).to_pandas(types_mapper=strings)
     rows = rows.assign(sound=rows.code == "").sort_values(["sound", "written"], kind="stable")
     return rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound").reset_index(drop=True)
+
+
+def current_answers(store: Store) -> pa.Table:
+    """Rows of captions/ for the films and times that the input has now."""
+    rows = answers(store)[0]
+    return rows.filter(current(rows, store.read_table("plan/stale", STALE, again=PLAN_AGAIN)))
 
 
 def answers(store: Store) -> tuple[pa.Table, list[str]]:
@@ -211,7 +246,7 @@ def answers(store: Store) -> tuple[pa.Table, list[str]]:
     while True:
         parts = store.listed("captions")
         try:
-            read = [store.read_whole(part, CAPTIONS.names, again=CAPTIONS_AGAIN) for part in parts]
+            read = [store.read_whole(part, CAPTIONS.names, ORIGIN, CAPTIONS_AGAIN) for part in parts]
         except FileNotFoundError:
             # Another command has gathered them into one part since.
             continue

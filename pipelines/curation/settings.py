@@ -7,7 +7,7 @@ measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ an
 
 import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -47,6 +47,10 @@ class VideosConfig:
     """Index of the first video, from 0, in the order of the input. Set it to split a corpus over several runs."""
     end: int | None = None
     """Index of the last video, which is included; null: to the end of the input."""
+    changed: Literal["measure", "refuse", "keep"] = "measure"
+    """What happens to rows whose film, times or scene has changed in the input since they were measured. measure: they
+    no longer count, and what changed is measured again; refuse: the command ends before anything is done; keep: they
+    count as they are. Changed captions are always taken over."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> str:
 
 
 def stored(store: str) -> list[str]:
-    return [entry.name for entry in storage.listing(store)]
+    return [entry.name for entry in storage.listing(store) if not entry.name.endswith(".url")]
 
 
 def test_a_plain_file_is_fetched_once(host: FileHost, film: bytes, store: str) -> None:
@@ -60,6 +60,20 @@ def test_a_plain_file_is_fetched_once(host: FileHost, film: bytes, store: str) -
     again = fetch("v1", url, store, QUICK)
     assert again == replace(first, attempts=0)
     assert len(host.requests) == 1 and stored(store) == ["v1.mp4"]
+
+
+def test_a_file_from_another_url_is_fetched_anew(host: FileHost, film: bytes, store: str) -> None:
+    other = film + b"\0" * 9
+    host.put("/a.mp4", Reply(film))
+    host.put("/b.mp4", Reply(other))
+    first = fetch("v1", host.url("/a.mp4?token=1"), store, QUICK)
+    assert fetch("v1", host.url("/a.mp4?token=2"), store, QUICK) == replace(first, attempts=0)
+    second = fetch("v1", host.url("/b.mp4"), store, QUICK)
+    assert (second.uri, second.attempts) == (first.uri, 1)
+    assert storage.read_bytes(second.uri) == other
+    # What an earlier version downloaded does not tell where it is from.
+    storage.delete(f"{second.uri}.url")
+    assert fetch("v1", host.url("/a.mp4"), store, QUICK).attempts == 0
 
 
 def test_a_page_is_fetched_once_by_the_tool(

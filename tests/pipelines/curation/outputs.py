@@ -12,7 +12,7 @@ import pyarrow as pa
 from actors.core.store import Store
 from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
-from actors.curation.tables import SCORES, VIDEOS
+from actors.curation.tables import ORIGIN, SCORES, VIDEOS
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
 
@@ -52,6 +52,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         **dict.fromkeys(("decoded", "source", "scenes"), 0),
         "decoder": "",
         **dict.fromkeys(("fetch_s", "cut_s", "latents_s"), 0.0),
+        **dict.fromkeys(ORIGIN),
     }
     if "error" in about:
         row |= dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan) | {"no_frames": 0, "step": "cut"}

@@ -137,7 +137,14 @@ def test_other_captions_and_models_count_as_answered_unless_wished(
 
 def test_of_doubles_the_last_sound_one_counts(tmp_path: Path):
     store = Store(str(tmp_path))
-    base = dict.fromkeys(CAPTIONS.names, "") | {"attempts": 1, "requests": 1, "tokens_in": 0, "tokens_out": 0}
+    base = dict.fromkeys(CAPTIONS.names, "") | {
+        "attempts": 1,
+        "requests": 1,
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "film": 0,
+        "version": 0,
+    }
     made = [("x", "first", "", 1.0), ("x", "second", "", 2.0), ("x", "", "caption_failed", 3.0)]
     made += [("y", "", "caption_failed", 1.0), ("z", "same", "", 1.0), ("z", "same", "", 1.0)]
     for number, (name, text, code, written) in enumerate(made):
