@@ -22,6 +22,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # of each training that watches for nodes which are taken away.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# It looks for new log files ten times a second else.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "1")
 
 
 @pytest.fixture(scope="session")

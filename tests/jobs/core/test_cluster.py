@@ -28,11 +28,6 @@ sys.exit(app(sys.argv[2:], standalone_mode=False))
 
 
 @pytest.fixture(scope="module")
-def settings(vae_folder: str) -> list[str]:
-    return [*FAST, f"latents.model={vae_folder}"]
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four films and a page of text named like a film."""
     made = tmp_path_factory.mktemp("films")
@@ -42,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_a_folder(ray_cluster: None, folder: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_a_folder(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a run from a folder into a folder."""
     output = tmp_path_factory.mktemp("on_a_folder") / "out"
-    run_here("run", f"input={folder}", f"output={output}", *settings)
+    run_here("run", f"input={folder}", f"output={output}", *FAST)
     return output
 
 
@@ -77,12 +72,12 @@ def assert_no_credentials(output: str, environment: dict[str, str], *local: Path
 
 
 def test_a_store_that_fails_gives_the_rows_of_a_folder(
-    s3_server: dict[str, str], s3: str, prefix: str, settings: list[str], on_a_folder: Path, tmp_path: Path
+    s3_server: dict[str, str], s3: str, prefix: str, on_a_folder: Path, tmp_path: Path
 ):
     output = f"{s3}/out"
     with fault_proxy(s3_server, refused=0.08, cut=0.08, seed=3) as proxy:
         log = tmp_path / "log.txt"
-        with corpus.job(log, "run", f"input={prefix}", f"output={output}", *settings, **proxy.environment) as job:
+        with corpus.job(log, "run", f"input={prefix}", f"output={output}", *FAST, **proxy.environment) as job:
             job.wait()
             assert_no_credentials(output, s3_server, log, Path(job.session.folder))
     assert proxy.faults["refused"] and proxy.faults["cut_request"] + proxy.faults["cut_response"]
@@ -90,13 +85,13 @@ def test_a_store_that_fails_gives_the_rows_of_a_folder(
 
 
 def test_a_submitted_job_writes_its_rows_and_tells_its_exit_code(
-    head: Head, s3_server: dict[str, str], s3: str, prefix: str, settings: list[str], on_a_folder: Path, tmp_path: Path
+    head: Head, s3_server: dict[str, str], s3: str, prefix: str, on_a_folder: Path, tmp_path: Path
 ):
     scripts = sysconfig.get_path("scripts")
     output = f"{s3}/out"
 
     def submit(*more: str) -> tuple[int, str]:
-        job = ["python", "-m", "jobs.curation", "run", f"input={prefix}", f"output={output}", *settings, *more]
+        job = ["python", "-m", "jobs.curation", "run", f"input={prefix}", f"output={output}", *FAST, *more]
         done = subprocess.run(
             [f"{scripts}/ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job],
             cwd=ROOT,
@@ -127,11 +122,11 @@ def test_a_submitted_job_writes_its_rows_and_tells_its_exit_code(
 
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_few_cpus_are_enough_and_what_is_scaled_down_by_half_is_told(
-    cpus: int, folder: Path, settings: list[str], on_a_folder: Path, tmp_path: Path
+    cpus: int, folder: Path, on_a_folder: Path, tmp_path: Path
 ):
     output, log = tmp_path / "out", tmp_path / "log.txt"
     program = ["-c", ON_A_RAY, str(cpus)]
-    with corpus.job(log, "run", f"input={folder}", f"output={output}", *settings, program=program) as job:
+    with corpus.job(log, "run", f"input={folder}", f"output={output}", *FAST, program=program) as job:
         assert (f"to fit {cpus} CPUs" in job.wait()) == (cpus == 1)
     corpus.assert_same_result(output, on_a_folder)
 
@@ -180,9 +175,9 @@ def assert_adds_up(output: Path, rows: int) -> None:
     assert (rejected.message != "").all()
 
 
-def test_a_folder_of_broken_films(ray_cluster: None, damaged: Path, settings: list[str], tmp_path: Path):
+def test_a_folder_of_broken_films(ray_cluster: None, damaged: Path, tmp_path: Path):
     output = tmp_path / "out"
-    command = ["run", f"input={damaged}", f"output={output}", *settings]
+    command = ["run", f"input={damaged}", f"output={output}", *FAST]
     run_here(*command)
     scenes, rejected = corpus.table(output, "scenes"), corpus.table(output, "rejected")
     lost = rejected[rejected.scene_id == ""].set_index("video_id").code
@@ -202,7 +197,7 @@ def test_a_folder_of_broken_films(ray_cluster: None, damaged: Path, settings: li
     assert corpus.contents(output) == scores
 
 
-def test_metadata_over_broken_films(ray_cluster: None, damaged: Path, settings: list[str], tmp_path: Path):
+def test_metadata_over_broken_films(ray_cluster: None, damaged: Path, tmp_path: Path):
     videos: dict[str, dict[str, Any]] = {name: _video(name, [("0", "1")], [[0, -1]]) for name in (*BROKEN, *SOUND)}
     codes = {name: code for name, (_, code) in BROKEN.items()} | {"one_frame.mp4": "span_beyond_end"}
     odd = {
@@ -229,7 +224,7 @@ def test_metadata_over_broken_films(ray_cluster: None, damaged: Path, settings: 
 
     table, output = damaged / "hdvg.json", tmp_path / "out"
     table.write_text(json.dumps(videos))
-    run_here("run", f"input={table}", f"output={output}", *settings)
+    run_here("run", f"input={table}", f"output={output}", *FAST)
     scenes, rejected = corpus.table(output, "scenes"), corpus.table(output, "rejected")
     assert sorted(zip(scenes.video_id, scenes.scene_id, scenes.error, strict=True)) == sorted(expected)
     assert rejected[rejected.scene_id == ""][["video_id", "code"]].to_numpy().tolist() == [["none", "no_scenes"]]
@@ -268,24 +263,22 @@ def _line(name: str) -> str:
         ("a.csv", "video_id,start,end\nv,0,1\n", "no column url"),
     ],
 )
-def test_broken_metadata_stops_before_any_work(
-    name: str, text: str, message: str, settings: list[str], on_a_folder: Path, tmp_path: Path
-):
+def test_broken_metadata_stops_before_any_work(name: str, text: str, message: str, on_a_folder: Path, tmp_path: Path):
     table, output = tmp_path / name, tmp_path / "out"
     table.write_text(text)
-    assert message in run_here("run", f"input={table}", f"output={output}", *settings, code=2).output
+    assert message in run_here("run", f"input={table}", f"output={output}", *FAST, code=2).output
     assert not any(path.is_file() for path in output.rglob("*"))
     shutil.copytree(on_a_folder, output, dirs_exist_ok=True)
     before = corpus.contents(output, "")
-    run_here("run", f"input={table}", f"output={output}", *settings, code=2)
+    run_here("run", f"input={table}", f"output={output}", *FAST, code=2)
     assert corpus.contents(output, "") == before
 
 
-def test_input_and_output_in_conflict(folder: Path, settings: list[str], on_a_folder: Path):
+def test_input_and_output_in_conflict(folder: Path, on_a_folder: Path):
     before = corpus.contents(on_a_folder, ""), sorted(folder.rglob("*"))
     for output in (folder, folder / "out"):
-        assert "inside input" in run_here("run", f"input={folder}", f"output={output}", *settings, code=2).output
-    other = [*settings, "frames.size=32"]
+        assert "inside input" in run_here("run", f"input={folder}", f"output={output}", *FAST, code=2).output
+    other = [*FAST, "frames.size=32"]
     assert "frames.size=64 there" in run_here("run", f"input={folder}", f"output={on_a_folder}", *other, code=2).output
     assert (corpus.contents(on_a_folder, ""), sorted(folder.rglob("*"))) == before
 

@@ -97,11 +97,9 @@ def test_a_command_in_another_thread_runs_without_a_handler():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(
-    number: int, code: int, tmp_path: Path, vae_folder: str
-):
+def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(number: int, code: int, tmp_path: Path):
     films, output = corpus.make(tmp_path / "films"), tmp_path / "out"
-    command = ["run", f"input={films}", f"output={output}", *FAST, f"latents.model={vae_folder}"]
+    command = ["run", f"input={films}", f"output={output}", *FAST]
     with corpus.job(tmp_path / "log.txt", *command) as job:
         job.wait_until(lambda: any((output / "scores").glob("*.parquet")))
         below = psutil.Process(job.process.pid).children(recursive=True)
@@ -117,9 +115,9 @@ def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_sigterm_while_ray_starts_ends_with_the_same_code(tmp_path: Path, vae_folder: str):
+def test_sigterm_while_ray_starts_ends_with_the_same_code(tmp_path: Path):
     films, output = corpus.make(tmp_path / "films"), tmp_path / "out"
-    command = ["run", f"input={films}", f"output={output}", *FAST, f"latents.model={vae_folder}"]
+    command = ["run", f"input={films}", f"output={output}", *FAST]
     with corpus.job(tmp_path / "log.txt", *command) as job:
         job.wait_until(partial(_has_child, job.process.pid, "gcs_server"))
         job.process.send_signal(signal.SIGTERM)

@@ -72,7 +72,7 @@ def rejected(output: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("with_hosts", [True, False], ids=["through fetch", "files only"])
 def test_bad_urls_are_rows_of_their_own(
-    with_hosts: bool, ray_cluster: None, film: Path, vae_folder: str, host: FileHost, tmp_path: Path
+    with_hosts: bool, ray_cluster: None, film: Path, host: FileHost, tmp_path: Path
 ):
     output = tmp_path / "out"
     urls = {"good": str(film), **FILES, **(HOSTS if with_hosts else {})}
@@ -82,7 +82,7 @@ def test_bad_urls_are_rows_of_their_own(
         moved = Reply(b"", 302, headers={"Location": "http://a..b/film.mp4"})
         urls["moved"] = host.put("/moved.mp4", moved)
     corpus = metadata(tmp_path / "corpus.json", {**urls, **missing})
-    run_here("run", f"input={corpus}", f"output={output}", f"latents.model={vae_folder}", "fetch.attempts=1", *FAST)
+    run_here("run", f"input={corpus}", f"output={output}", "fetch.attempts=1", *FAST)
     scenes = table(output, "scenes")
     assert list(scenes[scenes.error == ""].video_id) == ["good"]
     codes = dict.fromkeys([*FILES, *(HOSTS if with_hosts else ())], "bad_url") | dict.fromkeys(missing, "not_found")
@@ -91,18 +91,18 @@ def test_bad_urls_are_rows_of_their_own(
     assert record["status"] == "done" and record["rows"]["in"] == len(urls) + len(missing)
 
 
-def test_a_video_may_be_named_like_a_file_of_the_output(ray_cluster: None, film: Path, vae_folder: str, tmp_path: Path):
+def test_a_video_may_be_named_like_a_file_of_the_output(ray_cluster: None, film: Path, tmp_path: Path):
     output, names = tmp_path / "out", ("settings.json", "run.json", "export.json", "clips", "scores")
     corpus = metadata(tmp_path / "corpus.json", dict.fromkeys(names, str(film)))
     for _ in range(2):
-        run_here("run", f"input={corpus}", f"output={output}", f"latents.model={vae_folder}", *FAST)
+        run_here("run", f"input={corpus}", f"output={output}", *FAST)
     assert sorted(table(output, "scenes").video_id) == sorted(names)
     for name in names:
         assert (output / "clips" / name / f"{name}.0_0.mp4").stat().st_size > 0
     assert json.loads((output / "run.json").read_text())["export"]["there"] == len(names), "nothing was made again"
 
 
-def test_names_that_cannot_be_ids_are_rows_of_their_own(ray_cluster: None, film: Path, vae_folder: str, tmp_path: Path):
+def test_names_that_cannot_be_ids_are_rows_of_their_own(ray_cluster: None, film: Path, tmp_path: Path):
     folder, output, data = film.parent, tmp_path / "out", film.read_bytes()
     deep = folder / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_names_that_cannot_be_ids_are_rows_of_their_own(ray_cluster: None, film:
     (folder / "back\\slash.mp4").write_bytes(data)
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4")).write_bytes(data)
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
-    run_here("run", f"input={folder}", f"output={output}", f"latents.model={vae_folder}", *FAST)
+    run_here("run", f"input={folder}", f"output={output}", *FAST)
     assert list(table(output, "scenes").video_id) == ["good.mp4"]
     assert sorted(rejected(output).values()) == ["bad_name"] * 4
     rows = table(output, "rejected")

@@ -140,12 +140,12 @@ def test_the_run_record_adds_up(output: Path):
 
 
 def test_fetch_downloads_and_records_what_could_not_be_had(
-    ray_cluster: None, corpus: Path, vae_folder: str, host: FileHost, run: Run, tmp_path: Path
+    ray_cluster: None, corpus: Path, host: FileHost, run: Run, tmp_path: Path
 ):
     urls = [host.put("/a.mp4", Reply((corpus / "a.mp4").read_bytes())), host.put("/b.mp4", Reply(b"no", 404))]
     rows = [f"{name},{url},0,1" for name, url in zip("ab", urls, strict=True)]
     (tmp_path / "films.csv").write_text("\n".join(["video_id,url,start,end", *rows]))
-    settings = [f"input={tmp_path / 'films.csv'}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    settings = [f"input={tmp_path / 'films.csv'}", f"output={tmp_path / 'out'}", "latents.model=tiny"]
     told = run("fetch", *settings).output
     assert "2 rows = 1 done + 1 rejected" in told and "fetch_gone 1" in told
     assert (tmp_path / "out" / "videos" / "a.mp4").read_bytes() == (corpus / "a.mp4").read_bytes()
@@ -181,10 +181,8 @@ def test_status_and_failed_tell_what_is_there(output: Path, run: Run):
     assert rows[1].split("\t")[:4] == ["c.mp4", "", "cut", "not_a_video"]
 
 
-def test_hdvg_metadata_is_cut_by_its_own_frames(
-    ray_cluster: None, hdvg: Path, corpus: Path, vae_folder: str, run: Run, tmp_path: Path
-):
-    settings = [f"input={hdvg}", f"output={tmp_path}", f"latents.model={vae_folder}", "frames.size=64"]
+def test_hdvg_metadata_is_cut_by_its_own_frames(ray_cluster: None, hdvg: Path, corpus: Path, run: Run, tmp_path: Path):
+    settings = [f"input={hdvg}", f"output={tmp_path}", "latents.model=tiny", "frames.size=64"]
     rules = ["select.max_rgb_diff=60000", "select.min_velocity=0"]
     run("run", *settings, *rules, "--max-rejected", 0, code=3)
     scenes = table(tmp_path, "scenes").set_index("scene_id")
@@ -205,8 +203,8 @@ def test_hdvg_metadata_is_cut_by_its_own_frames(
     assert "<b>bold</b>" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, vae_folder: str, run: Run, tmp_path: Path):
-    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, run: Run, tmp_path: Path):
+    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", "latents.model=tiny"]
     told = run("run", *settings, "--dry-run").output
     assert "interval_ms: 250" in told
     assert "3 videos, 0 named scenes, 3 films" in told
@@ -215,13 +213,13 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, vae_folder: s
 
 
 def test_the_settings_file_of_the_reference_is_understood(
-    corpus: Path, vae_folder: str, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    corpus: Path, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("WARNING", "jobs")
     keys = {"n_videos_per_batch": 10, "clip_idx_start": 1, "clip_idx_end": 2}
     keys |= {"store_intermediate_json": True, "clips_taken_per_batch": 5}
     (tmp_path / "config.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()))
-    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    settings = [f"input={corpus}", f"output={tmp_path / 'out'}", "latents.model=tiny"]
     told = run("run", tmp_path / "config.yaml", *settings, "--dry-run").output
     assert "  start: 1\n  end: 2\n" in told
     assert "input: 2 videos" in told
@@ -254,9 +252,9 @@ def test_what_is_neither_settings_nor_an_output_is_named(run: Run, tmp_path: Pat
     ],
 )
 def test_what_cannot_work_stops_before_any_work(
-    corpus: Path, vae_folder: str, run: Run, tmp_path: Path, settings: list[str], message: str
+    corpus: Path, run: Run, tmp_path: Path, settings: list[str], message: str
 ):
-    base = [f"input={corpus}", f"output={tmp_path / 'out'}", f"latents.model={vae_folder}"]
+    base = [f"input={corpus}", f"output={tmp_path / 'out'}", "latents.model=tiny"]
     assert message in run("run", *base, *settings, code=2).output
     assert not (tmp_path / "out").exists()
 

@@ -20,9 +20,9 @@ HALF = 100 * 0.5**0.5
 
 
 @pytest.fixture(scope="module")
-def settings(clip_folder: str, vae_folder: str) -> list[str]:
+def settings(clip_folder: str) -> list[str]:
     model = [f"embeddings.model={clip_folder}", "embeddings.dtype=float32", "embeddings.num_cpus=0.5"]
-    return [*RULES, *model, f"latents.model={vae_folder}", "evaluate.resamples=99", "write.batch_size=1"]
+    return [*RULES, *model, "latents.model=tiny", "evaluate.resamples=99", "write.batch_size=1"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ KEPT = 6
 
 
 @pytest.fixture(scope="module")
-def exported(ray_cluster: None, vae_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run over eight scenes of a second, of which six are kept."""
     folder = tmp_path_factory.mktemp("films")
     films.film(folder / "a.mp4", shots=(48,) * 4)
@@ -25,7 +25,7 @@ def exported(ray_cluster: None, vae_folder: str, tmp_path_factory: pytest.TempPa
     (folder / "scenes.csv").write_text("\n".join(["video_id,url,start,end,caption", *lines]))
     rules = ["select.max_rgb_diff=60000", "select.min_velocity=0", f"select.count={KEPT}"]
     where = [f"input={folder / 'scenes.csv'}", f"output={folder / 'out'}"]
-    run_here("run", *where, *rules, "frames.size=64", f"latents.model={vae_folder}")
+    run_here("run", *where, *rules, "frames.size=64", "latents.model=tiny")
     return folder / "out"
 
 

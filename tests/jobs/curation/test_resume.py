@@ -26,25 +26,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(vae_folder: str) -> list[str]:
-    return [*FAST, f"latents.model={vae_folder}"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, folder: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a run over the folder of films."""
     output = tmp_path_factory.mktemp("undisturbed") / "films"
-    run_here("run", f"input={folder}", f"output={output}", *settings)
+    run_here("run", f"input={folder}", f"output={output}", *FAST)
     return output
 
 
 @pytest.fixture(scope="module")
-def undisturbed_hdvg(
-    ray_cluster: None, folder: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def undisturbed_hdvg(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a run over the metadata."""
     output = tmp_path_factory.mktemp("undisturbed") / "hdvg"
-    run_here("run", f"input={folder / 'hdvg.json'}", f"output={output}", *settings)
+    run_here("run", f"input={folder / 'hdvg.json'}", f"output={output}", *FAST)
     return output
 
 
@@ -84,29 +77,25 @@ def _holds(output: str, folder: str, files: int) -> bool:
     return len(corpus.names(output, folder)) >= files
 
 
-def test_a_driver_killed_three_times_on_a_folder(folder: Path, settings: list[str], undisturbed: Path, tmp_path: Path):
+def test_a_driver_killed_three_times_on_a_folder(folder: Path, undisturbed: Path, tmp_path: Path):
     output = tmp_path / "out"
-    command = ["run", f"input={folder}", f"output={output}", *settings]
+    command = ["run", f"input={folder}", f"output={output}", *FAST]
     _kill_three_times(lambda: corpus.job(tmp_path / "log.txt", *command), str(output), seed=1)
     corpus.assert_same_result(output, undisturbed)
 
 
-def test_a_driver_killed_three_times_on_s3(
-    head: Head, s3: str, folder: Path, settings: list[str], undisturbed_hdvg: Path, tmp_path: Path
-):
+def test_a_driver_killed_three_times_on_s3(head: Head, s3: str, folder: Path, undisturbed_hdvg: Path, tmp_path: Path):
     for path in folder.iterdir():
         storage.upload(path, f"{s3}/films/{path.name}")
     output = f"{s3}/out"
-    command = ["run", f"input={s3}/films/hdvg.json", f"output={output}", *settings]
+    command = ["run", f"input={s3}/films/hdvg.json", f"output={output}", *FAST]
     _kill_three_times(lambda: head.job(tmp_path / "log.txt", *command), output, seed=2)
     corpus.assert_same_result(output, undisturbed_hdvg)
 
 
-def test_a_decode_child_and_a_worker_killed_while_they_cut(
-    folder: Path, settings: list[str], undisturbed: Path, tmp_path: Path
-):
+def test_a_decode_child_and_a_worker_killed_while_they_cut(folder: Path, undisturbed: Path, tmp_path: Path):
     output = tmp_path / "out"
-    command = ["run", f"input={folder}", f"output={output}", *settings]
+    command = ["run", f"input={folder}", f"output={output}", *FAST]
     with corpus.job(tmp_path / "log.txt", *command) as job:
         job.stop_decoder_of("long0.mp4").kill()
         child = job.stop_decoder_of("long1.mp4")
@@ -124,7 +113,7 @@ def test_a_decode_child_and_a_worker_killed_while_they_cut(
     corpus.assert_same_result(output, undisturbed)
 
 
-def test_a_torn_part_is_made_again(folder: Path, settings: list[str], undisturbed: Path, tmp_path: Path):
+def test_a_torn_part_is_made_again(folder: Path, undisturbed: Path, tmp_path: Path):
     output = tmp_path / "out"
     shutil.copytree(undisturbed, output)
     part = sorted((output / "scores").iterdir())[0]
@@ -132,14 +121,14 @@ def test_a_torn_part_is_made_again(folder: Path, settings: list[str], undisturbe
     whole = corpus.whole_videos(output)
     lost = set(corpus.whole_videos(undisturbed)) - set(whole)
     assert lost and whole
-    run_here("run", f"input={folder}", f"output={output}", *settings)
+    run_here("run", f"input={folder}", f"output={output}", *FAST)
     corpus.assert_not_done_again(output, whole)
     corpus.assert_same_result(output, undisturbed)
 
 
-def test_two_ranges_make_one_output(folder: Path, settings: list[str], undisturbed: Path, tmp_path: Path):
+def test_two_ranges_make_one_output(folder: Path, undisturbed: Path, tmp_path: Path):
     output = tmp_path / "out"
-    command = ["run", f"input={folder}", f"output={output}", *settings]
+    command = ["run", f"input={folder}", f"output={output}", *FAST]
     run_here(*command, "videos.end=5")
     first = corpus.whole_videos(output)
     run_here(*command, "videos.start=6", "videos.end=8")
@@ -152,11 +141,11 @@ def test_two_ranges_make_one_output(folder: Path, settings: list[str], undisturb
     corpus.assert_same_result(output, undisturbed)
 
 
-def test_a_film_that_comes_late_is_measured_by_retry(ray_cluster: None, settings: list[str], tmp_path: Path):
+def test_a_film_that_comes_late_is_measured_by_retry(ray_cluster: None, tmp_path: Path):
     output, metadata = tmp_path / "out", tmp_path / "films.csv"
     metadata.write_text("video_id,url,start,end\na,a.mp4,0,1\nlate,late.mp4,0,1\nlate,late.mp4,1,2\n")
     films.film(tmp_path / "a.mp4")
-    command = ["run", f"input={metadata}", f"output={output}", *settings]
+    command = ["run", f"input={metadata}", f"output={output}", *FAST]
     run_here(*command)
     rejected = corpus.table(output, "rejected")
     assert rejected[["video_id", "step", "code"]].to_numpy().tolist() == [["late", "fetch", "not_found"]] * 2
