@@ -2,12 +2,7 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 from actors.core import storage
 from jobs.genres.__main__ import app
-from tests.support import colours
+from tests.support import colours, corpus
+from tests.support.servers import BUCKET, s3_client
 
-ROOT = Path(__file__).resolve().parents[3]
 COLOURS = {"War": colours.RED, "Western": colours.GREEN, "Music": colours.BLUE}
 
 
@@ -135,53 +130,35 @@ def test_mistakes_name_what_to_do(model: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_embed_goes_on_where_it_was(films: Path, model: list[str], output: Path, tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
-
-        def start() -> subprocess.Popen[str]:
-            # One film after the other, so that the kill falls between two.
-            slow = ["images.read.workers=1", "images.read.batch_size=1", "embeddings.batch_size=1"]
-            arguments = ["embed", f"input={films}/frames", f"output={tmp_path}", *model, *slow]
-            environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-            command = [sys.executable, "-m", "jobs.genres", *arguments]
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-
-        killed = start()
-        while len(list(tmp_path.glob("features/*.json"))) < 3:
-            assert killed.poll() is None, "it ended before it was killed"
-            time.sleep(0.02)
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*.json")}
-        assert 3 <= len(before) < 30
-        again = start()
-        told, _ = again.communicate()
-        assert again.returncode == 0 and "60 rows = 59 done + 1 rejected" in told
-    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
-    for path in (output / "features").glob("*.npy"):
-        # One image at a time, the model rounds otherwise.
-        np.testing.assert_allclose(np.load(path), np.load(tmp_path / "features" / path.name), atol=0.002)
-    # What a killed write leaves behind has another name, and is never listed.
-    assert sorted(path.name for path in tmp_path.glob("features/tt*")) == sorted(
-        path.name for path in (output / "features").iterdir()
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_all_of_it_on_s3(films: Path, model: list[str], output: Path, s3: str) -> None:
+def test_all_of_it_on_s3_with_a_kill_between_two_films(
+    films: Path, model: list[str], output: Path, s3: str, s3_server: dict[str, str], tmp_path: Path
+) -> None:
     for path in films.rglob("*.*"):
         storage.upload(path, f"{s3}/{path.relative_to(films)}")
-    # A process of its own, whose workers know the store.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray_folder:
-        command = [sys.executable, "-m", "jobs.genres", "embed", f"input={s3}/frames", f"output={s3}/out", *model]
-        told = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "RAY_TMPDIR": ray_folder}, stdout=subprocess.PIPE, text=True
-        )
-    assert told.returncode == 0 and "60 rows = 59 done + 1 rejected" in told.stdout
+    # One film after the other.
+    slow = ["images.read.workers=1", "images.read.batch_size=1", "embeddings.batch_size=1"]
+    arguments = ["embed", f"input={s3}/frames", f"output={s3}/out", *model, *slow]
+    start = partial(corpus.job, tmp_path / "log.txt", *arguments, program=("-m", "jobs.genres"))
+
+    def stored() -> dict[str, Any]:
+        """When each film's vectors were written."""
+        listed = s3_client(s3_server).list_objects_v2(Bucket=BUCKET, Prefix=f"{s3.split('/', 3)[3]}/out/features/")
+        return {entry["Key"]: entry["LastModified"] for entry in listed.get("Contents", ())}
+
+    with start() as job:
+        job.wait_until(lambda: sum(name.endswith(".json") for name in stored()) >= 3)
+        job.kill()
+    before = stored()
+    with start() as job:
+        assert "60 rows = 59 done + 1 rejected" in job.wait()
+    after = stored()
+    whole = {name for name in before if name.removesuffix("npy").removesuffix("json") + "json" in before}
+    assert 3 <= len(whole) < len(after) and all(after[name] == before[name] for name in whole)
     for path in (output / "features").glob("*.npy"):
-        stored = np.load(io.BytesIO(storage.read_bytes(f"{s3}/out/features/{path.name}")))
-        np.testing.assert_allclose(np.load(path), stored, atol=0.002)
+        vectors = np.load(io.BytesIO(storage.read_bytes(f"{s3}/out/features/{path.name}")))
+        # One image at a time, the model rounds otherwise.
+        np.testing.assert_allclose(np.load(path), vectors, atol=0.002)
+    assert len(after) == len(list((output / "features").iterdir()))
     run("process", f"meta={s3}/meta", f"output={s3}/out")
     run("train", f"films={s3}/out/films.npz", f"output={s3}/out")
     assert "average precision" in run("score", f"films={s3}/out/films.npz", f"output={s3}/out", "draws=20").stdout

@@ -1,14 +1,7 @@
 """The command that trains the tiny VAE: what it writes, and that a kill costs nothing but time."""
 
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,17 +11,10 @@ from jobs.core.settings import SettingsError, load
 from jobs.tiny_vae.__main__ import app
 from pipelines.tiny_vae.settings import AutoencoderConfig, TrainConfig
 from pipelines.tiny_vae.train import Figures, describe
+from tests.support import corpus
 
-ROOT = Path(__file__).resolve().parents[3]
 METRICS = {"step": 50, "losses": [[10, 0.5], [50, 0.125]], "device": "cpu"}
 FIGURES = Figures(31.5, 25.25, 30.0, 24.0, 16.0, 15.0, same_shot=(0.9, 0.95, 0.99), across_cut=(0.1, 0.3))
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[str]:
-    """Where these runs have their Ray; the paths of its sockets must be short."""
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        yield folder
 
 
 def test_the_card_gives_the_command_that_trains_the_same_again() -> None:
@@ -64,30 +50,19 @@ def test_gpus_go_by_the_older_name_too(arguments: list[str], gpus: float) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path, ray_folder: str) -> None:
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(ray_cluster: None, tmp_path: Path) -> None:
     small = ["model.steps=60", "model.checkpoint_every=5", "model.batch_size=4", "model.crop=32", "model.channels=8"]
-
-    def start(output: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "jobs.tiny_vae", "train", f"output={output}", *small]
-        environment = {**os.environ, "RAY_TMPDIR": ray_folder}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-
-    killed = start(tmp_path / "killed")
-    while not list(tmp_path.glob("killed/checkpoints/*/checkpoint_manager_snapshot.json")):
-        assert killed.poll() is None, "it ended before its first checkpoint"
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    command = ["train", f"output={tmp_path / 'killed'}", *small]
+    with corpus.job(tmp_path / "log.txt", *command, program=("-m", "jobs.tiny_vae")) as job:
+        job.wait_until(lambda: bool(list(tmp_path.glob("killed/checkpoints/*/checkpoint_manager_snapshot.json"))))
+        job.kill()
     assert not (tmp_path / "killed" / "encoder.safetensors").exists()
 
-    again = start(tmp_path / "killed")
-    told, _ = again.communicate()
-    assert again.returncode == 0
+    told = CliRunner().invoke(app, command).output
     assert "60 steps, resumed from step" in told
     assert f"weights: {tmp_path}/killed/encoder.safetensors" in told and f"card: {tmp_path}/killed/README.md" in told
 
-    undisturbed = start(tmp_path / "undisturbed")
-    undisturbed.communicate()
+    CliRunner().invoke(app, ["train", f"output={tmp_path / 'undisturbed'}", *small])
     for name in ("encoder.safetensors", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
     record = json.loads((tmp_path / "killed/runs/train.json").read_text())

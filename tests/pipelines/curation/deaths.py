@@ -37,12 +37,12 @@ def lose_a_node(cluster: Cluster, workers: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    folder, place, cpus = sys.argv[1:]
+    folder, place = sys.argv[1:]
     start_logging()
     deaths.QUIET_S = 10
     # The driver's node has no CPUs, so that every worker is on a node that may die.
     shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    two = [shared.add_node(num_cpus=int(cpus)) for _ in range(2)]
+    two = [shared.add_node(num_cpus=1) for _ in range(2)]
     ray.init(shared.address, log_to_driver=False)
     settings = quick(folder, place)
     losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}))
