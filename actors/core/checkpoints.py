@@ -1,18 +1,21 @@
 """Training checkpoints: state as safetensors, packed and unpacked."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 STATE = "state.safetensors"
 """The one file of a checkpoint: `model.*`, `optimizer.<parameter>.<moment>`, `best.*`, and the metrics as metadata."""
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, "Tensor"]
 """A batch: columns by name, each (N, ...)."""
 
 
@@ -24,6 +27,9 @@ def pack(
     best: Tensors | None = None,
 ) -> None:
     """Write a checkpoint as one file of safetensors, which `unpack` reads; metrics (JSON values) are its metadata."""
+    import torch
+    from safetensors.torch import save_file
+
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     for parameter, moments in optimizer.state_dict()["state"].items():
@@ -61,6 +67,8 @@ def metrics_of(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    from safetensors.torch import load_file
+
     return load_file(path), metrics_of(path)
 
 

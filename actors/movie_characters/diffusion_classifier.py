@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch
@@ -101,6 +100,8 @@ def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np
 
 def paired(differences: np.ndarray) -> tuple[float, float]:
     """One-sided p that the mean (n,) is not above 0, and the mean in standard errors; NaN for fewer than two."""
+    from scipy import stats
+
     count = len(differences)
     if count < 2:
         return np.nan, np.nan

@@ -16,8 +16,6 @@ from jobs.core.status import StatusConfig, progress_lines
 from jobs.core.verbs import Run, Verb, Verbs
 from jobs.curation import corpus, loop
 from jobs.curation.verb import summary
-from pipelines.curation.rows import failures, how_far
-from pipelines.curation.settings import RETRYABLE, CurationConfig
 
 app = Verbs(__doc__)
 for verb in (corpus.Run, corpus.Fetch, corpus.Score, corpus.Select, corpus.Export, corpus.Retry):
@@ -60,6 +58,7 @@ class Explain(Verb):
 
     def work(self, config: ExplainConfig, plan: None, run: Run) -> None:
         from pipelines.curation.explain import explain
+        from pipelines.curation.settings import CurationConfig
 
         record = Store(config.output).read_json("run.json")
         if record is None or "rows" not in record:
@@ -74,6 +73,8 @@ class Status(status.Status):
     """Show how far a run is, also while it runs elsewhere."""
 
     def work(self, config: StatusConfig, plan: None, run: Run) -> None:
+        from pipelines.curation.rows import how_far
+
         store = Store(config.output)
         now = how_far(store)
         run.say(
@@ -99,6 +100,9 @@ class Failed(Verb):
         return None
 
     def work(self, config: FailedConfig, plan: None, run: Run) -> None:
+        from pipelines.curation.rows import failures
+        from pipelines.curation.settings import RETRYABLE
+
         bad = failures(Store(config.output))
         if config.rows:
             bad.to_csv(sys.stdout, sep="\t", index=False)

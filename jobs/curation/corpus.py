@@ -1,18 +1,20 @@
 """Verbs that make a corpus: run and its single steps."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
-from actors.curation.captioners import check_captioner
 from jobs.core import verbs
 from jobs.core.verbs import Preview, Verb
 from jobs.curation.verb import CurationVerb, caption, count, decide, load_settings, places, settle, write_kept
-from pipelines.curation.plan import Plan, make_plan
-from pipelines.curation.rows import captions
-from pipelines.curation.settings import CurationConfig, RetryConfig, check
+
+if TYPE_CHECKING:
+    from pipelines.curation.plan import Plan
+    from pipelines.curation.settings import CurationConfig, RetryConfig
 
 ARTEFACTS = (
     *("plan", "videos", "scores", "thumbnails", "scenes", "rejected"),
@@ -22,6 +24,8 @@ ARTEFACTS = (
 
 def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = frozenset()) -> None:
     """Plan and score what is missing; again: error codes of rows to make again."""
+    from pipelines.curation.plan import make_plan
+
     plan, started = make_plan(config, again), time.time()
     run.record["changed"] = changed(config, plan)
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
@@ -42,6 +46,7 @@ def changed(config: CurationConfig, plan: Plan) -> list[str]:
 
 def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Preview:
     """The plan of `run` or a part of it."""
+    from pipelines.curation.plan import make_plan
     from pipelines.curation.score import stages_of
 
     plan = make_plan(config, again, dry=True)
@@ -58,6 +63,8 @@ class Run(CurationVerb):
     """Run everything: fetch, score, select, export, report. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
+        from pipelines.curation.settings import check
+
         check(config)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
@@ -74,18 +81,25 @@ class Fetch(Verb):
     """Download the videos that the input names by http(s) into OUTPUT/videos. Rerun to resume."""
 
     def settings(self) -> type[CurationConfig]:
+        from pipelines.curation.settings import CurationConfig
+
         return CurationConfig
 
     def load(self, arguments: Any) -> CurationConfig:
+        from pipelines.curation.settings import CurationConfig
+
         return load_settings(CurationConfig, arguments)
 
     def plan(self, config: CurationConfig) -> None:
+        from pipelines.curation.settings import check
+
         check(config)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
 
     def work(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
+        from pipelines.curation.plan import make_plan
         from pipelines.curation.score import fetch_all
 
         plan_now = make_plan(config)
@@ -99,6 +113,8 @@ class Score(CurationVerb):
     """Fetch and measure what is missing in OUTPUT/scores; select afterwards. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
+        from pipelines.curation.settings import check
+
         check(config)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
@@ -143,9 +159,15 @@ class Retry(CurationVerb):
     """Run everything, and try again what failed and may succeed now."""
 
     def settings(self) -> type[RetryConfig]:
+        from pipelines.curation.settings import RetryConfig
+
         return RetryConfig
 
     def plan(self, config: RetryConfig) -> None:
+        from actors.curation.captioners import check_captioner
+        from pipelines.curation.rows import captions
+        from pipelines.curation.settings import check
+
         check(config)
         if "caption_failed" in config.again() and (captions(Store(config.output)).code != "").any():
             check_captioner(config.captions)

@@ -1,16 +1,17 @@
 """Verbs that improve a corpus: label, fit a filter, caption, evaluate."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.captioners import check_captioner
-from actors.curation.filter import place, save_filter
-from actors.models.clip import check_clip
 from jobs.core.verbs import Preview, Run, Verb
 from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
-from pipelines.curation.settings import CurationConfig
+
+if TYPE_CHECKING:
+    from pipelines.curation.settings import CurationConfig
 
 
 class Annotate(Verb):
@@ -35,6 +36,7 @@ class Annotate(Verb):
 
     def work(self, config: Any, plan: None, run: Run) -> None:
         from jobs.curation.annotate import TOKEN, annotate
+        from pipelines.curation.settings import CurationConfig
 
         annotate(config, load_settings(CurationConfig, [config.output]), os.environ.get(TOKEN))
 
@@ -50,6 +52,7 @@ class FitFilter(Verb):
         return FitConfig
 
     def preview(self, config: Any, plan: None) -> Preview:
+        from actors.curation.filter import place
         from pipelines.curation.fit_filter import read_labelled
 
         labelled = read_labelled(config)
@@ -57,6 +60,7 @@ class FitFilter(Verb):
         return Preview(facts, {"filter": place(config.output, config.filter)})
 
     def work(self, config: Any, plan: None, run: Run) -> None:
+        from actors.curation.filter import place, save_filter
         from pipelines.curation.fit_filter import fit, read_labelled
 
         ray_for_parts(run)
@@ -112,6 +116,8 @@ class Evaluate(CurationVerb):
     """Compare recaptions with captions, and kept scenes with random ones, by CLIPScore. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
+        from actors.models.clip import check_clip
+
         check_clip(config.embeddings)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
@@ -129,6 +135,7 @@ class Evaluate(CurationVerb):
         return Preview(facts, places(config, *names), *stages_of(config))
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
+        from actors.curation.captioners import check_captioner
         from pipelines.curation.evaluate import evaluate, plan_evaluation
         from pipelines.curation.recaption import unasked
 

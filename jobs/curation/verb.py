@@ -1,22 +1,23 @@
 """What curation's verbs share: settings, the run record, the steps that fill it, and its summary."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.core import storage
 from actors.core.catalog import ReplacedError
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.captions import TRIES
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
 from jobs.core.verbs import Run, Verb, listed
-from pipelines.curation.rows import MANY_PARTS, inventory
-from pipelines.curation.select import alarms, check_selection, select, selection_now, tally
-from pipelines.curation.settings import CurationConfig
+
+if TYPE_CHECKING:
+    from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class CurationVerb(Verb):
     """
 
     def settings(self) -> type[CurationConfig]:
+        from pipelines.curation.settings import CurationConfig
+
         return CurationConfig
 
     def load(self, arguments: Sequence[str]) -> Any:
@@ -106,12 +109,17 @@ def places(config: CurationConfig, *names: str) -> dict[str, str]:
 
 def ray_for_parts(run: Run) -> None:
     """Start Ray where scores/ has so many parts that its tasks read them faster."""
+    from pipelines.curation.rows import MANY_PARTS
+
     if len(run.store.parts("scores")) > MANY_PARTS:
         run.ray()
 
 
 def count(run: Run) -> int:
     """Check that every scene of the input has a row, and record what the rows cost; returns the number of scenes."""
+    from pipelines.curation.rows import inventory
+    from pipelines.curation.select import selection_now
+
     ray_for_parts(run)
     run.record["selection"] = selection_now(run.store)
     expected, costs = inventory(run.store)
@@ -121,6 +129,8 @@ def count(run: Run) -> int:
 
 def decide(config: CurationConfig, run: Run) -> int:
     """Select scenes and record what the rows cost; returns the number of scenes of the input."""
+    from pipelines.curation.select import select
+
     ray_for_parts(run)
     selected = select(config)
     run.record |= selected.costs
@@ -149,6 +159,8 @@ def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
 
 def settle(expected: int, run: Run) -> None:
     """Record how the rows add up; raises IncompleteError where they do not, ReplacedError where they are of others."""
+    from pipelines.curation.select import alarms, check_selection, tally
+
     check_selection(run.store, run.record["selection"])
     counted = tally(run.store, expected)
     rows = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
@@ -158,6 +170,7 @@ def settle(expected: int, run: Run) -> None:
 
 def estimated(config: CurationConfig, scenes: list[Row]) -> str:
     """What captioning scenes will cost, as a line."""
+    from actors.curation.captions import TRIES
     from pipelines.curation.recaption import estimate, unasked
 
     cost, settings = estimate(config, unasked(config, scenes)), config.captions

@@ -5,18 +5,18 @@ assign    a tree per sequence, cut at the threshold: clusters.json, rejected/ass
 pictures  of some sequences; existing ones of the same clusters are not drawn again
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from scipy.spatial.distance import cdist
 
 from actors.comic_characters.crops import BOX, CROPS, Kind, decode, instance_name
 from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance, as_instance
@@ -31,6 +31,9 @@ from pipelines.comic_characters.panels import Panel, Person, draw_panels
 from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
 from pipelines.core.progress import Progress, tracked
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +228,8 @@ def teach(
     people: dict[Instance, int],
 ) -> dict[str, Any]:
     """B-cubed at each of THRESHOLDS, and the best one. Raises UserError where no label is certain."""
+    from scipy.spatial.distance import cdist
+
     trees, labels, known = [], [], []
     for number, one in enumerate(sequences):
         kept = [i for i in range(len(one.instances)) if one.instances[i] in vectors]
@@ -354,6 +359,8 @@ def as_json(one: Assigned, errors: dict[Instance, tuple[str, str]], picture: str
 
 def draw_pictures(config: ComicsConfig, plan: AssignPlan, found: list[Assigned], pictures: dict[int, str]) -> None:
     """Draw the missing pictures."""
+    import pandas as pd
+
     folder = Store(config.output).uri(config.assign.folder)
     there = {entry.name for entry in storage.listing(storage.join(folder, "pictures"), (".jpg",))}
     todo = {number: name for number, name in pictures.items() if name.rpartition("/")[2] not in there}

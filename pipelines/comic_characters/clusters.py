@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.cluster.hierarchy import DisjointSet, fcluster, linkage
-from scipy.spatial.distance import cdist, squareform
 
 Method = Literal["agglomerative", "dbscan"]
 """agglomerative: by the mean distance of all pairs of two clusters (average linkage); dbscan: by the distance of the
@@ -32,6 +30,8 @@ class Bank(NamedTuple):
 
     def distances(self, vectors: np.ndarray) -> np.ndarray:
         """From vectors (N, D) to each character, the mean over its examples: (N, C)."""
+        from scipy.spatial.distance import cdist
+
         counts = np.diff(self.starts, append=len(self.vectors))
         return np.add.reduceat(cdist(vectors, self.vectors), self.starts, axis=1) / counts
 
@@ -44,6 +44,9 @@ def tree(distances: np.ndarray, groups: np.ndarray, cannot: np.ndarray, method: 
         groups: int (N,); those of one number are joined first, come what may.
         cannot: bool (N, N), symmetric; pairs that are not joined, nor are the groups that they belong to.
     """
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
     count = len(distances)
     if count < 2:
         return np.zeros((0, 4))
@@ -65,6 +68,8 @@ def tree(distances: np.ndarray, groups: np.ndarray, cannot: np.ndarray, method: 
 
 def _nearest_pairs(heights: np.ndarray, cannot: np.ndarray, far: float) -> np.ndarray:
     """Join pairs from the nearest to the farthest, but for those whose clusters cannot be one; the rest at `far`."""
+    from scipy.cluster.hierarchy import DisjointSet
+
     count = len(heights)
     left, right = np.triu_indices(count, 1)
     order = np.argsort(heights[left, right], kind="stable")
@@ -92,6 +97,8 @@ def _nearest_pairs(heights: np.ndarray, cannot: np.ndarray, far: float) -> np.nd
 
 def cut(merges: np.ndarray, threshold: float) -> np.ndarray:
     """The clusters at a threshold, which itself still joins: int (N,), numbered from 0 as they appear."""
+    from scipy.cluster.hierarchy import fcluster
+
     if not len(merges):
         return np.zeros(1, int)
     shifted = merges.copy()
@@ -132,6 +139,8 @@ def cluster(
         vectors: float (N, D), N at least 1; the others as in `tree`.
         known: int (N,), which character of the bank an instance is an example of, -1 where it is none.
     """
+    from scipy.spatial.distance import cdist
+
     distances = cdist(vectors, vectors)
     if bank is None:
         return cut(tree(distances, groups, cannot, method), threshold), {}

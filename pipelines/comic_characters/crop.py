@@ -5,6 +5,8 @@ cut    task     N -> 1: each picture is decoded once; files first, then a whole 
 collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lists of files
 """
 
+from __future__ import annotations
+
 import io
 import math
 import re
@@ -16,9 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
 
 from actors.comic_characters.crops import BOX, CROPS, CUT, NAME, CropConfig, cut_pictures
 from actors.core import storage
@@ -29,6 +29,8 @@ from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_task, set_context
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     # Workers that cut pay for no import of torch.
     from pipelines.comic_characters.settings import ComicsConfig
 
@@ -50,7 +52,7 @@ class CropPlan:
     """bool (N,): boxes that are sound and not yet cut."""
 
 
-def plan_crops(config: "ComicsConfig") -> CropPlan:
+def plan_crops(config: ComicsConfig) -> CropPlan:
     """Read the boxes, find their pictures and the existing crops.
 
     Raises UserError where the CSV cannot be read, or where the output has crops made with other settings.
@@ -70,6 +72,8 @@ def plan_crops(config: "ComicsConfig") -> CropPlan:
 
 def read_csv(uri: str, setting: str) -> pd.DataFrame:
     """A CSV as text. Raises UserError, which names the setting."""
+    import pandas as pd
+
     try:
         return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
@@ -95,6 +99,8 @@ def checked(given: pd.DataFrame) -> pd.DataFrame:
     bad_name: series, page or index is missing or cannot be part of a path; bad_type: neither face nor body; bad_box:
     not numbers; empty_box: no width or height; duplicate: an earlier box has the same name.
     """
+    import pandas as pd
+
     boxes = given[NAME[:3]].copy()
     numbers = given[["index", "char_index", *BOX]].apply(pd.to_numeric, errors="coerce")
     index = numbers["index"].where((numbers["index"] >= 0) & (numbers["index"] % 1 == 0))
@@ -157,7 +163,7 @@ def _with_cuts(boxes: pd.DataFrame, store: Store) -> pd.DataFrame:
     return boxes
 
 
-def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
+def crop(config: ComicsConfig, plan: CropPlan) -> dict[str, Any]:
     """Cut the missing boxes; returns rows and stages for the run record."""
     Store(config.output).write_json(_way(config.crop), "crops.json")
     started = time.monotonic()
@@ -167,7 +173,7 @@ def crop(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
     return {"rows": collect(config, plan), "stages": {"crop": stage}}
 
 
-def collect(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
+def collect(config: ComicsConfig, plan: CropPlan) -> dict[str, Any]:
     """Rewrite crops/, rejected/crop/ and the lists of files from all crops; returns the rows of the run record."""
     store = Store(config.output)
     rows = _with_cuts(plan.boxes, store)
@@ -181,7 +187,9 @@ def collect(config: "ComicsConfig", plan: CropPlan) -> dict[str, Any]:
     return {"in": len(rows), "out": int((~bad).sum()), "rejected": dict(Counter(rows.error[bad]))}
 
 
-def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
+def _cut(config: ComicsConfig, plan: CropPlan) -> None:
+    import ray
+
     stage = fitted({}, tasks_of(config), config.autoscaling)["crop"]
     set_context()
     cut: Any = partial(cut_pictures, store=Store(config.output), config=config.crop)
@@ -190,7 +198,7 @@ def _cut(config: "ComicsConfig", plan: CropPlan) -> None:
     finish(rows, "boxes", Progress("crop", int(plan.todo.sum()), "boxes"))
 
 
-def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
+def tasks_of(config: ComicsConfig) -> dict[str, Stage]:
     """Task stages of `crop` by name."""
     return {"crop": config.crop}
 

@@ -7,17 +7,17 @@ embed  actors  1 -> 1: the head
 write  task    a whole part of embeddings/, which has vectors of one head and one backbone only
 """
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
 from pyarrow import compute
 
 from actors.comic_characters.crops import CROPS
@@ -32,7 +32,6 @@ from actors.comic_characters.instances import (
     read_rows,
     write_vectors,
 )
-from actors.comic_characters.network import InstanceEmbedder, feature_size, load_head
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -52,6 +51,9 @@ from pipelines.comic_characters.sequences import SPLITS, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 READS = 0.25
 """CPUs of a task that reads features."""
@@ -96,6 +98,8 @@ def crop_instances(crops: pd.DataFrame) -> list[Instance]:
 
 def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     """Find the instances and what is missing. Raises UserError where there are no instances, no backbone or no head."""
+    from actors.comic_characters.network import feature_size, load_head
+
     store = Store(config.output)
     backbone = find_backbone(config)
     weights = head_weights(config)
@@ -177,6 +181,10 @@ def embed(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
 
 
 def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
+    import ray
+
+    from actors.comic_characters.network import InstanceEmbedder, feature_size
+
     stages = fitted(*stages_of(config), config.autoscaling)
     set_context()
     stage: Any = stages["embed"]

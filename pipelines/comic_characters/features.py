@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from actors.comic_characters.instances import FEATURES, KEY, KEY_TYPES, Instance, as_instance, write_features
-from actors.comic_characters.network import FeatureExtractor
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -112,6 +110,8 @@ def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance])
 
 def source_of(config: ComicsConfig, backbone: Backbone) -> Source:
     """The backbone as a source."""
+    from actors.comic_characters.network import FeatureExtractor
+
     root = Store(config.output).root
     return Source(
         backbone.folder,
@@ -130,6 +130,8 @@ def extract_by(config: ComicsConfig, source: Source, instances: list[Instance]) 
 
 
 def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) -> None:
+    import ray
+
     stages = fitted({"features": source.stage}, {"write": beside(source.stage, WRITES)}, config.autoscaling)
     set_context()
     stage: Any = stages["features"]

@@ -4,24 +4,20 @@ The backbone stays frozen; its features are computed once. The head fuses a face
 are not known to differ are no negatives, unless fine_tune.uncertain is set.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
-from pytorch_metric_learning import losses, miners
-from ray.data import Dataset
-from torch import Tensor, nn
 
 from actors.comic_characters.instances import REJECTED_INSTANCES, Instance
-from actors.comic_characters.network import Head, feature_size, stacked
 from actors.core.checkpoints import Tensors
 from actors.core.errors import UserError
 from actors.core.store import Store
@@ -35,22 +31,28 @@ from pipelines.comic_characters.features import (
 )
 from pipelines.comic_characters.sequences import Sequence, known_to_differ, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
-from pipelines.core.training import Trained, fit
 
-LOSSES: dict[str, Callable[[], Any]] = {
-    "contrastive": losses.ContrastiveLoss,
-    "triplet": losses.TripletMarginLoss,
-    "multi_similarity": losses.MultiSimilarityLoss,
-    "circle": losses.CircleLoss,
-    "tuplet": losses.TupletMarginLoss,
-    "n_pairs": losses.NPairsLoss,
+if TYPE_CHECKING:
+    from ray.data import Dataset
+    from torch import Tensor, nn
+
+    from pipelines.core.training import Trained
+
+LOSSES = {
+    "contrastive": "ContrastiveLoss",
+    "triplet": "TripletMarginLoss",
+    "multi_similarity": "MultiSimilarityLoss",
+    "circle": "CircleLoss",
+    "tuplet": "TupletMarginLoss",
+    "n_pairs": "NPairsLoss",
 }
-"""With the default margins and scales of pytorch-metric-learning; contrastive and triplet use L2 distance."""
-MINERS: dict[str, Callable[[], Any]] = {
-    "multi_similarity": miners.MultiSimilarityMiner,
-    "pair_margin": miners.PairMarginMiner,
-    "triplet_margin": miners.TripletMarginMiner,
+"""Losses of pytorch-metric-learning, with its default margins and scales; contrastive and triplet use L2 distance."""
+MINERS = {
+    "multi_similarity": "MultiSimilarityMiner",
+    "pair_margin": "PairMarginMiner",
+    "triplet_margin": "TripletMarginMiner",
 }
+"""Miners of pytorch-metric-learning, with its defaults."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def sequence_rows(
     faces, bodies float32 (M, F); there uint8 (M, 2); character, sequence, series int64 (M,), numbers that stand for
     names in all rows of one call, and -1 where a place is empty; uncertain uint8 (M,).
     """
+    from actors.comic_characters.network import stacked
+
     numbers: dict[tuple[str, str], int] = {}
 
     def number(kind: str, name: str) -> int:
@@ -128,6 +132,8 @@ def flat(batch: Tensors) -> Tensors:
 
 def relations(rows: Tensors) -> tuple[Tensor, Tensor]:
     """Which pairs are the same character, and which are known to differ: bool (N, N) each."""
+    import torch
+
     columns = [rows[name].cpu().numpy() for name in ("character", "sequence", "series", "uncertain")]
     differ = torch.from_numpy(known_to_differ(*columns)).to(rows["character"].device)
     same = rows["character"][:, None] == rows["character"]
@@ -136,6 +142,8 @@ def relations(rows: Tensors) -> tuple[Tensor, Tensor]:
 
 def masked(there: Tensor, share: float) -> Tensor:
     """Hide the face or the body of this share of the instances that have both."""
+    import torch
+
     both = there.all(1)
     hidden = (torch.rand(len(there), device=there.device) < share) & both
     part = torch.rand(len(there), device=there.device) < 0.5
@@ -151,13 +159,16 @@ def loss(config: FineTuneConfig, model: nn.Module, batch: Tensors) -> Tensor:
 
 def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
     """The loss of vectors (N, D) of the rows of `flat`."""
-    labels, criterion = rows["character"], LOSSES[config.loss]()
+    import torch
+    from pytorch_metric_learning import losses, miners
+
+    labels, criterion = rows["character"], getattr(losses, LOSSES[config.loss])()
     if config.loss == "n_pairs" or config.miner != "none":
         # These treat all other labels as negatives, so they get groups in which all others are known to differ.
         groups = [torch.arange(len(labels), device=labels.device)] if config.uncertain else _sure_groups(rows)
         if config.loss == "n_pairs":
             return torch.stack([criterion(found[group], labels[group]) for group in groups]).mean()
-        miner = MINERS[config.miner]()
+        miner = getattr(miners, MINERS[config.miner])()
         mined = [[group[some] for some in miner(found[group].detach(), labels[group])] for group in groups]
         return criterion(found, labels, tuple(torch.cat(some) for some in zip(*mined, strict=True)))
     same, differ = relations(rows)
@@ -168,6 +179,8 @@ def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
 
 def _sure_groups(rows: Tensors) -> list[Tensor]:
     """Row numbers in groups whose pairs are all known to be the same or to differ: one sequence per series in each."""
+    import torch
+
     groups: dict[int, list[Tensor]] = {}
     for series in rows["series"].unique():
         for number, sequence in enumerate(rows["sequence"][rows["series"] == series].unique()):
@@ -194,6 +207,8 @@ def query_mrr(found: np.ndarray, same: np.ndarray, differ: np.ndarray) -> float:
 
 def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
     """query_mrr, with each instance as a query in its own series, and valid_loss, a mean over batches."""
+    import torch
+
     rows: list[Tensors] = []
     vectors: list[Tensor] = []
     values: list[float] = []
@@ -210,11 +225,18 @@ def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors
 
 def make_model(config: FineTuneConfig, backbone: str) -> nn.Module:
     """An untrained head."""
+    from actors.comic_characters.network import Head, feature_size
+
     return Head(config.head, feature_size(backbone))
 
 
 def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any], Trained]:
     """Compute missing features, then train; resumes. Returns the run record's values and the training."""
+    import ray
+
+    from actors.comic_characters.network import feature_size
+    from pipelines.core.training import fit
+
     store, settings = Store(config.output), config.fine_tune
     stages = {"features": extract(config, plan.backbone, plan.todo)}
     features = read_features(store, plan.backbone.folder, plan.instances)

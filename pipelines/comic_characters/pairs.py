@@ -5,16 +5,15 @@ decode task    N -> 1: each crop is decoded once; a whole part of pairs/
 read   task    1 -> N: the pairs of some series, from pairs/
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
-import ray
-from ray.data import Dataset
 
 from actors.comic_characters.crops import CROPS
 from actors.comic_characters.pairs import KEY, REJECTED_PAIRS, Sizes, prepare_pairs, read_pairs
@@ -27,6 +26,9 @@ from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_task, set_context
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from ray.data import Dataset
+
     # Workers that decode pay for no import of torch.
     from pipelines.comic_characters.settings import ComicsConfig
 
@@ -48,11 +50,13 @@ class PretrainPlan:
     """Pairs that are not in pairs/."""
 
 
-def plan_pretraining(config: "ComicsConfig") -> PretrainPlan:
+def plan_pretraining(config: ComicsConfig) -> PretrainPlan:
     """Find the pairs of crops/, and those to decode.
 
     Raises UserError where there are no crops, too few series or pairs, or pairs decoded at another size.
     """
+    import pandas as pd
+
     store = Store(config.output)
     made = store.read_json("pairs.json")
     if made not in (None, config.backbone.sizes()):
@@ -127,6 +131,8 @@ def split_series(
 
 def prepared(store: Store) -> pd.DataFrame:
     """The rows of pairs/, with the columns of REJECTED_PAIRS."""
+    import pandas as pd
+
     parts = [part.to_pandas() for part in store.read_parts("pairs", REJECTED_PAIRS.names)]
     rows = pd.concat([REJECTED_PAIRS.empty_table().to_pandas(), *parts])
     # A pair that was tried again has several rows; the sound one counts.
@@ -139,8 +145,10 @@ def pair_tables(todo: pd.DataFrame, rows: int) -> list[pa.Table]:
     return [table.slice(first, rows) for first in range(0, len(table), rows)]
 
 
-def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
+def decode_pairs(config: ComicsConfig, todo: pd.DataFrame) -> None:
     """Decode pairs in parallel."""
+    import ray
+
     store = Store(config.output)
     stage = fitted({}, tasks_of(config), config.autoscaling)["decode"]
     set_context()
@@ -150,13 +158,15 @@ def decode_pairs(config: "ComicsConfig", todo: pd.DataFrame) -> None:
     finish(rows, "pairs", Progress("pairs", len(todo), "pairs"))
 
 
-def tasks_of(config: "ComicsConfig") -> dict[str, Stage]:
+def tasks_of(config: ComicsConfig) -> dict[str, Stage]:
     """Task stages of `pretrain` before its training, by name."""
     return {"decode": config.pretrain.decode}
 
 
 def dataset(store: Store, series: set[str], sizes: Sizes) -> Dataset:
     """The pairs of these series: face and body, uint8 (S, S, 3)."""
+    import ray
+
     read: Any = partial(read_pairs, store=store, series=series, sizes=sizes)
     names = [{"part": name} for name in store.parts("pairs")]
     return ray.data.from_items(names, override_num_blocks=len(names)).map_batches(

@@ -9,11 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx
 import numpy as np
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
 from actors.comic_characters.instances import Instance
 from actors.core.errors import UserError
@@ -57,6 +53,8 @@ def rank_scores(distances: np.ndarray, same: np.ndarray, counts: np.ndarray | No
 
 def cluster_scores(labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """CLUSTERS of instances, float64 (6,), from the character and the cluster of each, (N,)."""
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+
     return np.array(
         [
             adjusted_mutual_info_score(labels, clusters),
@@ -69,6 +67,8 @@ def cluster_scores(labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 def k_means(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Clusters (N,) of vectors (N, D), as many as are asked for."""
+    from sklearn.cluster import KMeans
+
     often: Any = 4
     return KMeans(count, n_init=often, random_state=seed).fit_predict(vectors)
 
@@ -227,6 +227,8 @@ def largest_known(rows: Labelled) -> list[str]:
 
     Exact: a maximum clique of the graph in which these are joined.
     """
+    import networkx
+
     drawings: defaultdict[str, set[Instance]] = defaultdict(set)
     for instance, character in zip(rows.instances, rows.characters.tolist(), strict=True):
         drawings[character].add(instance)
@@ -270,6 +272,8 @@ class Rerank:
 
 def distances_of(vectors: np.ndarray, rerank: Rerank | None = None) -> np.ndarray:
     """Euclidean distances float64 (N, N) of vectors (N, D), or what re-ranking makes of them."""
+    from scipy.spatial.distance import cdist
+
     distances = cdist(vectors, vectors)
     return distances if rerank is None else k_reciprocal(distances, rerank.k1, rerank.k2, rerank.weight)
 

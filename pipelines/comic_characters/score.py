@@ -6,6 +6,8 @@ ablate  task    each training with other settings, as many at once as fit; its v
 score   driver  ranks and clusters of every method, with intervals from a bootstrap over series
 """
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import io
@@ -14,16 +16,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
 from actors.comic_characters.instances import FEATURES, KEY, REJECTED_INSTANCES, Instance, as_instance
-from actors.comic_characters.network import Parts, embed, feature_size, load_head
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -41,7 +41,6 @@ from pipelines.comic_characters.features import (
 )
 from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
 from pipelines.comic_characters.pairs import plan_pretraining
-from pipelines.comic_characters.pretrain import pretrain
 from pipelines.comic_characters.retrieval import (
     CLUSTERS,
     RANKS,
@@ -61,6 +60,9 @@ from pipelines.comic_characters.sequences import read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.metrics import bootstrap
 from pipelines.core.ray_data import actor_retries
+
+if TYPE_CHECKING:
+    from actors.comic_characters.network import Parts
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +170,8 @@ def _guessed(vectors: np.ndarray, there: np.ndarray, seed: int) -> Method:
 
 def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Method:
     """Vectors of faces or bodies alone, by the head of stage 2."""
+    from actors.comic_characters.network import embed, feature_size, load_head
+
     head = load_head(config.fine_tune.head, feature_size(config.backbone.name), head_weights(config))
     there = np.array([getattr(one, kind) is not None for one in features])
     parts: list[Parts] = [
@@ -229,6 +233,9 @@ def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
 
 def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
     """Train an ablation and store its vectors of these instances, unless they are stored already; returns where."""
+    from actors.comic_characters.network import embed, feature_size, load_head
+    from pipelines.comic_characters.pretrain import pretrain
+
     store = Store(config.output)
     if trained_anew(config, other):
         pretrain(other, plan_pretraining(other))
@@ -259,6 +266,8 @@ def run_ablations(
     config: ComicsConfig, variants: Mapping[str, ComicsConfig], instances: list[Instance]
 ) -> dict[str, str]:
     """Train all ablations, as many at once as the cluster has CPUs for; returns where the vectors of each are."""
+    import ray
+
     there = ray.cluster_resources().get("CPU", 0)
     growing = config.autoscaling or not there
     work: Any = ray.remote(num_cpus=0, max_retries=actor_retries()["max_task_retries"])(ablate)

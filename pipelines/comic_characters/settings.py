@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from actors.comic_characters.crops import CropConfig
-from actors.comic_characters.network import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
+from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.models import backbones
-from pipelines.comic_characters.augment import ViewsConfig
+from pipelines.comic_characters.augment_settings import ViewsConfig
 from pipelines.comic_characters.retrieval import Rerank
 from pipelines.core.training_config import TrainingConfig
 

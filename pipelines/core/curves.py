@@ -5,19 +5,10 @@ import io
 import math
 import os
 import time
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-from tensorboardX.summary import scalar
 
 from actors.core import storage
 from actors.core.temporary import TemporaryFolder
 
-_EVENTS: Any = event_pb2
-"""Generated code without types."""
 Row = dict[str, float]
 """One epoch of a history."""
 
@@ -29,6 +20,9 @@ class Scalars:
     """
 
     def __init__(self, output: str, begin: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
         self._there = storage.join(output, "tensorboard")
         # Event files grow, and a store has only whole files.
         self._copy = TemporaryFolder() if "://" in self._there else None
@@ -37,15 +31,18 @@ class Scalars:
         # SummaryWriter leaves events in a queue when it is flushed; this is the file beneath it.
         self._file = EventsWriter(os.path.join(folder, "events"))
         if begin:
-            start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-            self._file.write_event(_EVENTS.Event(wall_time=time.time(), step=begin + 1, session_log=start))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._file.write_event(event_pb2.Event(wall_time=time.time(), step=begin + 1, session_log=start))
 
     def add(self, row: Row) -> None:
         """Write one epoch."""
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
             if name != "epoch":
                 summary = scalar(name, value)
-                self._file.write_event(_EVENTS.Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary))
+                self._file.write_event(event_pb2.Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary))
 
     def publish(self) -> None:
         """Bring what was written to where it belongs."""
@@ -65,6 +62,9 @@ def write_curve_csv(history: list[Row]) -> bytes:
 
 def draw_curves(history: list[Row], best: int) -> bytes:
     """A PNG with one panel for each value over the epochs, train_x and valid_x in one; the best epoch is marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     panels: dict[str, list[str]] = {}
     for name in history[0]:
         if name not in ("epoch", "seconds"):

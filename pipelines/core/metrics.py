@@ -4,11 +4,15 @@ Everywhere: scores float (N, C), higher is likelier; labels 0/1 (N, C), a row a 
 nowhere in a mean. Intervals are of the bootstrap over films: films, not frames, are what is drawn anew.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AVERAGES = ("micro", "macro", "weighted")
 """Over all films and classes at once; over classes that occur; the same, weighted by how often they do."""
@@ -82,6 +86,7 @@ def difference(
     scores: np.ndarray, others: np.ndarray, labels: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """By how much scores beat others on the same films: rows AVERAGES, columns ap, ap_low, ap_high, in 0..1."""
+    import pandas as pd
 
     def lead(weights: np.ndarray) -> np.ndarray:
         both = (_precisions(one, truth, weights)[:, -len(AVERAGES) :] for one in (scores, others))
@@ -108,6 +113,8 @@ def table(
     interval lies high by as much. Precision is 0 where nothing is chosen; a class that does not occur has recall, f1
     and ap NaN.
     """
+    import pandas as pd
+
     scores, truth = _checked(scores, labels)
     if len(names) != truth.shape[1]:
         raise ValueError(f"{len(names)} names for {truth.shape[1]} classes")
@@ -175,6 +182,8 @@ def calibration(
     weighted by count (Guo et al., "On Calibration of Modern Neural Networks", 2017), over all films and classes; empty
     bins are left out.
     """
+    import pandas as pd
+
     probabilities, truth = _checked(probabilities, labels)
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError("calibration is of probabilities, and some lie outside 0..1")

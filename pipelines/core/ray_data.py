@@ -1,17 +1,18 @@
 """How stages run on Ray: what of them fits the cluster, and how often a worker that died is started again."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
-
-import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.data._internal.logical.operators.map_operator import AbstractMap
+from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from pipelines.core.progress import Progress, tracked
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ BLOCK_BYTES = 32 << 20
 
 def set_context() -> None:
     """Ray Data's settings for our datasets."""
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
@@ -93,6 +96,8 @@ def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None
 
 def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
     """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
+    import ray
+
     there = ray.cluster_resources()
     if autoscaling or not there.get("CPU"):
         log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
@@ -118,6 +123,9 @@ def bounded(dataset: Dataset) -> Dataset:
 
     By Ray's own default both go on without end, and Ray 2.60 has no argument for it that will stay.
     """
+    from ray.data import ActorPoolStrategy
+    from ray.data._internal.logical.operators.map_operator import AbstractMap
+
     step: Any
     for step in dataset._logical_plan.dag.post_order_iter():
         if AbstractMap in type(step).__mro__:
@@ -139,11 +147,15 @@ def rows_of(dataset: Dataset) -> Iterator[Row]:
 
 def ray_task(stage: Stage) -> dict[str, Any]:
     """Arguments of a stage of tasks."""
+    from ray.data import TaskPoolStrategy
+
     return {"compute": TaskPoolStrategy(stage.workers or None), **stage.resources()}
 
 
 def ray_actors(stage: Stage) -> dict[str, Any]:
     """Arguments of a stage of actors."""
+    from ray.data import ActorPoolStrategy
+
     # One worker is enough to start with; the pool grows with what waits for it.
     return {"compute": ActorPoolStrategy(min_size=1, max_size=stage.workers), **stage.resources()}
 

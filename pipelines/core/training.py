@@ -3,30 +3,28 @@
 `fit` trains by epochs on Ray datasets. It stands on `train`, `report` and `restore`, which serve loops of other kinds.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray import train as ray_train
-from ray.data import Dataset, ExecutionOptions
-from ray.data.dataset import MaterializedDataset
-from ray.train.torch import TorchTrainer
-from safetensors.torch import save
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from actors.core import storage
 from actors.core.checkpoints import STATE, Tensors, below, read_file
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.curves import Row, draw_curves, write_curve_csv
-from pipelines.core.epochs import run_epochs, seed_all
 from pipelines.core.progress import Progress, following
 from pipelines.core.training_config import ELSEWHERE, TrainingConfig, best_epoch
+
+if TYPE_CHECKING:
+    from ray import train as ray_train
+    from ray.data import Dataset
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,10 @@ def fit(
             that is too small.
         ray.train.TrainingFailedError: the functions raised, or workers died three times.
     """
+    from safetensors.torch import save
+
+    from pipelines.core.epochs import run_epochs
+
     if set(datasets) != {"train", "valid"}:
         raise UserError(f"datasets are train and valid, not {', '.join(datasets) or 'none'}")
     store = Store(storage.absolute(output))
@@ -147,6 +149,12 @@ def train(
         UserError: the cluster is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
+    from ray import train as ray_train
+    from ray.data import ExecutionOptions
+    from ray.data.dataset import MaterializedDataset
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.core.epochs import seed_all
 
     def seeded() -> Any:
         seed_all(seed + ray_train.get_context().get_world_rank())
@@ -184,6 +192,8 @@ def check_room(resource: str, workers: int, each: float = 1, keep: float = 0) ->
 
     Ray Train would wait for resources that never come; a cluster without workers yet grows by what is asked for.
     """
+    import ray
+
     there = ray.cluster_resources().get(resource, 0)
     if workers * each + keep > there and ray.cluster_resources().get("CPU"):
         reading = f" and {keep:g} to read the data" if keep else ""

@@ -3,12 +3,6 @@
 from typing import Any
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipelines.directors.frames import STYLE, TEST, TRAIN, Frames
 from pipelines.directors.settings import DirectorsConfig
@@ -19,6 +13,8 @@ MANY = 20_000
 
 def compared(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> dict[str, np.ndarray]:
     """Log-probabilities float64 (N, C) of the baselines for the pictures of TEST, by name of METHODS."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     random = np.random.default_rng(config.training.seed)
     rows = np.flatnonzero((parts == TRAIN) & (frames.view == 0))
     if len(rows) > MANY:
@@ -39,11 +35,17 @@ def compared(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> dict
 
 
 def _linear(config: DirectorsConfig) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     balance = "balanced" if config.head.balanced else None
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight=balance, max_iter=1000))
 
 
 def _forest(config: DirectorsConfig) -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
     balance = "balanced" if config.head.balanced else None
     return RandomForestClassifier(
         200, min_samples_leaf=3, class_weight=balance, random_state=config.training.seed, n_jobs=1
@@ -67,6 +69,8 @@ def style_importance(frames: Frames, parts: np.ndarray, config: DirectorsConfig)
 
     loss: how much accuracy on TEST falls when this feature is shuffled among the pictures.
     """
+    from sklearn.inspection import permutation_importance
+
     known = known_style(frames)
     if not known:
         return []

@@ -1,28 +1,30 @@
 """Classify pictures, and all pictures together as one film, with a model that `train` has stored."""
 
+from __future__ import annotations
+
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import load
-from scipy.special import log_softmax
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.storage import Entry
 from actors.core.store import Store
-from actors.directors.head import FrameHead, HeadConfig, make_head
+from actors.directors.head_settings import HeadConfig
 from actors.media.images import IMAGE_SUFFIXES, natural
 from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
-from pipelines.directors.head import logits
 from pipelines.directors.metrics import by_film
 from pipelines.directors.settings import GuessConfig
 from pipelines.directors.vectors import FEW, embed, embed_few, missing, read_pictures_of, wanted
+
+if TYPE_CHECKING:
+    from actors.directors.head import FrameHead
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ def _about(folder: str) -> dict[str, Any]:
 
 def read_model(folder: str) -> Model:
     """A model of `train`; raises UserError where there is none."""
+    from safetensors.torch import load
+
+    from actors.directors.head import make_head
+
     about = _about(folder)
     size = about["dimensions"]
     head = make_head(HeadConfig(**about["head"]), [0.0] * size, [1.0] * size, len(about["directors"]))
@@ -173,6 +179,10 @@ def check_space(model: Model, backbone: BackboneConfig) -> None:
 
 def answers(model: Model, vectors: np.ndarray, top: int) -> tuple[Sequence[Guess], Guess]:
     """The answer for each picture, and for all as one film, by mean log-probability: vectors float16 (N, D), N > 0."""
+    from scipy.special import log_softmax
+
+    from pipelines.directors.head import logits
+
     each = log_softmax(logits(model.head, vectors) / model.temperature, 1)
     whole = by_film(each, np.zeros(len(each), int))[0]
     # A film of one picture has the picture's confidence, so the picture's threshold applies.

@@ -1,26 +1,28 @@
 """Training of a head on stored vectors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
-from ray.data.extensions import ArrowTensorArray
-from torch import Tensor
 
 from actors.core.checkpoints import Tensors
-from actors.directors.head import FrameHead, HeadConfig, head_loss, head_values, make_head
+from actors.directors.head_settings import HeadConfig
 from pipelines.core.curves import Row
-from pipelines.core.epochs import train_epoch
-from pipelines.core.training import fit
 from pipelines.core.training_config import TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Share
 from pipelines.directors.frames import TRAIN, VALID, Frames
 from pipelines.directors.settings import DirectorsConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actors.directors.head import FrameHead
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Task:
 
 def task(frames: Frames, labels: np.ndarray, parts: np.ndarray, classes: int, config: HeadConfig) -> Task:
     """Training data of a head for these labels, int (N,) from 0 to classes - 1 wherever the part is TRAIN or VALID."""
+    from actors.directors.head import head_loss, head_values, make_head
+
     sides = [(frames.vectors[parts == part].astype(np.float32), labels[parts == part]) for part in (TRAIN, VALID)]
     vectors, answers = sides[0]
     # A constant dimension has deviation 0; dividing by it would give NaN.
@@ -53,6 +57,11 @@ def task(frames: Frames, labels: np.ndarray, parts: np.ndarray, classes: int, co
 
 def fit_stored(work: Task, config: DirectorsConfig, about: dict[str, Any]) -> tuple[FrameHead, list[Row], int]:
     """Train on Ray Train with checkpoints below the output; returns the head, its history and its best epoch."""
+    import ray
+    from ray.data.extensions import ArrowTensorArray
+
+    from actors.directors.head import FrameHead
+    from pipelines.core.training import fit
 
     def dataset(side: tuple[np.ndarray, np.ndarray]) -> Any:
         table = pa.table({"vector": ArrowTensorArray.from_numpy(side[0]), "label": pa.array(side[1])})
@@ -83,6 +92,8 @@ def fit_here(work: Task, config: TrainingConfig) -> FrameHead:
 
 
 def _fit_here(work: Task, config: TrainingConfig) -> FrameHead:
+    from pipelines.core.epochs import train_epoch
+
     torch.manual_seed(config.seed)
     head = work.make()
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)

@@ -1,17 +1,16 @@
 """Accuracy of a head on held-out films, with intervals."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import log_softmax
 
-from actors.directors.head import FrameHead
 from pipelines.directors.baselines import MANY, compared
 from pipelines.directors.frames import NONE, TEST, TRAIN, VALID, Frames
-from pipelines.directors.head import fit_here, logits, task
 from pipelines.directors.metrics import (
     auroc,
     by_film,
@@ -20,6 +19,9 @@ from pipelines.directors.metrics import (
     threshold,
 )
 from pipelines.directors.settings import DirectorsConfig
+
+if TYPE_CHECKING:
+    from actors.directors.head import FrameHead
 
 log = logging.getLogger(__name__)
 METHODS = ("head", "linear probe", "nearest neighbours", "style alone", "majority")
@@ -44,6 +46,10 @@ class Measured:
 
 def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig, head: FrameHead | None) -> Measured:
     """Train on each fold and classify its test pictures; head: one already trained on the first fold."""
+    from scipy.special import log_softmax
+
+    from pipelines.directors.head import fit_here, logits, task
+
     found = Measured()
     for number, part in enumerate(parts):
         work = task(frames, frames.labels, _thinned(part, config), len(frames.directors), config.head)
@@ -96,6 +102,8 @@ def unknown(
     films serve instead. Where that leaves too few of either, the threshold accepts the share KNOWN of VALID, and there
     is no AUROC.
     """
+    from pipelines.directors.head import fit_here, logits, task
+
     directors = len(frames.directors)
     strange = frames.labels < 0
     source = "directors that are not learned"
@@ -138,6 +146,10 @@ def unknown(
 
 def _confidence(frames: Frames, which: np.ndarray, head: FrameHead, warmth: float, what: str) -> np.ndarray:
     """Probability of the likeliest director for each picture, or film, among these rows."""
+    from scipy.special import log_softmax
+
+    from pipelines.directors.head import logits
+
     if not which.any():
         return np.zeros(0)
     answers = log_softmax(logits(head, frames.vectors[which]) / warmth, 1)

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
 from pipelines.core.metrics import bootstrap, calibration
 
@@ -24,6 +21,8 @@ def by_film(log_probabilities: np.ndarray, films: np.ndarray) -> np.ndarray:
 
     films: int (N,), the film of each picture.
     """
+    from scipy.special import log_softmax
+
     sums = np.zeros((films.max() + 1, log_probabilities.shape[1]))
     np.add.at(sums, films, log_probabilities)
     return log_softmax(sums / np.bincount(films)[:, None], 1)
@@ -42,6 +41,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Its logarithm has a normal prior with mean 0 and deviation 0.5. Without it, a few labels that are all predicted
     correctly would drive probabilities to 1.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     def cost(log_t: float) -> float:
         return 2 * log_t**2 - log_softmax(logits / np.exp(log_t), 1)[np.arange(len(labels)), labels].sum()
@@ -69,6 +70,8 @@ def _answers(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
 def threshold(known: np.ndarray, strangers: np.ndarray) -> float:
     """The confidence that best separates known from unknown directors: true minus false positive rate is highest."""
+    from sklearn.metrics import roc_curve
+
     truth = np.repeat([1, 0], [len(known), len(strangers)])
     wrong, right, at = roc_curve(truth, np.concatenate([known, strangers]), drop_intermediate=False)
     best = int(np.argmax(right - wrong))
@@ -79,6 +82,8 @@ def threshold(known: np.ndarray, strangers: np.ndarray) -> float:
 
 def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
     """AUROC: probability that an answer for a known director is more confident than one for an unknown director."""
+    from sklearn.metrics import roc_auc_score
+
     truth = np.repeat([1, 0], [len(known), len(strangers)])
     return float(roc_auc_score(truth, np.concatenate([known, strangers])))
 
@@ -90,6 +95,8 @@ def figures(
 
     Intervals are from a bootstrap over films. films: int (N,), the film of each picture, 0 to F - 1.
     """
+    from sklearn.metrics import f1_score
+
     whole = by_film(log_probabilities, films)
     labels_of = np.zeros(len(whole), int)
     labels_of[films] = labels

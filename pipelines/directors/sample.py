@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -200,6 +199,8 @@ def _manifest(rows: list[Row]) -> bytes:
 
 
 def _take(config: SampleConfig, todo: list[Row]) -> int:
+    import ray
+
     set_context()
     stages = fitted({}, {"screenshots": config.screenshots}, config.autoscaling)
     films = ray.data.from_items(todo, override_num_blocks=len(todo))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from actors.core.errors import UserError
-from actors.directors.head import HeadConfig
+from actors.directors.head_settings import HeadConfig
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.vectors import PicturesConfig
 

@@ -4,10 +4,12 @@ Pictures of one film resemble each other, and those of one shot more so. A split
 how well films are recognised, not directors. The report has both figures, so that the difference shows.
 """
 
+from __future__ import annotations
+
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +17,19 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.directors.head import FrameHead
 from actors.models.backbones import check_backbone
 from actors.models.backbones import name as space
 from pipelines.core.film_vectors import read_films
 from pipelines.directors.baselines import known_style, style_importance
 from pipelines.directors.frames import STYLE, VALID, Frames, frames_of_films, frames_of_pictures, parts_of
-from pipelines.directors.head import fit_stored, logits, task
 from pipelines.directors.measure import Measured, measure, tabled, unknown
 from pipelines.directors.metrics import calibration_error, temperature
 from pipelines.directors.sample import Screenshot, read_screenshots
 from pipelines.directors.settings import DirectorsConfig
 from pipelines.directors.vectors import embed, missing, read_pictures_of, wanted
+
+if TYPE_CHECKING:
+    from actors.directors.head import FrameHead
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])
 """One row per screenshot that cannot be read."""
@@ -103,6 +106,8 @@ def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[st
 
 def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
     """Train, measure and store a model; returns the report: JSON values, and arrays that figures are drawn from."""
+    from pipelines.directors.head import logits
+
     store = Store(config.output)
     parts = parts_of(frames, config, config.split)[0]
     head, history, best = _fit(frames, parts, config)
@@ -142,6 +147,8 @@ def plot_uri(path: str) -> str:
 
 
 def _fit(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> tuple[FrameHead, list[dict[str, float]], int]:
+    from pipelines.directors.head import fit_stored, task
+
     work = task(frames, frames.labels, parts, len(frames.directors), config.head)
     about = {
         "head": asdict(config.head),

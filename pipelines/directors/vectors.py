@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.core import storage
 from actors.core.stage import Row, Stage
@@ -100,6 +99,8 @@ def _stored(
 
 def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of these rows to features/."""
+    import ray
+
     # Fails here, in the driver, where the model cannot be loaded.
     load_backbone(config.backbone)
     shape = input_shape(config.backbone)

@@ -7,16 +7,19 @@ Regression", 1997. What turns answers into probabilities is fitted to those that
 (leave-one-out, which has a closed form). All of it is linear, and ends in the probe's one layer.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from scipy.optimize import minimize
-from scipy.special import expit, logit
-from torch import Tensor
 
 from actors.core.errors import UserError
-from actors.genres.heads import MeanProbe, mean_directions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actors.genres.heads import MeanProbe
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,6 @@ class SolveConfig:
             raise UserError(f"ridge is above 0 and coupling starts at 0: {self}")
 
 
-@torch.no_grad()
 def solve(probe: MeanProbe, frames: Tensor, mask: Tensor, labels: np.ndarray, config: SolveConfig) -> np.ndarray:
     """Set the probe's centre and weights from films; the same films give the same weights.
 
@@ -48,12 +50,17 @@ def solve(probe: MeanProbe, frames: Tensor, mask: Tensor, labels: np.ndarray, co
         them, so that no film has to be kept from the weights. The centre and the few values that make probabilities of
         answers are of all films.
     """
+    import torch
+    from scipy.special import logit
+
+    from actors.genres.heads import mean_directions
+
     count = len(labels)
     if count < 2:
         raise UserError(f"a probe is solved from two films or more, not {count}")
     probe.centre.copy_(mean_directions(frames, mask).mean(0))
     scale = frames.shape[2] ** 0.5
-    x = probe.features(frames, mask).double().cpu().numpy() / scale
+    x = probe.features(frames, mask).detach().double().cpu().numpy() / scale
     share = labels.mean(0)
     weights = np.linalg.solve(x.T @ x + config.ridge * np.eye(x.shape[1]), x.T)
     answers = x @ weights @ (labels - share)
@@ -68,8 +75,9 @@ def solve(probe: MeanProbe, frames: Tensor, mask: Tensor, labels: np.ndarray, co
     evidence = without @ coupled * to_logits
     slope, shift = _fitted(evidence, labels, bias)
     linear = slope * (weights @ (labels - share) @ coupled * to_logits)
-    probe.linear.weight.copy_(torch.from_numpy(linear.T / scale))
-    probe.linear.bias.copy_(torch.from_numpy(shift))
+    with torch.no_grad():
+        probe.linear.weight.copy_(torch.from_numpy(linear.T / scale))
+        probe.linear.bias.copy_(torch.from_numpy(shift))
     return slope * evidence + shift
 
 
@@ -88,6 +96,9 @@ def coupling(labels: np.ndarray, noise: float) -> np.ndarray:
 
 def _fitted(evidence: np.ndarray, labels: np.ndarray, bias: np.ndarray) -> tuple[float, np.ndarray]:
     """One slope for all classes and a shift (C,) for each, by maximum likelihood."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     varied = evidence.any(0)
 
     def negative_likelihood(values: np.ndarray) -> tuple[float, np.ndarray]:

@@ -6,6 +6,8 @@ embed  actors   1 -> 1: squares become vectors, in batches that go across films
 gather driver   N -> 1: a film's array, once all of its images are there
 """
 
+from __future__ import annotations
+
 import io
 import json
 import logging
@@ -16,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.addresses import short_name
@@ -34,6 +34,9 @@ from actors.media.images import Shape, natural, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +225,8 @@ def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages:
 
 
 def _films(sources: Sequence[Source], in_a_block: int) -> Dataset:
+    import ray
+
     rows: Any = [{"film": source.film, "uri": source.uri} for source in sources]
     return ray.data.from_items(rows, override_num_blocks=min(-(-len(rows) // in_a_block), 1000))
 

@@ -1,29 +1,29 @@
 """What heads are worth on films that they have not seen, beside what costs less: figures, folds and baselines."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
-import torch
-from sklearn.linear_model import LogisticRegression
-from torch.nn.functional import normalize
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.genres.heads import mean_directions
 from actors.models.clip import EmbeddingsConfig, embed_texts, load_clip
 from pipelines.core.film_vectors import Films
 from pipelines.core.metrics import AVERAGES, difference, table
 from pipelines.genres.embed import clip
 from pipelines.genres.process import fused, read_any
 from pipelines.genres.train import LearnConfig, frames_of, learn, parts_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -200,11 +200,17 @@ def _fold(rest: Films, seen: Films, config: LearnConfig, output: str, name: str)
 
 def means(films: Films) -> np.ndarray:
     """The direction of each film's mean frame, float32 (N, D) of length 1."""
+    from torch.nn.functional import normalize
+
+    from actors.genres.heads import mean_directions
+
     return normalize(mean_directions(*frames_of(films)), dim=-1).numpy()
 
 
 def logistic(films: Films, others: Films) -> np.ndarray:
     """Probabilities (M, C) for other films by logistic regression on the mean frame, each genre alone."""
+    from sklearn.linear_model import LogisticRegression
+
     x, new = means(films), means(others)
     found = np.zeros((len(others), films.genres.shape[1]))
     for number, label in enumerate(films.genres.T):
@@ -222,6 +228,9 @@ def prior(films: Films, others: Films) -> np.ndarray:
 
 def zero_shot(films: Films, config: EmbeddingsConfig) -> np.ndarray:
     """Cosines (N, C) of films with prompts for each genre."""
+    import torch
+    from torch.nn.functional import normalize
+
     model = load_clip(replace(config, num_gpus=0))
     prompts = [prompt.format(genre.lower()) for genre in films.genre_names for prompt in PROMPTS]
     vectors = torch.from_numpy(embed_texts(model, prompts, config.images_per_call))

@@ -1,31 +1,31 @@
 """Heads that tell the genres of films: how they learn, what they answer, and what they are worth on films not seen."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.genres.heads import HeadConfig, MeanProbe, make_head, mean_directions
+from actors.genres.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films, split
 from pipelines.core.metrics import average_precision, averages, thresholds
-from pipelines.core.training import fit
 from pipelines.core.training_config import TrainingConfig, gpus
-from pipelines.genres import losses
-from pipelines.genres.closed_form import SolveConfig, solve
 from pipelines.genres.process import fused, read_any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import ray
+    from torch import Tensor, nn
+
+    from pipelines.genres.closed_form import SolveConfig
 
 PREDICTIONS = pa.schema(
     [("id", pa.string()), ("genre", pa.string()), ("probability", pa.float32()), ("chosen", pa.bool_())]
@@ -100,6 +100,8 @@ class LearnConfig(HeadConfig):
 
     def closed(self) -> SolveConfig:
         """Settings of the closed form."""
+        from pipelines.genres.closed_form import SolveConfig
+
         return SolveConfig(self.ridge, self.coupling)
 
     def layers(self) -> HeadConfig:
@@ -158,6 +160,9 @@ class GenreModel:
 
     def probabilities(self, films: Films) -> np.ndarray:
         """float64 (N, C) of whole films, in the order of `films.whole()`: of its pieces the mean."""
+        import pandas as pd
+        import torch
+
         if films.vectors.shape[1] != self.dimensions:
             raise UserError(
                 f"the model has learnt from vectors of {self.dimensions} numbers, and these have "
@@ -179,6 +184,8 @@ class GenreModel:
 
     def save(self, store: Store) -> None:
         """Write model/: weights, and settings with genres and thresholds."""
+        from safetensors.torch import save as save_tensors
+
         tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         storage.write_bytes(store.uri("model", "model.safetensors"), save_tensors(tensors))
         learn = {one.name: getattr(self.learn, one.name) for one in fields(LearnConfig)}
@@ -188,6 +195,10 @@ class GenreModel:
 
 def load_model(uri: str) -> GenreModel:
     """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
+    from safetensors.torch import load as load_tensors
+
+    from actors.genres.heads import make_head
+
     try:
         about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
         weights = load_tensors(storage.read_bytes(storage.join(uri, "model.safetensors")))
@@ -219,10 +230,18 @@ def learn(films: Films, valid: Films | None, config: LearnConfig, output: str) -
             them, too.
         output: where a descent has its checkpoints, so that the same call after a kill goes on.
     """
+    import torch
+
+    from actors.genres.heads import MeanProbe, mean_directions
+    from pipelines.core.training import fit
+    from pipelines.genres import losses
+
     dimensions, classes = films.vectors.shape[1], len(films.genre_names)
     if config.solved:
         everything = _joined(films, valid).whole()
         probe = MeanProbe(dimensions, classes).eval()
+        from pipelines.genres.closed_form import solve
+
         logits = solve(probe, *frames_of(everything, config.sequence_length), everything.genres, config.closed())
         found = thresholds(1 / (1 + np.exp(-logits)), everything.genres, most=MOST)
         return GenreModel(probe, config, films.genre_names, found, dimensions)
@@ -261,12 +280,16 @@ def _joined(films: Films, others: Films | None) -> Films:
 
 def frames_of(films: Films, length: int = 256) -> tuple[Tensor, Tensor]:
     """Frames float32 (N, T, D) and mask (N, T) as heads take them, with T at most `length`."""
+    import torch
+
     frames, mask = films.padded(min(length, int(np.diff(films.offsets).max())))
     return torch.from_numpy(frames), torch.from_numpy(mask)
 
 
 def _first(layers: HeadConfig, dimensions: int, classes: int, centre: Tensor | None) -> nn.Module:
     """The head with its first weights."""
+    from actors.genres.heads import MeanProbe, make_head
+
     head = make_head(layers, dimensions, classes)
     if isinstance(head, MeanProbe) and centre is not None:
         head.centre.copy_(centre)
@@ -274,12 +297,16 @@ def _first(layers: HeadConfig, dimensions: int, classes: int, centre: Tensor | N
 
 
 def _dataset(films: Films, config: LearnConfig) -> ray.data.Dataset:
+    import ray
+
     frames, mask = films.padded(min(config.sequence_length, int(np.diff(films.offsets).max())))
     columns = {"frames": frames.astype(np.float16), "mask": mask, "labels": films.genres}
     return ray.data.from_items([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 
 def _loss(kind: str, weights: tuple[Tensor, Tensor] | None, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    from pipelines.genres import losses
+
     logits = model(batch["frames"].float(), batch["mask"].bool())
     if kind == "asymmetric":
         return losses.asymmetric(logits, batch["labels"])
@@ -291,6 +318,10 @@ def _loss(kind: str, weights: tuple[Tensor, Tensor] | None, model: nn.Module, ba
 
 def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
     """Cross-entropy and average precision of the validation films."""
+    import torch
+
+    from pipelines.genres import losses
+
     scored = [(model(batch["frames"].float(), batch["mask"].bool()).float(), batch["labels"]) for batch in batches]
     logits = torch.cat([logits for logits, _ in scored])
     labels = torch.cat([labels for _, labels in scored])
@@ -344,6 +375,8 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> tuple[int, pd.Series]:
     """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
+    import pandas as pd
+
     model = load_model(config.model)
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     answers = model.probabilities(films)
@@ -355,6 +388,8 @@ def write_predictions(
     store: Store, name: str, ids: Sequence[str], probabilities: np.ndarray, model: GenreModel
 ) -> None:
     """Write PREDICTIONS of films, probabilities (N, C)."""
+    import pandas as pd
+
     count, classes = probabilities.shape
     rows = {
         "id": np.repeat(np.array(ids, object), classes),

@@ -8,18 +8,17 @@ p         McNemar's exact test of two models on the same images: of the images t
           each model have half? (McNemar 1947; the binomial distribution)
 """
 
+from __future__ import annotations
+
 import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
-from scipy.stats import binomtest
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -43,6 +42,9 @@ from pipelines.movie_characters.models import (
 )
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.results import Results, by_class, read_results, write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NONE = "none"
 """The images as they are."""
@@ -154,6 +156,8 @@ def images_of(config: CompareConfig, name: str, pictures: Sequence[Picture]) -> 
 
 def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str, str]]:
     """Write the missing images of all filters; returns rows of REJECTED."""
+    import ray
+
     root = Store(storage.absolute(config.output))
     there = {entry.name for entry in storage.listing(root.uri("images"), (".png",))}
     todo: Any = []
@@ -259,7 +263,7 @@ def _with_alpha(model: Single | FusionModel, run: ModelRun, alpha: float, images
 class Compared:
     """What a comparison did and found."""
 
-    comparison: "Comparison"
+    comparison: Comparison
     weights: dict[str, dict[str, float]]
     """Weights of the models of each fusion."""
     images: int
@@ -300,6 +304,8 @@ class Comparison:
 
 def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[Picture]) -> Comparison:
     """Compare existing results, and write accuracy.csv, mcnemar.csv, topk.csv and alpha.csv."""
+    import pandas as pd
+
     names = [stem(one.name) for one in pictures]
     found = {(run.model, run.filter, run.alpha): read_results(run.folder, run.clip_csv) for run in runs}
     right = {what: rightly(results, names) for what, results in found.items()}
@@ -336,6 +342,8 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
 
 def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
     """By image name without suffix: hit (whether the best answer is right) and answered."""
+    import pandas as pd
+
     best = answers(by_class(results))
     found = {stem(image): answer for image, answer in best.items()}
     hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]
@@ -354,5 +362,7 @@ def accuracy(hits: pd.Series, resamples: int, seed: int) -> tuple[float, float, 
 
 def mcnemar(first: pd.Series, second: pd.Series) -> tuple[int, int, float]:
     """Images that only the first, or only the second has right, and the two-sided p that they are equally many."""
+    from scipy.stats import binomtest
+
     one, other = int((first & ~second).sum()), int((second & ~first).sum())
     return one, other, float(binomtest(one, one + other).pvalue) if one + other else 1.0

@@ -1,5 +1,7 @@
 """Frames of a film that a table assigns to categories: the images to train and identify characters with."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
@@ -10,9 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
 import pyarrow as pa
 
 from actors.core import storage
@@ -24,6 +25,9 @@ from actors.media.film import VideoConfig
 from actors.media.times import parse_time
 from actors.movie_characters.film_frames import Interval, frames_in
 from pipelines.core.progress import Progress, tracked
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +81,8 @@ class Plan:
 
 def plan_extraction(config: ExtractConfig) -> Plan:
     """Read the table; raises UserError where a column is missing, which lists those there are."""
+    import pandas as pd
+
     try:
         table = pd.read_csv(io.BytesIO(storage.read_bytes(config.csv)), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:

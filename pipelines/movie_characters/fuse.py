@@ -8,17 +8,19 @@ Weights are settings, or trained on results of other images: those that make the
 class's probability is the softmax of the weighted sum (McFadden 1974, the conditional logit; the problem is convex).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import logsumexp, softmax
 
 from actors.core.errors import UserError
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RANK_CONSTANT = 60
 """Constant of reciprocal rank fusion, as its authors chose it."""
@@ -112,6 +114,8 @@ def _folders(source: Source) -> list[str]:
 
 def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
     """`comparable` scores of each model, and the true classes, indexed by folder (0, 1, …) and image."""
+    import pandas as pd
+
     models = list(config.models.values())
     turns, truths = [], []
     for folders in zip(*map(_folders, models), strict=True):
@@ -145,6 +149,10 @@ def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[floa
 
     Images of classes that cannot be answered teach none. Raises ValueError where no model knows anything.
     """
+    import pandas as pd
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp, softmax
+
     labels = truth.reindex(parts[0].index)
     known = labels.isin(parts[0].columns).to_numpy()
     own = parts[0].columns.get_indexer(pd.Index(labels[known]))

@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import ray
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -71,6 +70,8 @@ def stages_of(config: GenerateConfig) -> tuple[dict[str, Stage], dict[str, Stage
 
 def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
     """Draw what is missing; returns how many images could not be drawn, by code. They are in rejected/."""
+    import ray
+
     config = replace(config, output=storage.absolute(config.output))
     bad: list[dict[str, str]] = []
     if plan.todo:

@@ -24,9 +24,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -327,6 +325,8 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
 
 def _evaluate(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
     """Yield a row of ANSWERS for each picture without an answer."""
+    import ray
+
     set_context()
     stages = fitted(*stages_of(config), config.autoscaling)
     stage: Any = stages["diffusion"]
@@ -367,6 +367,8 @@ def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
 
 def _write_tables(store: Store, answers: dict[str, Answer], plan: Plan) -> None:
     """Write the tables of each class; rows of other pictures stay."""
+    import pandas as pd
+
     identities = [one.name for one in plan.identities]
     for cls, names in group_by_class(list(answers)).items():
         own = [(name, answers[name]) for name in sorted(names)]

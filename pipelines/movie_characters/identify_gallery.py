@@ -10,6 +10,8 @@ prompts  the cosine of an image with a text for each class, as in "a photo of An
 probe    the log-probability of each class by a logistic regression on the vectors of the gallery
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import tempfile
@@ -19,12 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import ray
 from pyarrow import compute
 
 from actors.core import storage
@@ -40,6 +40,9 @@ from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +214,8 @@ def check_model(config: ClipConfig | FaceConfig) -> None:
 
 def _check_gpu(config: ClipConfig) -> None:
     """Raise UserError where a GPU is wanted and there is none; of a cluster that is not joined yet nothing is known."""
+    import ray
+
     wanted = config.embeddings.num_gpus
     if not wanted or config.autoscaling:
         return
@@ -264,6 +269,8 @@ def embedded(store: Store, model: str) -> dict[tuple[str, int], np.ndarray]:
 
 def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[str, tuple[str, str]]:
     """Embed images into vectors/; returns error code and message, by uri, of those that could not be."""
+    import ray
+
     set_context()
     stages = fitted(*stages_of(config), config.autoscaling)
     stage: Any = stages["embed"]
@@ -339,6 +346,8 @@ def _answers(
     vectors: dict[str, np.ndarray],
 ) -> Iterator[pd.DataFrame]:
     """Rows of results, of some images at a time."""
+    import pandas as pd
+
     method = config.method if isinstance(config, ClipConfig) else "gallery"
     matrix = _matrix(gallery, vectors) if method != "prompts" else np.zeros((0, 0), np.float32)
     names = [stem(one.name) for one in gallery]
@@ -409,6 +418,8 @@ def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
 
 def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
     """Vectors (C, D) of the texts of classes."""
+    import ray
+
     said: Any = [
         {"number": number, "text": config.prompts.get(cls, config.prompt.replace("{}", cls.replace("_", " ")))}
         for number, cls in enumerate(classes)

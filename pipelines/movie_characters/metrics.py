@@ -8,18 +8,21 @@ class that is. Classes are compared as whole names, whatever their case, with a 
 A class's own file says what is true. A class of which there is no identity cannot be answered: its images are unknown.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score, roc_curve
 
 from actors.core.errors import UserError
 from pipelines.core import metrics as ranking
 from pipelines.movie_characters.results import UNKNOWN, Results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ def average_precision(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
     those for which it ranks best. Images of equal rank are taken together, equal scores of an image share the mean of
     their ranks, and a class without a score comes last.
     """
+    import pandas as pd
+
     ranks = scores.rank(axis=1, ascending=False, method="average", na_option="bottom")
     labels = truth.to_numpy()[:, None] == scores.columns.to_numpy()[None]
     return pd.Series(ranking.average_precision(-ranks.to_numpy(), labels), scores.columns)
@@ -77,6 +82,9 @@ def reciprocal_rank(scores: pd.DataFrame, truth: pd.Series) -> float:
 
 def per_class(found: pd.Series, truth: pd.Series) -> pd.DataFrame:
     """Precision, recall, f1 in 0..1 and support, a row a class, then "macro", their mean over classes with images."""
+    import pandas as pd
+    from sklearn.metrics import precision_recall_fscore_support
+
     classes = sorted(set(found) | set(truth))
     never: Any = 0
     values: Any = precision_recall_fscore_support(truth, found, labels=classes, zero_division=never)
@@ -87,6 +95,9 @@ def per_class(found: pd.Series, truth: pd.Series) -> pd.DataFrame:
 
 def confusion(found: pd.Series, truth: pd.Series) -> pd.DataFrame:
     """How many images of each true class (rows) got which answer (columns)."""
+    import pandas as pd
+    from sklearn.metrics import confusion_matrix
+
     classes = sorted(set(found) | set(truth))
     return pd.DataFrame(confusion_matrix(truth, found, labels=classes), classes, classes)
 
@@ -100,6 +111,8 @@ def confidence(scores: pd.DataFrame, lead: bool) -> pd.Series:
     Losses of different images cannot be compared; so the lead is in standard deviations of the image's other classes,
     where there are several.
     """
+    import pandas as pd
+
     values = scores.to_numpy(float)
     best = np.nanmax(values, axis=1)
     if not lead:
@@ -129,6 +142,8 @@ class OpenSet:
 
 def open_set(sure: pd.Series, known: pd.Series) -> OpenSet | None:
     """AUROC and EER of confidences, by whether an image's class is known; None where all or none are."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
     if known.nunique() < 2:
         return None
     accepted, passed, at = roc_curve(known, sure, drop_intermediate=False)
@@ -181,4 +196,6 @@ def truths(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
 
 def topk_curve(results: Results, ks: Sequence[int], average: bool = False) -> pd.Series:
     """Unweighted mean of `topk` over classes, by k."""
+    import pandas as pd
+
     return pd.Series({k: float(topk(results, k, average).mean()) for k in ks})

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import ray
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -32,8 +31,6 @@ from actors.movie_characters.diffusion import (
 )
 from actors.movie_characters.names import group_by_class, stem
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
-from actors.movie_characters.personalise_steps import adam8bit
-from actors.movie_characters.personaliser import Personaliser
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.pictures import find_pictures
 
@@ -52,6 +49,8 @@ class Plan:
 
 def plan_personalise(config: PersonaliseConfig) -> Plan:
     """Find images and missing identities; raises UserError where the model or an extra is missing."""
+    from actors.movie_characters.personalise_steps import adam8bit
+
     check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     if config.use_8bit_adam:
         adam8bit()
@@ -86,6 +85,10 @@ def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, St
 
 def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     """Train what is missing; returns how many identities of this run failed, by code. They are in rejected/."""
+    import ray
+
+    from actors.movie_characters.personaliser import Personaliser
+
     if config.push_to_hub:
         _check_hub(config)
     set_context()

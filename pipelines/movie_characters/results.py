@@ -1,15 +1,20 @@
 """Result tables of identification: one value for each image and identity."""
 
+from __future__ import annotations
+
 import io
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.movie_characters.names import class_of, identity_class, key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
 """Columns of a file of results."""
@@ -49,6 +54,8 @@ def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
     Raises:
         UserError: there are none, or a file has other columns.
     """
+    import pandas as pd
+
     tables = []
     for entry in storage.listing(folder, (SUFFIX,)):
         if "/" in entry.name or _METRICS.fullmatch(entry.name):
@@ -77,6 +84,8 @@ def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
 
 def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
     """One file of results with the columns of RESULTS, the last from `column`; raises UserError for other columns."""
+    import pandas as pd
+
     data = storage.read_bytes(uri)
     try:
         table = pd.read_csv(io.BytesIO(data), dtype={IMAGE: str, IDENTITY: str})
@@ -94,6 +103,8 @@ def write_results(folder: str, rows: pd.DataFrame, descending: bool) -> list[str
 
     What a file holds of other images and identities stays; the same image and identity is replaced.
     """
+    import pandas as pd
+
     classes = rows[IMAGE].map(class_of)
     for cls, group in rows.groupby(classes):
         uri = storage.join(folder, f"{cls}{SUFFIX}")

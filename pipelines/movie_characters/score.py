@@ -1,17 +1,21 @@
 """Tables of how accurate results are: those of the reference system, and a report of classes and unknowns."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.metrics import OpenSet
 from pipelines.movie_characters.results import IMAGE, LOSS, Results, by_class, read_results, write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class ReportConfig(ScoreConfig):
 
 def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
     """Write one table for each k; returns them, in percent by class, the model's row last."""
+    import pandas as pd
+
     tables = {}
     middle = "_avg" if config.avg else ""
     for k in config.ks:
@@ -104,6 +110,8 @@ def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
 
 def write_map(config: MapConfig, results: Results) -> pd.Series:
     """Write the table of average precisions, of classes that can be answered and have images; returns it."""
+    import pandas as pd
+
     scores, truth = by_class(results), results.images
     if config.formula == "reference":
         values = ident.reference_precision(scores, truth)
@@ -117,6 +125,8 @@ def write_map(config: MapConfig, results: Results) -> pd.Series:
 
 def _closed(values: pd.Series, name: str) -> pd.Series:
     """Values with their mean as a last row."""
+    import pandas as pd
+
     return pd.concat([values, pd.Series({name: values.mean()})])
 
 
@@ -139,6 +149,8 @@ class Report:
 
 def write_report(config: ReportConfig, results: Results) -> Report:
     """Write classes.csv, confusion.csv, answers.csv and report.json; returns what is in them."""
+    import pandas as pd
+
     scores = by_class(results, config.avg)
     truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead)
     threshold = config.threshold
@@ -171,6 +183,8 @@ def learnt(results: Results, config: ReportConfig) -> float:
 
 
 def _plain(value: Any) -> Any:
+    import pandas as pd
+
     if isinstance(value, pd.DataFrame):
         return value.to_dict("index")
     return value.item() if isinstance(value, np.generic) else str(value)

@@ -5,6 +5,8 @@ identify          any model: each frame an image, its class the film
 vote     driver   each frame votes for its best class, or for unknown below the threshold; most votes win the shot
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections import Counter
@@ -12,11 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import ray
 
 from actors.core import storage
 from actors.core.addresses import short_name
@@ -30,6 +30,9 @@ from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
 from pipelines.movie_characters.results import UNKNOWN, Results, by_class, read_results, write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     return TimelinePlan(films, {name: uri for name, uri in films.items() if name not in done}, run)
 
 
-def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple["Appearances", int]:
+def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple[Appearances, int]:
     """Cut films, identify frames, write the tables; returns these and the number of frames. Ray is running."""
     store = Store(storage.absolute(config.output))
     remember(config)
@@ -128,6 +131,8 @@ def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple["Appearanc
 
 def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
     """Cut films into shots and write their frames."""
+    import ray
+
     set_context()
     stage = fitted({}, {"video": config.video}, config.autoscaling)["video"]
     rows: Any = [{"film": name, "uri": uri} for name, uri in films.items()]
@@ -158,6 +163,8 @@ class Appearances:
 
 def appearances(config: TimelineConfig, films: Sequence[str], results: Results | None, lead: bool) -> Appearances:
     """Count the votes and write shots.csv and appearances.csv; results: None where no film has a frame."""
+    import pandas as pd
+
     store = Store(config.output)
     read = {
         film: store.read_json("shots", f"{film}.json") or store.read_json("failed", f"{film}.json") for film in films
@@ -194,6 +201,8 @@ def ballot(said: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:
     said: the answer of each frame; scores: of classes (columns) for the same frames. UNKNOWN has no score, and of as
     many votes a character comes before it.
     """
+    import pandas as pd
+
     counts = Counter(said)
     rows = [
         (character, votes, votes / len(said), float(scores[character].mean()) if character in scores else np.nan)

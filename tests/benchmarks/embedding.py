@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from actors.core.stage import Batch
-from actors.genres.heads import HeadConfig, make_head
+from actors.genres.head_settings import HeadConfig
+from actors.genres.heads import make_head
 from actors.media.film import open_film
 from actors.media.images import read_images
 from actors.models.clip import Clip, EmbeddingsConfig, ImageEmbedder, input_shape, load_clip

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.genres.heads import HeadConfig, LstmHead, MeanProbe, make_head
+from actors.genres.head_settings import HeadConfig
+from actors.genres.heads import LstmHead, MeanProbe, make_head
 
 D, C = 16, 5
 HEADS = {

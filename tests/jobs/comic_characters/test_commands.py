@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from actors.comic_characters.network import Head, HeadConfig, make_backbone
+from actors.comic_characters.network import Head, make_backbone
+from actors.comic_characters.network_settings import HeadConfig
 from actors.core import storage
 from actors.core.store import Store
 from jobs.comic_characters.__main__ import app

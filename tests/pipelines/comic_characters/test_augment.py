@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as one_by_one
 
 from pipelines.comic_characters.augment import (
-    ViewsConfig,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -18,6 +17,7 @@ from pipelines.comic_characters.augment import (
     resized_crop,
     views,
 )
+from pipelines.comic_characters.augment_settings import ViewsConfig
 
 NOTHING = ViewsConfig(flip=0, min_scale=1, jitter=0, grey=0, max_sigma=0.1)
 

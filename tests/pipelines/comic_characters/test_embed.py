@@ -12,16 +12,8 @@ from safetensors.torch import save
 
 from actors.comic_characters.crops import CROPS, CropConfig, cut_pictures
 from actors.comic_characters.instances import FEATURES, KEY, read_rows, write_features, write_vectors
-from actors.comic_characters.network import (
-    BackboneConfig,
-    EmbedConfig,
-    FeatureExtractor,
-    Head,
-    HeadConfig,
-    InstanceEmbedder,
-    load_head,
-    make_backbone,
-)
+from actors.comic_characters.network import FeatureExtractor, Head, InstanceEmbedder, load_head, make_backbone
+from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, HeadConfig
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store

@@ -16,16 +16,8 @@ from torch.nn.functional import normalize
 
 from actors.comic_characters.crops import crop_name, encode
 from actors.comic_characters.instances import FEATURES, KEY, write_features
-from actors.comic_characters.network import (
-    BackboneConfig,
-    FeatureExtractor,
-    FeaturesConfig,
-    Fusion,
-    Head,
-    HeadConfig,
-    load_backbone,
-    make_backbone,
-)
+from actors.comic_characters.network import FeatureExtractor, Head, load_backbone, make_backbone
+from actors.comic_characters.network_settings import BackboneConfig, FeaturesConfig, Fusion, HeadConfig
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from actors.comic_characters.crops import CROPS, crop_name, encode, prepare
-from actors.comic_characters.network import BackboneConfig
+from actors.comic_characters.network_settings import BackboneConfig
 from actors.comic_characters.pairs import KEY, PAIRS, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.store import Store

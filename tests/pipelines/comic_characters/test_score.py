@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.comic_characters.instances import Instance
-from actors.comic_characters.network import BackboneConfig
+from actors.comic_characters.network_settings import BackboneConfig
 from pipelines.comic_characters.features import Features
 from pipelines.comic_characters.retrieval import CLUSTERS, RANKS, Rerank, labelled
 from pipelines.comic_characters.score import OURS, Found, Method, fused, scores_of, trained_anew, unit, variant

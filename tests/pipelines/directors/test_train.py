@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.directors.head import HeadConfig, make_head
+from actors.directors.head import make_head
+from actors.directors.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.baselines import style_importance

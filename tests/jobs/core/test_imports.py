@@ -1,0 +1,50 @@
+"""What a command imports before it does anything: help and refusals come at once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.reference import CAPABILITIES
+
+ROOT = Path(__file__).parents[3]
+HEAVY = ("torch", "ray", "sklearn", "timm", "pandas", "open_clip", "matplotlib")
+"""Packages that take a CPU-second or more to import, or that import one of those."""
+PROGRAM = """
+import importlib, json, sys
+from typer.testing import CliRunner
+app = importlib.import_module(f"jobs.{sys.argv[1]}.__main__").app
+runs = [[], *(name.split() for name in app.commands())]
+runs = runs if sys.argv[2] == "--help" else runs[1:]
+codes = {" ".join(run): CliRunner().invoke(app, [*run, *sys.argv[2:]]).exit_code for run in runs}
+print(json.dumps([codes, sorted(sys.modules)]))
+"""
+
+
+def commands(capability: str, *arguments: str) -> tuple[dict[str, int], set[str]]:
+    """Run each verb of a capability in one fresh process; returns exit codes, and the packages that were imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, capability, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    codes, modules = json.loads(done.stdout.splitlines()[-1])
+    return codes, {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_help_imports_nothing_that_takes_long(capability: str) -> None:
+    codes, packages = commands(capability, "--help")
+    assert len(codes) > 2 and set(codes.values()) == {0}
+    assert "typer" in packages
+    assert packages.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_refused_setting_imports_no_model_and_no_cluster(capability: str) -> None:
+    codes, packages = commands(capability, "no_such_setting=1")
+    assert set(codes.values()) == {2}
+    # Settings of curation import pandas.
+    heavy = set(HEAVY) - ({"pandas"} if capability == "curation" else set())
+    assert packages.isdisjoint(heavy)
