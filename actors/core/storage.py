@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,25 +31,12 @@ from actors.core.addresses import (
     shown_name,
 )
 from actors.core.errors import UserError
+from actors.core.local_files import Entry, file_entry, local_entry, local_listing
 from actors.core.patience import PASSING, patiently
 from actors.core.temporary import TemporaryFolder
 from actors.core.whole_files import TEMPORARY, create, replacing
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a listing."""
-
-    name: str
-    """Its path relative to the folder that was listed, parts joined by a slash; bytes that are no UTF-8 as \\xNN."""
-    uri: str
-    """Where it is."""
-    size: int
-    """Bytes."""
-    stamp: str = ""
-    """Another one when the file is written again: its modification time in nanoseconds, or its ETag."""
 
 
 def join(root: str, *names: str) -> str:
@@ -90,7 +76,7 @@ def find(uri: str) -> Entry:
         return Entry(name, uri, about["ContentLength"], about["ETag"])
     if not os.path.isfile(local_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
-    return _local_entry(name, uri, os.stat(local_path(uri)))
+    return local_entry(name, uri, os.stat(local_path(uri)))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -216,15 +202,18 @@ def stream(uri: str) -> AbstractContextManager[BinaryIO]:
         return open(local_path(uri), "rb")
 
 
-def listing(prefix: str, suffixes: tuple[str, ...] = (), skip_unreadable: bool = False) -> Iterator[Entry]:
+def listing(prefix: str, suffixes: tuple[str, ...] = (), as_input: bool = False) -> Iterator[Entry]:
     """The files below a folder at any depth, read in pages; a missing folder holds none.
 
     They come sorted by the code points of the whole name, as S3 does it; a store that only resembles S3 may have
     another order, always the same. `suffixes` (lower case, with the dot) selects by the end of the name, whatever its
-    case. In a local folder links to files count as files and links to folders are not followed. `skip_unreadable`: what
-    may not be read below a local folder is left out with a warning that names it; else it raises PermissionError.
+    case. In a local folder links to files count as files, and links to folders are not followed.
+
+    as_input: the folder is one of the user's. Links to folders outside of it are followed, and no folder is listed
+    twice; what may not be read is left out. A warning names each link and each folder that is left out. Otherwise a
+    folder that may not be read raises PermissionError.
     """
-    for entry in _s3_listing(prefix) if is_s3(prefix) else _local_listing(local_path(prefix), "", skip_unreadable):
+    for entry in _s3_listing(prefix) if is_s3(prefix) else local_listing(local_path(prefix), as_input):
         base = entry.name.rsplit("/", 1)[-1]
         if base.startswith(TEMPORARY) or (suffixes and not base.lower().endswith(suffixes)):
             continue
@@ -248,61 +237,13 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files = [file for entry in entries if (file := _entry("", entry))]
+    files = [file for entry in entries if (file := file_entry("", entry))]
     return [shown_name(entry.name) for entry in entries if entry.is_dir()], files
 
 
 def absolute(uri: str) -> str:
     """A path from the root, without a slash at its end, since workers have another working folder; s3:// as it is."""
     return uri.rstrip("/") if is_s3(uri) else path_or_uri(os.path.abspath(local_path(uri)))
-
-
-def _local_listing(folder: str, above: str, skip_unreadable: bool) -> Iterator[Entry]:
-    try:
-        with os.scandir(folder or ".") as found:
-            # A folder sorts as its files do, with the slash: "a-b.mp4" comes before "a/c.mp4".
-            entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except PermissionError as error:
-        if not (above and skip_unreadable):
-            raise
-        _warn_unreadable(folder, error)
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _local_listing(entry.path, f"{above}{entry.name}/", skip_unreadable)
-            continue
-        try:
-            found = _entry(above, entry)
-        except OSError as error:
-            # A link into a folder that may not be read, or one that leads to itself.
-            if not skip_unreadable:
-                raise
-            _warn_unreadable(entry.path, error)
-            continue
-        if found:
-            yield found
-
-
-def _entry(above: str, entry: os.DirEntry[str]) -> Entry | None:
-    """None for what is no file, or has been removed since its folder was read."""
-    if not entry.is_file():
-        return None
-    try:
-        about = entry.stat()
-    except FileNotFoundError:
-        return None
-    return _local_entry(above + entry.name, entry.path, about)
-
-
-def _local_entry(name: str, path: str, about: os.stat_result) -> Entry:
-    return Entry(shown_name(name), path_or_uri(path), about.st_size, str(about.st_mtime_ns))
-
-
-def _warn_unreadable(path: str, error: OSError) -> None:
-    why = f"{shown_name(path)} cannot be read ({error.strerror}) and is left out"
-    logger.warning("%s. Allow reading it, or move it out of the input.", why)
 
 
 def _s3_listing(prefix: str) -> Iterator[Entry]:

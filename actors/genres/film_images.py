@@ -36,7 +36,7 @@ def list_images(film: Row) -> list[Row]:
     """The images below a film's folder as rows; of a folder without any, one row that says so."""
     about = {"film": film["film"], "start_s": 0.0, "error": "", "message": ""}
     try:
-        entries = list(storage.listing(film["uri"], IMAGE_SUFFIXES, skip_unreadable=True))
+        entries = list(storage.listing(film["uri"], IMAGE_SUFFIXES, as_input=True))
     except PermissionError as error:
         message = f"{film['uri']} cannot be read: {error.strerror or error}"
         nothing = {"number": -1, "images": 0, "name": "", "uri": film["uri"]}

@@ -132,7 +132,7 @@ def _part_of_path(name: str) -> bool:
 def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
     """Boxes with the picture of their panel, else of their page; else the error missing_page."""
     found: dict[str, str] = {}
-    for entry in storage.listing(pictures, ENDINGS, skip_unreadable=True):
+    for entry in storage.listing(pictures, ENDINGS, as_input=True):
         found.setdefault(entry.name.rpartition(".")[0], entry.uri)
     panel = boxes.series_id + "/" + boxes.page_id
     page = panel.str.replace(r"_[^_]*$", "", regex=True)

@@ -123,7 +123,7 @@ def find_images(uri: str) -> list[Entry]:
     root = storage.absolute(uri)
     if storage.exists(root):
         return [Entry(root.rpartition("/")[2], root, storage.size(root))]
-    found = sorted(storage.listing(root, IMAGE_SUFFIXES, skip_unreadable=True), key=lambda entry: natural(entry.name))
+    found = sorted(storage.listing(root, IMAGE_SUFFIXES, as_input=True), key=lambda entry: natural(entry.name))
     if not found:
         raise UserError(f"{uri} has no pictures. Their names must end in {', '.join(IMAGE_SUFFIXES)}.")
     return found

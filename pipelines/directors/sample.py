@@ -107,7 +107,7 @@ def _listed(input: str) -> Iterator[tuple[str, str, str]]:
             uri = path if absolute else f"{folder}/{path}"
             yield row["director"] or "", row.get("film") or posixpath.splitext(posixpath.basename(path))[0], uri
         return
-    for entry in storage.listing(input, tuple(VIDEO_SUFFIXES), skip_unreadable=True):
+    for entry in storage.listing(input, tuple(VIDEO_SUFFIXES), as_input=True):
         director, slash, name = entry.name.partition("/")
         yield director if slash else "", posixpath.splitext(name if slash else director)[0], entry.uri
 
@@ -242,7 +242,7 @@ def read_screenshots(data: str) -> list[Screenshot]:
     root = storage.absolute(data)
     sizes = {
         entry.name: entry.size
-        for entry in storage.listing(root, IMAGE_SUFFIXES, skip_unreadable=True)
+        for entry in storage.listing(root, IMAGE_SUFFIXES, as_input=True)
         if entry.name.partition("/")[0] not in RESERVED
     }
     if storage.exists(storage.join(root, MANIFEST)):

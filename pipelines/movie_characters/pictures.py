@@ -48,5 +48,5 @@ def _below(where: str, setting: str) -> list[Picture]:
         except FileNotFoundError as error:
             raise UserError(f"{setting}: there is no list {where}") from error
         return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
-    entries = storage.listing(root, IMAGE_SUFFIXES, skip_unreadable=True)
+    entries = storage.listing(root, IMAGE_SUFFIXES, as_input=True)
     return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in entries]

@@ -1,16 +1,26 @@
 """Every format gives the same videos; what cannot be cut stays with its reason; what cannot be read names its place."""
 
+import bz2
+import gzip
 import json
+import lzma
+import os
 import re
 import tracemalloc
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curation.input import MetadataError, Rejected, Scene, Span, Video, read_videos
+from pipelines.curation import json_text
+from pipelines.curation.input import Rejected, Video, read_videos
+from pipelines.curation.records import MetadataError, Scene, Span
 
 SCENE = {"clip_id": "a.0_0", "scene_cut": [0, -1], "caption": "a cat"}
 CLIP = {"span": ["00:00:01.000", "00:00:03.500"], "fps": 25.0, "scene_split": [SCENE]}
@@ -73,13 +83,63 @@ class TestJson:
         for name, end_of_line in (("corpus.jsonl", "\n"), ("corpus.ndjson", "\r\n"), ("CORPUS.JSONL", "\n")):
             assert list(read_videos(write(tmp_path / name, end_of_line.join(lines)))) == whole
 
-    def test_byte_order_mark_and_half_characters(self, tmp_path: Path) -> None:
-        text = json.dumps({"a": VIDEO}).replace("a cat", r"caf\u00e9 \ud83d").encode("utf-8-sig")
+    @pytest.mark.parametrize("half", [r"\ud83d", r"\udc00", r"\uDFFF", b"\xed\xa0\xbd", b"\xed\xb0\x80"])
+    def test_byte_order_mark_and_half_characters(
+        self, tmp_path: Path, half: str | bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        half = half.encode() if isinstance(half, str) else half
+        text = json.dumps({"a": VIDEO}).replace("a cat", r"caf\u00e9 \ud83d\ude00 \\ud83d ?").encode("utf-8-sig")
+        text = text.replace(b"?", half)
         (whole,) = read_videos(write(tmp_path / "c.json", text))
         (line,) = read_videos(write(tmp_path / "c.jsonl", text))
         assert whole == line
         assert whole.spans is not None
-        assert whole.spans[0].scenes[0].caption.encode().decode() == "café ?"
+        assert whole.spans[0].scenes[0].caption == "café \U0001f600 \\ud83d \ufffd"
+        assert [entry.getMessage() for entry in caplog.records if "1 halves of surrogate pairs" in entry.getMessage()]
+
+    def test_half_characters_in_ids_and_urls(self, tmp_path: Path) -> None:
+        text = json.dumps({"a\ud83d": VIDEO | {"url": "/f\udce9.mp4", "clip": {"c\udc00": clip(("s\udc00", 0, 4))}}})
+        (video,) = read_videos(write(tmp_path / "c.json", text))
+        assert (video.video_id, video.url) == ("a\ufffd", "/f\ufffd.mp4")
+        assert video.spans == (Span("c\ufffd", 1.0, 3.5, (Scene("s\ufffd", "of s\ufffd", 0, 4, 0),)),)
+
+    @pytest.mark.parametrize("piece", [1, 7, 64, 1 << 16])
+    def test_what_programs_write_that_json_has_not(
+        self, tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(json_text, "PIECE", piece)
+        nan, scene = float("nan"), SCENE | {"caption": 'NaN "Infinity" \\'}
+        clips = {
+            "whole": CLIP | {"span": [nan, None], "fps": nan, "scene_split": [scene]},
+            "null": CLIP | {"span": [None, ""], "scene_split": [SCENE | {"clip_id": "n", "caption": nan}]},
+            "long": CLIP | {"span": [0.12345678901234567, 3], "scene_split": [SCENE | {"clip_id": "l"}]},
+            "endless": CLIP | {"span": [0, float("inf")], "scene_split": [SCENE | {"clip_id": "i"}]},
+        }
+        video = one(tmp_path, clips)
+        assert video.spans == (
+            Span("whole", 0.0, None, (Scene("a.0_0", 'NaN "Infinity" \\', 0, -1, 0),)),
+            Span("null", 0.0, None, (Scene("n", "", 0, -1, 1),)),
+            Span("long", 0.12345678901234567, 3.0, (Scene("l", "a cat", 0, -1, 2),)),
+        )
+        assert reasons(video) == [("i", "bad_span", 3)]
+        assert "'Infinity' is not a time" in video.rejected[0].message
+
+    @pytest.mark.parametrize(
+        "number", [str(2**63), str(-(2**70)), "1" + "0" * 5000, "1e400", "1.5", "NaN"], ids=lambda number: number[:9]
+    )
+    def test_numbers_of_any_length(self, tmp_path: Path, number: str) -> None:
+        text = json.dumps({"a": VIDEO | {"clip": {"c": CLIP | {"scene_split": [SCENE | {"scene_cut": [0, "?"]}]}}}})
+        more = json.dumps({"b": VIDEO}) + "\n"
+        path = write(tmp_path / "c.jsonl", more + text.replace('"?"', number) + "\n")
+        good, video = read_videos(path)
+        assert good.spans and not good.rejected
+        assert (video.spans, reasons(video)) == ((), [("a.0_0", "bad_scene_cut", 0)])
+
+    def test_deep_brackets_are_told(self, tmp_path: Path) -> None:
+        scene = json.dumps(SCENE | {"caption": "?"}).replace('"?"', "[" * 100_000 + "]" * 100_000)
+        text = json.dumps({"z": VIDEO, "a": VIDEO | {"clip": {"c": CLIP | {"scene_split": ["?"]}}}})
+        with pytest.raises(MetadataError, match=r"c\.json: broken JSON .*256 brackets within each other"):
+            list(read_videos(write(tmp_path / "c.json", text.replace('"?"', scene))))
 
     def test_fps_may_be_missing(self, tmp_path: Path) -> None:
         without = {key: value for key, value in CLIP.items() if key != "fps"}
@@ -206,14 +266,27 @@ class TestFolder:
         (tmp_path / "films.ts" / "x.mp4").touch()
         assert [video.video_id for video in read_videos(str(tmp_path / "films.ts"))] == ["x.mp4"]
 
-    def test_two_films_with_one_id(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        for name in ("a-b.mp4", "a/b.mp4"):
+    def test_two_paths_that_make_one_id_are_two_films(self, tmp_path: Path) -> None:
+        for name in ("2021-01.mp4", "2021/01.mp4", "2021/b-c/d.mp4", "2021/b/c-d.mp4", "2021-b/c/d.mp4"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
-        first, second = read_videos(str(tmp_path))
-        assert (first.url, first.spans, first.rejected) == (str(tmp_path / "a-b.mp4"), None, ())
-        assert (second.url, second.spans) == (str(tmp_path / "a" / "b.mp4"), ())
-        assert reasons(second) == [("", "duplicate_id", 0)]
+        found = list(read_videos(str(tmp_path)))
+        assert all(video.spans is None and not video.rejected for video in found)
+        names = {Path(video.url).relative_to(tmp_path).as_posix(): video.video_id for video in found}
+        assert names["2021-01.mp4"] == "2021-01.mp4" and names["2021-b/c/d.mp4"] == "2021-b-c-d.mp4"
+        assert re.fullmatch(r"2021-01~[0-9a-f]{12}\.mp4", names["2021/01.mp4"])
+        assert len(set(names.values())) == 5
+        assert [video.video_id for video in read_videos(str(tmp_path), 1)] == [video.video_id for video in found[1:]]
+        # Ids do not depend on where the folder lies.
+        tmp_path.rename(moved := tmp_path.with_name("moved"))
+        assert [video.video_id for video in read_videos(str(moved))] == [video.video_id for video in found]
+
+    def test_names_that_only_look_alike_are_rows_of_their_own(self, tmp_path: Path) -> None:
+        for name in (rb"caf\xe9.mp4", b"caf\xe9.mp4"):
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+        found = list(read_videos(str(tmp_path)))
+        assert [reasons(video) for video in found] == [[("", "bad_name", 0)]] * 2
+        assert len({video.video_id for video in found}) == 2
 
     def test_no_films(self, tmp_path: Path) -> None:
         write(tmp_path / "notes.txt", "nothing")
@@ -393,9 +466,41 @@ BAD = (
 )
 
 
+CODES = {"url empty": "bad_url", "scene: id with slash": "bad_name"} | {
+    name: f"bad_{kind}"
+    for kind, names in {
+        "name": [name for name in BAD_VIDEOS if name.startswith("id ")],
+        "span": ["clip: one time", "clip: no time", "clip: negative time"],
+        "scene_cut": ["scene: half frames", "scene: cut of three", "scene: cut of truth"],
+    }.items()
+    for name in names
+}
+"""Of what is wrong with a value; all others are bad_metadata."""
+
+
 class TestBadMetadata:
     @pytest.mark.parametrize("name", BAD)
-    def test_place_in_json(self, tmp_path: Path, name: str) -> None:
+    def test_one_bad_record_costs_that_record(self, tmp_path: Path, name: str) -> None:
+        tree, message = BAD[name]
+        path = corpus(tmp_path, {"z": VIDEO} | tree)
+        (good,) = read_videos(corpus(tmp_path, {"z": VIDEO}, "good.json"))
+        first, bad = read_videos(path)
+        assert first == good and bad.spans == ()
+        (row,) = bad.rejected
+        assert row.code == CODES.get(name, "bad_metadata")
+        assert re.match(rf"{re.escape(path)}: .*{message}", row.message)
+        for text in (bad.video_id, row.clip_id, row.scene_id):
+            assert len(text.encode()) <= 250 and "\0" not in text
+
+    def test_the_other_scenes_of_its_video_stay(self, tmp_path: Path) -> None:
+        split = [SCENE, 7, without(SCENE, "caption"), SCENE | {"clip_id": "a.0_3"}]
+        video = one(tmp_path, {"c": CLIP | {"scene_split": split}, "d": 3, "e": clip(("t", 0, 4))})
+        assert reasons(video) == [("c[1]", "bad_metadata", 1), ("c[2]", "bad_metadata", 2), ("d", "bad_metadata", 4)]
+        assert video.spans is not None
+        assert [[scene.ordinal for scene in span.scenes] for span in video.spans] == [[0, 3], [5]]
+
+    @pytest.mark.parametrize("name", [name for name in BAD if name not in CODES])
+    def test_where_no_record_has_the_form_the_file_is_refused(self, tmp_path: Path, name: str) -> None:
         tree, message = BAD[name]
         path = corpus(tmp_path, tree)
         with pytest.raises(MetadataError, match=rf"^{re.escape(path)}: .*{message}"):
@@ -405,8 +510,12 @@ class TestBadMetadata:
     def test_line_in_json_lines(self, tmp_path: Path, name: str) -> None:
         tree, message = BAD[name]
         path = write(tmp_path / "c.jsonl", "\n".join([json.dumps({"z": VIDEO}), "", json.dumps(tree)]))
-        with pytest.raises(MetadataError, match=rf"^{re.escape(path)}, line 3: {message}"):
-            list(read_videos(path))
+        _, bad = read_videos(path)
+        assert re.match(rf"{re.escape(path)}, line 3: {message}", bad.rejected[0].message)
+
+    def test_the_same_bad_id_twice(self, tmp_path: Path) -> None:
+        videos = list(read_videos(write(tmp_path / "c.jsonl", (json.dumps({"a/b": VIDEO}) + "\n") * 2)))
+        assert [reasons(video) for video in videos] == [[("", "bad_name", 0)], [("", "duplicate_id", 0)]]
 
     def test_the_example_of_the_message(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         corpus(tmp_path, {"abc": {"url": "x.mp4", "clip": {"abc.0.mp4": {"scene_split": []}}}})
@@ -449,9 +558,13 @@ class TestBadMetadata:
 
     def test_broken_line(self, tmp_path: Path) -> None:
         good = json.dumps({"a": VIDEO})
-        path = write(tmp_path / "c.jsonl", f"{good}\n{good[:40]}\n")
-        with pytest.raises(MetadataError, match=rf"^{re.escape(path)}, line 2: broken JSON"):
-            list(read_videos(path))
+        path = write(tmp_path / "c.jsonl", f"{good}\n{good[:40]}\n{json.dumps({'b': VIDEO})}\n")
+        first, broken, last = read_videos(path)
+        assert first.spans and last.spans
+        assert reasons(broken) == [("", "bad_metadata", 0)]
+        assert broken.rejected[0].message.startswith(f"{path}, line 2: broken JSON")
+        with pytest.raises(MetadataError, match="line 1: broken JSON"):
+            list(read_videos(write(tmp_path / "d.jsonl", good[:40])))
 
     @pytest.mark.parametrize("text", ["[]", '[{"a": 1}]', "{}", "3", '"films"'])
     def test_not_an_object_of_videos(self, tmp_path: Path, text: str) -> None:
@@ -470,22 +583,41 @@ class TestBadMetadata:
             read_videos(str(tmp_path / name) if name else "")
 
     @pytest.mark.parametrize(
+        ("rows", "code", "message"),
+        [
+            ("a,/f.mp4,soon,\n", "bad_span", r", line 2: \"start\": 'soon' is not a time; write seconds"),
+            ("a,/f.mp4,0,-3\n", "bad_span", r", line 2: \"end\": '-3' is not a time"),
+            (",/f.mp4,,\n", "bad_name", r", line 2: \"video_id\": '' cannot be an id"),
+            ("a/b,/f.mp4,,\n", "bad_name", r", line 2: \"video_id\": 'a/b' cannot be an id"),
+            ("a\0b,/f.mp4,,\n", "bad_name", r", line 2: \"video_id\": 'a\\x00b' cannot be an id"),
+            (f"{'a' * 5000},/f.mp4,,\n", "bad_name", r", line 2: \"video_id\": 'aaa.*… cannot be an id"),
+            ("a,,,\n", "bad_url", r", line 2: \"url\": is empty"),
+            ("a,/f.mp4,\n", "bad_metadata", r", line 2: 3 fields under 4 columns; quote what holds a comma"),
+            ("a,/f,g.mp4,,\n", "bad_metadata", r", line 2: 5 fields under 4 columns"),
+            ('a,"/f"x,,\n', "bad_metadata", r", line 2: broken CSV: .* expected after"),
+            ('z,"/f\n.mp4",,\n\nb,/f.mp4,x,\n', "bad_span", r", line 5: \"start\": 'x' is not a time"),
+            ("a,/f\udce9.mp4,,\n", "bad_metadata", r", line 2: not UTF-8 \(byte 0xe9\); save it as UTF-8"),
+            ("z,/f.mp4,,\nz,/g.mp4,,\n", "bad_metadata", r", line 3: \"url\": is /g.mp4, but the video's .* /f.mp4"),
+        ],
+    )
+    def test_one_bad_line_of_csv_costs_that_line(self, tmp_path: Path, rows: str, code: str, message: str) -> None:
+        text = f"video_id,url,start,end\n{rows}y,/y.mp4,0,1\n"
+        path = write(tmp_path / "c.csv", text.encode(errors="surrogateescape"))
+        *_, good = videos = list(read_videos(path))
+        assert (good.video_id, good.spans) == ("y", (Span("y.0", 0.0, 1.0, (Scene("y.0_0", "", 0, -1, 0),)),))
+        (row,) = [row for video in videos for row in video.rejected]
+        assert row.code == code and row.scene_id and re.match(rf"{re.escape(path)}{message}", row.message)
+        assert sum(len(video.rejected) + len(video.spans or ()) for video in videos) == 2 + rows.startswith("z")
+
+    @pytest.mark.parametrize(
         ("rows", "message"),
         [
             ("", r": no videos here"),
-            ("a,/f.mp4,soon,\n", r", line 2: \"start\": 'soon' is not a time; write seconds"),
-            ("a,/f.mp4,,\na,/f.mp4,0,-3\n", r", line 3: \"end\": '-3' is not a time"),
-            (",/f.mp4,,\n", r", line 2: \"video_id\": '' cannot be an id"),
-            ("a/b,/f.mp4,,\n", r", line 2: \"video_id\": 'a/b' cannot be an id"),
-            ("a,,,\n", r", line 2: \"url\": is empty"),
-            ("a,/f.mp4,\n", r", line 2: 3 fields under 4 columns; quote what holds a comma"),
-            ("a,/f,g.mp4,,\n", r", line 2: 5 fields under 4 columns"),
-            ('a,"/f\n.mp4",,\n\nb,/f.mp4,x,\n', r", line 5: \"start\": 'x' is not a time"),
             ('a,"/f.mp4,,\nb,/f.mp4,,\n', r", line 2: broken CSV: unexpected end of data"),
-            ("a,/f.mp4,,\nb,/f.mp4,,\na,/g.mp4,,\n", r", line 4: \"url\": is /g.mp4, but the video's .* /f.mp4"),
+            ("a,b\nc,d\n", r", line 2: 2 fields under 4 columns"),
         ],
     )
-    def test_line_in_csv(self, tmp_path: Path, rows: str, message: str) -> None:
+    def test_csv_that_is_refused(self, tmp_path: Path, rows: str, message: str) -> None:
         path = write(tmp_path / "c.csv", f"video_id,url,start,end\n{rows}")
         with pytest.raises(MetadataError, match=rf"^{re.escape(path)}{message}"):
             list(read_videos(path))
@@ -503,20 +635,35 @@ class TestBadMetadata:
             read_videos(write(tmp_path / "c.csv", "video_id,url,url,start,end\na,/f,/g,0,1\n"))
 
     @pytest.mark.parametrize(
-        ("column", "value", "message"),
+        ("column", "value", "code", "message"),
         [
-            ("start", float("nan"), "nan is not a time"),
-            ("end", True, "True is not a time"),
-            ("video_id", None, "must be text, not None"),
-            ("url", 4, "must be text, not 4"),
-            ("caption", 4, "must be text, not 4"),
+            ("start", -1.0, "bad_span", "-1.0 is not a time"),
+            ("end", float("inf"), "bad_span", "inf is not a time"),
+            ("end", True, "bad_span", "True is not a time"),
+            ("end", datetime(2026, 1, 1, 0, 1), "bad_span", "'2026-01-01 00:01:00' is not a time"),
+            ("end", timedelta(seconds=-3), "bad_span", "-3.0 is not a time"),
+            ("start", [1.0], "bad_span", "is not a time"),
+            ("video_id", None, "bad_name", "'' cannot be an id"),
+            ("video_id", float("nan"), "bad_name", "'' cannot be an id"),
+            ("video_id", b"caf\xe9", "bad_name", "cannot be an id"),
+            ("url", None, "bad_url", "is empty"),
+            ("url", "", "bad_url", "is empty"),
+            ("url", 4, "bad_metadata", "must be text, not 4"),
+            ("caption", 4, "bad_metadata", "must be text, not 4"),
         ],
     )
-    def test_row_in_parquet(self, tmp_path: Path, column: str, value: Any, message: str) -> None:
+    def test_one_bad_row_of_parquet_costs_that_row(
+        self, tmp_path: Path, column: str, value: Any, code: str, message: str
+    ) -> None:
         row = {"video_id": "a", "url": "/f.mp4", "start": 0.0, "end": 1.0, "caption": "x"} | {column: value}
         pq.write_table(pa.table({name: [item] for name, item in row.items()}), tmp_path / "c.parquet")
-        with pytest.raises(MetadataError, match=rf'c\.parquet, row 1: "{column}": {message}'):
-            read_videos(str(tmp_path / "c.parquet"))
+        if code == "bad_metadata":
+            with pytest.raises(MetadataError, match=rf'c\.parquet, row 1: "{column}": {message}'):
+                list(read_videos(str(tmp_path / "c.parquet")))
+            return
+        (video,) = read_videos(str(tmp_path / "c.parquet"))
+        assert [row.code for row in video.rejected] == [code]
+        assert re.search(rf'c\.parquet, row 1: "{column}": .*{message}', video.rejected[0].message)
 
     def test_broken_parquet(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"video_id": ["a"], "url": ["/f"], "start": [0], "end": [1]}), tmp_path / "c.parquet")
@@ -524,3 +671,164 @@ class TestBadMetadata:
         for data in (torn, b"video_id,url\n"):
             with pytest.raises(MetadataError, match=r"c\.parquet: broken Parquet: .*; write it again"):
                 read_videos(write(tmp_path / "c.parquet", data))
+
+
+class TestTimesOfTables:
+    """What Parquet, pandas and Python write for a time, and for none."""
+
+    @pytest.mark.parametrize(
+        "ends",
+        [
+            pa.array([90.5, None, float("nan")], pa.float64()),
+            pa.array([90.5, None, float("nan")], pa.float32()),
+            pa.array([Decimal("90.50"), None, None], pa.decimal128(9, 2)),
+            pa.array([Decimal("90.50"), None, None], pa.decimal256(40, 2)),
+            pa.array([90_500, None, None], pa.duration("ms")),
+            pa.array([90_500_000_001, None, None], pa.duration("ns")),
+            pa.array([90_500, None, None], pa.time32("ms")),
+            pa.array([90_500_000_001, None, None], pa.time64("ns")),
+            pa.array(["00:01:30.5", "", "nan"]),
+            pa.array(["0 days 00:01:30.500000", "NaT", "None"], pa.large_string()),
+            pa.array(["0:01:30.5", None, "<NA>"], pa.string_view()),
+            pa.array(["90.5", None, "NULL"]).dictionary_encode(),
+        ],
+        ids=lambda array: str(array.type),
+    )
+    def test_parquet(self, tmp_path: Path, ends: pa.Array) -> None:
+        columns = {"video_id": ["a"] * 3, "url": ["/f.mp4"] * 3, "start": pa.nulls(3), "end": ends}
+        pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+        (video,) = read_videos(str(tmp_path / "c.parquet"))
+        assert video.spans is not None and not video.rejected
+        assert [span.end_s for span in video.spans] == [pytest.approx(90.5, abs=1e-6), None, None]
+        assert [span.start_s for span in video.spans] == [0.0] * 3
+
+    def test_pandas(self, tmp_path: Path) -> None:
+        table = pd.DataFrame(
+            {
+                "video_id": [7.0, 8.0, np.nan],
+                "url": pd.Categorical(["/f.mp4", "/g.mp4", "/h.mp4"]),
+                "start": pd.array([1, None, 2], "Int64"),
+                "end": pd.to_timedelta(["00:00:02", None, "1 days 00:00:00.25"]),
+                "caption": ["a cat", np.nan, None],
+            }
+        )
+        table.to_parquet(tmp_path / "c.parquet")
+        table.to_csv(tmp_path / "c.csv", index=False)
+        for path in (tmp_path / "c.parquet", tmp_path / "c.csv"):
+            first, second, third = read_videos(str(path))
+            names = ("7", "8") if path.suffix == ".parquet" else ("7.0", "8.0")
+            assert (first.video_id, second.video_id) == names
+            assert first.spans == (Span(f"{names[0]}.0", 1.0, 2.0, (Scene(f"{names[0]}.0_0", "a cat", 0, -1, 0),)),)
+            assert second.spans == (Span(f"{names[1]}.0", 0.0, None, (Scene(f"{names[1]}.0_0", "", 0, -1, 0),)),)
+            assert [row.code for row in third.rejected] == ["bad_name"]
+        (_, _, day) = read_videos(write(tmp_path / "d.csv", (tmp_path / "c.csv").read_text().replace("\n,", "\n9,")))
+        assert day.spans is not None and day.spans[0].end_s == 86400.25
+
+    def test_text_of_parquet_that_is_no_utf_8_costs_its_row(self, tmp_path: Path) -> None:
+        def text(*values: bytes) -> pa.Array:
+            return pa.array(values, pa.binary()).view(pa.string())
+
+        columns: Any = {
+            "video_id": text(b"a", b"b", b"caf\xe9"),
+            "url": text(b"/a.mp4", b"/\xe9.mp4", b"/c.mp4"),
+            "start": [0, 0, 0],
+            "end": [1, 1, 1],
+            "caption": text(b"caf\xe9", b"", b""),
+        }
+        pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+        first, second, third = read_videos(str(tmp_path / "c.parquet"))
+        assert first.spans is not None and first.spans[0].scenes[0].caption == "caf\ufffd"
+        assert [video.rejected[0].code for video in (second, third)] == ["bad_url", "bad_name"]
+        assert third.video_id == r"caf\udce9"
+
+
+class TestFiles:
+    """How metadata lies in files."""
+
+    @pytest.mark.parametrize(
+        ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    )
+    def test_packed_files_are_read(self, tmp_path: Path, suffix: str, pack: Any) -> None:
+        rows = "video_id,url,start,end\na,/f.mp4,0,1\n".encode("utf-8-sig")
+        pq.write_table(pa.table({"video_id": ["a"], "url": ["/f"], "start": [0], "end": [1]}), tmp_path / "c.parquet")
+        files = {
+            "c.json": json.dumps({"a": VIDEO}).encode(),
+            "c.jsonl": json.dumps({"a": VIDEO}).encode(),
+            "c.csv": rows,
+            "c.parquet": (tmp_path / "c.parquet").read_bytes(),
+        }
+        for name, data in files.items():
+            plain = list(read_videos(write(tmp_path / name, data)))
+            assert plain[0].spans
+            assert list(read_videos(write(tmp_path / f"{name}{suffix}", pack(data)))) == plain
+            assert list(read_videos(write(tmp_path / name, pack(data)))) == plain, "packed, whatever its name"
+        torn = pack(json.dumps({"a": VIDEO, "b": VIDEO | {"url": os.urandom(4000).hex()}}).encode())[:-900]
+        with pytest.raises(MetadataError, match=r"c\.json.*: cannot be unpacked \(.*\); fetch or pack it again"):
+            list(read_videos(write(tmp_path / f"c.json{suffix}", torn)))
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (b"\x28\xb5\x2f\xfd\0\0\0\0", "is packed with Zstandard; unpack it"),
+            (b"PK\x03\x04\0\0\0\0", "is a ZIP file; unpack it"),
+            ("{}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["c.json", "c.jsonl", "c.csv", "c.parquet"])
+    def test_others_are_named(self, tmp_path: Path, name: str, data: bytes, message: str) -> None:
+        with pytest.raises(MetadataError, match=rf"{name}: {message}"):
+            list(read_videos(write(tmp_path / name, data)))
+
+    @pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ";"), ("c.csv", "\t"), ("c.csv", "|"), ("c.tsv", "\t")])
+    def test_delimiters(self, tmp_path: Path, name: str, delimiter: str) -> None:
+        rows = ["video_id,url,start,end,caption", "a,/f.mp4,0,1.5,two", "b,/g.mp4,,,"]
+        expected = list(read_videos(write(tmp_path / "d.csv", "\n".join(rows))))
+        text = "\r\n".join(row.replace(",", delimiter) for row in rows)
+        assert list(read_videos(write(tmp_path / name, text))) == expected
+        quoted = text.replace("two", f'"two{delimiter} three, four"')
+        spans = next(read_videos(write(tmp_path / name, quoted))).spans
+        assert spans is not None and spans[0].scenes[0].caption == f"two{delimiter} three, four"
+
+
+class TestLinks:
+    """Links in a folder of films."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        for name in ("films/own/a.mp4", "disk/b.mp4", "disk/deep/c.mp4", "other/d.mp4"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return tmp_path / "films"
+
+    def test_linked_folders_are_listed_once(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (folder / "disk").symlink_to(folder.parent / "disk")
+        (folder / "disk again").symlink_to(folder.parent / "disk")
+        (folder / "deep").symlink_to(folder.parent / "disk" / "deep")
+        (folder.parent / "disk" / "loop").symlink_to(folder.parent / "disk")
+        (folder.parent / "disk" / "back").symlink_to(folder)
+        (folder / "latest").symlink_to(folder / "own")
+        (folder / "above").symlink_to(folder.parent)
+        (folder / "itself").symlink_to(folder / "itself")
+        (folder / "gone.mp4").symlink_to(folder / "nothing.mp4")
+        (folder / "one.mp4").symlink_to(folder.parent / "other" / "d.mp4")
+        found = [Path(video.url).resolve().name for video in read_videos(str(folder))]
+        assert sorted(found) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+        told = "\n".join(entry.getMessage() for entry in caplog.records)
+        for name in (
+            "disk",
+            "disk again/loop",
+            "disk again/back",
+            "disk again/deep",
+            "latest",
+            "above",
+            "itself",
+            "gone.mp4",
+        ):
+            assert f"/{name} " in told, name
+
+    def test_a_folder_of_links_only_has_films(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "links").mkdir()
+        for name in ("films", "disk", "other"):
+            (tmp_path / "links" / name).symlink_to(tmp_path / name)
+        names = [video.video_id for video in read_videos(str(tmp_path / "links"))]
+        assert names == ["disk-b.mp4", "disk-deep-c.mp4", "films-own-a.mp4", "other-d.mp4"]

@@ -224,14 +224,18 @@ def test_what_cannot_be_cut_is_a_row_with_its_reason(tmp_path: Path):
     assert [row["scenes"] for row in part(config, "videos")] == [1, 0]
 
 
-def test_a_video_whose_id_stands_twice_is_counted_once(tmp_path: Path):
-    config = folder_of_films(tmp_path, "x/a.mp4", "x-a.mp4", "y.mp4")
-    assert make_plan(config).films == 2
-    assert [(row["video_id"], row["scenes"]) for row in part(config, "videos")] == [("x-a.mp4", -1), ("y.mp4", -1)]
-    assert [(row["video_id"], row["error"]) for row in part(config, "rejected")] == [("x-a.mp4", "duplicate_id")]
+def test_a_video_whose_id_stands_twice_is_counted_once(config: CurationConfig, tmp_path: Path):
+    lines = [json.dumps({name: video}) for name, video in hdvg(CORPUS).items()]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("\n".join([lines[0], lines[0], lines[1], '{"x/y": 3}', '{"x/y": 3}']))
+    config = replace(config, input=str(path))
+    assert make_plan(config).videos == 5
+    assert [row["video_id"] for row in part(config, "videos")] == ["a", "b", "x/y"]
+    codes = [(row["video_id"], row["error"]) for row in part(config, "rejected")]
+    assert set(codes) == {("a", "duplicate_id"), ("x/y", "bad_name"), ("x/y", "duplicate_id")}
     # Its scenes are those of the first, also where that one lies outside the range.
     make_plan(replace(config, videos=VideosConfig(start=1)))
-    assert [row["video_id"] for row in part(config, "videos")] == ["y.mp4"]
+    assert [row["video_id"] for row in part(config, "videos")] == ["b", "x/y"]
 
 
 def test_a_dry_plan_counts_the_same_and_writes_nothing(config: CurationConfig, tmp_path: Path):
@@ -269,9 +273,10 @@ def test_metadata_that_breaks_late_leaves_scores_and_plan_as_they_were(
     write_scores(Store(config.output), scene("a.0_0"))
     before = files(tmp_path / "out")
     broken = hdvg(CORPUS, url="elsewhere/{}.mp4")
-    del broken["c"]["clip"]["c.0.mp4"]["span"]
-    with pytest.raises(MetadataError, match=r'"c"\."clip"\."c\.0\.mp4": key "span" is missing'):
-        make_plan(over(tmp_path, broken))
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(broken)[:-30])
+    with pytest.raises(MetadataError, match=r'broken JSON before byte \d+, after the video "b": '):
+        make_plan(replace(config, input=str(path)))
     assert files(tmp_path / "out") == before
 
 
