@@ -5,6 +5,7 @@ import io
 import math
 import os
 import time
+from typing import Any
 
 from actors.core import storage
 from actors.core.temporary import TemporaryFolder
@@ -21,7 +22,6 @@ class Scalars:
 
     def __init__(self, output: str, begin: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
 
         self._there = storage.join(output, "tensorboard")
         # Event files grow, and a store has only whole files.
@@ -31,18 +31,19 @@ class Scalars:
         # SummaryWriter leaves events in a queue when it is flushed; this is the file beneath it.
         self._file = EventsWriter(os.path.join(folder, "events"))
         if begin:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._file.write_event(event_pb2.Event(wall_time=time.time(), step=begin + 1, session_log=start))
+            events = _events()
+            start = events.SessionLog(status=events.SessionLog.START)
+            self._file.write_event(events.Event(wall_time=time.time(), step=begin + 1, session_log=start))
 
     def add(self, row: Row) -> None:
         """Write one epoch."""
-        from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
 
+        events = _events()
         for name, value in row.items():
             if name != "epoch":
                 summary = scalar(name, value)
-                self._file.write_event(event_pb2.Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary))
+                self._file.write_event(events.Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary))
 
     def publish(self) -> None:
         """Bring what was written to where it belongs."""
@@ -50,6 +51,13 @@ class Scalars:
         if self._copy:
             for path in self._copy.path.iterdir():
                 storage.upload(path, storage.join(self._there, path.name))
+
+
+def _events() -> Any:
+    """Generated code without types."""
+    from tensorboardX.proto import event_pb2
+
+    return event_pb2
 
 
 def write_curve_csv(history: list[Row]) -> bytes:

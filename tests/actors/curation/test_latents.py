@@ -184,7 +184,8 @@ def test_what_is_no_vae_is_refused_by_name(folders: Path, name: str, message: st
 
 
 def test_the_shipped_encoder_is_the_one_of_diffusers(frames: Tensor) -> None:
-    theirs: Any = AutoencoderTiny.from_config(AutoencoderTiny.load_config(str(TINY)))
+    config: Any = AutoencoderTiny.load_config(str(TINY))
+    theirs: Any = AutoencoderTiny.from_config(config)
     theirs.encoder.load_state_dict(load_file(TINY / "encoder.safetensors"))
     expected = encode(theirs.eval(), frames)
     assert torch.equal(encode(load_vae("tiny", torch.float32, "cpu"), frames), expected)

@@ -708,7 +708,7 @@ class TestTimesOfTables:
                 "video_id": [7.0, 8.0, np.nan],
                 "url": pd.Categorical(["/f.mp4", "/g.mp4", "/h.mp4"]),
                 "start": pd.array([1, None, 2], "Int64"),
-                "end": pd.to_timedelta(["00:00:02", None, "1 days 00:00:00.25"]),
+                "end": pd.to_timedelta(pd.Series(["00:00:02", None, "1 days 00:00:00.25"])),
                 "caption": ["a cat", np.nan, None],
             }
         )
