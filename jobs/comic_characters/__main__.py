@@ -36,6 +36,9 @@ app.verb(Status)
 class ComicsVerb(Verb):
     """A verb of comic characters: all share one tree of settings, and named experiments."""
 
+    def rejections(self, config: "ComicsConfig") -> str:
+        return f"rejected/{self.name}"
+
     def settings(self) -> "type[ComicsConfig]":
         from pipelines.comic_characters.settings import ComicsConfig
 
@@ -93,6 +96,9 @@ class Crop(ComicsVerb):
 @app.verb
 class Pretrain(ComicsVerb):
     """Stage 1: train the backbone on pairs of a face and its body, without labels. Rerun to resume."""
+
+    def rejections(self, config: "ComicsConfig") -> str:
+        return "rejected/pairs"
 
     def settings(self) -> "type[ComicsConfig]":
         from pipelines.comic_characters.settings import PretrainSettings

@@ -39,7 +39,7 @@ from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
-from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
+from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, read_about, write_about, write_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,14 +236,15 @@ def _check_gpu(config: ClipConfig) -> None:
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     """List both and find what is missing; raises UserError where there is nothing to compare, or another model's."""
-    check_model(config)
     images = find_pictures(config.input, "input")
     gallery = find_pictures(config.gallery, "gallery")
+    # It imports the model's library, which takes seconds.
+    check_model(config)
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
-    before = Store(config.output).read_json("identified.json")
-    if before is not None and before["by"] != method_of(config):
-        raise UserError(f"{config.output} holds results by {before['by']}: use another output")
+    before = read_about(config.output).by
+    if before and before != method_of(config):
+        raise UserError(f"{config.output} holds results by {before}: use another output")
     done = embedded(Store(root_of(config)), model_of(config))
     # Of one method a model needs no images of the gallery.
     wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
@@ -312,7 +313,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     """Embed what is missing, and write results and rejected/."""
     started = time.monotonic()
     store = Store(config.output)
-    store.write_json({"by": method_of(config)}, "identified.json")
+    write_about(config.output, method_of(config), True, (), ())
     failed = embed(config, plan.todo) if plan.todo else {}
     took = time.monotonic() - started
     found = embedded(Store(root_of(config)), model_of(config))
@@ -325,6 +326,9 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
         raise UserError(f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded")
     for rows in _answers(config, plan, images, gallery, vectors):
         write_results(config.output, rows, descending=True)
+    answered = {one.name for one in images}
+    silent = [one.name for one in plan.images if one.name not in answered]
+    write_about(config.output, method_of(config), True, answered, silent)
     rows = [
         {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
         for role, some in (("image", plan.images), ("gallery", plan.gallery))
