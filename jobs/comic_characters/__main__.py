@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Stage
 from actors.core.store import Store
-from jobs.core.settings import SettingsError, load, read_yaml
+from jobs.core.settings import SettingsError, load, merge, read_yaml
 from jobs.core.status import Status
 from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
 
@@ -45,10 +45,13 @@ class ComicsVerb(Verb):
         return ComicsConfig
 
     def load(self, arguments: Sequence[str]) -> "ComicsConfig":
+        from pipelines.comic_characters.settings import settings_of_model
+
         config = super().load(arguments)
-        if not config.experiment:
-            return config
-        return load(self.settings(), arguments, read_experiment(config.experiment))
+        base = read_experiment(config.experiment) if config.experiment else {}
+        if config.model:
+            merge(base, settings_of_model(config.model))
+        return load(self.settings(), arguments, base) if base else config
 
 
 def read_experiment(name: str) -> dict[str, Any]:

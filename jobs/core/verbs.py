@@ -173,11 +173,11 @@ class Verb:
 
 
 def nothing_done(record: Mapping[str, Any]) -> str:
-    """Why a run failed of which no row came out; "" where some did, or where rows are not counted."""
+    """Why a run failed of which no row came out; "" where some did, where there were none, or they are not counted."""
     rows = record.get("rows")
-    if not rows or rows["out"]:
+    if not rows or rows["out"] or not rows["in"]:
         return ""
-    return f"none of {rows['in']} rows came out{listed(rows['rejected'])}" if rows["in"] else "the input has no rows"
+    return f"none of {rows['in']} rows came out{listed(rows['rejected'])}"
 
 
 def first_rejections(store: Store, folder: str) -> list[str]:

@@ -105,7 +105,11 @@ class CompareConfig:
         if isinstance(model, FusionModel):
             some = [self.models.get(one) for one in model.settings.models]
             if len(some) < 2 or any(one is None or isinstance(one, FusionModel) for one in some):
-                raise UserError(f"models.{name}.settings.models lists two or more other models that are no fusions")
+                wrong = [one for one, it in zip(model.settings.models, some, strict=True) if it is None]
+                found = f": there is no model {', '.join(wrong)}" if wrong else ""
+                raise UserError(
+                    f"models.{name}.settings.models lists two or more other models that are no fusions{found}"
+                )
             if other := set(model.settings.weights) - set(model.settings.models):
                 raise UserError(f"models.{name}.settings.weights: {min(other)} is none of its models")
         by = preselecting(model)

@@ -103,7 +103,10 @@ def test_validation_is_asked_of_those_whose_weights_are_learnt():
         ({"filters": {"fog": 0.5}}, "there is no fog"),
         ({"filters": {"red": 2.0}}, "lie in 0..1"),
         ({"models": {}}, "one or more"),
-        ({"models": {"f": FusionModel("fusion", FusionSettings(("f", "g")))}}, "two or more other models"),
+        (
+            {"models": {"f": FusionModel("fusion", FusionSettings(("f", "g")))}},
+            "there is no model g",
+        ),
         ({"alpha_model": "clip"}, "no diffusion model"),
         ({"validation": "others"}, "trains the weights of fusions without weights"),
     ],

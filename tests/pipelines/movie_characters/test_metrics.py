@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.movie_characters.names import class_of, identity_class
+from actors.movie_characters.names import class_of, drawn_name, identity_class
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.results import (
     NO_ANSWER,
@@ -45,6 +45,9 @@ def alike(tmp_path: Path) -> Results:
         ("folder/Harry_Potter_12.PNG", "Harry_Potter"),
         ("Dr_No_frame_0001.jpg", "Dr_No"),
         ("Mr. Bean_3", "Mr. Bean"),
+        (drawn_name("subject01_001", 0, 0.0, 7.0), "subject01"),
+        (drawn_name("Harry_Potter_12", 41, 0.25, 7.5), "Harry_Potter"),
+        (drawn_name("Ann_1", 3, 1e-7, 1.0), "Ann"),
     ],
 )
 def test_the_class_is_what_comes_before_the_last_underscore(name: str, cls: str):
