@@ -13,6 +13,7 @@ from pipelines.core.metrics import (
     average_precision,
     bootstrap,
     calibration,
+    clustered,
     curve,
     difference,
     effective,
@@ -185,3 +186,14 @@ def test_a_mean_over_classes_is_as_sure_as_so_many_images() -> None:
     assert effective([20, 20, 20]) == pytest.approx(60)
     # The variance of the mean of shares: p (1 - p) (1/1 + 1/99) / 4.
     assert effective([1, 99]) == pytest.approx(4 / (1 + 1 / 99))
+
+
+def test_cases_in_groups_are_as_sure_as_their_groups_differ() -> None:
+    ten = np.full(40, 10.0)
+    # All or nothing: each group is one case. Groups that do not differ by more than chance count as their cases.
+    assert clustered(np.array([0.0, 10.0] * 20), ten) == pytest.approx(wilson(0.5, 39), abs=1e-6)
+    hits = np.random.default_rng(0).binomial(10, 0.5, 40).astype(float)
+    low, high = clustered(hits, ten)
+    assert high - low == pytest.approx(np.subtract(*wilson(hits.mean() / 10, 400)[::-1]), rel=0.2)
+    # Three films that are all right are three cases, however many pictures they have.
+    assert clustered(ten[:3], ten[:3]) == wilson(1.0, 3)
