@@ -19,6 +19,7 @@ from actors.movie_characters.diffusion import (
 )
 from actors.movie_characters.diffusion_classifier import Identity, Unets
 from actors.movie_characters.identities import Learnt
+from actors.movie_characters.names import drawn_name
 
 Range = tuple[float, ...]
 """(value), (first, last) with a step of 1, or (first, last, step); the last is included."""
@@ -99,10 +100,8 @@ class Drawing:
 
     @property
     def file(self) -> str:
-        """Its name, of letters, digits, _ and -, and a dot before the ending: legal in every file system."""
-        safe = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in self.identity)
-        numbers = (f"{value:g}".replace(".", "p") for value in (self.seed, self.alpha, self.guidance))
-        return "{}_seed{}_alpha{}_guidance{}.png".format(safe, *numbers)
+        """The name of its file."""
+        return drawn_name(self.identity, self.seed, self.alpha, self.guidance)
 
 
 class Drawer:

@@ -17,6 +17,8 @@ from actors.media.images import ImageError, read_image
 
 WIDTH = 128
 """Length of a face's vector."""
+NO_FACE = "no_face"
+"""Error code of an image in which no face was found."""
 EXTRA = 'Faces need the extra `faces`. Install it: pip install -c constraints.txt -e ".[faces]"'
 
 
@@ -75,7 +77,7 @@ class FaceEmbedder:
             try:
                 vectors[row] = self._vector(_read(str(uri), self._config.max_side))
             except _NoFaceError:
-                errors[row], messages[row] = "no_face", "no face was found"
+                errors[row], messages[row] = NO_FACE, "no face was found"
             except ImageError as error:
                 errors[row], messages[row] = error.code, str(error)
         return {**batch, "vector": vectors, "error": errors.astype(str), "message": messages.astype(str)}

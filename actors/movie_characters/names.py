@@ -11,6 +11,19 @@ from actors.core.errors import UserError
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
 
 
+_DRAWN = re.compile(r"_seed-?[\d.e+-]+_alpha[\dpe+-]+_guidance[\dpe+-]+$")
+
+
+def drawn_name(identity: str, seed: int, alpha: float, guidance: float) -> str:
+    """The name of a drawn image, of letters, digits, _ and -, and a dot before the ending: legal in every file system.
+
+    `class_of` reads it: the image is of the identity's class.
+    """
+    safe = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in identity)
+    numbers = (f"{value:g}".replace(".", "p") for value in (seed, alpha, guidance))
+    return "{}_seed{}_alpha{}_guidance{}.png".format(safe, *numbers)
+
+
 @lru_cache(1 << 16)
 def stem(name: str) -> str:
     """The name of an image or identity without folder and suffix of an image."""
@@ -21,9 +34,10 @@ def stem(name: str) -> str:
 def class_of(name: str) -> str:
     """The class of an image: what its name has before the last underscore.
 
-    Frames of `extract` are CLASS_frame_NUMBER and are of CLASS. Raises ValueError where there is no underscore.
+    Frames of `extract` are CLASS_frame_NUMBER and are of CLASS; images of `generate` are of their identity's class.
+    Raises ValueError where there is no underscore.
     """
-    cls, _, _ = stem(name).rpartition("_")
+    cls, _, _ = _DRAWN.sub("", stem(name)).rpartition("_")
     if not cls:
         raise UserError(f"{name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
     return cls.removesuffix("_frame") or cls

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Stage
 from actors.core.store import Store
-from jobs.core.settings import SettingsError, load, read_yaml
+from jobs.core.settings import SettingsError, load, merge, read_yaml
 from jobs.core.status import Status
 from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
 
@@ -36,16 +36,22 @@ app.verb(Status)
 class ComicsVerb(Verb):
     """A verb of comic characters: all share one tree of settings, and named experiments."""
 
+    def rejections(self, config: "ComicsConfig") -> str:
+        return f"rejected/{self.name}"
+
     def settings(self) -> "type[ComicsConfig]":
         from pipelines.comic_characters.settings import ComicsConfig
 
         return ComicsConfig
 
     def load(self, arguments: Sequence[str]) -> "ComicsConfig":
+        from pipelines.comic_characters.settings import settings_of_model
+
         config = super().load(arguments)
-        if not config.experiment:
-            return config
-        return load(self.settings(), arguments, read_experiment(config.experiment))
+        base = read_experiment(config.experiment) if config.experiment else {}
+        if config.model:
+            merge(base, settings_of_model(config.model))
+        return load(self.settings(), arguments, base) if base else config
 
 
 def read_experiment(name: str) -> dict[str, Any]:
@@ -93,6 +99,9 @@ class Crop(ComicsVerb):
 @app.verb
 class Pretrain(ComicsVerb):
     """Stage 1: train the backbone on pairs of a face and its body, without labels. Rerun to resume."""
+
+    def rejections(self, config: "ComicsConfig") -> str:
+        return "rejected/pairs"
 
     def settings(self) -> "type[ComicsConfig]":
         from pipelines.comic_characters.settings import PretrainSettings

@@ -21,6 +21,7 @@ import inspect
 import json
 import platform
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -37,11 +38,16 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
 from jobs.core.describe import as_schema, as_yaml, plain
-from jobs.core.errors import REJECTED, exit_codes, root_cause
+from jobs.core.errors import FAILED, REJECTED, exit_codes, root_cause
 from jobs.core.session import ray_session, start_logging
 from jobs.core.settings import load
 from jobs.core.termination import terminable
 from pipelines.core.progress import reporting
+
+SHOWN = 3
+"""Rejected rows that a command prints."""
+REASONS = ("code", "error", "message")
+"""Columns of a table of rejected rows that say why."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ class Run:
 class Verb:
     """One verb; see above. A verb without a record overrides `root` to return None."""
 
+    needs_result = True
+    """Whether a run fails where not one of its rows came out."""
+
     positional: tuple[str, ...] = ()
     """Settings that may be given without their names, in this order."""
 
@@ -146,6 +155,10 @@ class Verb:
             raise RuntimeError(f"{rows['in']} rows in, but {rows['out']} out and {rejected} rejected")
         return rejected
 
+    def rejections(self, config: Any) -> str | None:
+        """The table of rejected rows, below the record's root; None where the verb prints them itself."""
+        return "rejected"
+
     def summary(self, record: Mapping[str, Any], store: Store) -> list[str]:
         """The lines that say how a run ended."""
         lines = [f"{record['command']} {record['status']} after {record['seconds']:.0f} s"]
@@ -157,6 +170,26 @@ class Verb:
             rate = f", {stage['rows'] / stage['seconds']:.1f} rows/s" if stage["seconds"] else ""
             lines.append(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s{rate}")
         return lines
+
+
+def nothing_done(record: Mapping[str, Any]) -> str:
+    """Why a run failed of which no row came out; "" where some did, where there were none, or they are not counted."""
+    rows = record.get("rows")
+    if not rows or rows["out"] or not rows["in"]:
+        return ""
+    return f"none of {rows['in']} rows came out{listed(rows['rejected'])}"
+
+
+def first_rejections(store: Store, folder: str) -> list[str]:
+    """A line for each of the first SHOWN rows of a table of rejected rows: which, its code, and the message."""
+    rows = [row for part in store.read_parts(folder) for row in part.to_pylist()]
+    lines = []
+    for row in rows[:SHOWN]:
+        which = next((row[name] for name in ("uri", "path") if row.get(name)), None)
+        which = which or next(value for name, value in row.items() if name not in REASONS and value not in ("", None))
+        reasons = [str(row[name]) for name in REASONS if row.get(name)]
+        lines.append(": ".join([f"  {which}", *reasons]))
+    return lines + ([f"  and {len(rows) - SHOWN} more: {store.uri(folder)}"] if len(rows) > SHOWN else [])
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -185,7 +218,7 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
 
     Raises:
         RuntimeError: the rows of the record do not add up.
-        typer.Exit: with REJECTED where more rows were rejected than allowed.
+        typer.Exit: with REJECTED where more rows were rejected than allowed, with FAILED where none came out.
     """
     root = verb.root(config)
     store, started = Store(root or ""), time.monotonic()
@@ -212,6 +245,8 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
         with reporting(store, verb.name):
             verb.work(config, plan, run)
         rejected = verb.rejected(record)
+        if verb.needs_result and (reason := nothing_done(record)):
+            record |= {"status": "failed", "error": reason}
         if max_rejected is not None and rejected > max_rejected:
             record["status"] = "rejected"
     except BaseException as error:
@@ -224,9 +259,14 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
         record.setdefault("seconds", round(time.monotonic() - started, 1))
         if not users:
             verb.close(record, store)
-    print(*verb.summary(record, store), *run.lines, sep="\n")
+    table = verb.rejections(config) if rejected else None
+    examples = first_rejections(store, table) if table else []
+    print(*verb.summary(record, store), *examples, *run.lines, sep="\n", flush=True)
     if record["status"] == "rejected":
         raise typer.Exit(REJECTED)
+    if record["status"] == "failed":
+        print(f"failed: {record['error']}", file=sys.stderr, flush=True)
+        raise typer.Exit(FAILED)
     return run
 
 

@@ -29,6 +29,11 @@ class CurationVerb(Verb):
     mistake ends the verb before anything was measured.
     """
 
+    needs_result = False
+
+    def rejections(self, config: CurationConfig) -> None:
+        return None
+
     def settings(self) -> type[CurationConfig]:
         from pipelines.curation.settings import CurationConfig
 

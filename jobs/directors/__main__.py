@@ -159,6 +159,9 @@ class Guess(Verb):
 
     positional = ("model",)
 
+    def rejections(self, config: "GuessConfig") -> None:
+        return None
+
     def settings(self) -> "type[GuessConfig]":
         from pipelines.directors.settings import GuessConfig
 

@@ -17,6 +17,7 @@ from actors.directors.style import palette
 from actors.media.images import ImageError, open_image
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
 from pipelines.core.drawing import letters
+from pipelines.core.metrics import ENOUGH
 from pipelines.directors.guess import Guess, is_picture
 from pipelines.directors.metrics import reliability
 from pipelines.directors.sample import Screenshot
@@ -157,7 +158,7 @@ def _sections(store: Store, config: DirectorsConfig, report: Mapping[str, Any]) 
         Section(
             "Calibration",
             f"Logits are divided by a temperature of {sure['temperature']:.2f}, fitted on the validation split. "
-            f"Expected calibration error: {sure['ece']:.3f}; without the temperature: {sure['ece_before']:.3f}.",
+            f"Expected calibration error: {_calibration(sure)}.",
             [_reliability(store, report)],
         ),
         Section(
@@ -206,17 +207,28 @@ def figure_lines(report: Mapping[str, Any]) -> list[str]:
             f"{'-' if row[key] is None else format(row[key], '.1%'):>{width}}"
             for key, width in (("picture_top1", 9), ("picture_top3", 8), ("film_top1", 8), ("film_top3", 8))
         )
-        lines.append(f"{row['method']:20}{row['split']:8}{cells}")
+        side = "picture" if row["film_n"] is None else "film"
+        ends = f"{side} {row[f'{side}_low']:.1%} to {row[f'{side}_high']:.1%}, n = {row[f'{side}_n']}"
+        lines.append(f"{row['method']:20}{row['split']:8}{cells}  {ends}")
     auroc = ", ".join(f"{what} {value:.3f}" for what, value in report["unknown"]["auroc"].items())
-    error = report["calibration"]["ece"]
-    return [*lines, f"calibration error {error:.3f}; AUROC of unknown directors: {auroc or 'not measured'}"]
+    few = f"not measured: fewer than {ENOUGH} test films of known or of unknown directors"
+    error = _calibration(report["calibration"])
+    return [*lines, f"calibration error {error}; AUROC of unknown directors: {auroc or few}"]
+
+
+def _calibration(sure: Mapping[str, Any]) -> str:
+    """The calibration error, or why there is none."""
+    if sure["films"] < ENOUGH:
+        return f"not measured: {sure['films']} test films, and {ENOUGH} are needed"
+    return f"{sure['ece']:.3f}, without the temperature {sure['ece_before']:.3f}, from {sure['films']} test films"
 
 
 def _figures(table: Sequence[Mapping[str, Any]]) -> Table:
     def percent(row: Mapping[str, Any], key: str, interval: str = "") -> str:
         if row[key] is None:
             return "–"
-        inside = f" ({row[f'{interval}_low']:.0%}–{row[f'{interval}_high']:.0%})" if interval else ""
+        ends = f"{row[f'{interval}_low']:.0%}–{row[f'{interval}_high']:.0%}" if interval else ""
+        inside = f" ({ends}, n = {row[f'{interval}_n']})" if interval else ""
         return f"{row[key]:.1%}{inside}"
 
     rows = [
@@ -233,7 +245,7 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> Table:
         for row in table
     ]
     columns = ["", "split", "picture, top 1", "top 3", "macro F1", "film, top 1", "top 3", "macro F1"]
-    return Table(columns, rows, "In brackets: 95 % intervals from a bootstrap over films.")
+    return Table(columns, rows, "In brackets: 95 % intervals (Wilson; films are the cases), and the number of cases.")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:

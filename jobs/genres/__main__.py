@@ -6,7 +6,8 @@ python -m jobs.genres train input=s3://runs/genres/films.npz output=s3://runs/ge
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -119,8 +120,8 @@ class Train(Verb):
         run.record |= train(config)
         counts = ", ".join(f"{count} {part}" for part, count in run.record["films"].items())
         run.say(f"films: {counts}")
-        if found := run.record["test_ap"]:
-            run.say(f"average precision on the test films: {_percents(found)}; see `score` for details")
+        if run.record["test_ap"]:
+            run.say(_precision(run.record))
         run.say(f"model: {run.store.uri('model')}")
 
 
@@ -202,6 +203,20 @@ class Score(Verb):
 
 def _predicted(config: "ScoreConfig") -> str:
     return config.predictions or Store(config.output).uri("test.parquet")
+
+
+def _precision(record: Mapping[str, Any]) -> str:
+    """Average precision on the test films with its intervals, or why there is none."""
+    from pipelines.core.metrics import ENOUGH
+
+    films = record["films"]["test"]
+    if films < ENOUGH:
+        return f"average precision is not measured: {films} test films, and {ENOUGH} are needed"
+    values = ", ".join(
+        f"{name} {100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        for (name, value), (low, high) in zip(record["test_ap"].items(), record["test_ap_95"].values(), strict=True)
+    )
+    return f"average precision on {films} test films with {record['genres']} genres: {values}; see `score` for details"
 
 
 def _percents(values: dict[str, float]) -> str:

@@ -100,9 +100,10 @@ class _Gallery(Verb):
         return Preview(facts, places, *stages_of(config))
 
     def work(self, config: "ClipConfig | FaceConfig", plan: "GalleryPlan", run: Run) -> None:
-        from pipelines.movie_characters.identify_gallery import identify
+        from pipelines.movie_characters.identify_gallery import identify, needs_gallery
 
-        run.ray()
+        if plan.todo or not needs_gallery(config):
+            run.ray()
         done = identify(config, plan)
         run.record["rows"] = {"in": done.images, "out": done.answered, "rejected": done.rejected}
         run.record["gallery"] = {"images": len(plan.gallery), "rejected": done.lost}
@@ -171,6 +172,9 @@ class Personalise(Verb):
 @app.verb
 class IdentifyDiffusion(Verb):
     """Identify images by which identity predicts their noise best: CLASS_results.csv, losses. Rerun to resume."""
+
+    def rejections(self, config: "IdentifyConfig") -> str:
+        return f"{config.mode}/rejected"
 
     def settings(self) -> "type[IdentifyConfig]":
         from pipelines.movie_characters.identify_diffusion import IdentifyConfig
@@ -267,10 +271,12 @@ class Fuse(Verb):
 
         done = fuse(config)
         lacking = done.images - done.answered
-        run.record["rows"] = _rows(done.images, {"not_answered_by_all": lacking} if lacking else {})
+        run.record["rows"] = _rows(done.images, {"no_answer": lacking} if lacking else {})
         run.record["weights"] = done.weights
         run.say(f"weights: {_numbers(done.weights)}")
-        run.say(f"results: {config.output} ({done.classes} classes; read them with clip_csv=true)")
+        if done.silent:
+            run.say(f"images without an answer of a model, fused from the others{listed(done.silent)}")
+        run.say(f"results: {config.output} ({done.classes} classes)")
 
 
 @app.verb

@@ -12,7 +12,7 @@ from jobs.core.pages import COLOURS, Picture, Section, Table, clock, draw, durat
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
 from pipelines.movie_characters.results import UNKNOWN, Results
-from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig
+from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig, model_row
 from pipelines.movie_characters.timeline import Appearances, TimelineConfig
 
 NAMED = 40
@@ -43,7 +43,9 @@ def extract_page(config: ExtractConfig, done: Extracted) -> str:
 def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:
     """Write topk.html and its picture; returns the page's URI."""
     means = {k: table.iloc[-1] for k, table in tables.items()}
-    picture = draw(Store(config.output), "topk", curves({config.model: means}), "Mean over true classes")
+    picture = draw(
+        Store(config.output), "topk", curves({results.by or model_row(results): means}), "Mean over true classes"
+    )
     first, *_ = tables.values()
     rows = [[cls, *(float(table[cls]) for table in tables.values())] for cls in first.index]
     totals = ", ".join(f"top-{k} {mean:.1f} %" for k, mean in means.items())

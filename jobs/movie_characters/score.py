@@ -6,6 +6,8 @@ from actors.core.store import Store
 from jobs.core.verbs import Preview, Run, Verb, Verbs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pipelines.movie_characters.results import Results
     from pipelines.movie_characters.score import MapConfig, ReportConfig, ScoreConfig, TopkConfig
 
@@ -14,6 +16,9 @@ score = Verbs("Measure how accurate results are: tables, figures and a page.")
 
 class _Score(Verb):
     """A verb that reads results and writes tables about them."""
+
+    def rejections(self, config: Any) -> None:
+        return None
 
     def plan(self, config: "ScoreConfig") -> "Results":
         from pipelines.movie_characters.results import read_results
@@ -24,6 +29,7 @@ class _Score(Verb):
         facts = [
             f"results: {len(plan.images)} images of {plan.images.nunique()} classes, "
             f"{plan.rows.identity.nunique()} identities of {plan.rows.cls.nunique()} classes",
+            f"without an answer, and so wrong: {len(plan.unanswered)} images",
             f"left out: {plan.doubles} repeated rows, {plan.broken} without a finite loss",
         ]
         names = [*self.tables(config), *(self.figures if config.plot else ())]
@@ -37,11 +43,16 @@ class _Score(Verb):
         raise NotImplementedError
 
     def open(self, config: "ScoreConfig", plan: "Results", store: Store) -> dict[str, Any]:
-        images, lost = len(plan.images), len(plan.lost)
+        images, silent, lost = len(plan.images), len(plan.unanswered), len(plan.lost)
+        codes = {"no_finite_loss": lost, "no_answer": silent - lost}
         return {
             "command": f"score-{self.name}",
-            "rows": {"in": images + lost, "out": images, "rejected": {"no_finite_loss": lost} if lost else {}},
-            "rejected": list(plan.lost),
+            "rows": {
+                "in": images,
+                "out": images - silent,
+                "rejected": {code: count for code, count in codes.items() if count},
+            },
+            "rejected": [name for name, _ in plan.unanswered],
             "left_out": {"rows that came again": plan.doubles, "rows without a finite loss": plan.broken},
         }
 
@@ -71,7 +82,8 @@ class Topk(_Score):
         tables = write_topk(config, plan)
         run.record["topk"] = {k: float(table.iloc[-1]) for k, table in tables.items()}
         for k, table in tables.items():
-            run.say(f"top-{k}: {table.iloc[-1]:.2f} %")
+            run.say(f"top-{k}: {table.iloc[-1]:.2f} % {_interval(table.iloc[:-1] / 100, plan)}, mean over classes")
+        run.say(_counted(plan))
         if config.plot:
             _page(run, topk_page(config, plan, tables))
 
@@ -96,7 +108,8 @@ class Map(_Score):
 
         values = write_map(config, plan)
         run.record["map"] = float(values.iloc[-1])
-        run.say(f"mAP: {values.iloc[-1]:.4f}")
+        run.say(f"mAP: {values.iloc[-1]:.4f}, mean over {len(values) - 1} classes")
+        run.say(_counted(plan))
         if config.plot:
             _page(run, map_page(config, plan, values))
 
@@ -121,13 +134,36 @@ class Report(_Score):
 
         found = write_report(config, plan)
         run.record |= {"accuracy": found.accuracy, "threshold": found.threshold}
-        run.say(f"right answers: {100 * found.accuracy:.2f} %; f1 {found.classes.f1['macro']:.3f}, mean over classes")
+        low, high = found.interval
+        run.say(
+            f"right answers: {100 * found.accuracy:.2f} % [{100 * low:.1f}, {100 * high:.1f}]; "
+            f"f1 {found.classes.f1['macro']:.3f}, mean over classes"
+        )
+        run.say(_counted(plan))
         if found.unknown:
-            run.say(f"unknown: AUROC {found.unknown.auroc:.3f}, equal error rate {found.unknown.eer:.3f}")
+            about = f"of {found.unknown.known} images of known and {found.unknown.unknown} of unknown classes"
+            run.say(f"unknown: AUROC {found.unknown.auroc:.3f}, equal error rate {found.unknown.eer:.3f}, {about}")
+        if found.note:
+            run.say(found.note)
         if found.threshold is not None:
             run.say(f"unknown below a confidence of {found.threshold:.6g}")
         if config.plot:
             _page(run, report_page(config, plan, found))
+
+
+def _interval(shares: "pd.Series", results: "Results") -> str:
+    from pipelines.movie_characters.metrics import mean_interval
+
+    low, high = mean_interval(shares, results.images)
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _counted(results: "Results") -> str:
+    """How many images figures are of."""
+    silent = len(results.unanswered)
+    return f"{len(results.images)} images" + (
+        f", {silent} of them without an answer, counted as wrong" if silent else ""
+    )
 
 
 def _page(run: Run, uri: str) -> None:

@@ -212,7 +212,7 @@ def find_threshold(
         taught = {**about, **teach(settings, sequences, vectors, people)}
         why = f"the best of {taught['sequences']} sequences of the validation split"
     else:
-        taught = store.read_json("threshold.json")
+        taught = store.read_json("threshold.json") or Store(config.trained).read_json("threshold.json")
         if taught and any(taught[name] != value for name, value in about.items()):
             taught = None
         why = "what the validation split has taught before"

@@ -120,7 +120,7 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
 
 
 def _head_uri(config: ComicsConfig) -> str:
-    return Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
+    return Store(config.trained).uri(config.fine_tune.folder, "model.safetensors")
 
 
 def head_weights(config: ComicsConfig) -> bytes:
@@ -129,7 +129,7 @@ def head_weights(config: ComicsConfig) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
-        raise UserError(f"{uri} does not exist. Run `fine-tune` first.") from error
+        raise UserError(f"{uri} does not exist. Run `fine-tune` first, or set model to the output of one.") from error
 
 
 def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:

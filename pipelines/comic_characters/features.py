@@ -56,11 +56,11 @@ def beside(pool: Stage, cpus: float) -> Stage:
 
 def find_backbone(config: ComicsConfig) -> Backbone:
     """The weights that the settings name. Raises UserError where there are none."""
-    weights = config.features.weights or Store(config.output).uri(config.pretrain.folder, "model.safetensors")
+    weights = config.features.weights or Store(config.trained).uri(config.pretrain.folder, "model.safetensors")
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:
-        raise UserError(f"{weights} does not exist. Run `pretrain` first, or set features.weights.") from error
+        raise UserError(f"{weights} does not exist. Run `pretrain` first, or set model or features.weights.") from error
     about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 

@@ -58,11 +58,16 @@ def _sequence(one: dict[str, Any]) -> Sequence:
     instances: list[Instance] = []
     characters: list[str] = []
     uncertain: list[bool] = []
+    owners: dict[str, str] = {}
     for annotation in one["annotations"]:
+        character, unsure = str(annotation["charId"]), bool(annotation.get("uncertain", False))
         for instance in annotation["charInstances"]:
+            for name in (instance[kind] for kind in ("face", "body") if instance.get(kind) and not unsure):
+                if (other := owners.setdefault(name, character)) != character:
+                    raise UserError(f"{name} is listed under two characters, {other} and {character}")
             instances.append(_instance(instance))
-            characters.append(str(annotation["charId"]))
-            uncertain.append(bool(annotation.get("uncertain", False)))
+            characters.append(character)
+            uncertain.append(unsure)
     if len(series := {instance[0] for instance in instances}) > 1:
         raise UserError(f"instances of several series: {', '.join(sorted(series))}")
     return Sequence(one["seq_id"], series.pop() if series else "", instances, characters, uncertain)

@@ -8,6 +8,7 @@ from actors.comic_characters.crops import CropConfig
 from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.core.store import Store
 from actors.models import backbones
 from pipelines.comic_characters.augment_settings import ViewsConfig
 from pipelines.comic_characters.retrieval import Rerank
@@ -199,6 +200,9 @@ class ComicsConfig:
     experiment: str = ""
     """Name of a settings file that ships with the project (jobs/comic_characters/experiments/NAME.yaml). Your settings
     override it. Empty: none."""
+    model: str = ""
+    """Output of another run, a path or s3://, whose trained model is used here: weights of both stages, the settings
+    that they were trained with, and the threshold. Empty: the model in `output`."""
     autoscaling: bool = False
     """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -219,6 +223,28 @@ class ComicsConfig:
     """Clustering of instances into characters."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"pictures": "input"}
+
+    @property
+    def trained(self) -> str:
+        """Where the trained model is."""
+        return self.model or self.output
+
+
+def settings_of_model(model: str) -> dict[str, Any]:
+    """The settings that a model was trained with, as a tree; raises UserError where `fine-tune` has left no record."""
+    uri = Store(model).uri("runs", "fine-tune.json")
+    record = Store(model).read_json("runs", "fine-tune.json")
+    if record is None:
+        raise UserError(f"model={model} holds no model: {uri} does not exist. Set it to the output of `fine-tune`.")
+    used = record["settings"]
+    tree: dict[str, Any] = {
+        "backbone": used["backbone"],
+        "pretrain": {"folder": used["pretrain"]["folder"]},
+        "fine_tune": {name: used["fine_tune"][name] for name in ("folder", "head")},
+    }
+    if used["features"]["weights"]:
+        tree["features"] = {"weights": used["features"]["weights"]}
+    return tree
 
 
 def gpus(gpus: int) -> dict[str, float]:

@@ -128,12 +128,14 @@ def middles(length: int, count: int) -> np.ndarray:
 def read_films(uri: str) -> Films:
     """Films of an npz file, a path or s3://. Raises FileNotFoundError, and ValueError where it has another layout."""
     data = storage.read_bytes(uri)
+    # np.load takes what is no archive for a pickle, and advises to load it as such.
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise UserError(f"{uri} is no npz file. Give one with vecs, offsets and ids, or the output of `embed`.")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    # np.load takes what is no archive for a pickle, and refuses it with a ValueError.
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{uri} is no npz file of plain arrays: {error}") from error
+        raise UserError(f"{uri} is no npz file of plain arrays, or is damaged.") from error
     if missing := {"vecs", "offsets", "ids"} - arrays.keys():
         raise UserError(f"{uri} has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays)) or 'nothing'}")
     if ("genres" in arrays) != ("genre_names" in arrays):

@@ -18,6 +18,46 @@ AVERAGES = ("micro", "macro", "weighted")
 """Over all films and classes at once; over classes that occur; the same, weighted by how often they do."""
 
 
+ENOUGH = 10
+"""Below so many cases of a kind, a rank statistic or a calibration is not reported: chance decides it."""
+_NORMAL = 1.959964
+"""The 97.5 % point of the normal distribution."""
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % score interval of a share in 0..1 of so many cases; never of width 0 (Wilson 1927).
+
+    count may be an effective number, of cases that are not independent or not equally weighted.
+    """
+    if not count > 0:
+        return 0.0, 1.0
+    square = _NORMAL**2 / count
+    centre = share + square / 2
+    spread = _NORMAL * np.sqrt(share * (1 - share) / count + square / (4 * count))
+    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
+    # Rounding aside, a share of 0 or 1 is an end of its interval.
+    return (0.0 if share == 0 else float(low)), (1.0 if share == 1 else float(high))
+
+
+def effective(counts: Sequence[int]) -> float:
+    """The number of cases whose plain share is as uncertain as the unweighted mean over classes of so many cases."""
+    return len(counts) ** 2 / sum(1 / count for count in counts) if len(counts) else 0.0
+
+
+def clustered(hits: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a share of cases that come in groups, such as pictures of films; never of width 0.
+
+    hits, count: (G,), right cases and cases of each group. It is Wilson's for as many independent cases as have the
+    variance of the ratio between groups (Kish 1965, the design effect); where groups do not differ, for the groups.
+    """
+    groups, share = len(count), hits.sum() / count.sum()
+    residuals = hits - share * count
+    variance = (residuals**2).sum() / count.sum() ** 2 * groups / max(groups - 1, 1)
+    alike = share * (1 - share)
+    cases = min(alike / variance, count.sum()) if variance > 0 else groups
+    return wilson(float(share), float(max(cases, 1)))
+
+
 def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Average precision of each class, float64 (C,), or (R, C) for weights (R, N) of films; NaN where none has it.
 

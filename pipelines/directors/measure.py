@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.core.metrics import ENOUGH
 from pipelines.directors.baselines import MANY, compared
 from pipelines.directors.frames import NONE, TEST, TRAIN, VALID, Frames
 from pipelines.directors.metrics import (
@@ -126,7 +127,7 @@ def unknown(
         head = fit_here(work, config.training)
         warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
         source = f"a head trained without {directors - len(left)} of the directors"
-    found: dict[str, Any] = {"strangers": source, "threshold": {}, "auroc": {}}
+    found: dict[str, Any] = {"strangers": source, "threshold": {}, "auroc": {}, "tested": {}}
     for what in ("picture", "film"):
         sure = {
             (kind, part): _confidence(frames, which == part, head, warmth, what)
@@ -139,7 +140,10 @@ def unknown(
             found["threshold"][what] = min(found["threshold"][what], best)
         else:
             found["strangers"] = f"none: the threshold lets {KNOWN:.0%} of the validation through"
-        if len(sure["strange", TEST]):
+        found["tested"][what] = {kind: len(sure[kind, TEST]) for kind in ("known", "strange")}
+        # Pictures of few films are few cases, however many there are.
+        fewest = min(len(np.unique(frames.film[one == TEST])) for one in (parts, strangers))
+        if fewest >= ENOUGH:
             found["auroc"][what] = auroc(sure["known", TEST], sure["strange", TEST])
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.metrics import bootstrap, calibration
+from pipelines.core.metrics import calibration, clustered, wilson
 
 BINS = 15
 """Bins of the calibration error."""
@@ -89,11 +89,11 @@ def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
 
 
 def figures(
-    log_probabilities: np.ndarray, labels: np.ndarray, films: np.ndarray, ks: Sequence[int] = (1, 3), seed: int = 0
+    log_probabilities: np.ndarray, labels: np.ndarray, films: np.ndarray, ks: Sequence[int] = (1, 3)
 ) -> dict[str, float]:
     """Top-k accuracy of pictures and films, 95 % intervals of top 1, and macro F1 of both, all in 0..1.
 
-    Intervals are from a bootstrap over films. films: int (N,), the film of each picture, 0 to F - 1.
+    Intervals are Wilson's; pictures come in groups, the films. films: int (N,), the film of each picture, 0 to F - 1.
     """
     from sklearn.metrics import f1_score
 
@@ -104,15 +104,13 @@ def figures(
     hits = np.bincount(films, in_top(log_probabilities, labels, 1))
     right = in_top(whole, labels_of, 1)
 
-    def shares(weights: np.ndarray) -> np.ndarray:
-        return np.column_stack([weights @ hits / (weights @ count), weights @ right / weights.sum(1)])
-
-    low, high = bootstrap(shares, len(whole), seed=seed)
+    intervals = {"picture": clustered(hits, count), "film": wilson(float(right.mean()), len(right))}
     found: dict[str, float] = {}
     sides = {"picture": (log_probabilities, labels), "film": (whole, labels_of)}
-    for side, (name, (rows, truth)) in enumerate(sides.items()):
+    for name, (rows, truth) in sides.items():
         for k in ks:
             found[f"{name}_top{k}"] = float(in_top(rows, truth, k).mean())
-        found |= {f"{name}_low": float(low[side]), f"{name}_high": float(high[side])}
+        found |= dict(zip((f"{name}_low", f"{name}_high"), intervals[name], strict=True))
+        found[f"{name}_n"] = len(rows)
         found[f"{name}_f1"] = float(f1_score(truth, rows.argmax(1), average="macro", **_NOTHING))
     return found

@@ -127,6 +127,7 @@ def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
             "temperature": warmth,
             "ece_before": calibration_error(raw, labels),
             "ece": calibration_error(answers, labels),
+            "films": len(np.unique(frames.film[rows])),
         },
         "unknown": unknown(frames, parts, head, warmth, config),
         "importance": style_importance(frames, parts, config),

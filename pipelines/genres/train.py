@@ -16,7 +16,7 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films, split
-from pipelines.core.metrics import average_precision, averages, thresholds
+from pipelines.core.metrics import average_precision, averages, bootstrap, thresholds
 from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres.process import fused, read_any
 
@@ -35,6 +35,12 @@ MOST = 2.0
 """A genre is chosen at most so many times as often as it is there, on the films that thresholds are taken from."""
 BATCH = 256
 """Films that a head gets at once when it answers."""
+
+
+MEANS = ("macro", "weighted")
+"""Means of average precision that a training reports."""
+DRAWS = 1000
+"""Draws of the bootstrap over test films."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +342,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Returns how many films each part has, and the macro and weighted average precision on the test films.
     """
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
+    if not films.whole().genres.any():
+        raise UserError(f"{config.input}: no film has a genre, so there is nothing to learn. Run `process` with meta.")
     store, share = Store(config.output), config.train_split_proportion
     settings = LearnConfig(**{one.name: getattr(config, one.name) for one in fields(LearnConfig)})
     storage.delete(store.uri("test.parquet"))
@@ -352,9 +360,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.solved if config.refit is None else config.refit:
         model = learn(films, None, settings, store.uri("training"))
     model.save(store)
-    found = averages(average_precision(answers, labels), labels.sum(0))
+    low, high = bootstrap(lambda weights: _means(answers, labels, weights), len(labels), DRAWS, config.seed)
+    found = _means(answers, labels, np.ones((1, len(labels))))[0]
     counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
-    return {"films": counts, "test_ap": {name: float(value) for name, value in found.items()}}
+    return {
+        "films": counts,
+        "genres": int((labels.sum(0) > 0).sum()),
+        "test_ap": dict(zip(MEANS, found.tolist(), strict=True)),
+        "test_ap_95": {name: list(ends) for name, *ends in zip(MEANS, low.tolist(), high.tolist(), strict=True)},
+    }
+
+
+def _means(answers: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """MEANS of average precision (R, 2), for weights (R, N) of films."""
+    found = averages(average_precision(answers, labels, weights), weights @ labels)
+    return np.column_stack([found[name] for name in MEANS])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
@@ -26,6 +25,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
 from actors.movie_characters.names import Picture, class_of, key, stem
+from pipelines.core.metrics import wilson
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.fuse import FuseConfig, Source
 from pipelines.movie_characters.metrics import answers, topk_curve
@@ -57,6 +57,7 @@ class CompareConfig:
     """Settings of `compare`."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"image_list": "input"}
+    IGNORED: ClassVar[dict[str, str]] = {"resamples": "intervals of shares are Wilson's, which need no bootstrap"}
 
     input: str | list[str]
     """Images to identify, named CLASS_NUMBER: a folder, a .txt file that lists one a line, one image, or several of
@@ -79,10 +80,8 @@ class CompareConfig:
     """Name of a diffusion model whose alpha is varied on the images as they are; empty: none."""
     alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     """Values of alpha for alpha_model, in 0..1."""
-    resamples: int = 1000
-    """Draws of the bootstrap for confidence intervals."""
     seed: int = 0
-    """Seed of the bootstrap and of the place of occlusions."""
+    """Seed of the place of occlusions."""
     disturb: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=16))
     """Tasks that filter images."""
     autoscaling: bool = False
@@ -93,8 +92,8 @@ class CompareConfig:
             raise UserError(f"filters: there is no {', '.join(sorted(other))}; there are {NONE}, {', '.join(FILTERS)}")
         if not self.filters or not all(0 <= strength <= 1 for strength in self.filters.values()):
             raise UserError(f"filters: one is needed, and strengths lie in 0..1: {self.filters}")
-        if not self.models or self.k_range < 1 or self.resamples < 1:
-            raise UserError("models: one or more are needed; k_range and resamples start at 1")
+        if not self.models or self.k_range < 1:
+            raise UserError("models: one or more are needed; k_range starts at 1")
         for name, model in self.models.items():
             self._check(name, model)
         if self.validation and not any(map(learns, self.models.values())):
@@ -106,7 +105,11 @@ class CompareConfig:
         if isinstance(model, FusionModel):
             some = [self.models.get(one) for one in model.settings.models]
             if len(some) < 2 or any(one is None or isinstance(one, FusionModel) for one in some):
-                raise UserError(f"models.{name}.settings.models lists two or more other models that are no fusions")
+                wrong = [one for one, it in zip(model.settings.models, some, strict=True) if it is None]
+                found = f": there is no model {', '.join(wrong)}" if wrong else ""
+                raise UserError(
+                    f"models.{name}.settings.models lists two or more other models that are no fusions{found}"
+                )
             if other := set(model.settings.weights) - set(model.settings.models):
                 raise UserError(f"models.{name}.settings.weights: {min(other)} is none of its models")
         by = preselecting(model)
@@ -311,7 +314,8 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
     right = {what: rightly(results, names) for what, results in found.items()}
     rows, swept = [], []
     for (model, name, alpha), hits in right.items():
-        mean, low, high = accuracy(hits.hit, config.resamples, config.seed)
+        mean = float(hits.hit.mean())
+        low, high = wilson(mean, len(hits))
         if alpha is not None:
             swept.append([alpha, mean, low, high])
         else:
@@ -348,16 +352,6 @@ def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
     found = {stem(image): answer for image, answer in best.items()}
     hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]
     return pd.DataFrame({"hit": hits, "answered": [name in found for name in names]}, list(names))
-
-
-def accuracy(hits: pd.Series, resamples: int, seed: int) -> tuple[float, float, float]:
-    """Share of hits, and its 95 % interval."""
-    count = len(hits)
-    random = np.random.default_rng(seed)
-    # The mean of a draw of 0s and 1s is a binomial number.
-    drawn = random.binomial(count, hits.mean(), resamples) / count
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(hits.mean()), float(low), float(high)
 
 
 def mcnemar(first: pd.Series, second: pd.Series) -> tuple[int, int, float]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from actors.core.errors import UserError
-from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_results
+from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_about, write_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +32,9 @@ class Source:
 
     folder: str
     """A folder or s3:// with the CLASS_results.csv of this model."""
-    clip_csv: bool = False
-    """Its scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model."""
+    clip_csv: bool | None = None
+    """Its scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model.
+    null: as the results say in identified.json, else losses."""
     weight: float = 1.0
     """Weight of this model in the sum, above 0."""
     validation: str | list[str] = ""
@@ -81,7 +82,9 @@ class Fused:
 
     images: int
     answered: int
-    """Images for which every model has an answer."""
+    """Images for which a model has an answer."""
+    silent: dict[str, int]
+    """Images without an answer of a model, by model: those are fused from the answers of the others."""
     classes: int
     weights: dict[str, float]
     """Weight of each model; trained weights have a mean of 1."""
@@ -100,11 +103,15 @@ def fuse(config: FuseConfig) -> Fused:
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
     if together.empty:
-        raise UserError(f"no image has answers of all of {', '.join(config.models)}")
+        raise UserError(f"no image has an answer of any of {', '.join(config.models)}")
     _write(config.output, together)
     images = set().union(*(table.index for table in scores))
+    by = f"fusion of {', '.join(config.models)}"
+    write_about(config.output, by, True, together.index, images - set(together.index))
     by_name = dict(zip(config.models, weights, strict=True))
-    return Fused(len(images), len(together), together.shape[1], by_name)
+    counts = [len(images) - int(table.notna().any(axis=1).sum()) for table in scores]
+    silent = {name: count for name, count in zip(config.models, counts, strict=True) if count}
+    return Fused(len(images), len(together), silent, together.shape[1], by_name)
 
 
 def _folders(source: Source) -> list[str]:
@@ -121,10 +128,11 @@ def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
     for folders in zip(*map(_folders, models), strict=True):
         found = [read_results(folder, model.clip_csv) for folder, model in zip(folders, models, strict=True)]
         turns.append(comparable([by_class(results, config.avg) for results in found], config.by))
-        truths.append(found[0].images)
+        of_all = pd.concat([results.images for results in found])
+        truths.append(of_all[~of_all.index.duplicated()])
     parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
     if parts[0].empty:
-        raise UserError("validation: no image has an answer of all models")
+        raise UserError("validation: no image has an answer of any model")
     return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
 
 
@@ -135,7 +143,7 @@ def _write(folder: str, scores: pd.DataFrame) -> None:
 
 
 def fused(scores: Sequence[pd.DataFrame], weights: Sequence[float], by: Literal["zsum", "rank"]) -> pd.DataFrame:
-    """One table of scores from several, each images by classes, over the images that all have and all classes."""
+    """One table of scores from several, each images by classes, over the images that any has and all classes."""
     return _sum(comparable(scores, by), weights)
 
 
@@ -175,15 +183,17 @@ def learnt_weights(parts: Sequence[pd.DataFrame], truth: pd.Series) -> list[floa
 
 
 def comparable(scores: Sequence[pd.DataFrame], by: Literal["zsum", "rank"]) -> list[pd.DataFrame]:
-    """Scores of several models, each images by classes, in one unit, over the images that all have and all classes.
+    """Scores of several models, each images by classes, in one unit, over the images that any answered and all classes.
 
-    A class without a score of a model has the worst score of that model.
+    A class without a score of a model has the worst score of that model. A model without an answer for an image has the
+    same score for all of its classes, so that the others decide.
     """
-    images = [image for image in scores[0].index if all(image in table.index for table in scores)]
+    answered = [table.dropna(how="all") for table in scores]
+    images = list(dict.fromkeys(image for table in answered for image in table.index))
     classes = sorted(set().union(*(table.columns for table in scores)))
     standard = _standard if by == "zsum" else _reciprocal
-    parts = [standard(table.loc[images]) for table in scores]
-    return [_filled(part.reindex(columns=classes)) for part in parts]
+    parts = [standard(table).reindex(index=images, columns=classes) for table in answered]
+    return [_filled(part).fillna(0.0) for part in parts]
 
 
 def _filled(scores: pd.DataFrame) -> pd.DataFrame:

@@ -41,8 +41,8 @@ class Plan:
 
 def plan_generate(config: GenerateConfig) -> Plan:
     """Find identities and missing images; raises UserError for what cannot work."""
-    check_diffusion(config.sd_model_name, "sd_model_name")
     learnt = {one.name: one for one in find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")}
+    check_diffusion(config.sd_model_name, "sd_model_name")
     given = [config.input] if isinstance(config.input, str) else config.input
     asked = [name.rstrip("/").rsplit("/", 1)[-1] for name in given]
     names = [name if name in learnt else name.rpartition(".")[0] for name in asked] or list(learnt)

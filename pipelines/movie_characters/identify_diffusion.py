@@ -53,7 +53,7 @@ from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.preselect import Numbers, PreselectConfig, Preselection
-from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_csv
+from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_about, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +176,8 @@ def check_identify(config: DiffusionSettings) -> list[Learnt]:
 
 def plan_identify(config: IdentifyConfig) -> Plan:
     """Find pictures, identities and what is missing; raises UserError for what cannot work."""
-    learnt = check_identify(config)
     pictures = find_pictures(config.input, "input")
+    learnt = check_identify(config)
     identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)
     preselection = Preselection(config.preselect, identities) if config.preselect.folder else None
@@ -309,6 +309,8 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
     sound = [name for name, asked in plan.chosen.items() if len(answered[name]) == len(asked)]
     answers = {name: _decided(answered[name], name, plan) for name in sound}
     _write_tables(store, answers, plan)
+    silent = [picture.name for picture in plan.pictures if picture.name not in answers]
+    write_about(store.root, f"diffusion, {config.mode}", False, answers, silent)
     every = plan.cost(range(len(plan.identities)))
     left_out = [every - plan.cost(plan.chosen[name]) for name in answers]
     each = config.num_inference_steps if config.method == "full" else config.stages.samples[0]

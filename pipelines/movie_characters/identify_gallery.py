@@ -33,13 +33,13 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.media.images import Shape, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_faces
+from actors.movie_characters.faces import NO_FACE, FaceEmbedder, FacesConfig, check_faces
 from actors.movie_characters.names import Picture, class_of, stem
 from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.pictures import Identification, find_pictures
-from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, write_results
+from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, read_about, write_about, write_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,6 +199,11 @@ def method_of(config: ClipConfig | FaceConfig) -> str:
     return f"{config.method if isinstance(config, ClipConfig) else 'gallery'} of {model_of(config)}"
 
 
+def needs_gallery(config: ClipConfig | FaceConfig) -> bool:
+    """Whether images are compared with those of the gallery; else with texts, which every run embeds on Ray."""
+    return not (isinstance(config, ClipConfig) and config.method == "prompts")
+
+
 def check_model(config: ClipConfig | FaceConfig) -> None:
     """Raise UserError where the model, its extra or its GPU is missing; loads no weights."""
     if isinstance(config, FaceConfig):
@@ -236,17 +241,19 @@ def _check_gpu(config: ClipConfig) -> None:
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     """List both and find what is missing; raises UserError where there is nothing to compare, or another model's."""
-    check_model(config)
     images = find_pictures(config.input, "input")
     gallery = find_pictures(config.gallery, "gallery")
+    # It imports the model's library, which takes seconds.
+    check_model(config)
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
-    before = Store(config.output).read_json("identified.json")
-    if before is not None and before["by"] != method_of(config):
-        raise UserError(f"{config.output} holds results by {before['by']}: use another output")
-    done = embedded(Store(root_of(config)), model_of(config))
+    before = read_about(config.output).by
+    if before and before != method_of(config):
+        raise UserError(f"{config.output} holds results by {before}: use another output")
+    store, model = Store(root_of(config)), model_of(config)
+    done = embedded(store, model).keys() | faceless(store, model).keys()
     # Of one method a model needs no images of the gallery.
-    wanted = images if isinstance(config, ClipConfig) and config.method == "prompts" else [*images, *gallery]
+    wanted = [*images, *gallery] if needs_gallery(config) else images
     todo = {one.uri: one for one in wanted if (one.uri, one.size) not in done}
     return Plan(images, gallery, list(todo.values()))
 
@@ -264,6 +271,19 @@ def embedded(store: Store, model: str) -> dict[tuple[str, int], np.ndarray]:
         rows = part.filter((compute.field("model") == model) & (compute.field("error") == ""))
         for uri, size, vector in zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["vector"], strict=True):
             found[uri, size] = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return found
+
+
+def faceless(store: Store, model: str) -> dict[tuple[str, int], tuple[str, str]]:
+    """Error code and message, by uri and bytes of the image, of images in which a model has found no face.
+
+    It would find none again. What else went wrong may be over.
+    """
+    found = {}
+    for part in store.read_parts("vectors", VECTORS.names):
+        rows = part.filter((compute.field("model") == model) & (compute.field("error") == NO_FACE))
+        for row in rows.select(["uri", "size", "error", "message"]).to_pylist():
+            found[row["uri"], row["size"]] = row["error"], row["message"]
     return found
 
 
@@ -312,19 +332,24 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     """Embed what is missing, and write results and rejected/."""
     started = time.monotonic()
     store = Store(config.output)
-    store.write_json({"by": method_of(config)}, "identified.json")
-    failed = embed(config, plan.todo) if plan.todo else {}
+    write_about(config.output, method_of(config), True, (), ())
+    known = faceless(Store(root_of(config)), model_of(config))
+    both = [*plan.images, *plan.gallery]
+    failed = {one.uri: known[one.uri, one.size] for one in both if (one.uri, one.size) in known}
+    new = embed(config, plan.todo) if plan.todo else {}
+    failed |= new
     took = time.monotonic() - started
     found = embedded(Store(root_of(config)), model_of(config))
-    both = [*plan.images, *plan.gallery]
     vectors = {one.uri: found[one.uri, one.size] for one in both if (one.uri, one.size) in found}
     images = [one for one in plan.images if one.uri in vectors]
     gallery = [one for one in plan.gallery if one.uri in vectors]
-    needs_gallery = not (isinstance(config, ClipConfig) and config.method == "prompts")
-    if needs_gallery and not gallery:
+    if needs_gallery(config) and not gallery:
         raise UserError(f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded")
     for rows in _answers(config, plan, images, gallery, vectors):
         write_results(config.output, rows, descending=True)
+    answered = {one.name for one in images}
+    silent = [one.name for one in plan.images if one.name not in answered]
+    write_about(config.output, method_of(config), True, answered, silent)
     rows = [
         {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
         for role, some in (("image", plan.images), ("gallery", plan.gallery))
@@ -334,7 +359,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     store.replace_table("rejected", [pa.Table.from_pylist(rows, REJECTED)] if rows else [])
     codes = {role: dict(Counter(row["code"] for row in rows if row["role"] == role)) for role in ("image", "gallery")}
     return Identified(
-        len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(failed), round(took, 2)
+        len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(new), round(took, 2)
     )
 
 

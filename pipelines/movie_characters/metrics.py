@@ -5,6 +5,8 @@ image and identity. Losses of a diffusion model are better the lower, cosines of
 here a score is always better the higher. An image is named CLASS_NUMBER, and so is an identity; `class_of` says which
 class that is. Classes are compared as whole names, whatever their case, with a blank for an underscore.
 
+An image without an answer has a row of NaN, and is wrong in every figure.
+
 A class's own file says what is true. A class of which there is no identity cannot be answered: its images are unknown.
 """
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from actors.core.errors import UserError
 from pipelines.core import metrics as ranking
-from pipelines.movie_characters.results import UNKNOWN, Results
+from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,12 +43,17 @@ def topk(results: Results, k: int, average: bool = False) -> pd.Series:
     best = rows.iloc[np.argsort(-rows.score.to_numpy(), kind="stable")].groupby("image").head(k)
     hit = (best.cls == best.truth).groupby(best.image).any()
     images = results.images
-    return 100 * hit.reindex(images.index).groupby(images).mean()
+    return 100 * hit.reindex(images.index, fill_value=False).groupby(images).mean()
+
+
+def mean_interval(shares: pd.Series, images: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of the unweighted mean over true classes of shares in 0..1; images: the class of each."""
+    return ranking.wilson(float(shares.mean()), ranking.effective(images.value_counts().loc[shares.index].tolist()))
 
 
 def answers(scores: pd.DataFrame) -> pd.Series:
-    """The best class of each image, by its name; of equal ones the first."""
-    return scores.fillna(-np.inf).idxmax(axis=1)
+    """The best class of each image, by its name; of equal ones the first; NO_ANSWER where it has no score."""
+    return scores.fillna(-np.inf).idxmax(axis=1).where(scores.notna().any(axis=1), NO_ANSWER)
 
 
 def average_precision(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
@@ -74,10 +81,10 @@ def reference_precision(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
 
 
 def reciprocal_rank(scores: pd.DataFrame, truth: pd.Series) -> float:
-    """Mean of 1 / rank of the true class over images; 0 for those that are unknown."""
+    """Mean of 1 / rank of the true class over images; 0 where it has no score."""
     ranks = scores.rank(axis=1, ascending=False, method="average", na_option="bottom")
     own = truth.to_numpy()[:, None] == scores.columns.to_numpy()[None]
-    return float((own / ranks.to_numpy()).sum(1).mean())
+    return float((own * scores.notna().to_numpy() / ranks.to_numpy()).sum(1).mean())
 
 
 def per_class(found: pd.Series, truth: pd.Series) -> pd.DataFrame:
@@ -109,10 +116,13 @@ def confidence(scores: pd.DataFrame, lead: bool) -> pd.Series:
     """How sure the best answer of each image is: its score or, with `lead`, how far it stands out.
 
     Losses of different images cannot be compared; so the lead is in standard deviations of the image's other classes,
-    where there are several.
+    where there are several. An image without an answer is less sure than all others.
     """
     import pandas as pd
 
+    if (silent := scores.isna().all(axis=1)).any():
+        sure = confidence(scores[~silent], lead)
+        return sure.reindex(scores.index, fill_value=np.nextafter(sure.min(), -np.inf))
     values = scores.to_numpy(float)
     best = np.nanmax(values, axis=1)
     if not lead:
@@ -185,8 +195,8 @@ def known_classes(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
 
 
 def with_unknown(found: pd.Series, sure: pd.Series, threshold: float | None) -> pd.Series:
-    """Answers, with UNKNOWN where confidence is below the threshold."""
-    return found if threshold is None else found.mask(sure < threshold, UNKNOWN)
+    """Answers, with UNKNOWN where confidence is below the threshold; no answer stays none."""
+    return found if threshold is None else found.mask((sure < threshold) & (found != NO_ANSWER), UNKNOWN)
 
 
 def truths(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:

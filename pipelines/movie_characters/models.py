@@ -25,6 +25,7 @@ from pipelines.movie_characters.identify_gallery import (
     identify,
     plan_identification,
 )
+from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.preselect import PreselectConfig
 
 log = logging.getLogger(__name__)
@@ -141,9 +142,10 @@ def with_images(run: ModelRun, images: list[str]) -> ModelRun:
 
 
 def check_all(runs: Sequence[ModelRun]) -> None:
-    """Raise UserError where a model cannot run; loads no weights."""
+    """Raise UserError where a model cannot run or its gallery is empty; loads no weights."""
     for run in runs:
         if isinstance(run.config, ClipConfig | FaceConfig):
+            find_pictures(run.config.gallery, "gallery")
             check_model(run.config)
         elif isinstance(run.config, IdentifyConfig):
             check_identify(run.config)

@@ -8,7 +8,7 @@ import numpy as np
 from actors.core.errors import UserError
 from actors.movie_characters.diffusion_classifier import Identity
 from actors.movie_characters.names import identity_class, key, stem
-from pipelines.movie_characters.results import by_class, read_results
+from pipelines.movie_characters.results import by_class, read_about, read_results
 
 Numbers = range | tuple[int, ...]
 """Numbers of identities, in their order."""
@@ -21,9 +21,9 @@ class PreselectConfig:
     folder: str = ""
     """Results of the other model, a folder or s3:// with a CLASS_results.csv per true class; empty: all classes are
     evaluated."""
-    clip_csv: bool = True
+    clip_csv: bool | None = None
     """The other model's scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a
-    diffusion model."""
+    diffusion model. null: as the results say in identified.json, else similarities."""
     best: int = 10
     """How many of its best classes are evaluated, each with all of its identities; from 2. Fewer cost less time."""
 
@@ -37,7 +37,10 @@ class Preselection:
 
     def __init__(self, config: PreselectConfig, identities: Sequence[Identity]) -> None:
         """Read the results; raises UserError where there are none."""
-        scores = by_class(read_results(config.folder, config.clip_csv))
+        higher = config.clip_csv
+        if higher is None and read_about(config.folder).says_higher is None:
+            higher = True
+        scores = by_class(read_results(config.folder, higher))
         classes = {key(cls): column for column, cls in enumerate(scores.columns)}
         self._column = np.array([classes.get(key(identity_class(one.name)), -1) for one in identities])
         # The last column is that of classes that it does not know.

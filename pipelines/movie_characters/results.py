@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.store import Store
 from actors.movie_characters.names import class_of, identity_class, key
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
 """Columns of a file of results."""
 UNKNOWN = "unknown"
 """The answer for a character without an identity."""
+NO_ANSWER = "no answer"
+"""Stands for the answer of an image that a model could not answer: it is right for no class."""
+ABOUT = "identified.json"
+"""What a folder of results holds: by (method), higher (whether higher scores are better), unanswered (images)."""
 SUFFIX = "_results.csv"
 _METRICS = re.compile(r"(top_\d+(_avg)?_accuracy|average_precision)_results\.csv")
 
@@ -36,26 +42,34 @@ class Results:
     """Rows left out, since their loss is not finite."""
     lost: tuple[str, ...] = ()
     """Images without a row left."""
+    higher: bool = False
+    """Whether higher is better in the files; here it always is."""
+    by: str = ""
+    """Method and model, where the folder says it."""
+    unanswered: tuple[tuple[str, str], ...] = ()
+    """Name and true class of the images without an answer: those that are lost, and those that the model rejected."""
 
     @property
     def images(self) -> pd.Series:
-        """The true class of each image, by its name, in the order of the files."""
-        return self.rows.drop_duplicates("image").set_index("image").truth
+        """The true class of each image by its name, in the order of the files; last those without an answer."""
+        import pandas as pd
+
+        answered = self.rows.drop_duplicates("image").set_index("image").truth
+        names, classes = [name for name, _ in self.unanswered], [cls for _, cls in self.unanswered]
+        return pd.concat([answered, pd.Series(classes, pd.Index(names, name="image"), str, name="truth")])
 
 
-def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
+def read_results(folder: str, clip_csv: bool | None, column: str = LOSS) -> Results:
     """The results in a folder.
 
     Args:
         folder: a path or s3://.
-        clip_csv: higher is better; else they are losses.
+        clip_csv: higher is better; else they are losses. None: as the folder itself says, else losses.
         column: the column of scores.
 
     Raises:
-        UserError: there are none, or a file has other columns.
+        UserError: there are none, a file has other columns, or clip_csv contradicts the folder.
     """
-    import pandas as pd
-
     tables = []
     for entry in storage.listing(folder, (SUFFIX,)):
         if "/" in entry.name or _METRICS.fullmatch(entry.name):
@@ -65,8 +79,12 @@ def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
             tables.append(found.assign(truth=entry.name.removesuffix(SUFFIX)))
     if not tables:
         raise UserError(f"{folder} has no results: files named CLASS{SUFFIX} with the columns {','.join(RESULTS)}")
+    import pandas as pd
+
+    about = read_about(folder)
+    higher = about.higher(clip_csv)
     rows = pd.concat(tables, ignore_index=True).rename(columns={IMAGE: "image", IDENTITY: "identity", LOSS: "score"})
-    rows["score"] = pd.to_numeric(rows.score, errors="coerce") * (1 if clip_csv else -1)
+    rows["score"] = pd.to_numeric(rows.score, errors="coerce") * (1 if higher else -1)
     sound = rows[np.isfinite(rows.score)]
     rows_once = sound.drop_duplicates(["truth", "image", "identity"], keep="last").reset_index(drop=True)
     rows_once["cls"] = rows_once.identity.map(identity_class)
@@ -79,7 +97,58 @@ def read_results(folder: str, clip_csv: bool, column: str = LOSS) -> Results:
     if (again := twice.image[twice.image.duplicated()]).size:
         raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
     lost = sorted(set(rows.image) - set(rows_once.image))
-    return Results(rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost))
+    classes = dict(zip(rows.image, rows.truth, strict=True)) | {name: class_of(name) for name in about.unanswered}
+    silent = sorted((set(lost) | set(about.unanswered)) - set(rows_once.image))
+    unanswered = tuple((name, spelt.get(key(classes[name]), classes[name])) for name in silent)
+    return Results(
+        rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost), higher, about.by, unanswered
+    )
+
+
+@dataclass(frozen=True)
+class About:
+    """What a folder of results says of itself."""
+
+    folder: str
+    by: str = ""
+    """Method and model; empty where the folder says nothing."""
+    says_higher: bool | None = None
+    """Whether higher is better; None where the folder does not say."""
+    unanswered: tuple[str, ...] = ()
+    """Images that the model could not answer."""
+
+    def higher(self, clip_csv: bool | None) -> bool:
+        """Whether higher is better; raises UserError where the setting contradicts the folder."""
+        if self.says_higher is None or clip_csv is None:
+            return bool(self.says_higher if clip_csv is None else clip_csv)
+        if clip_csv != self.says_higher:
+            better = "higher" if self.says_higher else "lower"
+            raise UserError(
+                f"{self.folder} holds results by {self.by}, of which {better} is better: remove "
+                f"clip_csv={str(clip_csv).lower()}"
+            )
+        return clip_csv
+
+
+def read_about(folder: str) -> About:
+    """What a folder of results says of itself, also one of an earlier version."""
+    store = Store(folder)
+    told = store.read_json(ABOUT)
+    if told is None:
+        return About(folder)
+    if "unanswered" in told:
+        return About(folder, told["by"], told["higher"], tuple(told["unanswered"]))
+    # Earlier versions wrote it for similarities only, and which images have no answer is in rejected/.
+    parts = (part.to_pylist() for part in store.read_parts("rejected", ["image", "role"]))
+    silent = {row["image"] for rows in parts for row in rows if row["role"] == "image"}
+    return About(folder, told["by"], True, tuple(sorted(silent)))
+
+
+def write_about(folder: str, by: str, higher: bool, answered: Iterable[str], unanswered: Iterable[str]) -> None:
+    """Write what a folder holds; images of earlier runs that had no answer, and have none now, stay."""
+    before = read_about(folder)
+    silent = (set(before.unanswered) - set(answered)) | set(unanswered)
+    Store(folder).write_json({"by": by, "higher": higher, "unanswered": sorted(silent)}, ABOUT)
 
 
 def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
@@ -127,7 +196,7 @@ def write_csv(uri: str, table: pd.DataFrame) -> None:
 def by_class(results: Results, average: bool = False) -> pd.DataFrame:
     """Scores of classes, images by classes: of the best identity of each, or the mean over them; NaN where it has none.
 
-    Images are in the order of `results.images`, classes sorted.
+    Images are in the order of `results.images`, those without an answer included, classes sorted.
     """
     grouped = results.rows.groupby(["image", "cls"], sort=True).score
     table = (grouped.mean() if average else grouped.max()).unstack()

@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.core.errors import UserError
 from actors.core.store import Store
+from pipelines.core.metrics import ENOUGH, wilson
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.metrics import OpenSet
 from pipelines.movie_characters.results import IMAGE, LOSS, Results, by_class, read_results, write_csv
@@ -28,17 +29,13 @@ class ScoreConfig:
     """Results: a folder or s3:// with a CLASS_results.csv per true class."""
     output: str
     """Where tables, figures and the page are written: a path or s3://."""
-    clip_csv: bool = False
-    """Scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model."""
+    clip_csv: bool | None = None
+    """Scores are similarities (CLIP, faces or a fusion), higher is better; false: losses of a diffusion model. null: as
+    the results say in identified.json, else losses."""
     pred_column: str = LOSS
     """Column of the result files that holds the score or loss."""
     plot: bool = True
     """Draw figures and write the page; false writes the tables only."""
-
-    @property
-    def model(self) -> str:
-        """Name of the last row of a table."""
-        return "CLIP_MODEL" if self.clip_csv else "SD_MODEL"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class ReportConfig(ScoreConfig):
     """The score of a class is the mean over its identities; false: that of its best identity."""
     confidence: Literal["auto", "score", "lead"] = "auto"
     """The measure below whose threshold an answer is "unknown": the best score, or its lead over the other classes.
-    auto: the score with clip_csv=true, else the lead, since losses of different images cannot be compared."""
+    auto: the score where higher is better, else the lead, since losses of different images cannot be compared."""
     validation: str = ""
     """Results of other images, some of unknown classes, from which the threshold for "unknown" is trained: a folder or
     s3://."""
@@ -88,10 +85,14 @@ class ReportConfig(ScoreConfig):
         if self.validation and self.threshold is not None:
             raise UserError("Set validation or threshold, not both.")
 
-    @property
-    def lead(self) -> bool:
+    def lead(self, results: Results) -> bool:
         """Whether confidence is the lead."""
-        return not self.clip_csv if self.confidence == "auto" else self.confidence == "lead"
+        return not results.higher if self.confidence == "auto" else self.confidence == "lead"
+
+
+def model_row(results: Results) -> str:
+    """Name of a table's last row, as the reference system has it."""
+    return "CLIP_MODEL" if results.higher else "SD_MODEL"
 
 
 def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
@@ -101,7 +102,7 @@ def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
     tables = {}
     middle = "_avg" if config.avg else ""
     for k in config.ks:
-        values = _closed(ident.topk(results, k, config.avg), config.model)
+        values = _closed(ident.topk(results, k, config.avg), model_row(results))
         table = pd.DataFrame({"GT_cls": values.index, "Top_k_accuracy": values.to_numpy()})
         write_csv(Store(config.output).uri(f"top_{k}{middle}_accuracy_results.csv"), table)
         tables[k] = values
@@ -139,12 +140,19 @@ class Report:
     confusion: pd.DataFrame
     """Images of a true class (row) that got an answer (column)."""
     accuracy: float
-    """Share of images that are answered right; of an unknown one that is "unknown"."""
+    """Share of all images that are answered right; of an unknown one that is "unknown"."""
+    interval: tuple[float, float]
+    """Its 95 % interval, by Wilson."""
+    images: int
+    unanswered: int
+    """Images without an answer, counted as wrong."""
     reciprocal_rank: float
     unknown: OpenSet | None
     """None where no image, or every one, is of an unknown class."""
     threshold: float | None
     """Below it the answer is "unknown"; None: never."""
+    note: str = ""
+    """Why there is no figure for unknown characters, though some are unknown."""
 
 
 def write_report(config: ReportConfig, results: Results) -> Report:
@@ -152,18 +160,28 @@ def write_report(config: ReportConfig, results: Results) -> Report:
     import pandas as pd
 
     scores = by_class(results, config.avg)
-    truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead)
+    truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead(results))
     threshold = config.threshold
     if config.validation:
         threshold = learnt(read_results(config.validation, config.clip_csv, config.pred_column), config)
     right, said = ident.truths(scores, truth), ident.with_unknown(found, sure, threshold)
+    known = ident.known_classes(scores, truth)
+    share, fewer = float((said == right).mean()), min(int(known.sum()), int((~known).sum()))
+    note = ""
+    if 0 < fewer < ENOUGH:
+        kind = "known" if known.mean() < 0.5 else "unknown"
+        note = f"no AUROC or equal error rate: only {fewer} images of {kind} classes, and {ENOUGH} are needed"
     report = Report(
         ident.per_class(said, right),
         ident.confusion(said, right),
-        float((said == right).mean()),
+        share,
+        wilson(share, len(truth)),
+        len(truth),
+        len(results.unanswered),
         ident.reciprocal_rank(scores, truth),
-        ident.open_set(sure, ident.known_classes(scores, truth)),
+        None if note else ident.open_set(sure, known),
         threshold,
+        note,
     )
     store = Store(config.output)
     write_csv(store.uri("classes.csv"), report.classes.rename_axis("class").reset_index())
@@ -179,7 +197,7 @@ def learnt(results: Results, config: ReportConfig) -> float:
     """The threshold for "unknown" that these results teach."""
     scores, truth = by_class(results, config.avg), results.images
     known = ident.known_classes(scores, truth)
-    return ident.learn_threshold(ident.confidence(scores, config.lead), ident.answers(scores) == truth, known)
+    return ident.learn_threshold(ident.confidence(scores, config.lead(results)), ident.answers(scores) == truth, known)
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ from actors.movie_characters.names import stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
-from pipelines.movie_characters.results import UNKNOWN, Results, by_class, read_results, write_csv
+from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +199,7 @@ def ballot(said: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:
     """Votes of a shot's frames, most first, then the higher mean score: character, votes, share, score.
 
     said: the answer of each frame; scores: of classes (columns) for the same frames. UNKNOWN has no score, and of as
-    many votes a character comes before it.
+    many votes a character comes before it. A frame without an answer has no vote, and counts in every share.
     """
     import pandas as pd
 
@@ -207,6 +207,7 @@ def ballot(said: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:
     rows = [
         (character, votes, votes / len(said), float(scores[character].mean()) if character in scores else np.nan)
         for character, votes in counts.items()
+        if character != NO_ANSWER
     ]
     rows.sort(key=lambda row: (-row[1], row[0] == UNKNOWN, -np.nan_to_num(row[3]), row[0]))
     return pd.DataFrame(rows, columns=["character", "votes", "share", "score"])

@@ -1,6 +1,7 @@
 """The verbs of comic characters from the command line, on a comic that draws itself."""
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -123,6 +124,28 @@ def test_embed(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
     run("embed", *more, "--max-rejected", 0, code=3)
     record = json.loads((output / "runs/embed.json").read_text())
     assert record["stages"]["features"]["rows"] == 1 and record["stages"]["embed"]["rows"] == 10
+
+
+def test_a_model_is_used_on_other_comics(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
+    """Weights and the settings that they were trained with come from the other output; nothing has to be said again."""
+    model = tmp_path / "model"
+    save_head(model)
+    refused = run("embed", *settings, f"model={model}", code=2).stderr
+    assert "holds no model" in refused and "runs/fine-tune.json" in refused
+    trained = app.verbs["fine-tune"].load([f"output={model}", TINY[0], "fine_tune.head.dimensions=16"])
+    Store(str(model)).write_json({"settings": asdict(trained)}, "runs", "fine-tune.json")
+    run("crop", *settings)
+    run("embed", *settings, f"model={model}")
+    found = read_embeddings(Store(str(tmp_path / "out")))
+    assert found.vectors.shape[1] == 16
+    used = json.loads((tmp_path / "out/runs/embed.json").read_text())["settings"]
+    assert used["backbone"] == asdict(trained)["backbone"] and not (tmp_path / "out/fine-tune").exists()
+    # The threshold that was fitted for these weights comes with them.
+    made = json.loads((tmp_path / "out/embeddings.json").read_text())
+    assign = trained.assign
+    fit = {"method": assign.method, "constraints": assign.constraints, "by": made, "threshold": 0.41, "curve": []}
+    (model / "threshold.json").write_text(json.dumps(fit))
+    assert "threshold: 0.41" in run("assign", *settings, f"model={model}").output
 
 
 def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pyarrow as pa
 import yaml
 from typer.testing import CliRunner, Result
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, versions
+from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, nothing_done, versions
 from pipelines.core.progress import Progress
 
 app = Verbs("A capability of a test.")
@@ -34,6 +36,8 @@ class CountConfig:
     """Those that are sound."""
     fail: str = ""
     """How it fails."""
+    sound: bool = False
+    """Whether all rows come out."""
 
 
 @app.verb
@@ -62,7 +66,8 @@ class CountFilms(Verb):
                 raise UserError("a film is none")
             if config.fail:
                 raise OSError("the disk is full")
-        run.record["rows"] = {"in": plan, "out": config.out, "rejected": {"broken": 2}}
+        bad = {} if config.sound else {"broken": 2}
+        run.record["rows"] = {"in": plan, "out": config.out, "rejected": bad}
         run.stage("count", plan, 0.5)
         run.say(f"table: {run.store.uri('table')}")
 
@@ -99,6 +104,29 @@ def run(*arguments: object, code: int = 0) -> Result:
 
 def record_of(root: Path) -> dict[str, Any]:
     return json.loads((root / "runs" / "count-films.json").read_text())
+
+
+def test_a_run_of_which_nothing_came_out_has_failed(tmp_path: Path):
+    done = run("count-films", "input=films", f"output={tmp_path}", "rows=2", "out=0", code=1)
+    assert done.stderr.splitlines()[-1] == "failed: none of 2 rows came out: broken 2"
+    # What the run has to say stands above it.
+    assert "table: " in done.stdout
+    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == (
+        "failed",
+        "none of 2 rows came out: broken 2",
+    )
+    assert nothing_done({"rows": {"in": 0, "out": 0, "rejected": {}}}) == ""
+    assert nothing_done({"rows": {"in": 2, "out": 1, "rejected": {"broken": 1}}}) == nothing_done({}) == ""
+
+
+def test_the_first_rejected_rows_are_printed_with_their_reasons(tmp_path: Path):
+    rows = [{"image": f"{n}.jpg", "code": "no_face", "message": "none was found"} for n in range(5)]
+    Store(str(tmp_path)).replace_table("rejected", [pa.Table.from_pylist(rows)])
+    told = run("count-films", "input=films", f"output={tmp_path}").stdout.splitlines()
+    start = told.index("  0.jpg: no_face: none was found")
+    assert told[start + 2 : start + 4] == ["  2.jpg: no_face: none was found", f"  and 2 more: {tmp_path}/rejected"]
+    # Without rejected rows, what an earlier run left is not printed.
+    assert "no_face" not in run("count-films", "input=films", f"output={tmp_path}", "rows=3", "sound=true").stdout
 
 
 def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path):

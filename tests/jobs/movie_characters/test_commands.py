@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from actors.core import storage
 from actors.core.store import Store
 from actors.movie_characters.drawer import GenerateConfig
-from actors.movie_characters.identities import LORA
+from actors.movie_characters.identities import LORA, write_embedding
 from actors.movie_characters.personalise_settings import PersonaliseConfig
 from actors.movie_characters.personaliser import Personaliser
 from jobs.core.settings import load
@@ -249,9 +249,9 @@ OPTIONS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "score topk": (
         TopkConfig,
         {"input_folder": "a", "output_folder": "b"},
-        {"k_range": 5, "clip_csv": False, "avg": False, "pred_column": "loss"},
+        {"k_range": 5, "clip_csv": None, "avg": False, "pred_column": "loss"},
     ),
-    "score map": (MapConfig, {"input_folder": "a", "output_folder": "b"}, {"clip_csv": False}),
+    "score map": (MapConfig, {"input_folder": "a", "output_folder": "b"}, {"clip_csv": None}),
 }
 """Of each verb that the reference system has: its settings, those that are needed, and the defaults of all others."""
 
@@ -311,10 +311,11 @@ def test_an_extra_that_is_missing_is_named_before_anything_is_done(
     model = {"movie-characters": f"{{by: diffusion, settings: {{imagic_pretrained_path: {tmp_path}}}}}"}
     model["faces"] = f"{{by: faces, settings: {{input_dir: {faces}}}}}"
     (tmp_path / "film.mp4").write_bytes(b"a film")
+    write_embedding(np.zeros((1, 77, 8), np.float32), str(tmp_path / "identities"), "Ann_1", "optimized_embeddings")
     settings = {
         "personalise": [f"pretrained_model_name_or_path={sd_folder}", f"input_image={faces}", f"output_dir={place}"],
         "identify-diffusion": [f"imagic_pretrained_path={tmp_path}", f"image_list={faces}", f"csv_folder={place}"],
-        "generate": [f"imagic_pretrained_path={tmp_path}", f"output_folder={place}"],
+        "generate": [f"imagic_pretrained_path={tmp_path / 'identities'}", f"output_folder={place}"],
         "identify-faces": [f"input_dir={faces}", f"image_list={faces}", f"output_dir={place}"],
         "compare": [f"image_list={faces}", f"output={place}", f"models.one={model.get(extra)}"],
         "timeline": [f"input={tmp_path / 'film.mp4'}", f"output={place}", f"model={model.get(extra)}"],

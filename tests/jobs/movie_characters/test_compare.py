@@ -29,7 +29,8 @@ def test_fuse_writes_results_and_tells_what_has_no_answer(tmp_path: Path):
     settings = [f"models.a.folder={one}", f"models.b.folder={other}", f"output_folder={tmp_path / 'out'}"]
     assert "a: 2 images, 2 identities" in run("fuse", *settings, "--dry-run").stdout
     told = run("fuse", *settings, "by=rank").stdout
-    assert "2 rows = 1 done + 1 rejected\nrejected: not_answered_by_all 1" in told
+    assert "2 rows = 2 done + 0 rejected" in told
+    assert "images without an answer of a model, fused from the others: b 1" in told
     table = pd.read_csv(tmp_path / "out" / "Ann_results.csv")
     assert table.input_embeds.to_list() == ["Ann_0", "Bob_0"]
     assert table.loss.to_list() == pytest.approx([2 / 61, 2 / 62])

@@ -96,6 +96,13 @@ def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
     result = CliRunner().invoke(app, ["identify-faces", *settings, "faces.num_cpus=0.5"])
     assert "2 rows = 1 done + 1 rejected\nrejected: no_face 1" in result.stdout
     assert table(tmp_path, "Eileen", ".").to_dict() == {("Eileen_2.png", "Eileen_1"): pytest.approx(0.97, abs=0.03)}
+    # An image without a face is not searched again, and stays rejected.
+    again = CliRunner().invoke(app, ["identify-faces", *settings, "faces.num_cpus=0.5"])
+    assert "rejected: no_face 1" in again.stdout and "Cup_1.png: no_face: no face was found" in again.stdout
+    assert "stages" not in json.loads((tmp_path / "runs" / "identify-faces.json").read_text())
+    # It is wrong in the score, and counted.
+    told = CliRunner().invoke(app, ["score", "topk", f"input={tmp_path}", f"output={tmp_path / 's'}", "k_range=1"])
+    assert "top-1: 50.00 %" in told.stdout and "2 images, 1 of them without an answer" in told.stdout
 
 
 def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):

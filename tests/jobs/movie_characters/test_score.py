@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.results import write_about
 from tests.support import results
 
 LOSSES = {
@@ -62,13 +63,31 @@ def test_map_writes_ours_and_the_reference_formula(folder: Path):
 
 
 def test_report_learns_who_is_unknown(folder: Path):
+    results.write(folder / "in", {f"{name}{copy}": found for name, found in LOSSES.items() for copy in range(4)})
     told = score("report", folder, f"validation={folder / 'in'}").stdout
     assert "unknown: AUROC 1.000, equal error rate 0.000" in told
     assert "right answers: 100.00 %" in told
-    assert (folder / "out" / "confusion.csv").read_text().splitlines()[-1] == "unknown,0,0,0,3"
+    assert (folder / "out" / "confusion.csv").read_text().splitlines()[-1] == "unknown,0,0,0,12"
     about = json.loads((folder / "out" / "report.json").read_text())
     again = score("report", folder, f"threshold={about['threshold']}").stdout
     assert "right answers: 100.00 %" in again
+
+
+def test_few_strangers_have_no_figure(folder: Path):
+    told = score("report", folder).stdout
+    assert "AUROC 1" not in told and "no AUROC or equal error rate: only 3 images of unknown classes" in told
+    # 9 of 12 are right: the interval of Wilson.
+    assert "right answers: 75.00 % [46.8, 91.1]" in told and "12 images" in told
+
+
+def test_images_that_the_model_rejected_are_wrong(folder: Path):
+    write_about(str(folder / "in"), "gallery of faces", False, [], ["Ann_7", "Ann_8", "Ann_9"])
+    told = score("topk", folder, "k_range=1").stdout
+    assert "top-1: 62.50 %" in told and "15 images, 3 of them without an answer, counted as wrong" in told
+    record = json.loads((folder / "out" / "runs" / "score-topk.json").read_text())
+    assert record["rows"] == {"in": 15, "out": 12, "rejected": {"no_answer": 3}}
+    refused = score("topk", folder, "clip_csv=true", code=2)
+    assert "lower is better: remove clip_csv=true" in refused.stderr
 
 
 def test_an_image_without_a_loss_is_told_and_may_fail_the_run(folder: Path):

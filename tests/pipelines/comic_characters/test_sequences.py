@@ -57,3 +57,16 @@ def test_only_what_is_said_is_known() -> None:
     pairs = {(a, b) for a, b in zip(*np.nonzero(differ), strict=True) if a < b}
     assert pairs == {(0, 2), (1, 2), *((n, 5) for n in range(5))}
     assert (differ == differ.T).all()
+
+
+def test_a_face_of_two_characters_is_refused_with_both(tmp_path: Path) -> None:
+    face = {"face": "1_2_0_face_0"}
+    people = [{"charId": name, "charInstances": [face]} for name in ("Ann", "Bob")]
+    file = tmp_path / "sequences.json"
+    file.write_text(json.dumps([{"seq_id": "a", "annotations": people}]))
+    with pytest.raises(ValueError, match="1_2_0_face_0 is listed under two characters, Ann and Bob"):
+        read_sequences(str(file))
+    # Who may be somebody else may have the same face.
+    people[1]["uncertain"] = True
+    file.write_text(json.dumps([{"seq_id": "a", "annotations": people}]))
+    assert len(read_sequences(str(file))[0].instances) == 2

@@ -5,10 +5,22 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
-from pipelines.core.metrics import average_precision, bootstrap, calibration, curve, difference, table, thresholds
+from pipelines.core.metrics import (
+    average_precision,
+    bootstrap,
+    calibration,
+    clustered,
+    curve,
+    difference,
+    effective,
+    table,
+    thresholds,
+    wilson,
+)
 
 FILMS, CLASSES = 60, 4
 NAMES = ["a", "b", "never", "d"]
@@ -156,3 +168,32 @@ def test_what_has_no_rank_is_refused():
         calibration(np.array([[2.0]]), np.array([[1]]))
     with pytest.raises(ValueError, match="names for"):
         table(np.zeros((2, 2)), np.eye(2), ["a"])
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 3), (3, 3), (8, 10), (45, 80), (500, 1000)])
+def test_the_interval_of_a_share_is_scipys_and_never_empty(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(method="wilson")
+    low, high = wilson(hits / count, count)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert low < high
+
+
+def test_no_case_says_nothing() -> None:
+    assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_a_mean_over_classes_is_as_sure_as_so_many_images() -> None:
+    assert effective([20, 20, 20]) == pytest.approx(60)
+    # The variance of the mean of shares: p (1 - p) (1/1 + 1/99) / 4.
+    assert effective([1, 99]) == pytest.approx(4 / (1 + 1 / 99))
+
+
+def test_cases_in_groups_are_as_sure_as_their_groups_differ() -> None:
+    ten = np.full(40, 10.0)
+    # All or nothing: each group is one case. Groups that do not differ by more than chance count as their cases.
+    assert clustered(np.array([0.0, 10.0] * 20), ten) == pytest.approx(wilson(0.5, 39), abs=1e-6)
+    hits = np.random.default_rng(0).binomial(10, 0.5, 40).astype(float)
+    low, high = clustered(hits, ten)
+    assert high - low == pytest.approx(np.subtract(*wilson(hits.mean() / 10, 400)[::-1]), rel=0.2)
+    # Three films that are all right are three cases, however many pictures they have.
+    assert clustered(ten[:3], ten[:3]) == wilson(1.0, 3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from pipelines.core.metrics import wilson
 from pipelines.directors.metrics import auroc, by_film, calibration_error, figures, in_top, temperature, threshold
 
 
@@ -42,7 +43,9 @@ def test_figures_are_of_pictures_and_of_films():
     found = figures(np.log(chances), np.array([0, 0, 1]), np.array([0, 0, 1]), ks=(1, 2))
     assert found["picture_top1"] == pytest.approx(1 / 3) and found["film_top1"] == 0.5
     assert found["picture_top2"] == found["film_top2"] == 1
-    assert found["film_low"] == 0 and found["film_high"] == 1
+    assert (found["film_low"], found["film_high"]) == wilson(0.5, 2)
+    assert found["picture_low"] < 1 / 3 < found["picture_high"]
+    assert (found["picture_n"], found["film_n"]) == (3, 2)
     # Film F1: of class 0 two thirds (one right of two answers), of class 1 nothing.
     assert found["film_f1"] == pytest.approx(1 / 3)
 

@@ -119,14 +119,22 @@ def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_
     assert len(worth) == 3
 
 
-@pytest.mark.parametrize("strangers", [0, 3])
-def test_strangers_are_less_certain_than_who_is_known(strangers: int):
-    frames = invented(directors=8, films=20, of_director=2, of_film=0.3, strangers=strangers)
+@pytest.mark.parametrize(("strangers", "films"), [(0, 60), (3, 20)])
+def test_strangers_are_less_certain_than_who_is_known(strangers: int, films: int):
+    frames = invented(directors=8, films=films, of_director=2, of_film=0.3, strangers=strangers)
     (parts,) = parts_of(frames, config(), "film")
     head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
     assert found["auroc"]["picture"] > 0.6 and 0 < found["threshold"]["picture"] < 1
     assert ("trained without 2" in found["strangers"]) == (not strangers)
+
+
+def test_four_test_films_of_strangers_have_no_auroc():
+    frames = invented(directors=8, films=20, of_director=2, of_film=0.3)
+    (parts,) = parts_of(frames, config(), "film")
+    head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
+    found = unknown(frames, parts, head, 1.0, config())
+    assert found["tested"]["film"]["strange"] == 4 and found["auroc"] == {} and found["threshold"]["film"] > 0
 
 
 def test_with_few_directors_and_no_stranger_the_threshold_lets_most_through():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.movie_characters import fuse as fusion
-from pipelines.movie_characters.results import read_results
+from pipelines.movie_characters.results import read_results, write_about
 from tests.support import results
 
 CLASSES = ["a", "b", "c"]
@@ -128,8 +128,36 @@ def test_fused_results_are_a_folder_of_results(tmp_path: Path):
         "clip": fusion.Source(results.write(tmp_path / "clip", cosines), clip_csv=True, weight=2),
     }
     done = fusion.fuse(fusion.FuseConfig(sources, str(tmp_path / "out")))
-    assert (done.images, done.answered, done.classes) == (3, 2, 3)
+    assert (done.images, done.answered, done.silent, done.classes) == (3, 3, {"clip": 1}, 3)
     found = read_results(str(tmp_path / "out"), clip_csv=True)
-    assert found.images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob"}
+    assert found.images.to_dict() == {"Ann_1": "Ann", "Bob_1": "Bob", "Bob_2": "Bob"}
     best = found.rows[found.rows.image == "Bob_1"].sort_values("score").iloc[-1]
     assert best.cls == "Bob"
+
+
+@pytest.mark.parametrize("by", ["zsum", "rank"])
+def test_where_a_model_has_no_answer_the_others_decide(by: str):
+    sure = table([3, 2, 1], [1, 2, 3], [np.nan, np.nan, np.nan])
+    other = table([np.nan] * 3, [1, 3, 2], [1, 2, 3])
+    found = fusion.fused([sure, other], [1, 1], by)  # pyright: ignore[reportArgumentType]
+    assert sorted(found.index) == ["i0", "i1", "i2"]
+    assert found.idxmax(axis=1)[["i0", "i2"]].to_dict() == {"i0": "a", "i2": "c"}
+
+
+def test_a_fusion_counts_every_image(tmp_path: Path):
+    """One model is silent for all but one image, and the fusion is as good as the other there."""
+    names = [f"{cls}_{n}" for cls in CLASSES for n in range(4)]
+    right = {name: {f"{cls}_0": float(cls == name[0]) for cls in CLASSES} for name in names}
+    clip = results.write(tmp_path / "clip", {name: right[name] for name in names[:6]} | {"b_9": right["b_1"]})
+    faces = results.write(tmp_path / "faces", {names[0]: right[names[0]]})
+    results_about(clip, names[6:])
+    results_about(faces, names[1:])
+    models = {"clip": fusion.Source(clip), "faces": fusion.Source(faces)}
+    done = fusion.fuse(fusion.FuseConfig(models, str(tmp_path / "out")))
+    assert (done.images, done.answered, done.silent) == (13, 7, {"clip": 6, "faces": 12})
+    found = read_results(str(tmp_path / "out"), None)
+    assert found.higher and len(found.unanswered) == 6 and len(found.images) == 13
+
+
+def results_about(folder: str, silent: list[str]) -> None:
+    write_about(folder, "a model", True, (), silent)

@@ -4,12 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score
 
-from actors.movie_characters.names import class_of, identity_class
+from actors.core.errors import UserError
+from actors.core.store import Store
+from actors.movie_characters.names import class_of, drawn_name, identity_class
 from pipelines.movie_characters import metrics as ident
-from pipelines.movie_characters.results import RESULTS, Results, by_class, read_results, write_results
+from pipelines.movie_characters.results import (
+    NO_ANSWER,
+    RESULTS,
+    Results,
+    by_class,
+    read_about,
+    read_results,
+    write_about,
+    write_results,
+)
 from tests.support import results
 
 ALIKE = {
@@ -33,6 +45,9 @@ def alike(tmp_path: Path) -> Results:
         ("folder/Harry_Potter_12.PNG", "Harry_Potter"),
         ("Dr_No_frame_0001.jpg", "Dr_No"),
         ("Mr. Bean_3", "Mr. Bean"),
+        (drawn_name("subject01_001", 0, 0.0, 7.0), "subject01"),
+        (drawn_name("Harry_Potter_12", 41, 0.25, 7.5), "Harry_Potter"),
+        (drawn_name("Ann_1", 3, 1e-7, 1.0), "Ann"),
     ],
 )
 def test_the_class_is_what_comes_before_the_last_underscore(name: str, cls: str):
@@ -115,7 +130,8 @@ def test_rows_that_came_twice_count_once_and_broken_ones_are_told(tmp_path: Path
     # What `score` writes may lie in the same folder.
     (tmp_path / "top_1_accuracy_results.csv").write_text("GT_cls,Top_k_accuracy\nAnn,100\n")
     found = read_results(str(tmp_path), clip_csv=False)
-    assert ident.topk(found, 1).to_dict() == {"Ann": 100}
+    # The image whose only loss is broken has no answer.
+    assert ident.topk(found, 1).to_dict() == {"Ann": 50}
     assert (found.doubles, found.broken, found.lost) == (1, 1, ("Ann_2",))
 
 
@@ -177,3 +193,58 @@ def test_images_of_a_class_without_identities_are_unknown(tmp_path: Path):
     assert sure.to_list() == pytest.approx([9, 3])
     said = ident.with_unknown(ident.answers(scores), sure, 5)
     assert said.to_dict() == {"Ann_1": "Ann", "Zoe_1": "unknown"} == ident.truths(scores, truth).to_dict()
+
+
+def silent_folder(tmp_path: Path) -> str:
+    """Two images of Ann that are right, and one of Bob without an answer."""
+    cosines = {f"Ann_{n}": {"Ann_0": 0.9, "Bob_0": 0.1} for n in (1, 2)}
+    folder = results.write(tmp_path, cosines)
+    write_about(folder, "gallery of faces", True, cosines, ["Bob_1"])
+    return folder
+
+
+def test_an_image_without_an_answer_is_wrong_in_every_figure(tmp_path: Path) -> None:
+    found = read_results(silent_folder(tmp_path), None)
+    assert found.unanswered == (("Bob_1", "Bob"),) and len(found.images) == 3
+    assert ident.topk(found, 2).to_dict() == ident.topk(found, 2, average=True).to_dict() == {"Ann": 100, "Bob": 0}
+    scores, truth = by_class(found), found.images
+    answers = ident.answers(scores)
+    assert answers["Bob_1"] == NO_ANSWER
+    assert ident.reciprocal_rank(scores, truth) == pytest.approx(2 / 3)
+    assert ident.per_class(answers, truth).recall[["Ann", "Bob"]].tolist() == [1, 0]
+    assert ident.confusion(answers, truth).loc["Bob", NO_ANSWER] == 1
+    sure = ident.confidence(scores, lead=False)
+    assert sure.idxmin() == "Bob_1" and np.isfinite(sure).all()
+    # A threshold does not make an answer of it.
+    assert ident.with_unknown(answers, sure, 2.0).to_dict() == {
+        "Ann_1": "unknown",
+        "Ann_2": "unknown",
+        "Bob_1": NO_ANSWER,
+    }
+
+
+def test_an_image_that_is_answered_later_is_no_longer_without_an_answer(tmp_path: Path) -> None:
+    folder = silent_folder(tmp_path)
+    write_about(folder, "gallery of faces", True, ["Ann_1"], ["Ann_3"])
+    assert read_about(folder).unanswered == ("Ann_3", "Bob_1")
+    write_about(folder, "gallery of faces", True, ["Bob_1"], [])
+    assert read_about(folder).unanswered == ("Ann_3",)
+
+
+def test_a_folder_says_which_direction_is_better(tmp_path: Path) -> None:
+    folder = silent_folder(tmp_path)
+    assert read_results(folder, None).higher and read_results(folder, True).higher
+    with pytest.raises(UserError, match="gallery of faces, of which higher is better: remove clip_csv=false"):
+        read_results(folder, False)
+    # Of others nothing is known, and the setting decides.
+    other = results.write(tmp_path / "other", ALIKE)
+    assert [read_results(other, given).higher for given in (None, False, True)] == [False, False, True]
+
+
+def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    folder = silent_folder(tmp_path)
+    store = Store(folder)
+    store.write_json({"by": "gallery of x"}, "identified.json")
+    rows = [{"image": name, "role": role} for name, role in (("Bob_1", "image"), ("Bob_2", "gallery"))]
+    store.replace_table("rejected", [pa.Table.from_pylist(rows)])
+    assert (read_about(folder).says_higher, read_about(folder).unanswered) == (True, ("Bob_1",))
