@@ -116,13 +116,14 @@ def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
         assert mine.end_s.to_list() == pytest.approx(edges[1:], abs=0.002)
     assert scenes[list(FEATURES)].notna().all(axis=None)
     assert scenes.kept.all()
-    for scene in scenes.to_dict("records"):
-        assert (output / "clips" / scene["video_id"] / f"{scene['scene_id']}.mp4").stat().st_size > 0
     rejected = table(output, "rejected")
     why = rejected[["video_id", "scene_id", "step", "code"]]
     assert why.to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
     kept = json.loads((output / "kept.json").read_text())
     assert kept["length"] == len(kept["scenes"]) == len(scenes)
+    clips = [output / scene["video_path"] for scene in kept["scenes"]]
+    assert sorted(clips) == sorted((output / "clips").rglob("*.mp4")), "no folder is named like a film"
+    assert all(clip.stat().st_size > 0 for clip in clips)
     assert (output / kept["scenes"][0]["video_path"]).is_file()
     page = (output / "report.html").read_text()
     assert all(scene_id in page for scene_id in scenes.scene_id)
