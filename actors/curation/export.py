@@ -8,7 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import ClipsConfig, write_clips
-from actors.media.film import VideoConfig
+from actors.curation.guard import CODE, ends_the_run, message_of
+from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class ExportJob:
     """How films are decoded."""
     interval_ms: int | None
     """Milliseconds between frames that are written, too; None: no frames."""
+
+
+def clip_name(video_id: str, scene_id: str) -> str:
+    """The name of a clip below clips/. Its folder is the video's id, and "_" where that is named like a film: programs
+    that look for *.mp4 would take the folder for one."""
+    like_a_film = PurePosixPath(video_id.rstrip("_")).suffix.lower() in VIDEO_SUFFIXES
+    return f"{video_id}{'_' * like_a_film}/{scene_id}.mp4"
 
 
 def export_films(batch: Batch, job: ExportJob) -> Iterator[Batch]:
@@ -59,7 +67,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
                     for path in map(Path, clip["frame_paths"]):
                         storage.upload(path, store.uri("frames", video_id, scene_id, path.name))
                         path.unlink()
-                    storage.upload(clip["path"], store.uri("clips", video_id, f"{scene_id}.mp4"))
+                    storage.upload(clip["path"], store.uri("clips", clip_name(video_id, scene_id)))
                     Path(clip["path"]).unlink()
                     if job.interval_ms:
                         remove_frames(store, video_id, scene_id, {Path(path).name for path in clip["frame_paths"]})
@@ -72,6 +80,11 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         code, message = "forbidden", str(error)
     except AddressError as error:
         code, message = "bad_url", str(error)
+    except Exception as error:
+        # Writing to the output would fail for every film.
+        if isinstance(error, OSError) or ends_the_run(error):
+            raise
+        code, message = CODE, message_of(error)
     for scene_id in left:
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
 
@@ -89,7 +102,7 @@ def write_one_shard(shard: Row, store: Store) -> Row:
         samples = []
         for number, row in enumerate(json.loads(shard["scenes"])):
             clip = folder / f"{number}.mp4"
-            storage.download(store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4"), clip)
+            storage.download(store.uri("clips", clip_name(row["video_id"], row["scene_id"])), clip)
             about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
             samples.append({**about, "clip": str(clip), "row": row})
         tar = folder / "shard.tar"

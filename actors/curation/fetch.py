@@ -31,6 +31,7 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder, private_folder
+from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.origin import unsigned
 from actors.curation.page_tools import (
     LONGEST_PAUSE_S,
@@ -81,12 +82,22 @@ def fetch(video_id: str, url: str, folder_uri: str, config: FetchConfig) -> Fetc
     Raises OSError where the store or this machine's disk fails, UserError where the cookies cannot be read, and
     BrokenRunError where the tool's library is missing.
     """
-    if not url.lower().startswith(("http://", "https://")):
-        return _file(url)
     try:
-        host = _host(url)
-    except ValueError as error:
-        return Fetched(url, "bad_url", f"not a url: {error}")
+        if not url.lower().startswith(("http://", "https://")):
+            return _file(url)
+        try:
+            host = _host(url)
+        except ValueError as error:
+            return Fetched(url, "bad_url", f"not a url: {error}")
+        return _fetched(video_id, url, host, folder_uri, config)
+    except Exception as error:
+        # Writing to the output would fail for every video.
+        if isinstance(error, OSError) or ends_the_run(error):
+            raise
+        return Fetched(url, CODE, message_of(error))
+
+
+def _fetched(video_id: str, url: str, host: str, folder_uri: str, config: FetchConfig) -> Fetched:
     suffix = PurePosixPath(urllib.parse.urlsplit(url).path).suffix.lower()
     plain = suffix in VIDEO_SUFFIXES
     target = storage.join(folder_uri, f"{video_id}{suffix if plain else '.mp4'}")
@@ -129,6 +140,10 @@ def _file(url: str) -> Fetched:
         return Fetched(url, "forbidden", str(error))
     except AddressError as error:
         return Fetched(url, "bad_url", f"{error}, or an http(s) url")
+    except OSError as error:
+        if ends_the_run(error):
+            raise
+        return Fetched(url, CODE, message_of(error))
 
 
 def _host(url: str) -> str:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.curation.cut import FramesConfig, cut, film_row, scene_row
 from actors.curation.fetch import FetchConfig, fetch
+from actors.curation.guard import guarded
 from actors.curation.motion import MotionConfig
 from actors.curation.origin import times, with_times
 from actors.curation.tables import ORIGIN, SCORES, THUMBNAILS
@@ -89,7 +91,7 @@ def cut_videos(batch: Batch, config: CutConfig, held: str | None = None) -> Iter
     for i in range(len(batch["video_id"])):
         if held is not None:
             storage.write_bytes(storage.join(held, str(batch["video_index"][i])), b"")
-        for row in _cut_video({name: column[i] for name, column in batch.items()}, config):
+        for row in guarded(partial(_cut_video, config=config), {name: column[i] for name, column in batch.items()}):
             rows.append(row)
             # Columns for a row alone would cost as much as its resizing; many rows would hold up the next stage.
             if len(rows) == CUT_ROWS:

@@ -15,7 +15,7 @@ from jobs.core.settings import SettingsError, load
 from jobs.core.status import StatusConfig, progress_lines
 from jobs.core.verbs import Run, Verb, Verbs
 from jobs.curation import corpus, loop
-from jobs.curation.verb import summary
+from jobs.curation.verb import last_record, summary
 
 app = Verbs(__doc__)
 for verb in (corpus.Run, corpus.Fetch, corpus.Score, corpus.Select, corpus.Export, corpus.Retry):
@@ -58,11 +58,15 @@ class Explain(Verb):
 
     def work(self, config: ExplainConfig, plan: None, run: Run) -> None:
         from pipelines.curation.explain import explain
+        from pipelines.curation.select import selection_now
         from pipelines.curation.settings import CurationConfig
 
-        record = Store(config.output).read_json("run.json")
-        if record is None or "rows" not in record:
+        store = Store(config.output)
+        record = last_record(store)
+        if record is None:
             raise SettingsError(f"{config.output} has no selection. Run `run` or `select` first.")
+        if record.get("selection", selection_now(store)) != selection_now(store):
+            raise SettingsError(f"{config.output} was selected anew by a command that did not end. Run `select`.")
         settings = load(CurationConfig, [], record["settings"] | {"output": config.output})
         for line in explain(settings, config.scene):
             run.say(line)
@@ -82,8 +86,12 @@ class Status(status.Status):
             f"{now.failed_videos} videos failed"
         )
         record = store.read_json("run.json")
-        lines = ["Still running or interrupted. Rerun the same command to resume."]
-        for line in [*progress_lines(store), *(lines if record is None else summary(record, store))]:
+        told = [] if record is None else summary(record, store)
+        if record is None:
+            told = ["Still running or interrupted. Rerun the same command to resume."]
+            before = last_record(store)
+            told += [] if before is None else ["before it:", *summary(before, store)]
+        for line in [*progress_lines(store), *told]:
             run.say(line)
 
 

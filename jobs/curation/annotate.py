@@ -220,7 +220,8 @@ class Page:
         try:
             asked = await request.json()
             key, label = (asked["video_id"], asked["scene_id"]), asked["label"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, LookupError, RecursionError):
+            # Also bytes that are not of the charset, a charset that nobody knows, and brackets without end.
             return _refused(400, "an answer is {video_id, scene_id, label}")
         if not (label is None or (type(label) is int and label in (0, 1))):
             return _refused(400, "a label is 1 for good, 0 for bad, or null to skip")

@@ -320,17 +320,15 @@ def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[
 def _failures(store: Store) -> dict[str, Any]:
     """Rows of rejected/ by step and code, each with its first example, and the first rows in full."""
     kinds: dict[tuple[str, str], dict[str, Any]] = {}
-    lost: Counter[str] = Counter()
     first: list[dict[str, Any]] = []
     for part in store.read_parts("rejected", REJECTED.names):
         rows = part.to_pandas()
-        lost.update(rows.code[rows.scene_id == ""])
         first += rows.head(REJECTED_ROWS - len(first)).to_dict("records")
         for (step, code), group in rows.groupby(["step", "code"], sort=False):
             kind = kinds.setdefault((step, code), {"step": step, "code": code, "rows": 0, **_example(group)})
             kind["rows"] += len(group)
     ordered = sorted(kinds.values(), key=lambda kind: (-kind["rows"], kind["step"], kind["code"]))
-    return {"kinds": ordered, "rows": sum(k["rows"] for k in ordered), "lost": dict(lost.most_common()), "first": first}
+    return {"kinds": ordered, "rows": sum(k["rows"] for k in ordered), "first": first}
 
 
 def _example(rows: pd.DataFrame) -> dict[str, str]:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAST = ("runs", "last.json")
+"""The record of the last command that left a selection, while another one runs or was killed."""
+
 
 class CurationVerb(Verb):
     """A verb whose record is OUTPUT/run.json.
 
-    The record is removed while the verb runs, so that `status` sees an unfinished run, and restored where a user's
-    mistake ends the verb before anything was measured.
+    The record is moved to `LAST` while the verb runs, so that `status` sees an unfinished run, and restored where a
+    user's mistake ends the verb before anything was measured.
     """
 
     needs_result = False
@@ -43,12 +46,14 @@ class CurationVerb(Verb):
         return load_settings(self.settings(), arguments)
 
     def open(self, config: CurationConfig, plan: Any, store: Store) -> dict[str, Any]:
-        before = store.read_json("run.json") or {}
+        before = last_record(store) or {}
         kept = {name: before.get(name) for name in ("export", "captions")}
         return {"input": before.get("input", {}), **kept, "drift": before.get("drift", {})}
 
     def work(self, config: CurationConfig, plan: Any, run: Run) -> None:
         before, started = run.store.read_json("run.json"), time.monotonic()
+        if before is not None and "rows" in before:
+            run.store.write_json(before, *LAST)
         storage.delete(run.store.uri("run.json"))
         try:
             self.steps(config, plan, run)
@@ -80,10 +85,17 @@ class CurationVerb(Verb):
     def rejected(self, record: Mapping[str, Any]) -> int:
         if "rows" not in record:
             return 0
-        return sum(record["rows"]["failed"].values()) + sum(record["lost_videos"].values())
+        kinds = record["rows"]["failed"], record["lost_videos"], record["incomplete_videos"]
+        return sum(sum(counts.values()) for counts in kinds)
 
     def summary(self, record: Mapping[str, Any], store: Store) -> list[str]:
         return summary(record, store)
+
+
+def last_record(store: Store) -> dict[str, Any] | None:
+    """The record of the last command that left a selection, whatever was killed or failed since."""
+    record = store.read_json("run.json")
+    return record if record is not None and "rows" in record else store.read_json(*LAST)
 
 
 def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
@@ -170,6 +182,7 @@ def settle(expected: int, run: Run) -> None:
     counted = tally(run.store, expected)
     rows = {"in": counted.rows, "kept": counted.kept, "dropped": counted.dropped, "failed": counted.failed}
     run.record |= {"rows": rows, "lost_videos": counted.lost_videos}
+    run.record["incomplete_videos"] = counted.incomplete_videos
     run.record["alarms"] = alarms(counted, run.record["drift"])
 
 
@@ -204,7 +217,8 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
     elif rows := record.get("rows"):
         dropped, failed = sum(rows["dropped"].values()), sum(rows["failed"].values())
         lines.append(f"{rows['in']} scenes = {rows['kept']} kept + {dropped} dropped + {failed} failed")
-        lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos failed": record["lost_videos"]}
+        lists = {"dropped": rows["dropped"], "failed": rows["failed"], "videos lost": record["lost_videos"]}
+        lists["videos with scenes lost"] = record.get("incomplete_videos", {})
         lines += [f"{name}{listed(counts)}" for name, counts in lists.items() if counts]
     lines += [f"NOTE: {note}" for note in record.get("notes", ())]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms", ())]

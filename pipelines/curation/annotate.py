@@ -21,6 +21,7 @@ from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import write_clips
 from actors.curation.cut import FEATURES
+from actors.curation.export import clip_name
 from actors.curation.filter import Filter
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.rows import rows_now, with_places
@@ -152,7 +153,7 @@ class Clips:
         columns = ["video_id", "scene_id", "start_s", "end_s", "uri"]
         wanted = dict(zip(left, self._scenes.loc[list(left), columns].to_dict("records"), strict=True))
         for place, row in list(wanted.items()):
-            uri = self._store.uri("clips", row["video_id"], f"{row['scene_id']}.mp4")
+            uri = self._store.uri("clips", clip_name(row["video_id"], row["scene_id"]))
             if storage.exists(uri):
                 del wanted[place]
                 path = Path(folder, f"{place}.mp4")

@@ -16,7 +16,7 @@ import ray
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import ExportJob, export_films, remove_frames, write_one_shard
+from actors.curation.export import ExportJob, clip_name, export_films, remove_frames, write_one_shard
 from actors.curation.tables import (
     ORIGIN,
     PLAN_AGAIN,
@@ -102,7 +102,7 @@ def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> di
 def renew_clips(store: Store, scenes: Iterable[tuple[str, str, Any]]) -> None:
     """Let the next export write the clips of these scenes (video_id, scene_id, …) anew: they are of another film or
     other times than the input's. Until then they stay."""
-    names = {f"{video_id}/{scene_id}.mp4" for video_id, scene_id, *_ in scenes}
+    names = {clip_name(video_id, scene_id) for video_id, scene_id, *_ in scenes}
     if not names or store.read_json(MADE) is None:
         return
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",)) if entry.name in names}
@@ -235,7 +235,7 @@ def _stage(config: CurationConfig) -> Stage:
 
 
 def _clip(row: Row) -> str:
-    return f"{row['video_id']}/{row['scene_id']}.mp4"
+    return clip_name(row["video_id"], row["scene_id"])
 
 
 def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:

@@ -194,7 +194,10 @@ def failures(store: Store) -> pd.DataFrame:
     answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
     # The rest of it was copied there from what is read above.
     clips = store.read_table("rejected", REJECTED).to_pandas().rename(columns={"code": "error"})
-    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, answers, clips[clips.step == "export"])])
+    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, clips[clips.step == "export"], answers)])
+    # A scene is counted where it failed first: one without a clip may have no caption either.
+    again = bad.duplicated(["video_id", "scene_id"]) & bad.step.isin(["export", "caption"])
+    bad = bad[~again]
     return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
 
 

@@ -58,7 +58,9 @@ class Tally:
     failed: dict[str, int]
     """Scenes by error code."""
     lost_videos: dict[str, int]
-    """Videos whose scenes could not be known, or not all of them, by error code."""
+    """Videos whose scenes could not be known, by error code."""
+    incomplete_videos: dict[str, int]
+    """Videos of which some scenes were measured, and the others could not be known, by error code."""
 
 
 @dataclass(frozen=True)
@@ -238,22 +240,42 @@ def tally(store: Store, expected: int | None = None) -> Tally:
     """Count what scenes/ and rejected/ say; raises IncompleteError where it is not what the input has."""
     rows = kept = 0
     clear = True
-    reasons, errors, lost = Counter[str](), Counter[str](), Counter[str]()
-    for part in store.read_parts("scenes", ["kept", "reason", "error"], again=SELECT_AGAIN):
+    reasons, errors = Counter[str](), Counter[str]()
+    lost = lost_videos(store)
+    incomplete: dict[str, list[str]] = {}
+    for part in store.read_parts("scenes", ["video_id", "kept", "reason", "error"], again=SELECT_AGAIN):
         scenes = part.to_pandas()
         rows += len(scenes)
         kept += int(scenes.kept.sum())
         reasons.update(scenes.reason[scenes.reason != ""])
         errors.update(scenes.error[scenes.error != ""])
+        incomplete |= _measured(scenes, lost)
         states = scenes.kept.astype(int) + (scenes.reason != "") + (scenes.error != "")
         clear = clear and bool((states == 1).all())
-    for part in store.read_parts("rejected", ["scene_id", "code"], again=SELECT_AGAIN):
-        bad = part.to_pandas()
-        lost.update(bad.code[bad.scene_id == ""])
-    counted = Tally(rows, kept, *(dict(sorted(codes.items())) for codes in (reasons, errors, lost)))
+    by_code = (
+        Counter(code for video, codes in lost.items() if (video in incomplete) is inside for code in codes)
+        for inside in (False, True)
+    )
+    counted = Tally(rows, kept, *(dict(sorted(codes.items())) for codes in (reasons, errors, *by_code)))
     if not clear or counted.rows != (counted.rows if expected is None else expected):
         raise IncompleteError(f"rows do not add up: the input has {expected}, the output {counted}")
     return counted
+
+
+def lost_videos(store: Store) -> dict[str, list[str]]:
+    """Error codes by the video_id of videos whose scenes could not be known, or not all of them."""
+    lost: dict[str, list[str]] = {}
+    for part in store.read_parts("rejected", ["video_id", "scene_id", "code"], again=SELECT_AGAIN):
+        bad = part.to_pandas()
+        for video_id, code in bad.loc[bad.scene_id == "", ["video_id", "code"]].itertuples(index=False, name=None):
+            lost.setdefault(video_id, []).append(code)
+    return lost
+
+
+def _measured(scenes: pd.DataFrame, lost: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Those of the lost videos of which a scene was measured."""
+    sound = scenes.video_id[scenes.error == ""].unique() if lost else ()
+    return {video: lost[video] for video in sound if video in lost}
 
 
 def alarms(counted: Tally, drift: dict[str, float]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ def assert_adds_up(output: Path, rows: int) -> None:
     assert told["failed"] == scenes.error[failed].value_counts().to_dict()
     rejected = corpus.table(output, "rejected")
     assert sorted(rejected.code[rejected.scene_id != ""]) == sorted(scenes.error[failed])
-    assert record["lost_videos"] == rejected.code[rejected.scene_id == ""].value_counts().to_dict()
+    lost = Counter(record["lost_videos"]) + Counter(record["incomplete_videos"])
+    assert lost == rejected.code[rejected.scene_id == ""].value_counts().to_dict()
     assert (rejected.message != "").all()
 
 

@@ -171,8 +171,16 @@ def test_answers_are_on_disk_when_they_are_acknowledged(output: Path):
             key | {"label": 2},
             key | {"label": True},
             key | {"label": "1"},
+            b"[" * 60_000,
+            b'{"a":' * 12_000,
+            b"1" * 60_000,
+            b"\xff\xfe\x00",
+            b'{"video_id": "caf\xe9"}',
         ):
             assert server.ask("POST", "/answer", body)[0] == 400
+        for charset in ("utf-16", "nobody-knows", "rot13", "undefined", "zlib"):
+            kind = f"application/json; charset={charset}"
+            assert server.ask("POST", "/answer", b'{"a": 1}', Content_Type=kind)[0] == 400, charset
         assert len(labels(output)) == 1
         status, body = server.ask("POST", "/stop", {})
         assert status == 200

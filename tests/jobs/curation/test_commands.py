@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from pipelines.curation.settings import measured_by
 from tests.pipelines.curation import outputs
 from tests.pipelines.curation.outputs import config, fast_is_good, write_plan, write_scores
 from tests.support import films
+from tests.support.corpus import ROOT
 from tests.support.servers import FileHost, Reply
 
 SHOTS = (48, 36, 30)
@@ -116,13 +120,14 @@ def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
         assert mine.end_s.to_list() == pytest.approx(edges[1:], abs=0.002)
     assert scenes[list(FEATURES)].notna().all(axis=None)
     assert scenes.kept.all()
-    for scene in scenes.to_dict("records"):
-        assert (output / "clips" / scene["video_id"] / f"{scene['scene_id']}.mp4").stat().st_size > 0
     rejected = table(output, "rejected")
     why = rejected[["video_id", "scene_id", "step", "code"]]
     assert why.to_numpy().tolist() == [["c.mp4", "", "cut", "not_a_video"]]
     kept = json.loads((output / "kept.json").read_text())
     assert kept["length"] == len(kept["scenes"]) == len(scenes)
+    clips = [output / scene["video_path"] for scene in kept["scenes"]]
+    assert sorted(clips) == sorted((output / "clips").rglob("*.mp4")), "no folder is named like a film"
+    assert all(clip.stat().st_size > 0 for clip in clips)
     assert (output / kept["scenes"][0]["video_path"]).is_file()
     page = (output / "report.html").read_text()
     assert all(scene_id in page for scene_id in scenes.scene_id)
@@ -257,6 +262,45 @@ def test_what_cannot_work_stops_before_any_work(
     base = [f"input={corpus}", f"output={tmp_path / 'out'}", "latents.model=tiny"]
     assert message in run("run", *base, *settings, code=2).output
     assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import os, signal, sys
+from jobs.curation import corpus, loop
+from jobs.curation.__main__ import app
+
+def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
+
+loop.Recaption.steps, corpus.settle = killed, killed
+app(sys.argv[1:])
+"""
+"""A command that is killed when it begins its work, and `select` when it has decided."""
+
+
+def test_a_killed_command_leaves_the_last_good_record(run: Run, tmp_path: Path):
+    settings, store = config(tmp_path), Store(str(tmp_path))
+    write_plan(store, {"a": 2})
+    about = {"measured_by": measured_by(settings), "settings": asdict(settings)}
+    store.write_json(about, "plan", "settings.json")
+    write_scores(store, outputs.scene("a.0_0"), outputs.scene("a.1_0", ordinal=1))
+    run("select", tmp_path, "select.min_velocity=0.5")
+    before = run("explain", tmp_path, "a.0_0").output
+    assert "select.min_velocity 0.5" in before
+    program = [sys.executable, "-c", KILLED]
+    for _ in range(2):
+        assert subprocess.run([*program, "recaption", str(tmp_path)], cwd=ROOT).returncode == -signal.SIGKILL
+        assert run("explain", tmp_path, "a.0_0").output == before
+        told = run("status", tmp_path).output
+        assert "Still running or interrupted" in told and "before it:" in told
+        assert "2 scenes = 2 kept + 0 dropped + 0 failed" in told
+    changed = subprocess.run([*program, "select", str(tmp_path), "select.min_velocity=0.7"], cwd=ROOT)
+    assert changed.returncode == -signal.SIGKILL
+    assert (
+        "was selected anew by a command that did not end. Run `select`."
+        in run("explain", tmp_path, "a.0_0", code=2).output
+    )
+    run("select", tmp_path, "select.min_velocity=0.7")
+    assert "select.min_velocity 0.7" in run("explain", tmp_path, "a.0_0").output
 
 
 def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path):

@@ -298,7 +298,8 @@ def test_every_scene_of_the_input_is_kept_dropped_or_failed(tmp_path: Path):
     assert (counted.rows, counted.kept) == (6, 2)
     assert counted.dropped == {"same_span": 1, "too_short": 1}
     assert counted.failed == {"bad_span": 1, "truncated": 1}
-    assert counted.lost_videos == {"not_a_video": 1, "truncated": 1}
+    assert counted.lost_videos == {"not_a_video": 1}, "no video of which scenes were kept"
+    assert counted.incomplete_videos == {"truncated": 1}
     assert counted.rows == counted.kept + sum(counted.dropped.values()) + sum(counted.failed.values())
 
 
