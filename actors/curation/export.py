@@ -50,8 +50,11 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     code, message = "export_failed", "it was not written"
     try:
         with storage.local(uri) as film, TemporaryFolder() as folder:
+            pixels = job.video.max_pixels
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
-            for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, **limits):
+            for clip in CHILD.stream(
+                write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, pixels, **limits
+            ):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
                 if not clip["error"]:

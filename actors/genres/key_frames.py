@@ -44,7 +44,7 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
             yield row()
             shot, start, middle = number, picture.time, _Middle()
         middle.add(picture.time, lambda picture=picture: picture.scaled(*size))
-        end = picture.time + (picture.duration or film.step_s)
+        end = picture.until
         yield from beat
     yield row()
     error, message = "", ""

@@ -33,6 +33,8 @@ FORMATS = (
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 """FFmpeg's options of every film that is opened."""
 
+MAX_PIXELS = 8192 * 8192
+"""Pixels of the largest picture that is decoded, unless settings say otherwise."""
 _LISTS = {
     "an ffconcat list": rb"ffconcat ",
     "an HLS playlist": rb"#EXTM3U",
@@ -45,9 +47,15 @@ _LISTS = {
 _HEAD = 4096
 
 
-def open_container(source: str | BinaryIO | AbstractContextManager[BinaryIO]) -> InputContainer:
-    """Open a film for reading; raises FFmpegError or ValueError where it is none, or a list of others."""
-    return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=OPTIONS))
+def open_container(
+    source: str | BinaryIO | AbstractContextManager[BinaryIO], max_pixels: int = MAX_PIXELS
+) -> InputContainer:
+    """Open a film for reading; raises FFmpegError or ValueError where it is none, or a list of others.
+
+    max_pixels: larger pictures are not decoded when the file is probed, where its streams are known before that.
+    """
+    options = {**OPTIONS, "max_pixels": str(max_pixels)}
+    return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=options))
 
 
 def listing_kind(file: BinaryIO) -> str | None:

@@ -116,7 +116,7 @@ def frames_of_shots(
         if picture.time >= due - ROUNDING_S and not picture.damaged:
             shot["times"].append(picture.time)
             shot["jpegs"].append(encode_jpeg(picture.scaled(*size), QUALITY))
-        shot["end_s"] = picture.time + (picture.duration or film.step_s)
+        shot["end_s"] = picture.until
         yield from beat
     yield shot
     code, message = "", ""
