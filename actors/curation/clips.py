@@ -93,9 +93,10 @@ def write_clips(
     down to the next of these), silent where the film is. Pixels are upright; their shape and colour tags are kept, but
     RGB becomes BT.709. An odd last row or column of pixels is left out: 4:2:0 has even sides.
 
-    A row: scene_id, path, frames (how many), frame_paths, error, message. A scene that cannot be had whole has an error
-    code and leaves no file: `truncated`, `decode_error`, `clip_too_long`, `clip_too_large`, one of `open_film`, or
-    `export_failed`. Raises BrokenRunError where the folder cannot be written to.
+    A row: scene_id, path, frames (how many), frame_paths, silenced_s (sound that is damaged, and silent), error,
+    message. A scene that cannot be had whole has an error code and leaves no file: `truncated`, `decode_error`,
+    `clip_too_long`, `clip_too_large`, one of `open_film`, or `export_failed`. Raises BrokenRunError where the folder
+    cannot be written to.
     """
     cv2.setNumThreads(1)
     set_level(None)
@@ -202,7 +203,13 @@ def _with_ends(film: Film) -> Iterator[tuple[Picture, float]]:
 
 
 def _row(
-    scene: Row, path: str = "", frames: int = 0, frame_paths: Iterable[str] = (), error: str = "", message: str = ""
+    scene: Row,
+    path: str = "",
+    frames: int = 0,
+    frame_paths: Iterable[str] = (),
+    error: str = "",
+    message: str = "",
+    silenced_s: float = 0.0,
 ) -> Row:
     return {
         "scene_id": scene["scene_id"],
@@ -211,6 +218,7 @@ def _row(
         "frame_paths": list(frame_paths),
         "error": error,
         "message": message,
+        "silenced_s": silenced_s,
     }
 
 
@@ -302,7 +310,8 @@ class _Clip:
             self._file = _Mp4(self._path, frame, self._job)
         self._file.show(frame, picture.time - self._start, min(until, self.end_s) - self._start)
         self._frames += 1
-        if self._path.stat().st_size > self._job.config.max_mb * 2**20:
+        # The muxer makes the file with its first packet.
+        if self._path.exists() and self._path.stat().st_size > self._job.config.max_mb * 2**20:
             raise FilmError("clip_too_large", f"it is larger than export.max_mb={self._job.config.max_mb:g}")
         if self._job.interval_ms:
             self._sample(picture, self._job.interval_ms)
@@ -332,7 +341,8 @@ class _Clip:
             return None
         assert self._file
         self._file.close()
-        return _row(self._scene, str(self._path), self._frames, self._still_paths)
+        silenced_s = self._silenced / self._job.sound.rate if self._job.sound else 0.0
+        return _row(self._scene, str(self._path), self._frames, self._still_paths, silenced_s=silenced_s)
 
     def failed(self, error: str, message: str) -> Row:
         """Remove the files; the scene's row with that error."""

@@ -65,8 +65,8 @@ class SelectConfig:
 def judge(rows: pd.DataFrame, frames: FramesConfig, select: SelectConfig, model: Filter | None = None) -> pd.DataFrame:
     """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
 
-    rows: error, JUDGED and FEATURES of scenes, of which longest_hold_s may be missing; what failed has the reason "" and
-    no probability. With a model the probability is the rank. With select.dedupe also the words of phash, uint64, 0
+    rows: error, JUDGED and FEATURES of scenes; longest_hold_s may be missing. What failed has the reason "" and no
+    probability. With a model the probability is the rank. With select.dedupe also the words of phash, uint64, 0
     where there is none: hash_0, hash_1, hash_2.
     """
     rules = {

@@ -27,6 +27,26 @@ MOV, MATROSKA, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
 """FFmpeg's names of containers."""
 
 
+class Heard:
+    """When a film's sound is there, as far as it has been read."""
+
+    def __init__(self) -> None:
+        self._runs: deque[list[float]] = deque()
+
+    def add(self, start_s: float, end_s: float) -> None:
+        """Take note of sound between two times, which follows what came before or nearly so."""
+        if self._runs and self._runs[-1][0] <= start_s <= self._runs[-1][1] + BACK_S:
+            self._runs[-1][1] = max(end_s, self._runs[-1][1])
+        else:
+            self._runs.append([start_s, end_s])
+
+    def between(self, start_s: float, end_s: float) -> float:
+        """Seconds of sound between two times; the first never goes back."""
+        while len(self._runs) > 1 and self._runs[0][1] < start_s:
+            self._runs.popleft()
+        return sum(max(0.0, min(end, end_s) - max(start, start_s)) for start, end in self._runs)
+
+
 class Clock:
     """Mends the stamps of a film's packets, in the order in which they lie in the file."""
 
@@ -45,7 +65,7 @@ class Clock:
         """The latest stamp of a picture before it was mended, and the last one before the latest jump."""
         self._shift = 0
         self._last = self._next = self._end = 0
-        self._heard = math.nan
+        self._heard: Heard | None = None
 
     @property
     def shift_s(self) -> float:
@@ -54,25 +74,34 @@ class Clock:
 
     def mend(self, packet: av.Packet) -> None:
         """Put a packet of the pictures on the time line; of other streams take note."""
-        if packet.stream.index == self._sound:
-            self._heard += float((packet.duration or 0) * packet.time_base)
         stamp = packet.pts if packet.dts is None else packet.dts
-        if self.steady or packet.stream.index != self._video or stamp is None:
+        if self.steady or stamp is None:
             return
-        if not math.isnan(self._heard):
-            back = (self._last - stamp) * self._base > self.back_s
-            # Where sound went on meanwhile, a picture was held.
-            ahead = self.jumps_ahead and (stamp - self._next) * self._base - self._heard > AHEAD_S
-            if back or ahead:
-                self._join(packet, stamp)
-        self._last, self._next, self._heard = stamp, stamp + (packet.duration or self._step), 0.0
-        self.raw_s = float(stamp * self._base)
+        raw_s = float(stamp * packet.time_base)
+        if packet.stream.index == self._sound and self._heard is not None:
+            self._heard.add(raw_s, raw_s + float((packet.duration or 0) * packet.time_base))
+        if packet.stream.index != self._video:
+            return
+        if self._heard is None:
+            self._heard = Heard()
+        elif (self._last - stamp) * self._base > self.back_s or self._runs_ahead(raw_s):
+            self._join(packet, stamp)
+            self._heard = Heard()
+        self._last, self._next = stamp, stamp + (packet.duration or self._step)
+        self.raw_s = raw_s
         if packet.pts is not None:
             packet.pts += self._shift
         if packet.dts is not None:
             packet.dts += self._shift
         shown = stamp + self._shift if packet.pts is None else packet.pts
         self._end = max(self._end, shown + (packet.duration or self._step))
+
+    def _runs_ahead(self, raw_s: float) -> bool:
+        expected_s = float(self._next * self._base)
+        if not self.jumps_ahead or self._heard is None or raw_s - expected_s <= AHEAD_S:
+            return False
+        # Where sound goes on meanwhile, a picture is held.
+        return raw_s - expected_s - self._heard.between(expected_s, raw_s) > AHEAD_S
 
     def _join(self, packet: av.Packet, stamp: int) -> None:
         self.before_s = self.raw_s
@@ -139,23 +168,3 @@ class SoundClock:
         packet.dts = None if packet.dts is None else packet.dts + shift
         packet.pts = None if packet.pts is None else packet.pts + shift
         return True
-
-
-class Heard:
-    """When a film's sound is there, as far as it has been read."""
-
-    def __init__(self) -> None:
-        self._runs: deque[list[float]] = deque()
-
-    def add(self, start_s: float, end_s: float) -> None:
-        """Take note of sound between two times, which follows what came before or nearly so."""
-        if self._runs and self._runs[-1][0] <= start_s <= self._runs[-1][1] + BACK_S:
-            self._runs[-1][1] = max(end_s, self._runs[-1][1])
-        else:
-            self._runs.append([start_s, end_s])
-
-    def between(self, start_s: float, end_s: float) -> float:
-        """Seconds of sound between two times; the first never goes back."""
-        while len(self._runs) > 1 and self._runs[0][1] < start_s:
-            self._runs.popleft()
-        return sum(max(0.0, min(end, end_s) - max(start, start_s)) for start, end in self._runs)

@@ -27,7 +27,7 @@ from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
-from actors.media.formats import MAX_PIXELS, listing_kind, open_container
+from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
 from actors.media.shots import CutFinder, ShotsConfig
 from actors.media.streams import film_stream, sound_stream
 from actors.media.whole import has_index, is_whole, lacks_samples
@@ -145,11 +145,12 @@ class Film:
 
     def lasts(self, picture: Picture) -> float:
         """For how long a picture is shown of which the next is not known, in seconds."""
-        if picture.duration or self.step_s <= HOLE_S:
-            return picture.duration or self.step_s
-        # An average over held pictures says nothing of the last one.
-        declared = (self.duration_s or math.inf) - max(0.0, self.start_s) - picture.time
-        return min(self.step_s, declared) if declared > 0 else HOLE_S
+        length = picture.duration or self.step_s
+        if length <= HOLE_S:
+            return length
+        # An average over held pictures says nothing of the last one, nor does a distance between times of decoding.
+        left = (self.duration_s or math.inf) - max(0.0, self.start_s) - picture.time
+        return min(length, left) if left > 0 else HOLE_S
 
 
 def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels: int = MAX_PIXELS) -> Film:
@@ -170,10 +171,9 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
         raise FilmError("unknown_codec", "no decoder knows this codec")
     context = stream.codec_context
     if context.width * context.height > max_pixels:
-        size = f"pictures of {context.width}x{context.height} pixels"
-        raise FilmError("too_large", f"{size}, more than video.max_pixels={max_pixels}")
+        raise _too_large(f"{context.width}x{context.height}", max_pixels)
     # Also where the size changes on the way.
-    context.options = {"max_pixels": str(max_pixels)}
+    context.options = decoder_options(max_pixels)
     stream.thread_count = 1
     sound = sound_stream(container)
     start = (container.start_time or 0) / av.time_base
@@ -193,6 +193,8 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
     frames = decoding.frames()
     first = next(frames, None)
     if first is None:
+        if size := oversize(source, film.stream, max_pixels):
+            raise _too_large(size, max_pixels)
         code = "truncated" if film.truncated else "no_frames"
         raise FilmError(code, "the file declares pictures but holds none that can be decoded")
     frame = first[0]
@@ -222,7 +224,7 @@ def _with_ends(film: Film, found: Iterator[Picture], heard: Heard) -> Iterator[P
             end = before.time + film.lasts(before)
             gap = picture.time - end
             # An index that names every picture holds them; elsewhere sound that goes on tells a hold from a hole.
-            missing = gap > max(HOLE_S, 3 * film.step_s) and film.container != AVI
+            missing = gap > max(HOLE_S, 3 * film.step_s) and not (film.clock and film.clock.steady)
             missing = missing and heard.between(end, picture.time) < gap / 2
             before.until, picture.after_hole = end if missing else picture.time, missing
             film.decoded += 1
@@ -232,6 +234,10 @@ def _with_ends(film: Film, found: Iterator[Picture], heard: Heard) -> Iterator[P
         before.until = before.time + film.lasts(before)
         film.decoded += 1
         yield before
+
+
+def _too_large(size: str, max_pixels: int) -> FilmError:
+    return FilmError("too_large", f"pictures of {size} pixels, more than video.max_pixels={max_pixels}")
 
 
 def _unreadable(path: str, error: Exception) -> FilmError:

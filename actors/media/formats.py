@@ -5,11 +5,13 @@ its neighbours. Formats and protocols are therefore allow-lists, also for files 
 """
 
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, BinaryIO, cast
 
 import av
+import av.logging
 from av.container import InputContainer
+from av.error import FFmpegError
 
 FORMATS = (
     # Containers of films.
@@ -54,8 +56,37 @@ def open_container(
 
     max_pixels: larger pictures are not decoded when the file is probed, where its streams are known before that.
     """
-    options = {**OPTIONS, "max_pixels": str(max_pixels)}
+    options = OPTIONS | decoder_options(max_pixels)
     return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=options))
+
+
+def decoder_options(max_pixels: int) -> dict[str, str]:
+    """FFmpeg's options of a decoder that refuses larger pictures; its own are padded to whole blocks."""
+    return {"max_pixels": str(max_pixels + max_pixels // 8 + 4096)}
+
+
+def oversize(
+    source: str | BinaryIO | AbstractContextManager[BinaryIO], stream: int, max_pixels: int = MAX_PIXELS
+) -> str:
+    """The size of a film's pictures, as 16000x16000, where that is why they cannot be decoded; else "".
+
+    FFmpeg forgets a size that it refuses, and tells it in its log only.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with (
+            av.logging.Capture() as lines,
+            suppress(FFmpegError, StopIteration),
+            open_container(source, max_pixels) as container,
+        ):
+            pictures = container.streams[stream]
+            pictures.codec_context.options = decoder_options(max_pixels)
+            next(container.decode(cast(Any, pictures)))
+    finally:
+        av.logging.set_level(level)
+    refused = (re.search(r"(\d+x\d+) exceeds specified max pixel count", text) for _, _, text in lines)
+    return next((found[1] for found in refused if found), "")
 
 
 def listing_kind(file: BinaryIO) -> str | None:
