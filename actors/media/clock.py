@@ -64,7 +64,7 @@ class Clock:
         self.raw_s = self.before_s = math.nan
         """The latest stamp of a picture before it was mended, and the last one before the latest jump."""
         self._shift = 0
-        self._last = self._next = self._end = 0
+        self._last = self._next = self._end = self._delay = 0
         self._heard: Heard | None = None
 
     @property
@@ -82,6 +82,7 @@ class Clock:
             self._heard.add(raw_s, raw_s + float((packet.duration or 0) * packet.time_base))
         if packet.stream.index != self._video:
             return
+        self._settle(packet)
         if self._heard is None:
             self._heard = Heard()
         elif (self._last - stamp) * self._base > self.back_s or self._runs_ahead(raw_s):
@@ -95,6 +96,14 @@ class Clock:
             packet.dts += self._shift
         shown = stamp + self._shift if packet.pts is None else packet.pts
         self._end = max(self._end, shown + (packet.duration or self._step))
+
+    def _settle(self, packet: av.Packet) -> None:
+        """Before a jump FFmpeg may guess when a picture is shown from the clock after it."""
+        if packet.pts is None or packet.dts is None:
+            return
+        if self.jumps_ahead and abs(packet.pts - packet.dts) * self._base > AHEAD_S:
+            packet.pts = packet.dts + self._delay
+        self._delay = packet.pts - packet.dts
 
     def _runs_ahead(self, raw_s: float) -> bool:
         expected_s = float(self._next * self._base)
