@@ -127,7 +127,7 @@ def write_decisions(
         table = store.read_part(folder, name, names, LATER)
         if table is None:
             raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
-        read.append(table.take(pa.array(rows)).cast(read[0].schema))
+        read.append(table.select(names).take(pa.array(rows)).cast(read[0].schema))
         order.append(rows.index)
     about = pa.concat_tables(read).to_pandas(types_mapper=strings)
     about = with_new_captions(store, about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True))

@@ -209,7 +209,9 @@ def _tell_captions(store: Store, new: Replacement) -> bool:
         told = np.where(about.error == "", found, "")
         if (told != about.recaption).any():
             column = SCENES.get_field_index("recaption")
-            new.swap(part, table.set_column(column, SCENES.field(column), pa.array(told, pa.string())))
+            new.swap(
+                part, table.select(SCENES.names).set_column(column, SCENES.field(column), pa.array(told, pa.string()))
+            )
             changed = True
     failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
     return _fail_scenes(store, new, failed, "caption") or changed

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 
-from actors.core.child import Child
+from actors.core.child import ROOT, Child
 from actors.core.stage import Row
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.export import write_shard
@@ -463,8 +465,10 @@ def test_channels_in_an_order_of_their_own_keep_their_places(tmp_path: Path, tag
     with opened(row["path"]) as clip:
         assert clip.streams.audio[0].layout.name == "5.1"
     found = heard(row["path"])
-    for channel, name in enumerate(["FL", "FR", "FC", "LFE"]):
-        assert films.pitch(found[channel][:90_000]) == pytest.approx(pitches[order.index(name)], abs=3)
+    # What stands between the middle and a side is mixed into that side.
+    for channel, names in enumerate([("FL", "FLC"), ("FR", "FRC"), ("FC",), ("LFE",)]):
+        wanted = [pitches[order.index(name)] for name in names if name in order]
+        assert min(abs(films.pitch(found[channel][:90_000]) - pitch) for pitch in wanted) <= 3
 
 
 @pytest.mark.parametrize(
@@ -563,3 +567,27 @@ def test_a_shard_is_the_same_for_the_same_samples(tmp_path: Path):
         clip.touch()
     write_shard(str(tmp_path / "two.tar"), reversed(samples))
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+MEMORY = """
+import pathlib, sys
+from actors.curation.clips import ClipsConfig, write_clips
+wanted = [{"scene_id": "v", "start_s": 0.0, "end_s": float(sys.argv[2])}]
+[row] = [row for row in write_clips(sys.argv[1], wanted, sys.argv[3], ClipsConfig(preset="ultrafast"), None) if row]
+status = pathlib.Path("/proc/self/status").read_text()
+print(row["frames"], int(status.split("VmHWM:")[1].split()[0]) / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_silence_and_held_pictures(tmp_path: Path):
+    times = [(i if i < 24 else i + 600 * 24) / 24 for i in range(48)]
+    path = films.film(tmp_path / "film.mp4", (24, 24), times=times, audio="aac")
+    peaks = []
+    for end, frames in ((1, 24), (602, 48)):
+        command = [sys.executable, "-c", MEMORY, str(path), str(end), str(tmp_path / str(end))]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        written, peak = run.stdout.split()
+        assert int(written) == frames
+        peaks.append(float(peak))
+    # Ten minutes of silence as samples are 110 MB.
+    assert peaks[1] < peaks[0] + 40
