@@ -21,6 +21,8 @@ RESET_S = 1.0
 """A clock that goes back by more than this has jumped in any format."""
 SOUND_SLACK_S = 0.02
 """Sound that follows within this of the sound before it belongs to the same recording."""
+RUNS = 1000
+"""Stretches of sound that are remembered."""
 HELD_PACKETS = 128
 """Packets of sound that wait for the pictures they belong to."""
 MOV, MATROSKA, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
@@ -31,7 +33,7 @@ class Heard:
     """When a film's sound is there, as far as it has been read."""
 
     def __init__(self) -> None:
-        self._runs: deque[list[float]] = deque()
+        self._runs: deque[list[float]] = deque(maxlen=RUNS)
 
     def add(self, start_s: float, end_s: float) -> None:
         """Take note of sound between two times, which follows what came before or nearly so."""
