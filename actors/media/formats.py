@@ -72,8 +72,10 @@ def oversize(
 
     FFmpeg forgets a size that it refuses, and tells it in its log only.
     """
-    level = av.logging.get_level()
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    # Else lines that another film repeated come out in this one's.
+    av.logging.set_skip_repeated(False)
     try:
         with (
             av.logging.Capture() as lines,
@@ -85,6 +87,7 @@ def oversize(
             next(container.decode(cast(Any, pictures)))
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
     refused = (re.search(r"(\d+x\d+) exceeds specified max pixel count", text) for _, _, text in lines)
     return next((found[1] for found in refused if found), "")
 

@@ -226,6 +226,12 @@ def test_pictures_beyond_the_bound_are_not_decoded(tmp_path: Path) -> None:
     with pytest.raises(FilmError) as error:
         open_film(str(films.film(tmp_path / "film.avi", codec="png", pixels="rgb24")), max_pixels=10_000)
     assert error.value.code == "too_large"
+    # A film after it that has no pictures for another reason.
+    path = films.film(tmp_path / "index.mp4", faststart=True)
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"mdat") + 20])
+    with pytest.raises(FilmError) as error:
+        open_film(str(path))
+    assert error.value.code == "truncated"
 
 
 def test_a_size_that_grows_beyond_the_bound_costs_what_shows_it(tmp_path: Path) -> None:
