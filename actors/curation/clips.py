@@ -188,7 +188,7 @@ def _sound(container: InputContainer, pictures: av.VideoStream, film: Film) -> S
     stream = sound_stream(container)
     if stream is None and container.streams.audio:
         raise FilmError("unknown_codec", "no decoder knows the codec of its sound")
-    return stream and Sound(container, stream, pictures, film.start_s)
+    return None if stream is None else Sound(container, stream, pictures, film.start_s)
 
 
 def _with_ends(film: Film) -> Iterator[tuple[Picture, float]]:

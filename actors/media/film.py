@@ -327,7 +327,7 @@ def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:
     for index, picture in enumerate(film.pictures):
         if picture.after_hole:
             yield from told(0)
-            first, finder = index, finder and CutFinder(shots)
+            first, finder = index, CutFinder(shots) if finder else None
         held.append((index, picture))
         if finder:
             found = finder.feed(picture.scaled(*small, smooth=False), picture.time)
