@@ -7,7 +7,7 @@ frames from its start to before its end, each at its own presentation time, and 
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,25 +19,20 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
-from av.error import FFmpegError, InvalidDataError
+from av.error import FFmpegError
 from av.filter import Graph
 from av.logging import set_level
-from av.stream import Disposition
 
 from actors.core.errors import BrokenRunError, UserError, machine_fault
 from actors.core.stage import Row, Stage
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
-from actors.media.formats import open_container
+from actors.media.formats import MAX_PIXELS, open_container
 from actors.media.images import encode_jpeg
+from actors.media.sound import Sound
+from actors.media.streams import film_stream, sound_stream
 
-AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
-"""Samples per second that AAC knows; sound of another rate is resampled to 48,000."""
 AAC_BITS = 80_000
 """Bits per second for each channel."""
-SOUND_SLACK_S = 0.01
-"""Sound is placed by counting samples, since containers round its times; where these differ by more, they are right."""
-CLOCK_RESET_S = 1
-"""Sound whose times go back this far has a clock that was set anew: like pictures, it goes on from where it was."""
 FINE_TICK_S = Fraction(1, 10_000)
 """Clips count time in the ticks of their source, halved until they are at most this long."""
 
@@ -67,14 +62,26 @@ class ClipsConfig(Stage):
     jpeg_quality: int = 92
     """Quality of JPEG frames, 1 to 100, where frames are written."""
 
+    max_s: float = 3600
+    """Seconds of the longest clip that is written; longer scenes get the error code `clip_too_long`."""
+    max_mb: float = 4096
+    """Megabytes (2^20 bytes) of the largest clip that is written; larger ones get the error code `clip_too_large`."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (self.max_s > 0 and self.max_mb > 0):
+            raise UserError(f"export.max_s and export.max_mb must be above 0: {self}")
         if not 0 <= self.crf <= 51 or not 1 <= self.jpeg_quality <= 100:
             raise UserError(f"export.crf must be from 0 to 51, export.jpeg_quality from 1 to 100: {self}")
 
 
 def write_clips(
-    source: str, wanted: list[Row], folder: str, config: ClipsConfig, frames_interval_ms: int | None
+    source: str,
+    wanted: list[Row],
+    folder: str,
+    config: ClipsConfig,
+    frames_interval_ms: int | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Row | None]:
     """Write scenes of a film as `<folder>/<scene_id>.mp4`; yield a row for each once it is whole; None: still alive.
 
@@ -86,23 +93,28 @@ def write_clips(
     down to the next of these), silent where the film is. Pixels are upright; their shape and colour tags are kept, but
     RGB becomes BT.709. An odd last row or column of pixels is left out: 4:2:0 has even sides.
 
-    A row: scene_id, path, frames (how many), frame_paths, error, message. A scene that cannot be had whole has an error
-    code and leaves no file: `truncated`, `decode_error`, one of `open_film`, or `export_failed`. Raises BrokenRunError
-    where the folder cannot be written to.
+    A row: scene_id, path, frames (how many), frame_paths, silenced_s (sound that is damaged, and silent), error,
+    message. A scene that cannot be had whole has an error code and leaves no file: `truncated`, `decode_error`,
+    `clip_too_long`, `clip_too_large`, one of `open_film`, or `export_failed`. Raises BrokenRunError where the folder
+    cannot be written to.
     """
     cv2.setNumThreads(1)
     set_level(None)
-    lasting = [scene for scene in wanted if scene["start_s"] < scene["end_s"]]
+    lasting = []
     for scene in wanted:
+        times = f"it is to last from {scene['start_s']} to {scene['end_s']} s"
         if not scene["start_s"] < scene["end_s"]:
-            times = f"it is to last from {scene['start_s']} to {scene['end_s']} s"
             yield _row(scene, error="export_failed", message=times)
+        elif scene["end_s"] - scene["start_s"] > config.max_s:
+            yield _row(scene, error="clip_too_long", message=f"{times}, longer than export.max_s={config.max_s:g}")
+        else:
+            lasting.append(scene)
     waiting = deque(sorted(lasting, key=lambda scene: scene["start_s"]))
     live: list[_Clip] = []
     if not waiting:
         return
     try:
-        yield from _cut(source, waiting, live, Path(folder), config, frames_interval_ms)
+        yield from _cut(source, waiting, live, Path(folder), config, frames_interval_ms, max_pixels)
         return
     except FilmError as error:
         fault = error.code, str(error)
@@ -121,15 +133,17 @@ def _cut(
     folder: Path,
     config: ClipsConfig,
     frames_interval_ms: int | None,
+    max_pixels: int,
 ) -> Iterator[Row | None]:
     """Move scenes from `waiting` to `live` to written; where it raises, those that are left cannot be had whole."""
-    film = open_film(source)
+    film = open_film(source, max_pixels=max_pixels)
     beat = Beat()
     # Sound is read through a second door, in step with the pictures however far apart the two lie in the file.
-    with open_container(source) as container:
-        stream = next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    with open_container(source, max_pixels) as container:
+        stream = film_stream(container)
+        assert stream
         upright = _Upright(stream.sample_aspect_ratio or Fraction(1))
-        sound = _Sound.of(container)
+        sound = _sound(container, stream, film)
         job = _Job(folder, config, frames_interval_ms, film, upright, sound)
         until = 0.0
         for picture, until in _with_ends(film):
@@ -140,25 +154,41 @@ def _cut(
                 if sound:
                     sound.skip(until)
                 continue
-            frame = upright(cast(Any, picture)._frame)
-            samples = sound.take(picture.time, until) if sound else None
-            for clip in tuple(live):
-                try:
-                    clip.add(picture, frame, until, samples)
-                    row = clip.finished() if until >= clip.end_s - ROUNDING_S else None
-                except FilmError as error:
-                    row = clip.failed(error.code, str(error))
-                except _FAULTS as error:
-                    row = clip.failed("export_failed", f"the clip cannot be written: {error}")
-                    if machine := machine_fault(error, writing=True):
-                        raise BrokenRunError(f"clips cannot be written in {folder}: {machine}") from error
-                if row:
-                    live.remove(clip)
-                    yield row
+            frame = upright(cast(Any, picture).frame)
+            yield from _each(live, folder, _Clip.show, picture, frame, until)
+            heard = min(until, max((clip.end_s for clip in live), default=until))
+            for piece in sound.pieces(picture.time, heard) if sound else ():
+                yield from beat
+                yield from _each(live, folder, _Clip.play, *piece)
+            yield from _each(live, folder, _Clip.ended, until)
             if not waiting and not live:
                 return
     code = "truncated" if film.truncated else "export_failed"
     raise FilmError(code, f"the film ends at {until:.3f} s, before the scene does")
+
+
+def _each(live: "list[_Clip]", folder: Path, step: Callable[..., Row | None], *of: Any) -> Iterator[Row]:
+    """Do a step of each clip, with these arguments; yield the rows of those that end or fail, and let go of them."""
+    for clip in tuple(live):
+        try:
+            row = step(clip, *of)
+        except FilmError as error:
+            row = clip.failed(error.code, str(error))
+        except _FAULTS as error:
+            row = clip.failed("export_failed", f"the clip cannot be written: {error}")
+            if machine := machine_fault(error, writing=True):
+                raise BrokenRunError(f"clips cannot be written in {folder}: {machine}") from error
+        if row:
+            live.remove(clip)
+            yield row
+
+
+def _sound(container: InputContainer, pictures: av.VideoStream, film: Film) -> Sound | None:
+    """A film's sound; None where it has none."""
+    stream = sound_stream(container)
+    if stream is None and container.streams.audio:
+        raise FilmError("unknown_codec", "no decoder knows the codec of its sound")
+    return None if stream is None else Sound(container, stream, pictures, film.start_s)
 
 
 def _with_ends(film: Film) -> Iterator[tuple[Picture, float]]:
@@ -169,11 +199,17 @@ def _with_ends(film: Film) -> Iterator[tuple[Picture, float]]:
             yield before, picture.time
         before = picture
     if before:
-        yield before, before.time + (before.duration or film.step_s)
+        yield before, before.until
 
 
 def _row(
-    scene: Row, path: str = "", frames: int = 0, frame_paths: Iterable[str] = (), error: str = "", message: str = ""
+    scene: Row,
+    path: str = "",
+    frames: int = 0,
+    frame_paths: Iterable[str] = (),
+    error: str = "",
+    message: str = "",
+    silenced_s: float = 0.0,
 ) -> Row:
     return {
         "scene_id": scene["scene_id"],
@@ -182,6 +218,7 @@ def _row(
         "frame_paths": list(frame_paths),
         "error": error,
         "message": message,
+        "silenced_s": silenced_s,
     }
 
 
@@ -233,96 +270,6 @@ class _Upright:
         return graph
 
 
-class _Sound:
-    """A film's sound as one line of samples from the start of the file, read as the pictures go by."""
-
-    def __init__(self, container: InputContainer, stream: av.AudioStream) -> None:
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        self.rate = rate if rate in AAC_RATES else 48_000
-        self.channels = 6 if channels >= 6 else 1 if channels == 1 else 2
-        self.layout = {1: "mono", 2: "stereo", 6: "5.1"}[self.channels]
-        self._origin = (container.start_time or 0) / av.time_base
-        self._decoded = self._decode(container, stream)
-        self._blocks: deque[tuple[int, av.AudioFrame]] = deque()
-        self._damage: deque[int] = deque()
-        self._at: int | None = None
-
-    @classmethod
-    def of(cls, container: InputContainer) -> "_Sound | None":
-        """The first sound of a film that a decoder knows; None where the film has none."""
-        streams = container.streams.audio
-        for stream in streams:
-            if stream.codec_context is not None:
-                return cls(container, stream)
-        if streams:
-            raise FilmError("unknown_codec", "no decoder knows the codec of its sound")
-        return None
-
-    def sample(self, time: float) -> int:
-        """Number of the sample that is heard at that time."""
-        return round(time * self.rate)
-
-    def take(self, start_s: float, end_s: float) -> np.ndarray | None:
-        """The sound between two times, float32 (channels, N), or None where it is damaged; starts never go back."""
-        start, end = self.sample(start_s), self.sample(end_s)
-        self._read(start, end)
-        taken = np.zeros((self.channels, end - start), np.float32)
-        for at, block in self._blocks:
-            first, last = max(at, start), min(at + block.samples, end)
-            if first < last:
-                taken[:, first - start : last - start] = block.to_ndarray()[:, first - at : last - at]
-        return None if self._damage and self._damage[0] < end else taken
-
-    def skip(self, end_s: float) -> None:
-        """Pass over the sound before that time."""
-        end = self.sample(end_s)
-        self._read(end, end)
-
-    def _read(self, start: int, end: int) -> None:
-        """Read on to the sample `end`, and forget what comes before `start`."""
-        while (self._at is None or self._at < end) and (block := next(self._decoded, None)) is not None:
-            self._place(block)
-            while self._blocks and self._blocks[0][0] + self._blocks[0][1].samples <= start:
-                self._blocks.popleft()
-        while self._damage and self._damage[0] < start:
-            self._damage.popleft()
-
-    def _place(self, block: av.AudioFrame) -> None:
-        at = self._at
-        if block.time is not None:
-            stamp = self.sample(block.time - self._origin)
-            strays = at is not None and abs(stamp - at) > SOUND_SLACK_S * self.rate
-            if at is None or (strays and stamp > at - CLOCK_RESET_S * self.rate):
-                at = stamp
-        at = at or 0
-        self._blocks.append((at, block))
-        self._at = at + block.samples
-
-    def _decode(self, container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-        resampler, source = None, None
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except InvalidDataError:
-                self._damage.append(self._at or 0)
-                continue
-            for frame in frames:
-                if frame.is_corrupt:
-                    self._damage.append(self._at or 0)
-                found = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if resampler is None or found != source:
-                    yield from _rest(resampler)
-                    source, resampler = found, av.AudioResampler("fltp", self.layout, self.rate)
-                yield from resampler.resample(frame)
-        yield from _rest(resampler)
-
-
-def _rest(resampler: av.AudioResampler | None) -> Iterator[av.AudioFrame]:
-    if resampler is not None:
-        # One that has nothing to convert hands its None back.
-        yield from filter(None, resampler.resample(None))
-
-
 @dataclass(frozen=True)
 class _Job:
     """What the clips of one film share."""
@@ -332,7 +279,7 @@ class _Job:
     interval_ms: int | None
     film: Film
     upright: _Upright
-    sound: _Sound | None
+    sound: Sound | None
 
 
 class _Clip:
@@ -347,15 +294,13 @@ class _Clip:
         self._due = 0
         self._start = math.nan
         self._frames = 0
+        self._silenced = 0
         self._file: _Mp4 | None = None
 
-    def add(self, picture: Picture, frame: av.VideoFrame, until: float, samples: np.ndarray | None) -> None:
-        """Write a picture, whose upright frame is shown until that time, with its sound, float32 (channels, N)."""
-        sound = self._job.sound
+    def show(self, picture: Picture, frame: av.VideoFrame, until: float) -> None:
+        """Write a picture, whose upright frame is shown until that time."""
         if picture.damaged:
             raise FilmError("decode_error", f"the frame at {picture.time:.3f} s is damaged")
-        if sound and samples is None:
-            raise FilmError("decode_error", f"the sound at {picture.time:.3f} s is damaged")
         if self._file is None:
             if abs(picture.time - self._scene["start_s"]) > ROUNDING_S:
                 found = f"the frame nearest to {self._scene['start_s']:.3f} s is at {picture.time:.3f} s"
@@ -363,13 +308,21 @@ class _Clip:
             self._start = picture.time
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _Mp4(self._path, frame, self._job)
-        until = min(until, self.end_s)
-        self._file.show(frame, picture.time - self._start, until - self._start)
-        if sound and samples is not None:
-            self._file.play(samples[:, : sound.sample(until) - sound.sample(picture.time)])
+        self._file.show(frame, picture.time - self._start, min(until, self.end_s) - self._start)
         self._frames += 1
+        # The muxer makes the file with its first packet.
+        if self._path.exists() and self._path.stat().st_size > self._job.config.max_mb * 2**20:
+            raise FilmError("clip_too_large", f"it is larger than export.max_mb={self._job.config.max_mb:g}")
         if self._job.interval_ms:
             self._sample(picture, self._job.interval_ms)
+
+    def play(self, first: int, samples: np.ndarray, silenced: int) -> None:
+        """Write sound, float32 (channels, N), of which so many samples are silent because of damage."""
+        assert self._file and self._job.sound
+        left = self._job.sound.sample(self.end_s) - first
+        if left > 0:
+            self._file.play(samples[:, :left])
+            self._silenced += min(left, silenced)
 
     def _sample(self, picture: Picture, interval_ms: int) -> None:
         passed = (picture.time - self._start + ROUNDING_S) * 1000 / interval_ms
@@ -382,11 +335,14 @@ class _Clip:
         path.write_bytes(encode_jpeg(shown, self._job.config.jpeg_quality))
         self._still_paths.append(str(path))
 
-    def finished(self) -> Row:
-        """Close the files; the scene's row."""
+    def ended(self, time: float) -> Row | None:
+        """Close the files where the last picture is shown until then; the scene's row."""
+        if time < self.end_s - ROUNDING_S:
+            return None
         assert self._file
         self._file.close()
-        return _row(self._scene, str(self._path), self._frames, self._still_paths)
+        silenced_s = self._silenced / self._job.sound.rate if self._job.sound else 0.0
+        return _row(self._scene, str(self._path), self._frames, self._still_paths, silenced_s=silenced_s)
 
     def failed(self, error: str, message: str) -> Row:
         """Remove the files; the scene's row with that error."""

@@ -14,7 +14,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
-from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, VideoConfig, in_shots, open_film
+from actors.media.film import HOLE_S, ROUNDING_S, Beat, Film, FilmError, Picture, VideoConfig, in_shots, open_film
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
@@ -51,17 +51,24 @@ class _Scene:
         self._film, self._config, self._motion, self._about = film, config, motion, about
         short = min(film.width, film.height)
         self._width, self._height = (round(side * config.size / short) for side in (film.width, film.height))
-        self._start = math.nan
+        self._start = self._shown = math.nan
+        self._longest_hold = 0.0
         self._due = 0
         self._count = 0
-        self._damaged = 0
+        self._damaged = self._pictures = self._interlaced = 0
         self._frames: list[np.ndarray] = []
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: Picture, from_s: float = -math.inf) -> None:
+        """Take a picture; from_s: when the scene begins, where it begins while the picture is held."""
+        time = max(picture.time, from_s)
         if math.isnan(self._start):
-            self._start = picture.time
+            self._start = self._shown = time
+        self._longest_hold = max(self._longest_hold, time - self._shown)
+        self._shown = time
         self._damaged += picture.damaged
-        passed = (picture.time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
+        self._pictures += 1
+        self._interlaced += picture.interlaced
+        passed = (time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
         if passed < self._due:
             return
         self._due = math.floor(passed) + 1
@@ -81,6 +88,9 @@ class _Scene:
             error, message = "decode_error", f"{self._damaged} of its frames are damaged"
         row = scene_row(self._about, error, message)
         row |= {"start_s": self._start, "end_s": end_s, "width": self._film.width, "height": self._film.height}
+        row["longest_hold_s"] = max(self._longest_hold, end_s - self._shown)
+        row["clock_jumps"] = self._film.jumps_before(end_s)
+        row["interlaced"] = 2 * self._interlaced > self._pictures
         if self._frames:
             row["thumbnail"] = _thumbnail(self._frames[len(self._frames) // 2])
         if error:
@@ -105,6 +115,9 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "width": 0,
         "height": 0,
         "no_frames": 0,
+        "longest_hold_s": math.nan,
+        "clock_jumps": 0,
+        "interlaced": False,
         "phash": None,
         "frames": None,
         "thumbnail": b"",
@@ -136,39 +149,58 @@ class _Span:
     def done(self) -> bool:
         return not self._waiting and not self._open
 
-    def feed(self, picture: Picture) -> Iterator[Row]:
+    def feed(self, picture: Picture, before: Picture | None) -> Iterator[Row]:
+        """Take the next picture of the film and the one before it; yields rows of scenes that have ended."""
         if self._end_s is not None and picture.time >= self._end_s - ROUNDING_S:
-            yield from self._end(picture.time, "scene_beyond_span", SPARE_FRAMES)
+            self._hold(before)
+            yield from self._end(before.until if before else picture.time, "scene_beyond_span", SPARE_FRAMES)
             return
-        while self._waiting and self._waiting[0]["first"] == self._count:
-            scene = self._waiting.popleft()
-            self._open.append((scene, _Scene(self._film, self._frames, self._motion, _about(scene))))
+        self._begin()
         still = []
         for scene, open_scene in self._open:
             if scene["end"] == self._count:
-                yield open_scene.row(picture.time)
+                yield open_scene.row(before.until if before else picture.time)
             else:
                 open_scene.add(picture)
                 still.append((scene, open_scene))
         self._open = still
         self._count += 1
 
-    def end_of_film(self, end_s: float, truncated: bool) -> Iterator[Row]:
-        """Rows of the scenes that the film ended on."""
+    def _begin(self) -> None:
+        while self._waiting and self._waiting[0]["first"] == self._count:
+            scene = self._waiting.popleft()
+            self._open.append((scene, _Scene(self._film, self._frames, self._motion, _about(scene))))
+
+    def _hold(self, picture: Picture | None) -> None:
+        """Take a picture that is held over the whole span, in which no other appears."""
+        if self._count or picture is None:
+            return
+        if picture.until > self.start_s and picture.until - picture.time > max(HOLE_S, 3 * self._film.step_s):
+            self._begin()
+            for _, scene in self._open:
+                scene.add(picture, self.start_s)
+            self._count += 1
+
+    def end_of_film(self, last: Picture | None) -> Iterator[Row]:
+        """Rows of the scenes that the film ended on, with its last picture."""
+        end_s, truncated = last.until if last else 0.0, self._film.truncated
         seen = self._end_s is not None and self._end_s <= end_s + ROUNDING_S
         if truncated and not seen:
             yield from self._end(end_s, "truncated", 0, whole=False)
         elif self._end_s is None or self._end_s <= end_s + max(0.1, SPARE_FRAMES * self._film.step_s):
+            self._hold(last)
             yield from self._end(end_s, "scene_beyond_span", SPARE_FRAMES)
         else:
             yield from self._end(end_s, "span_beyond_end", 0, whole=False)
 
     def _end(self, end_s: float, code: str, spare: int, whole: bool = True) -> Iterator[Row]:
+        """Rows of all scenes that are left; end_s: where the pictures that were taken end."""
         messages = {
             "truncated": f"the film breaks off at {end_s:.3f} s, before its declared end",
             "span_beyond_end": f"the span ends at {self._end_s or 0:.3f} s, the film at {end_s:.3f} s",
             "scene_beyond_span": f"the span holds {self._count} frames",
         }
+        end_s = end_s if self._end_s is None else min(end_s, self._end_s)
         for scene, open_scene in self._open:
             complete = whole if scene["end"] == -1 else scene["end"] <= self._count + spare
             yield open_scene.row(end_s) if complete else open_scene.row(end_s, code, messages[code])
@@ -192,14 +224,14 @@ def cut(
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
     first, end}]} with 0 <= first < end or end -1; None: shots are to be detected. skip: scenes that need no row.
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
-    measured), no_frames, phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error,
-    message.
+    measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, phash (bytes
+    or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
     try:
-        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu")
+        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu", video.max_pixels)
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
@@ -217,7 +249,8 @@ def film_row(film: Film | None, scenes: int, error: str = "", message: str = "")
     """The row that closes a film, None where it was not decoded: it tells how many scene rows belong to it."""
     about = {"clip_id": "", "scene_id": "", "ordinal": -1, "caption": ""}
     decoded, source, decoder = (film.decoded, film.frames or film.decoded, film.decoder) if film else (0, 0, "")
-    counts = {"decoded": decoded, "source": source, "decoder": decoder, "scenes": scenes}
+    counts: Row = {"decoded": decoded, "source": source, "decoder": decoder, "scenes": scenes}
+    counts["clock_jumps"] = film.jumps_before(math.inf) if film else 0
     return {**scene_row(about, error, message), **counts}
 
 
@@ -234,19 +267,19 @@ def _cut_spans(
     waiting = deque(sorted((_Span(film, frames, motion, span) for span in spans), key=lambda span: span.start_s))
     live: list[_Span] = []
     beat = Beat()
-    end = 0.0
+    before = None
     for picture in film.pictures:
         while waiting and picture.time >= waiting[0].start_s - ROUNDING_S:
             live.append(waiting.popleft())
         for span in live:
-            yield from span.feed(picture)
+            yield from span.feed(picture, before)
         live = [span for span in live if not span.done]
-        end = picture.time + (picture.duration or film.step_s)
+        before = picture
         if not waiting and not live:
             break
         yield from beat
     for span in (*live, *waiting):
-        yield from span.end_of_film(end, film.truncated)
+        yield from span.end_of_film(before)
     yield film_row(film, count)
 
 
@@ -273,12 +306,12 @@ def _cut_shots(
     for shot, picture in in_shots(film, shots):
         if shot != count:
             if wanted():
-                yield scene.row(picture.time)
+                yield scene.row(end)
             count = shot
             scene = begin()
         if wanted():
             scene.add(picture)
-        end = picture.time + (picture.duration or film.step_s)
+        end = picture.until
         yield from beat
     code, message = "", ""
     if film.truncated:

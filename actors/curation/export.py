@@ -46,7 +46,8 @@ def clip_name(video_id: str, scene_id: str) -> str:
 
 
 def export_films(batch: Batch, job: ExportJob) -> Iterator[Batch]:
-    """Write the wanted scenes of films: yields batches of one row of video_id, scene_id, error, message."""
+    """Write the wanted scenes of films: yields batches of one row of video_id, scene_id, error, message,
+    silenced_s."""
     for video_id, uri, wanted in zip(batch["video_id"], batch["uri"], batch["wanted"], strict=True):
         for row in _export_film(str(video_id), str(uri), json.loads(wanted), job):
             yield {name: np.array([value], object) for name, value in row.items()}
@@ -58,8 +59,11 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     code, message = "export_failed", "it was not written"
     try:
         with storage.local(uri) as film, TemporaryFolder() as folder:
+            pixels = job.video.max_pixels
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
-            for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, **limits):
+            for clip in CHILD.stream(
+                write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, pixels, **limits
+            ):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
                 if not clip["error"]:
@@ -71,7 +75,8 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
                     Path(clip["path"]).unlink()
                     if job.interval_ms:
                         remove_frames(store, video_id, scene_id, {Path(path).name for path in clip["frame_paths"]})
-                yield {"video_id": video_id, "scene_id": scene_id, "error": clip["error"], "message": clip["message"]}
+                about = {name: clip[name] for name in ("error", "message", "silenced_s")}
+                yield {"video_id": video_id, "scene_id": scene_id, **about}
     except ChildFault as fault:
         code, message = fault.code, str(fault)
     except FileNotFoundError:
@@ -86,7 +91,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
             raise
         code, message = CODE, message_of(error)
     for scene_id in left:
-        yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message}
+        yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message, "silenced_s": 0.0}
 
 
 def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[str] = ()) -> None:

@@ -14,13 +14,17 @@ from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.duplicates import FARTHEST
 from actors.curation.filter import Filter
 from actors.curation.perceptual_hash import HASH_BYTES
-from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES, strings, with_new_captions
+from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES, strings, with_new_captions
 
 REASONS = (
-    *("", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
+    *("", "frozen", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
     *("near_duplicate", "same_span", "not_selected"),
 )
 """Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
+JUDGED = ("start_s", "end_s", "longest_hold_s")
+"""Columns that rules need beside the features."""
+ROUNDING = 0.004
+"""Of an interval: times are rounded to milliseconds."""
 COMPARED = ("", "near_duplicate", "same_span", "not_selected")
 """Reasons of scenes that pass every rule of their own and are compared with others."""
 HASH = ("hash_0", "hash_1", "hash_2")
@@ -41,6 +45,8 @@ class SelectConfig:
     """Drop scenes whose mean_velocity is below this, in pixels per step, as static. 0 keeps still scenes."""
     max_rgb_diff: float = 4000
     """Drop scenes whose max_rgb_diff is above this, on the squared 0-255 scale, since a cut is inside."""
+    max_hold_s: float = 3
+    """Drop scenes that show one picture for longer than this many seconds, as frozen. Raise it to keep slide shows."""
     dedupe: int | None = None
     """Of scenes whose hashes differ in at most this many of 192 bits, 0 to 17, keep the best; null: keep all. 8 finds
     copies in another size or codec; 16 also slightly cropped or darkened ones, and parts of a still shot."""
@@ -50,6 +56,8 @@ class SelectConfig:
             raise UserError("select.count and select.fraction exclude each other: set one to null")
         if (self.count is not None and self.count < 0) or not 0 <= (self.fraction or 0) <= 1:
             raise UserError(f"select.count must be 0 or more, select.fraction from 0 to 1: {self}")
+        if not self.max_hold_s > 0:
+            raise UserError(f"select.max_hold_s={self.max_hold_s}: set seconds above 0")
         if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
             raise UserError(f"select.dedupe={self.dedupe}: set 0 to {FARTHEST} bits, or null")
 
@@ -57,12 +65,14 @@ class SelectConfig:
 def judge(rows: pd.DataFrame, frames: FramesConfig, select: SelectConfig, model: Filter | None = None) -> pd.DataFrame:
     """What can be said of each scene by itself: reason (of REASONS), rank (the best is highest) and probability.
 
-    rows: error and FEATURES of scenes; what failed has the reason "" and no probability. With a model the probability
-    is the rank. With select.dedupe also the words of phash, uint64, 0 where there is none: hash_0, hash_1, hash_2.
+    rows: error, JUDGED and FEATURES of scenes; longest_hold_s may be missing. What failed has the reason "" and no
+    probability. With a model the probability is the rank. With select.dedupe also the words of phash, uint64, 0
+    where there is none: hash_0, hash_1, hash_2.
     """
     rules = {
+        "frozen": rows.longest_hold_s > select.max_hold_s,
         "too_short": rows.no_frames < frames.min,
-        "too_long": rows.no_frames > frames.max,
+        "too_long": spaces(rows, frames.interval_ms) > frames.max,
         "unmeasured": rows[list(FEATURES)].isna().any(axis=1),
         "static": rows.mean_velocity < select.min_velocity,
         "cut_inside": rows.max_rgb_diff > select.max_rgb_diff,
@@ -85,6 +95,15 @@ def judge(rows: pd.DataFrame, frames: FramesConfig, select: SelectConfig, model:
     return judged
 
 
+def spaces(rows: pd.DataFrame, interval_ms: int) -> pd.Series:
+    """How long scenes are, in samples: those that were taken, or whole intervals where fewer pictures than that appear.
+
+    rows: no_frames, start_s, end_s; interval_ms: milliseconds between two samples.
+    """
+    intervals = np.floor((rows.end_s - rows.start_s) * 1000 / interval_ms + ROUNDING)
+    return np.maximum(rows.no_frames, intervals.fillna(0))
+
+
 def steadiness(rows: pd.DataFrame) -> pd.Series:
     """By rule, the rank of scenes: 0 to 1."""
     return (rows.mean_velocity / rows.max_velocity).fillna(0)
@@ -105,10 +124,10 @@ def write_decisions(
     read, order = [pa.schema([SCORES.field(name) for name in names]).empty_table()], []
     for part, rows in places.groupby("part", observed=True).row:
         folder, _, name = str(part).rpartition("/")
-        table = store.read_part(folder, name, names)
+        table = store.read_part(folder, name, names, LATER)
         if table is None:
             raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
-        read.append(table.take(pa.array(rows)).cast(read[0].schema))
+        read.append(table.select(names).take(pa.array(rows)).cast(read[0].schema))
         order.append(rows.index)
     about = pa.concat_tables(read).to_pandas(types_mapper=strings)
     about = with_new_captions(store, about.iloc[np.argsort(np.concatenate([*order, []]))].reset_index(drop=True))

@@ -15,6 +15,10 @@ from actors.curation.perceptual_hash import HASH_BYTES
 
 ORIGIN = ("film", "version")
 """Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
+SEEN = (("longest_hold_s", pa.float32()), ("clock_jumps", pa.int32()), ("interlaced", pa.bool_()))
+"""Columns that say what is odd about a scene's pictures; rows of earlier versions lack them."""
+LATER = (*ORIGIN, *(name for name, _ in SEEN))
+"""Columns that rows of earlier versions lack."""
 SCORES = pa.schema(
     [
         ("video_index", pa.int64()),
@@ -32,6 +36,7 @@ SCORES = pa.schema(
         ("height", pa.int32()),
         *((name, pa.float32()) for name in FEATURES[:-1]),
         ("no_frames", pa.int32()),
+        *SEEN,
         ("phash", pa.binary(HASH_BYTES)),
         ("step", pa.string()),
         ("error", pa.string()),
@@ -98,6 +103,7 @@ SCENES = pa.schema(
         ("height", pa.int32()),
         *((name, pa.float32()) for name in FEATURES[:-1]),
         ("no_frames", pa.int32()),
+        *SEEN,
         ("probability", pa.float32()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
@@ -175,9 +181,9 @@ def read_rows(
     tables, torn = [_looked(schema.empty_table(), "", look)], []
     for part in parts:
         if part.folder == "scores":
-            table = store.read_part(part.folder, part.name, [*names, *origin], ORIGIN)
+            table = store.read_part(part.folder, part.name, [*names, *origin], LATER)
         else:
-            table = store.read_whole(part, names, again=PLAN_AGAIN)
+            table = store.read_whole(part, names, LATER, again=PLAN_AGAIN)
         if table is None:
             torn.append(part.path)
             continue

@@ -207,7 +207,7 @@ def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -
         times.append(picture.time)
         shots.append(shot)
         sound.append(not picture.damaged)
-        end = picture.time + (picture.duration or film.step_s)
+        end = picture.until
         yield from beat
     if film.truncated:
         raise FilmError("truncated", f"the film ends at {end:.3f} s, before its declared end")

@@ -25,7 +25,7 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
     cv2.setNumThreads(1)
     av.logging.set_level(None)
     try:
-        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu")
+        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu", video.max_pixels)
     except FilmError as error:
         yield {"number": -1, "images": 0, "error": error.code, "message": str(error)}
         return
@@ -44,7 +44,7 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
             yield row()
             shot, start, middle = number, picture.time, _Middle()
         middle.add(picture.time, lambda picture=picture: picture.scaled(*size))
-        end = picture.time + (picture.duration or film.step_s)
+        end = picture.until
         yield from beat
     yield row()
     error, message = "", ""

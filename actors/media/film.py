@@ -8,35 +8,36 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from heapq import heappop, heappush
 from itertools import chain, islice
-from operator import attrgetter
 from time import monotonic
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import av
 import av.logging
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.core import storage
 from actors.core.addresses import local_path
 from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
-from actors.media.formats import listing_kind, open_container
+from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
+from actors.media.decoding import Decoding, pictures, sought
+from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
 from actors.media.shots import CutFinder, ShotsConfig
+from actors.media.streams import film_stream, sound_stream
+from actors.media.whole import has_index, is_whole, lacks_samples
 
 logger = logging.getLogger(__name__)
 
 ROUNDING_S = 0.001
 """Containers and metadata round times to milliseconds: a frame this much early still counts as on time."""
+HOLE_S = 1.0
+"""Where no picture is shown for longer than this, and for three frames, pictures are missing."""
 TORCHCODEC_BYTES = 64 << 20
 """About as much of full-size frames, at most 16, is fetched from torchcodec at once."""
 
@@ -49,6 +50,9 @@ class VideoConfig(Stage):
     """Films decoded at once over the whole cluster; 0: as many as CPUs allow."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of the largest picture that is decoded, at least 1. Films with larger ones get the error code
+    `too_large` before memory is taken for them: a decoder needs about 15 bytes a pixel."""
     stall_s: float = 120
     """Seconds without progress after which decoding of a film is given up (error code `stalled`)."""
     timeout_s: float = 4 * 3600
@@ -70,6 +74,12 @@ class Picture(Protocol):
     """When it is shown, in seconds since the start of the file."""
     duration: float
     """For how long, in seconds; 0 where the container does not say."""
+    until: float
+    """When the next one takes its place, or where the film or its pictures end; in seconds."""
+    after_hole: bool
+    """Whether pictures are missing before it."""
+    interlaced: bool
+    """Whether it is stored as two fields, of two times."""
     damaged: bool
     """Lost, marked by the decoder as faulty, or predicted from such a frame."""
 
@@ -90,9 +100,17 @@ class Film:
     container: str
     """FFmpeg's name of the container."""
     codec: str
+    path: str
+    stream: int = 0
+    """Index of the stream of its pictures."""
+    start_s: float = 0.0
+    """What the container's clock shows at the start of the file."""
+    clock: Clock | None = None
     width: int = 0
     """As shown: upright, with square pixels."""
     height: int = 0
+    interlaced: bool = False
+    """Whether its first picture is stored as two fields."""
     decoder: str = "pyav"
     """What decodes the pictures; torchcodec+pyav where the one could not go on."""
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
@@ -111,57 +129,72 @@ class Film:
 
     def falls_short(self, end: float) -> bool:
         """Whether a file that ends at this time, in seconds, is shorter than its container declares."""
-        declares = self.container in (_MOV, _MATROSKA, "flv")  # elsewhere it is a guess from the rate of bits
+        declares = self.container in (MOV, MATROSKA, "flv")  # elsewhere it is a guess from the rate of bits
+        # Some containers count from 0 where the clock starts late.
+        end += max(0.0, self.start_s)
         return declares and self.duration_s is not None and end < self.duration_s - max(1.0, 3 * self.step_s)
 
+    def is_whole(self) -> bool:
+        """Whether the structure of the file shows that nothing of it is missing; False where it does not tell."""
+        with storage.stream(self.path) as file:
+            return is_whole(file, self.container)
 
-class _PyAVPicture:
-    __slots__ = ("_frame", "_scalers", "_turns", "damaged", "duration", "time")
+    def jumps_before(self, time: float) -> int:
+        """How often the film's clock had jumped, and was mended, before a time in seconds."""
+        return sum(jump - self.start_s < time - ROUNDING_S for jump in self.clock.jumps) if self.clock else 0
 
-    def __init__(
-        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, VideoReformatter]
-    ) -> None:
-        self._frame, self.time, self.duration, self.damaged, self._scalers = frame, time, duration, damaged, scalers
-        self._turns = round(frame.rotation / 90) % 4
-
-    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
-        size = (height, width) if self._turns % 2 else (width, height)
-        scaler = self._scalers.setdefault((size, smooth), VideoReformatter())
-        how = Interpolation.BILINEAR if smooth else Interpolation.FAST_BILINEAR
-        rgb = scaler.reformat(self._frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, self._turns)) if self._turns else rgb
+    def lasts(self, picture: Picture) -> float:
+        """For how long a picture is shown of which the next is not known, in seconds."""
+        length = picture.duration or self.step_s
+        if length <= HOLE_S:
+            return length
+        # An average over held pictures says nothing of the last one, nor does a distance between times of decoding.
+        left = (self.duration_s or math.inf) - max(0.0, self.start_s) - picture.time
+        return min(length, left) if left > 0 else HOLE_S
 
 
-def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
+def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels: int = MAX_PIXELS) -> Film:
     """Open a film for one pass; raises FilmError with the code that its rows get.
 
-    path: a local path; for PyAV also s3://, of which is read what is decoded.
+    path: a local path; for PyAV also s3://, of which is read what is decoded. max_pixels: of the largest picture.
     """
     source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
-        container = open_container(source)
+        container = open_container(source, max_pixels)
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
+    stream = film_stream(container)
+    if stream is None:
         kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "nothing"
         raise FilmError("no_video_stream", f"the file holds {kinds}, no moving pictures")
-    stream = streams[0]
     if stream.codec_context is None:
         raise FilmError("unknown_codec", "no decoder knows this codec")
+    context = stream.codec_context
+    if context.width * context.height > max_pixels:
+        raise _too_large(f"{context.width}x{context.height}", max_pixels)
+    # Also where the size changes on the way.
+    context.options = decoder_options(max_pixels)
     stream.thread_count = 1
+    sound = sound_stream(container)
+    start = (container.start_time or 0) / av.time_base
     film = Film(
         rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
         duration_s=container.duration / av.time_base if container.duration else None,
         frames=stream.frames,
         container=container.format.name,
         codec=stream.codec_context.name,
-        truncated=_lacks_samples(container, stream),
+        path=path,
+        stream=stream.index,
+        start_s=start,
+        clock=Clock(container, stream, sound),
+        truncated=lacks_samples(container, stream),
     )
-    start = (container.start_time or 0) / av.time_base
-    frames = _decoded(container, stream, film, start)
+    decoding = Decoding(container, stream, film, start, film.clock, sound.index if sound else -1)
+    frames = decoding.frames()
     first = next(frames, None)
     if first is None:
+        if size := oversize(source, film.stream, max_pixels):
+            raise _too_large(size, max_pixels)
         code = "truncated" if film.truncated else "no_frames"
         raise FilmError(code, "the file declares pictures but holds none that can be decoded")
     frame = first[0]
@@ -170,18 +203,41 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu") -> Film:
     except FFmpegError as error:
         raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
     sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
+    film.interlaced = bool(frame.interlaced_frame)
     film.width, film.height = sides[::-1] if round(frame.rotation / 90) % 2 else sides
-    if container.format.name == _AVI:
+    if container.format.name == AVI:
         start += first[1] or 0.0
-    film.pictures = _pictures(film, chain([first], frames), start, float(stream.time_base or 0))
-    if container.format.name in (_MOV, _MATROSKA):
-        film.seek = partial(_sought, container, stream, start)
+    film.pictures = pictures(film, chain([first], frames), start, float(stream.time_base or 0))
+    if container.format.name in (MOV, MATROSKA):
+        film.seek = partial(sought, container, stream, start)
     if decoder == "torchcodec":
         film.pictures = _with_torchcodec(film, path, device, start)
+    film.pictures = _with_ends(film, film.pictures, decoding.heard)
     return film
 
 
-_MOV, _MATROSKA, _AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
+def _with_ends(film: Film, found: Iterator[Picture], heard: Heard) -> Iterator[Picture]:
+    """The same pictures, each when the next is known: when it ends, and whether pictures are missing after it."""
+    before = None
+    for picture in found:
+        if before:
+            end = before.time + film.lasts(before)
+            gap = picture.time - end
+            # An index that names every picture holds them; elsewhere sound that goes on tells a hold from a hole.
+            missing = gap > max(HOLE_S, 3 * film.step_s) and not (film.clock and film.clock.steady)
+            missing = missing and heard.between(end, picture.time) < gap / 2
+            before.until, picture.after_hole = end if missing else picture.time, missing
+            film.decoded += 1
+            yield before
+        before = picture
+    if before:
+        before.until = before.time + film.lasts(before)
+        film.decoded += 1
+        yield before
+
+
+def _too_large(size: str, max_pixels: int) -> FilmError:
+    return FilmError("too_large", f"pictures of {size} pixels, more than video.max_pixels={max_pixels}")
 
 
 def _unreadable(path: str, error: Exception) -> FilmError:
@@ -189,209 +245,21 @@ def _unreadable(path: str, error: Exception) -> FilmError:
         head = file.read(8)
         if not head:
             return FilmError("empty_file", "the file has no bytes")
-        if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not _has_index(file):
+        if head[4:] in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip") and not has_index(file):
             return FilmError("no_index", "an mp4 without its whole index (moov): its recording or transfer was cut off")
         if (kind := listing_kind(file)) is not None:
             return FilmError("playlist", f"{kind}: a list of other files, which are not opened; name each film itself")
     return FilmError("not_a_video", f"no container that can be read: {error}")
 
 
-def _has_index(file: BinaryIO) -> bool:
-    end = file.seek(0, 2)
-    file.seek(0)
-    while len(head := file.read(8)) == 8:
-        size, used = int.from_bytes(head[:4], "big"), 8
-        if size == 1:
-            size, used = int.from_bytes(file.read(8), "big"), 16
-        after = file.tell() + size - used
-        if head[4:] == b"moov":
-            return after <= end
-        if size < used or after > end:
-            return False
-        file.seek(after)
-    return False
-
-
-def _lacks_samples(container: InputContainer, stream: av.VideoStream) -> bool:
-    """Whether the index of an mp4 points behind the end of the file."""
-    if container.format.name != _MOV or not len(stream.index_entries) or container.size <= 0:
-        return False
-    last = stream.index_entries[-1]
-    return last.pos + last.size > container.size
-
-
-_Timed = tuple[av.VideoFrame, float | None, bool]
-"""A frame, its time in seconds, and whether it is damaged."""
-
-
-def _decoded(container: InputContainer, stream: av.VideoStream, film: Film, start: float) -> Iterator[_Timed]:
-    """Frames in order of presentation, each with its time and whether it is damaged, whatever the file holds.
-
-    Damage lasts until the next key frame; so long each frame that was to come is there, so that frames can be counted,
-    but not its own picture. Of what decoders conceal without a word (HEVC, VP9, MPEG-2, MJPEG) nothing is known.
-    """
-    return _Decoding(container, stream, film, start).frames()
-
-
-class _Decoding:
-    """One pass over a film's packets, with what is known of frames that have not come out yet."""
-
-    def __init__(self, container: InputContainer, stream: av.VideoStream, film: Film, start: float) -> None:
-        self._container, self._stream, self._film, self._start = container, stream, film, start
-        self._base = stream.time_base or Fraction(1)
-        # AVI stores no times, only the order of decoding, and a frame leaves the decoder when its turn has come.
-        self._clock = attrgetter("dts" if film.container == _AVI else "pts")
-        self._awaited: list[int] = []  # a heap: stamps of packets whose frames have not come out
-        self._latest, self._harm = -math.inf, math.inf  # the last stamp of all packets, the first that is damaged
-        self._picture: av.VideoFrame | None = None
-        self._broken = False
-
-    def frames(self) -> Iterator[_Timed]:
-        """As `_decoded`."""
-        with self._container:
-            for packet in self._packets():
-                for frame in self._frames_of(packet):
-                    yield from self._dealt(frame)
-                if self._harm < math.inf:
-                    yield from self._given_up(keep=_REORDERED)
-        if self._harm < math.inf and not self._broken:
-            yield from self._given_up()
-
-    def _packets(self) -> Iterator[av.Packet]:
-        """The stream's packets up to the empty one that is the last; fewer where the file breaks off."""
-        demuxed = self._container.demux()
-        last = partial = False
-        end = 0.0
-        # Not until the packets run out, since PyAV fails there if a stream has turned up on the way.
-        while not last:
-            try:
-                packet = next(demuxed)
-            except FFmpegError as error:
-                logger.info("cannot be read on: %s", error)
-                self._film.truncated = self._broken = True
-                return
-            ours = packet.stream.index == self._stream.index
-            last = ours and packet.dts is None and packet.pts is None and not packet.size
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if not (self._film.frames or last) and stamp is not None:
-                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base) - self._start)
-            # An empty packet says that the frame before stays.
-            if not ours or not (packet.size or last):
-                continue
-            if last and self._breaks_off(end, partial):
-                self._broken = True
-                return
-            partial = packet.is_corrupt
-            yield packet
-
-    def _breaks_off(self, end: float, partial: bool) -> bool:
-        """Whether packets that the container declares are not there: what the decoder still holds has gaps then."""
-        film = self._film
-        if film.frames and film.container == _AVI:
-            film.truncated = self._latest + 1 < film.frames - max(2, film.frames // 200)
-        elif not film.frames:
-            film.truncated = film.falls_short(end)
-        film.truncated |= partial
-        return film.truncated
-
-    def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:
-        stamp = self._clock(packet)
-        try:
-            frames = self._stream.decode(packet)
-        except FFmpegError:
-            frames = []
-            self._harm = min(self._harm, self._latest + 1, math.inf if stamp is None else stamp)
-        if stamp is not None and not packet.is_discard:
-            heappush(self._awaited, stamp)
-            self._latest = max(self._latest, stamp)
-        return frames
-
-    def _dealt(self, frame: av.VideoFrame) -> Iterator[_Timed]:
-        """A frame that came out, after those that it shows to be lost."""
-        shown = self._clock(frame)
-        self._picture = self._picture or frame
-        if frame.is_corrupt:
-            self._harm = min(self._harm, self._latest if shown is None else shown)
-        elif frame.key_frame and self._harm < math.inf and (shown is None or shown > self._harm):
-            yield from self._given_up(math.inf if shown is None else shown)
-            self._harm = math.inf
-        self._picture = frame
-        if shown is None:
-            yield frame, None, self._harm < math.inf
-        elif shown < self._harm:
-            while self._awaited and self._awaited[0] <= shown:
-                heappop(self._awaited)
-            yield frame, _seconds(shown, self._base), False
-
-    def _given_up(self, before: float = math.inf, keep: int = 0) -> Iterator[_Timed]:
-        """Frames that were to come before a time, each with the picture that there is."""
-        while self._picture is not None and len(self._awaited) > keep and self._awaited[0] < before:
-            yield self._picture, _seconds(heappop(self._awaited), self._base), True
-
-
-_REORDERED = 32
-"""More frames than any codec holds back to bring them in order."""
-
-
-def _seconds(stamp: int, base: Fraction) -> float:
-    return stamp * base.numerator / base.denominator
-
-
-def _pictures(film: Film, frames: Iterable[_Timed], start: float, tick_s: float) -> Iterator[Picture]:
-    scalers: dict[Any, VideoReformatter] = {}
-    time = -film.step_s
-    for frame, stamp, damaged in frames:
-        following = time + film.step_s
-        if stamp is not None and stamp - start < time - 1:
-            # Recordings that were joined start their clock again; time goes on.
-            start = stamp - following
-        # Some containers leave a frame without a time, or with that of the frame before.
-        time = following if stamp is None else max(stamp - start, time + tick_s)
-        film.decoded += 1
-        yield _PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
-
-
-def _sought(container: InputContainer, stream: av.VideoStream, start: float, time_s: float) -> Iterator[Picture]:
-    base = stream.time_base or Fraction(1)
-    back = 0.0
-    while True:
-        at = max(0.0, time_s - back)
-        container.seek(math.floor((at + start) / base), stream=stream)
-        pictures = _from_here(container, stream, base, start)
-        first = next(pictures, None)
-        if first is None or first.time <= time_s or at == 0:
-            yield from chain([first] if first else [], pictures)
-            return
-        # The pictures after some key frames need what lies before them.
-        back = max(1.0, 2 * back)
-
-
-def _from_here(
-    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float
-) -> Iterator[_PyAVPicture]:
-    """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
-    scalers: dict[Any, VideoReformatter] = {}
-    harm = False
-    for packet in container.demux(stream):
-        try:
-            frames = stream.decode(packet)
-        except FFmpegError:
-            harm = True
-            continue
-        for frame in frames:
-            harm = frame.is_corrupt or (harm and not frame.key_frame)
-            yield _PyAVPicture(
-                frame, float((frame.pts or 0) * base) - start, float(frame.duration * base), harm, scalers
-            )
-
-
 class _TorchPicture:
-    __slots__ = ("_frame", "time")
+    __slots__ = ("_frame", "after_hole", "interlaced", "time", "until")
     duration = 0.0  # what torchcodec says of it is wrong where the rate varies
     damaged = False
 
-    def __init__(self, frame: Any, time: float) -> None:
-        self._frame, self.time = frame, time
+    def __init__(self, frame: Any, time: float, interlaced: bool) -> None:
+        self._frame, self.time, self.interlaced = frame, time, interlaced
+        self.until, self.after_hole = time, False
 
     def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
         from torchvision.transforms.v2.functional import resize
@@ -415,9 +283,9 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
 
     def pictures() -> Iterator[Picture]:
         done = 0
-        if not film.truncated and film.container in (_MOV, _MATROSKA):
+        if not film.truncated and film.container in (MOV, MATROSKA):
             try:
-                decoder = VideoDecoder(path, device=device, num_ffmpeg_threads=1)
+                decoder = VideoDecoder(path, stream_index=film.stream, device=device, num_ffmpeg_threads=1)
                 end = decoder.metadata.end_stream_seconds
                 whole = end is not None and not film.falls_short(end - start)
                 chunk = max(1, min(16, TORCHCODEC_BYTES // (3 * film.width * film.height)))
@@ -426,8 +294,7 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
                     for frame, time in zip(batch.data, (batch.pts_seconds - start).tolist(), strict=True):
                         film.decoder = "torchcodec"
                         done += 1
-                        film.decoded += 1
-                        yield _TorchPicture(frame, time)
+                        yield _TorchPicture(frame, time, film.interlaced)
                 if whole:
                     return
             except (RuntimeError, ValueError, IndexError) as error:
@@ -439,24 +306,34 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
 
 
 def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:
-    """The pictures of a film in order, each with the number of its shot from 0, as soon as that is known."""
-    finder = None if shots.detector == "none" else CutFinder(shots)
+    """The pictures of a film in order, each with the number of its shot from 0, as soon as that is known.
+
+    Where pictures are missing a shot ends, whatever the detector.
+    """
     shrink = min(1.0, shots.width / film.width)
     small = round(film.width * shrink), round(film.height * shrink)
+    shot = first = 0
+    finder = None if shots.detector == "none" else CutFinder(shots)
     cuts: set[int] = set()
     held: deque[tuple[int, Picture]] = deque()
-    shot = 0
+
+    def told(keep: int) -> Iterator[tuple[int, Picture]]:
+        nonlocal shot
+        while len(held) > keep:
+            index, picture = held.popleft()
+            shot += index > 0 and (index in cuts or picture.after_hole)
+            yield shot, picture
+
     for index, picture in enumerate(film.pictures):
+        if picture.after_hole:
+            yield from told(0)
+            first, finder = index, CutFinder(shots) if finder else None
         held.append((index, picture))
         if finder:
-            cuts.update(finder.feed(picture.scaled(*small, smooth=False), picture.time))
-        if len(held) > (finder.delay if finder else 0):
-            index, picture = held.popleft()
-            shot += index in cuts and index > 0
-            yield shot, picture
-    for index, picture in held:
-        shot += index in cuts and index > 0
-        yield shot, picture
+            found = finder.feed(picture.scaled(*small, smooth=False), picture.time)
+            cuts.update(first + cut for cut in found if cut > 0)
+        yield from told(finder.delay if finder else 0)
+    yield from told(0)
 
 
 class Beat:

@@ -5,11 +5,13 @@ its neighbours. Formats and protocols are therefore allow-lists, also for files 
 """
 
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, BinaryIO, cast
 
 import av
+import av.logging
 from av.container import InputContainer
+from av.error import FFmpegError
 
 FORMATS = (
     # Containers of films.
@@ -33,6 +35,8 @@ FORMATS = (
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 """FFmpeg's options of every film that is opened."""
 
+MAX_PIXELS = 8192 * 8192
+"""Pixels of the largest picture that is decoded, unless settings say otherwise."""
 _LISTS = {
     "an ffconcat list": rb"ffconcat ",
     "an HLS playlist": rb"#EXTM3U",
@@ -45,9 +49,47 @@ _LISTS = {
 _HEAD = 4096
 
 
-def open_container(source: str | BinaryIO | AbstractContextManager[BinaryIO]) -> InputContainer:
-    """Open a film for reading; raises FFmpegError or ValueError where it is none, or a list of others."""
-    return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=OPTIONS))
+def open_container(
+    source: str | BinaryIO | AbstractContextManager[BinaryIO], max_pixels: int = MAX_PIXELS
+) -> InputContainer:
+    """Open a film for reading; raises FFmpegError or ValueError where it is none, or a list of others.
+
+    max_pixels: larger pictures are not decoded when the file is probed, where its streams are known before that.
+    """
+    options = OPTIONS | decoder_options(max_pixels)
+    return cast(InputContainer, av.open(cast(Any, source), "r", metadata_errors="replace", options=options))
+
+
+def decoder_options(max_pixels: int) -> dict[str, str]:
+    """FFmpeg's options of a decoder that refuses larger pictures; its own are padded to whole blocks."""
+    return {"max_pixels": str(max_pixels + max_pixels // 8 + 4096)}
+
+
+def oversize(
+    source: str | BinaryIO | AbstractContextManager[BinaryIO], stream: int, max_pixels: int = MAX_PIXELS
+) -> str:
+    """The size of a film's pictures, as 16000x16000, where that is why they cannot be decoded; else "".
+
+    FFmpeg forgets a size that it refuses, and tells it in its log only.
+    """
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    # Else lines that another film repeated come out in this one's.
+    av.logging.set_skip_repeated(False)
+    try:
+        with (
+            av.logging.Capture() as lines,
+            suppress(FFmpegError, StopIteration),
+            open_container(source, max_pixels) as container,
+        ):
+            pictures = container.streams[stream]
+            pictures.codec_context.options = decoder_options(max_pixels)
+            next(container.decode(cast(Any, pictures)))
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
+    refused = (re.search(r"(\d+x\d+) exceeds specified max pixel count", text) for _, _, text in lines)
+    return next((found[1] for found in refused if found), "")
 
 
 def listing_kind(file: BinaryIO) -> str | None:

@@ -16,7 +16,7 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.media.film import ROUNDING_S, Beat, FilmError, VideoConfig, in_shots, open_film
+from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, FilmError, VideoConfig, in_shots, open_film
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
@@ -40,7 +40,12 @@ def frame_name(category: str, number: int) -> str:
 
 
 def frames_in(
-    path: str, intervals: Sequence[Interval], by_index: bool, there: frozenset[str], decoder: str = "pyav"
+    path: str,
+    intervals: Sequence[Interval],
+    by_index: bool,
+    there: frozenset[str],
+    decoder: str = "pyav",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield {name, jpeg} for each frame that is not `there`, then a row for the film; None: alive.
 
@@ -55,7 +60,7 @@ def frames_in(
     frames = [0] * len(intervals)
     about: Row = {"name": "", "frames": frames, "files": {}, "damaged": 0, "error": "", "message": ""}
     try:
-        film = open_film(path, decoder)
+        film = open_film(path, decoder, max_pixels=max_pixels)
     except FilmError as error:
         yield {**about, "error": error.code, "message": str(error)}
         return
@@ -90,7 +95,12 @@ def frames_in(
 
 
 def frames_of_shots(
-    path: str, shots: ShotsConfig, every_s: float, max_side: int, decoder: str = "pyav"
+    path: str,
+    shots: ShotsConfig,
+    every_s: float,
+    max_side: int,
+    decoder: str = "pyav",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield {shot, start_s, end_s, times, jpegs} for each shot, then a row for it; None: alive.
 
@@ -100,7 +110,7 @@ def frames_of_shots(
     cv2.setNumThreads(1)
     av.logging.set_level(None)
     try:
-        film = open_film(path, decoder)
+        film = open_film(path, decoder, max_pixels=max_pixels)
     except FilmError as error:
         yield {"shot": -1, "shots": 0, "error": error.code, "message": str(error)}
         return
@@ -116,7 +126,7 @@ def frames_of_shots(
         if picture.time >= due - ROUNDING_S and not picture.damaged:
             shot["times"].append(picture.time)
             shot["jpegs"].append(encode_jpeg(picture.scaled(*size), QUALITY))
-        shot["end_s"] = picture.time + (picture.duration or film.step_s)
+        shot["end_s"] = picture.until
         yield from beat
     yield shot
     code, message = "", ""
@@ -158,7 +168,7 @@ def _shots(uri: str, shots: ShotsConfig, video: VideoConfig, every_s: float, max
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
     try:
         with storage.local(uri) as path:
-            arguments = (str(path), shots, every_s, max_side, video.decoder)
+            arguments = (str(path), shots, every_s, max_side, video.decoder, video.max_pixels)
             yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
     except ChildFault as fault:
         yield {"shot": -1, "error": fault.code, "message": str(fault)}

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from actors.core import storage
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
-from actors.curation.tables import PLACES, REJECTED, SCENES
+from actors.curation.tables import LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
@@ -237,7 +237,7 @@ def _draw(
     others: list[Row] = []
     held: Counter[Any] = Counter()
     wanted = [scene_id for _, scene_id in {*pictures, *captioned}]
-    for part in store.read_parts("scenes", SCENES.names):
+    for part in store.read_parts("scenes", SCENES.names, LATER):
         sound = part.filter((part["error"].to_pandas() == "").to_numpy())
         kept = sound["kept"].to_numpy()
         for histogram in histograms:
@@ -282,8 +282,9 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
     if select["fraction"] is not None:
         best = f"the best {select['fraction']:.4g} of those that pass"
     return {
+        "frozen": f"longest_hold_s > {select['max_hold_s']:g}",
         "too_short": f"no_frames < {frames['min']}",
-        "too_long": f"no_frames > {frames['max']}",
+        "too_long": f"no_frames > {frames['max']}, or as many intervals of frames.interval_ms",
         "unmeasured": "a feature is missing: `score` measures it",
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
@@ -344,8 +345,9 @@ def _card(row: dict[str, Any], pictures: dict[Key, bytes], settings: dict[str, A
     else:
         rank = f"steadiness {number(row['mean_velocity'] / row['max_velocity'] if row['max_velocity'] else 0)}"
     decided = {
+        "frozen": f"a picture is held for {number(row['longest_hold_s'] or 0)} s > {select['max_hold_s']:g} s",
         "too_short": f"{row['no_frames']} frames < {frames['min']}",
-        "too_long": f"{row['no_frames']} frames > {frames['max']}",
+        "too_long": f"{row['no_frames']} frames > {frames['max']}, or as long as that",
         "unmeasured": "not measured: " + ", ".join(name for name in FEATURES if row[name] is None),
         "static": f"velocity {number(row['mean_velocity'])} < {select['min_velocity']:g}",
         "cut_inside": f"diff {number(row['max_rgb_diff'])} > {select['max_rgb_diff']:g}",

@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("rows").textContent);
 const read = (name, kind) => new kind(Uint8Array.from(atob(data.columns[name]), c => c.charCodeAt(0)).buffer);
 const frames = read("frames", Uint16Array), velocity = read("velocity", Float32Array);
+const length = read("length", Uint16Array), hold = read("hold", Float32Array);
 const difference = read("difference", Float32Array), probability = read("probability", Float32Array);
 const span = read("span", Uint32Array), group = read("group", Uint32Array); // empty where no rows share one
 const marks = numbers => new Uint8Array(numbers.reduce((a, b) => Math.max(a, b), 0) + 1);
@@ -16,13 +17,14 @@ let least = null; // a probability, where the number to keep follows from one
 function counted() {
   const [shortest, longest, slowest, largest] =
     ["frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff"].map(name => Math.fround(field(name).value));
-  const n = {too_short: 0, too_long: 0, unmeasured: 0, static: 0, cut_inside: 0, near_duplicate: 0, same_span: 0};
+  const n = {frozen: 0, too_short: 0, too_long: 0, unmeasured: 0, static: 0, cut_inside: 0, near_duplicate: 0, same_span: 0};
   let passed = 0, left = 0, likely = 0;
   spans.fill(0);
   groups.fill(0);
   for (let i = 0; i < data.rows; i++) {
-    if (frames[i] < shortest) n.too_short++;
-    else if (frames[i] > longest) n.too_long++;
+    if (hold[i] > Math.fround(data.hold)) n.frozen++;
+    else if (frames[i] < shortest) n.too_short++;
+    else if (length[i] > longest) n.too_long++;
     else if (Number.isNaN(velocity[i])) n.unmeasured++;
     else if (velocity[i] < slowest) n.static++;
     else if (difference[i] > largest) n.cut_inside++;

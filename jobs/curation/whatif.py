@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from actors.curation.cut import FEATURES
-from actors.curation.rules import steadiness
+from actors.curation.rules import JUDGED, spaces, steadiness
 
 ROWS = 200_000
 """Scenes that the page holds at most; 2 to 5 MB."""
-COLUMNS = ("video_id", "clip_id", "scene_id", *FEATURES, "probability", "duplicate_group", "error")
+COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "error")
 """What is read of scenes/."""
 SETTINGS = ("frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff")
 """The thresholds that can be moved."""
@@ -67,13 +67,15 @@ class WhatIf:
         measured = rows[list(FEATURES)].notna().all(axis=1)
         columns = {
             "frames": rows.no_frames.clip(upper=2**16 - 1).to_numpy(np.uint16),
+            "length": spaces(rows, settings["frames"]["interval_ms"]).clip(upper=2**16 - 1).to_numpy(np.uint16),
+            "hold": rows.longest_hold_s.to_numpy(np.float32),
             "velocity": rows.mean_velocity.where(measured).to_numpy(np.float32),
             "difference": rows.max_rgb_diff.where(measured).to_numpy(np.float32),
             "span": _shared(rows.place),
             "group": _shared(rows.duplicate_group),
             "probability": rows.probability.to_numpy(np.float32) if by_filter else np.zeros(0, np.float32),
         }
-        fixed = {f"select.{name}": select[name] for name in ("by", "fraction", "dedupe")} | {
+        fixed = {f"select.{name}": select[name] for name in ("by", "fraction", "dedupe", "max_hold_s")} | {
             "filter": settings["filter"]
         }
         page = {
@@ -82,6 +84,7 @@ class WhatIf:
             "columns": {name: base64.b64encode(values.tobytes()).decode() for name, values in columns.items()},
             "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")},
             "fraction": select["fraction"],
+            "hold": select["max_hold_s"],
             "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
             "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
         }

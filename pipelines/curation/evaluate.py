@@ -104,7 +104,7 @@ def _population(store: Store) -> tuple[list[Key], set[Key]]:
         uncaptioned = rows.error == "caption_failed"
         chosen += _keys(rows[rows.kept | uncaptioned])
         sound = (rows.error == "") | uncaptioned
-        candidates.update(_keys(rows[sound & ~rows.reason.isin(["too_short", "too_long", "unmeasured"])]))
+        candidates.update(_keys(rows[sound & ~rows.reason.isin(["frozen", "too_short", "too_long", "unmeasured"])]))
     return chosen, candidates
 
 

@@ -16,7 +16,7 @@ from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.filter import load_filter, place
 from actors.curation.rules import COMPARED, steadiness
-from actors.curation.tables import SCENES, SELECT_AGAIN, strings
+from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, strings
 from pipelines.curation.settings import CurationConfig
 
 NEAR = 1000
@@ -66,7 +66,7 @@ def _find(store: Store, name: str) -> Row:
         keys = ids.to_pandas(types_mapper=strings)
         hit = (keys.scene_id == name) | (keys.video_id + "/" + keys.scene_id == name)
         if hit.any():
-            whole = store.read_whole(part, SCENES.names, again=SELECT_AGAIN)
+            whole = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN)
             found += whole.filter(hit.to_numpy()).to_pylist()
     # A duplicate of a scene has its id, and an error.
     sound = [row for row in found if not row["error"]] or found
@@ -192,6 +192,7 @@ def _filter(scene: Row, config: CurationConfig, made: dict[str, Any]) -> list[st
 
 def _rules(scene: Row, config: CurationConfig) -> list[str]:
     rules = [
+        ("frozen", "longest_hold_s", "select.max_hold_s", config.select.max_hold_s, -1),
         ("too_short", "no_frames", "frames.min", config.frames.min, 1),
         ("too_long", "no_frames", "frames.max", config.frames.max, -1),
         ("static", "mean_velocity", "select.min_velocity", config.select.min_velocity, 1),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,16 @@ from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
+log = logging.getLogger(__name__)
+
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 """What export needs to know of a scene."""
 MADE = "export.json"
 """Settings that clips/ was made with; not in there, where every name is a video's."""
 OLDER = "export_older.json"
 """Clips made with settings before these, which are still to be replaced: bytes by name."""
+SILENCED = "export_silenced.json"
+"""Seconds of damaged sound that is silent in clips, by the clip's name."""
 KEYS = ["video_id", "scene_id"]
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
@@ -73,7 +78,9 @@ def export(config: CurationConfig) -> Exported:
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
-    failed = _write_missing(missing, config) if missing else []
+    made = _write_missing(missing, config) if missing else []
+    failed = [row for row in made if row["error"]]
+    _tell_silenced(store, made, kept)
     check_selection(store, selection)
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
@@ -85,6 +92,18 @@ def export(config: CurationConfig) -> Exported:
             older.pop(_clip(row), None)
     _remove_unwanted(store, listed, older, kept)
     return Exported(len(missing) - len(failed), len(kept) - len(missing), failed, time.monotonic() - started)
+
+
+def _tell_silenced(store: Store, made: list[Row], kept: list[Row]) -> None:
+    """Remember of how many seconds of sound in kept clips nothing is left but silence."""
+    before = store.read_json(SILENCED) or {}
+    now = before | {_clip(row): round(row["silenced_s"], 3) for row in made if not row["error"]}
+    names = set(map(_clip, kept))
+    now = {name: seconds for name, seconds in sorted(now.items()) if seconds and name in names}
+    if now != before:
+        store.write_json(now, SILENCED)
+    if now:
+        log.warning("%d clips have damaged sound, which is silent there: see silenced_s in kept.json", len(now))
 
 
 def _older(store: Store, listed: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
@@ -185,7 +204,11 @@ def _unknown(store: Store, keys: Sequence[Key]) -> IncompleteError:
 
 
 def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
-    """The reference's file: paths are relative to the output; what was not measured is null."""
+    """The reference's file: paths are relative to the output; what was not measured is null.
+
+    Beside the reference's names silenced_s: seconds of the clip's sound that are damaged, and silent.
+    """
+    silenced = store.read_json(SILENCED) or {}
     scenes = [
         {
             "scene_id": row["scene_id"],
@@ -196,6 +219,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
             "video_path": f"clips/{_clip(row)}",
             "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
             "recaption": row["recaption"] or None,
+            "silenced_s": silenced.get(_clip(row), 0.0),
         }
         for row in kept
     ]
@@ -252,7 +276,7 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     interval_ms = config.frames.interval_ms if config.export.frames else None
     write: Any = partial(export_films, job=ExportJob(Store(config.output), config.export, config.video, interval_ms))
     rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
-    return [row for row in rows_of(rows) if row["error"]]
+    return list(rows_of(rows))
 
 
 def _write_shards(kept: list[Row], config: CurationConfig) -> None:

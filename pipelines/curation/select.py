@@ -1,8 +1,9 @@
 """Decide which scenes are kept, from what was measured: a cheap step that can be repeated with other thresholds.
 
 A scene passes the rules where, in this order, none of these holds:
+    frozen      longest_hold_s > select.max_hold_s
     too_short   no_frames < frames.min
-    too_long    no_frames > frames.max
+    too_long    no_frames > frames.max, or end_s - start_s is longer than so many intervals and another
     unmeasured  a feature is missing: the scene was too long when it was scored; `score` measures it
     static      mean_velocity < select.min_velocity
     cut_inside  max_rgb_diff > select.max_rgb_diff
@@ -29,8 +30,8 @@ from actors.core.store import Store
 from actors.curation.cut import FEATURES
 from actors.curation.duplicates import near_duplicates
 from actors.curation.filter import Filter, load_filter, place
-from actors.curation.rules import HASH, REASONS, judge, rejections, write_decisions
-from actors.curation.tables import SCENES, SELECT_AGAIN, SELECTION, strings
+from actors.curation.rules import HASH, JUDGED, REASONS, judge, rejections, write_decisions
+from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, SELECTION, strings
 from pipelines.curation.rows import (
     IncompleteError,
     captions,
@@ -87,7 +88,7 @@ def select(config: CurationConfig) -> Selected:
     """
     store = Store(config.output)
     model = _filter(config) if config.select.by == "classifier" else None
-    columns = FEATURES if config.select.dedupe is None else [*FEATURES, "phash"]
+    columns = [*FEATURES, *JUDGED, *(["phash"] if config.select.dedupe is not None else [])]
     look = partial(judge, frames=config.frames, select=config.select, model=model)
     with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
         scenes, films, videos, notes = rows_now(store, columns, look)
@@ -204,13 +205,15 @@ def _tell_captions(store: Store, new: Replacement) -> bool:
     sound = answers[answers.code == ""].set_index(keys).recaption
     changed = False
     for part in new.parts("scenes"):
-        table = store.read_whole(part, SCENES.names, again=SELECT_AGAIN)
+        table = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN)
         about = table.select([*keys, "error", "recaption"]).to_pandas()
         found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
         told = np.where(about.error == "", found, "")
         if (told != about.recaption).any():
             column = SCENES.get_field_index("recaption")
-            new.swap(part, table.set_column(column, SCENES.field(column), pa.array(told, pa.string())))
+            new.swap(
+                part, table.select(SCENES.names).set_column(column, SCENES.field(column), pa.array(told, pa.string()))
+            )
             changed = True
     failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
     return _fail_scenes(store, new, failed, "caption") or changed
@@ -222,7 +225,7 @@ def _fail_scenes(store: Store, new: Replacement, rows: Sequence[Row], step: str)
     keys = ["video_id", "scene_id"]
     more = []
     for part in new.parts("scenes") if rows else ():
-        scenes = store.read_whole(part, again=SELECT_AGAIN).to_pandas(types_mapper=strings)
+        scenes = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN).to_pandas(types_mapper=strings)
         codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
         # A duplicate of a kept scene has its own error already.
         hit = scenes.kept.to_numpy() & ~pd.isna(codes)

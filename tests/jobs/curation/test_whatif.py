@@ -51,6 +51,8 @@ def corpus(folder: Path) -> CurationConfig:
                     "max_velocity": random.uniform(2, 4),
                     "max_rgb_diff": float(np.float32(random.choice([random.lognormal(7, 1), 3000.1, 900.7, 4000]))),
                     "phash": np.random.default_rng(copied).bytes(24) if copied < 90 else None,
+                    "longest_hold_s": float(np.float32(random.choice([0.04, 0.5, 3.0, 3.1], p=[0.8, 0.1, 0.05, 0.05]))),
+                    "end_s": float(random.choice([2.0, 15.1, 15.3, 40.0], p=[0.85, 0.05, 0.05, 0.05])),
                     "video_index": video,
                     "ordinal": scenes,
                 }

@@ -15,7 +15,7 @@ from actors.core.store import Store
 from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.filter import Filter, save_filter
 from actors.curation.rules import REASONS, SelectConfig, judge
-from actors.curation.tables import PLACES, REJECTED, SCENES, SCORES
+from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.rows import IncompleteError
 from pipelines.curation.select import alarms, alike, choose, fail_scenes, select, tally
@@ -476,3 +476,39 @@ def test_two_hundred_thousand_scenes(tmp_path: Path):
     assert counted.dropped["too_short"] == int(((rows.error == "") & (rows.no_frames < 4)).sum())
     assert [row["scene_id"] for row in table(settings, "scenes", SCENES)[:3]] == ["v0.0_0", "v0.0_1", "v0.1_0"]
     assert len(store.parts("scenes")) == 2
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"longest_hold_s": 3.0}, ""),
+        ({"longest_hold_s": 3.1}, "frozen"),
+        ({"longest_hold_s": 1200.0, "end_s": 1204.0, "no_frames": 16}, "frozen"),
+        ({"longest_hold_s": 1200.0, "no_frames": 1, "mean_velocity": NAN}, "frozen"),
+        # Sixty samples, a picture each, of a steady film and of one with a picture a second.
+        ({"end_s": 15.042, "no_frames": 60}, ""),
+        ({"end_s": 60.0, "no_frames": 60, "longest_hold_s": 1.0}, "too_long"),
+        # A row of an earlier version.
+        ({"longest_hold_s": None}, ""),
+    ],
+)
+def test_held_pictures_and_seconds_count(about: Row, reason: str):
+    assert chosen(frame(scene("v.0_0", **about), scene("w.0_0")))["v.0_0"] == reason
+    if reason == "frozen":
+        assert chosen(frame(scene("v.0_0", **about), scene("w.0_0")), max_hold_s=2000.0)["v.0_0"] != "frozen"
+
+
+def test_rows_of_earlier_versions_are_selected_and_fail_as_before(tmp_path: Path):
+    settings = config(tmp_path)
+    store = Store(settings.output)
+    old = pa.schema([field for field in SCORES if field.name not in LATER])
+    rows = [scene("v.0_0"), scene("v.1_0", no_frames=2), film("v", 2)]
+    store.write_part("scores", pa.Table.from_pylist(rows, old), ["old"])
+    write_plan(store, {"v": 2})
+    select(settings)
+    for name in ("v.0_0", "v.1_0"):
+        [row] = [row for row in table(settings, "scenes", SCENES) if row["scene_id"] == name]
+        assert row["reason"] == ("" if name == "v.0_0" else "too_short")
+        assert row["longest_hold_s"] is row["clock_jumps"] is row["interlaced"] is None
+    fail_scenes(store, [{"video_id": "v", "scene_id": "v.0_0", "error": "export_failed", "message": "no"}])
+    assert [row["error"] for row in table(settings, "scenes", SCENES)] == ["export_failed", ""]

@@ -1,0 +1,226 @@
+"""PyAV's side of decoding: a film's packets become pictures in order of presentation, whatever the file holds."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from heapq import heappop, heappush
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from actors.media.clock import AVI, Clock, Heard
+
+if TYPE_CHECKING:
+    from actors.media.film import Film
+
+logger = logging.getLogger(__name__)
+
+
+class PyAVPicture:
+    """A `Picture` that PyAV has decoded."""
+
+    __slots__ = ("_scalers", "_turns", "after_hole", "damaged", "duration", "frame", "interlaced", "time", "until")
+
+    def __init__(
+        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, VideoReformatter]
+    ) -> None:
+        self.frame, self.time, self.duration, self.damaged, self._scalers = frame, time, duration, damaged, scalers
+        self.until, self.after_hole, self.interlaced = time, False, bool(frame.interlaced_frame)
+        self._turns = round(frame.rotation / 90) % 4
+
+    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
+        """The upright frame at that size: uint8 (height, width, 3) RGB."""
+        size = (height, width) if self._turns % 2 else (width, height)
+        scaler = self._scalers.setdefault((size, smooth), VideoReformatter())
+        how = Interpolation.BILINEAR if smooth else Interpolation.FAST_BILINEAR
+        rgb = scaler.reformat(self.frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, self._turns)) if self._turns else rgb
+
+
+Timed = tuple[av.VideoFrame, float | None, bool]
+"""A frame, its time in seconds, and whether it is damaged."""
+
+
+class Decoding:
+    """One pass over a film's packets, with what is known of frames that have not come out yet.
+
+    Damage lasts until the next key frame; so long each frame that was to come is there, so that frames can be counted,
+    but not its own picture. Of what decoders conceal without a word (HEVC, VP9, MPEG-2, MJPEG) nothing is known.
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: av.VideoStream, film: "Film", start: float, clock: Clock, sound: int
+    ) -> None:
+        self._container, self._stream, self._film, self._start = container, stream, film, start
+        self._mended, self._sound, self.heard = clock, sound, Heard()
+        self._base = stream.time_base or Fraction(1)
+        # AVI stores no times, only the order of decoding, and a frame leaves the decoder when its turn has come.
+        self._clock = attrgetter("dts" if film.container == AVI else "pts")
+        self._awaited: list[int] = []  # a heap: stamps of packets whose frames have not come out
+        self._latest, self._harm = -math.inf, math.inf  # the last stamp of all packets, the first that is damaged
+        self._picture: av.VideoFrame | None = None
+        self._broken = False
+
+    def frames(self) -> Iterator[Timed]:
+        """Frames in order of presentation, each with its time and whether it is damaged."""
+        with self._container:
+            for packet in self._packets():
+                for frame in self._frames_of(packet):
+                    yield from self._dealt(frame)
+                if self._harm < math.inf:
+                    yield from self._given_up(keep=REORDERED)
+        if self._harm < math.inf and not self._broken:
+            yield from self._given_up()
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """The stream's packets up to the empty one that is the last; fewer where the file breaks off."""
+        demuxed = self._container.demux()
+        last = partial = False
+        end = 0.0
+        # Not until the packets run out, since PyAV fails there if a stream has turned up on the way.
+        while not last:
+            try:
+                packet = next(demuxed)
+            except FFmpegError as error:
+                logger.info("cannot be read on: %s", error)
+                self._film.truncated = self._broken = True
+                return
+            self._mended.mend(packet)
+            ours = packet.stream.index == self._stream.index
+            last = ours and packet.dts is None and packet.pts is None and not packet.size
+            if not last:
+                end = max(end, self._noted(packet))
+            # An empty packet says that the frame before stays.
+            if not ours or not (packet.size or last):
+                continue
+            if last and self._breaks_off(end, partial):
+                self._broken = True
+                return
+            partial = packet.is_corrupt
+            yield packet
+
+    def _noted(self, packet: av.Packet) -> float:
+        """When a packet of pictures or sound ends, in seconds; 0 for others."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        index = packet.stream.index
+        if stamp is None or index not in (self._stream.index, self._sound):
+            return 0.0
+        start = float(stamp * packet.time_base) - self._start
+        end = start + float((packet.duration or 0) * packet.time_base)
+        if index == self._sound:
+            shift = self._mended.shift_s
+            self.heard.add(start + shift, end + shift)
+            return end + shift
+        return end
+
+    def _breaks_off(self, end: float, partial: bool) -> bool:
+        """Whether packets that the container declares are not there: what the decoder still holds has gaps then."""
+        film = self._film
+        if film.frames and film.container == AVI:
+            film.truncated = self._latest + 1 < film.frames - max(2, film.frames // 200)
+        elif not film.frames:
+            film.truncated = film.falls_short(end) and not self._is_whole(end)
+        film.truncated |= partial
+        return film.truncated
+
+    def _is_whole(self, end: float) -> bool:
+        whole = self._film.is_whole()
+        if whole:
+            declared = f"its header declares {self._film.duration_s:.1f} s, the file holds {end:.1f} s and is whole"
+            logger.warning("%s: %s: it is taken as it is", self._film.path, declared)
+        return whole
+
+    def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:
+        stamp = self._clock(packet)
+        try:
+            frames = self._stream.decode(packet)
+        except FFmpegError:
+            frames = []
+            self._harm = min(self._harm, self._latest + 1, math.inf if stamp is None else stamp)
+        if stamp is not None and not packet.is_discard:
+            heappush(self._awaited, stamp)
+            self._latest = max(self._latest, stamp)
+        return frames
+
+    def _dealt(self, frame: av.VideoFrame) -> Iterator[Timed]:
+        """A frame that came out, after those that it shows to be lost."""
+        shown = self._clock(frame)
+        self._picture = self._picture or frame
+        if frame.is_corrupt:
+            self._harm = min(self._harm, self._latest if shown is None else shown)
+        elif frame.key_frame and self._harm < math.inf and (shown is None or shown > self._harm):
+            yield from self._given_up(math.inf if shown is None else shown)
+            self._harm = math.inf
+        self._picture = frame
+        if shown is None:
+            yield frame, None, self._harm < math.inf
+        elif shown < self._harm:
+            while self._awaited and self._awaited[0] <= shown:
+                heappop(self._awaited)
+            yield frame, _seconds(shown, self._base), False
+
+    def _given_up(self, before: float = math.inf, keep: int = 0) -> Iterator[Timed]:
+        """Frames that were to come before a time, each with the picture that there is."""
+        while self._picture is not None and len(self._awaited) > keep and self._awaited[0] < before:
+            yield self._picture, _seconds(heappop(self._awaited), self._base), True
+
+
+REORDERED = 32
+"""More frames than any codec holds back to bring them in order."""
+
+
+def _seconds(stamp: int, base: Fraction) -> float:
+    return stamp * base.numerator / base.denominator
+
+
+def pictures(film: "Film", frames: Iterable[Timed], start: float, tick_s: float) -> Iterator[PyAVPicture]:
+    """Frames as pictures, at times that only go forwards; start: that of the file, in seconds."""
+    scalers: dict[Any, VideoReformatter] = {}
+    time = -film.step_s
+    for frame, stamp, damaged in frames:
+        following = time + film.step_s
+        # Some containers leave a frame without a time, or with that of the frame before.
+        time = following if stamp is None else max(stamp - start, time + tick_s)
+        yield PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
+
+
+def sought(container: InputContainer, stream: av.VideoStream, start: float, time_s: float) -> Iterator[PyAVPicture]:
+    """Pictures from a key frame at or before a time on, in seconds."""
+    base = stream.time_base or Fraction(1)
+    back = 0.0
+    while True:
+        at = max(0.0, time_s - back)
+        container.seek(math.floor((at + start) / base), stream=stream)
+        pictures = _from_here(container, stream, base, start)
+        first = next(pictures, None)
+        if first is None or first.time <= time_s or at == 0:
+            yield from chain([first] if first else [], pictures)
+            return
+        # The pictures after some key frames need what lies before them.
+        back = max(1.0, 2 * back)
+
+
+def _from_here(
+    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float
+) -> Iterator[PyAVPicture]:
+    """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
+    scalers: dict[Any, VideoReformatter] = {}
+    harm = False
+    for packet in container.demux(stream):
+        try:
+            frames = stream.decode(packet)
+        except FFmpegError:
+            harm = True
+            continue
+        for frame in frames:
+            harm = frame.is_corrupt or (harm and not frame.key_frame)
+            yield PyAVPicture(
+                frame, float((frame.pts or 0) * base) - start, float(frame.duration * base), harm, scalers
+            )
