@@ -146,13 +146,14 @@ def find_films(input: str) -> list[Source]:
 
 def plan_embed(config: EmbedConfig) -> EmbedPlan:
     """The films of the input and those left to do; raises UserError where the model or the output does not fit."""
-    check_clip(config.embeddings)
     store = Store(config.output)
     sources = find_films(config.input)
     made = store.read_json("embedding.json")
     if made and made["model"] != config.embeddings.name():
         # Vectors of two models lie in two spaces.
         raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
+    # It imports the model's library, which takes seconds.
+    check_clip(config.embeddings)
     done = stored_films(store)
     return EmbedPlan(sources, [source for source in sources if source.film not in done])
 

@@ -49,12 +49,12 @@ class Plan:
 
 def plan_personalise(config: PersonaliseConfig) -> Plan:
     """Find images and missing identities; raises UserError where the model or an extra is missing."""
-    from actors.movie_characters.personalise_steps import adam8bit
-
     given = config.input
     pictures = find_pictures(given if isinstance(given, str) else list(given), "input")
     check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     if config.use_8bit_adam:
+        from actors.movie_characters.personalise_steps import adam8bit
+
         adam8bit()
     if config.precision != config.mixed_precision:
         log.warning("mixed_precision=%s needs a GPU: computing in float32", config.mixed_precision)

@@ -145,7 +145,7 @@ def test_a_model_is_used_on_other_comics(ray_cluster: None, settings: list[str],
     assign = trained.assign
     fit = {"method": assign.method, "constraints": assign.constraints, "by": made, "threshold": 0.41, "curve": []}
     (model / "threshold.json").write_text(json.dumps(fit))
-    assert "threshold: 0.41" in run("assign", *settings, f"model={model}").output
+    assert "threshold: 0.41" in run("assign", *settings, f"model={model}", "--dry-run").output
 
 
 def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:
