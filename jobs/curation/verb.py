@@ -10,6 +10,7 @@ from actors.core import storage
 from actors.core.catalog import ReplacedError
 from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.captioners import check_captioner
 from actors.curation.captions import TRIES
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
@@ -154,6 +155,8 @@ def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
     from pipelines.curation.recaption import caption_scenes
 
+    # Before Ray starts, which takes a while.
+    check_captioner(config.captions)
     run.ray()
     log.info(estimated(config, scenes))
     run.record["captions"] = asdict(caption_scenes(config, scenes))
