@@ -167,8 +167,11 @@ def write_kept(config: CurationConfig, run: Run) -> None:
 
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
+    from actors.curation.captioners import check_captioner
     from pipelines.curation.recaption import caption_scenes
 
+    # Before Ray starts, which takes a while.
+    check_captioner(config.captions)
     run.ray()
     log.info(estimated(config, scenes))
     run.record["captions"] = asdict(caption_scenes(config, scenes))

@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from jobs.core import verbs
 from jobs.curation.__main__ import app
+from jobs.curation.verb import caption
 from pipelines.curation.labels import write_labels
 from pipelines.curation.settings import measured_by
 from tests.pipelines.curation import outputs
@@ -96,6 +99,15 @@ def test_a_mistake_leaves_the_record_as_it_was(output: Path, run: Run, monkeypat
     assert "set GEMINI_API_KEY" in run("recaption", output, code=2).output
     assert json.loads((output / "run.json").read_text()) == before
     assert "done" in run("status", output).output
+
+
+def test_a_missing_key_is_told_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    started: list[object] = []
+    monkeypatch.setattr(verbs.Run, "ray", started.append)
+    with pytest.raises(UserError, match="set GEMINI_API_KEY"):
+        caption(config(tmp_path), [], verbs.Run(Store(str(tmp_path)), {}))
+    assert not started
 
 
 def test_status_shows_the_progress_of_a_run_that_has_not_ended(output: Path, run: Run, tmp_path: Path):

@@ -479,7 +479,7 @@ def test_failures_are_counted_by_step_and_code_with_an_example(tmp_path: Path) -
         [*cut, {**lost, "message": "HTTP 410" + "!" * 5000}],
         part=100,
     )
-    page = report(store, record(250))
+    page = report(store, record(250, lost_videos={"gone": 1}, incomplete_videos={"truncated": 2}))
     kinds, rows = page.tables["failures"][1:3], page.tables["failures"][4:]
     assert kinds[0] == ["cut", "crashed", "250", "retry may help", "film0.0_0", "signal 0"]
     assert kinds[1][:5] == ["fetch", "gone", "1", "for good", "gone7"]
@@ -487,10 +487,9 @@ def test_failures_are_counted_by_step_and_code_with_an_example(tmp_path: Path) -
     assert len(rows) == 200
     assert rows[3] == ["film0", "film0.3", "film0.3_0", "cut", "crashed", "signal 3", "2"]
     assert "The first 200 of 251 rows of rejected/" in page.words("failures")
-    assert (
-        "Lost beside these, since their scenes could not be known, or not all of them: 1 video (gone 1)."
-        in page.words("funnel")
-    )
+    told = page.words("funnel")
+    assert "Lost beside these, since their scenes could not be known: 1 video (gone 1)." in told
+    assert "Measured in part, since not all of their scenes could be known: 2 videos (truncated 2)." in told
 
 
 def test_speed_and_films_come_from_the_record(tmp_path: Path) -> None:
