@@ -101,7 +101,7 @@ def spaces(rows: pd.DataFrame, interval_ms: int) -> pd.Series:
     rows: no_frames, start_s, end_s; interval_ms: milliseconds between two samples.
     """
     intervals = np.floor((rows.end_s - rows.start_s) * 1000 / interval_ms + ROUNDING)
-    return np.maximum(rows.no_frames, intervals.fillna(0))
+    return pd.Series(np.maximum(rows.no_frames, intervals.fillna(0)))
 
 
 def steadiness(rows: pd.DataFrame) -> pd.Series:

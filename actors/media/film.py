@@ -177,6 +177,7 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
     stream.thread_count = 1
     sound = sound_stream(container)
     start = (container.start_time or 0) / av.time_base
+    clock = Clock(container, stream, sound)
     film = Film(
         rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
         duration_s=container.duration / av.time_base if container.duration else None,
@@ -186,10 +187,10 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
         path=path,
         stream=stream.index,
         start_s=start,
-        clock=Clock(container, stream, sound),
+        clock=clock,
         truncated=lacks_samples(container, stream),
     )
-    decoding = Decoding(container, stream, film, start, film.clock, sound.index if sound else -1)
+    decoding = Decoding(container, stream, film, start, clock, sound.index if sound else -1)
     frames = decoding.frames()
     first = next(frames, None)
     if first is None:

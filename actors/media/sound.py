@@ -3,6 +3,7 @@
 import ctypes
 from collections import deque
 from collections.abc import Iterator
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -165,6 +166,8 @@ class _Channels:
             sorted_samples = samples[self._order]
         else:
             sorted_samples = samples.reshape(-1, self.count)[:, self._order].reshape(1, -1)
-        made = av.AudioFrame.from_ndarray(np.ascontiguousarray(sorted_samples), frame.format.name, self._name)
+        made = av.AudioFrame.from_ndarray(
+            cast(Any, np.ascontiguousarray(sorted_samples)), frame.format.name, self._name
+        )
         made.sample_rate, made.pts, made.time_base = frame.sample_rate, frame.pts, frame.time_base
         return made

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("rows").textContent);
 const read = (name, kind) => new kind(Uint8Array.from(atob(data.columns[name]), c => c.charCodeAt(0)).buffer);
 const frames = read("frames", Uint16Array), velocity = read("velocity", Float32Array);
-const length = read("length", Uint16Array), hold = read("hold", Float32Array);
+const length = read("length", Uint16Array), frozen = read("frozen", Uint8Array);
 const difference = read("difference", Float32Array), probability = read("probability", Float32Array);
 const span = read("span", Uint32Array), group = read("group", Uint32Array); // empty where no rows share one
 const marks = numbers => new Uint8Array(numbers.reduce((a, b) => Math.max(a, b), 0) + 1);
@@ -22,7 +22,7 @@ function counted() {
   spans.fill(0);
   groups.fill(0);
   for (let i = 0; i < data.rows; i++) {
-    if (hold[i] > Math.fround(data.hold)) n.frozen++;
+    if (frozen[i]) n.frozen++;
     else if (frames[i] < shortest) n.too_short++;
     else if (length[i] > longest) n.too_long++;
     else if (Number.isNaN(velocity[i])) n.unmeasured++;

@@ -65,10 +65,12 @@ class WhatIf:
         rows = rows.assign(rank=rank.to_numpy(np.float32))
         rows = rows.sort_values(["rank", "scene_id", "video_id"], ascending=[False, True, True], kind="stable")
         measured = rows[list(FEATURES)].notna().all(axis=1)
+        frozen = (rows.longest_hold_s > select["max_hold_s"]).to_numpy(np.uint8)
         columns = {
             "frames": rows.no_frames.clip(upper=2**16 - 1).to_numpy(np.uint16),
             "length": spaces(rows, settings["frames"]["interval_ms"]).clip(upper=2**16 - 1).to_numpy(np.uint16),
-            "hold": rows.longest_hold_s.to_numpy(np.float32),
+            # Its threshold does not move; empty where no scene is.
+            "frozen": frozen if frozen.any() else frozen[:0],
             "velocity": rows.mean_velocity.where(measured).to_numpy(np.float32),
             "difference": rows.max_rgb_diff.where(measured).to_numpy(np.float32),
             "span": _shared(rows.place),
@@ -84,7 +86,6 @@ class WhatIf:
             "columns": {name: base64.b64encode(values.tobytes()).decode() for name, values in columns.items()},
             "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")},
             "fraction": select["fraction"],
-            "hold": select["max_hold_s"],
             "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
             "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
         }

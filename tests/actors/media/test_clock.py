@@ -22,10 +22,12 @@ STEP = 1 / films.RATE
 def scenes(path: Path, spans: Sequence[tuple[float, float | None]] | None = None, **video: Any) -> list[Row]:
     """The rows of a film, its own last: every frame is sampled; spans: from-to in seconds, a scene each."""
     about = {"clip_id": "c", "ordinal": 0, "caption": "", "first": 0, "end": -1}
-    listed = spans and [
-        {"start_s": start, "end_s": end, "scenes": [{**about, "scene_id": f"c{i}"}]}
-        for i, (start, end) in enumerate(spans)
-    ]
+    listed: list[Row] | None = None
+    if spans is not None:
+        listed = [
+            {"start_s": start, "end_s": end, "scenes": [{**about, "scene_id": f"c{i}"}]}
+            for i, (start, end) in enumerate(spans)
+        ]
     settings = FramesConfig(interval_ms=1, max=900, size=60), ShotsConfig("none"), MotionConfig(flow="scaled")
     rows = cut(str(path), "v", listed, frozenset(), VideoConfig(**video), *settings)
     return [row for row in rows if row is not None]
@@ -40,7 +42,7 @@ def sound_of(path: Path, row: Row, folder: Path) -> np.ndarray:
     wanted = [{"scene_id": "clip", "start_s": row["start_s"], "end_s": row["end_s"]}]
     [clip] = [made for made in write_clips(str(path), wanted, str(folder), ClipsConfig(), None) if made]
     assert clip["error"] == ""
-    with av.open(clip["path"]) as container:
+    with av.open(str(clip["path"]), "r") as container:
         return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
 
 
