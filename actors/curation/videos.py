@@ -59,6 +59,7 @@ class Choice:
 
 
 ALL = Choice()
+"""All videos of a plan, as they come."""
 
 
 def read_tasks(row: Row, store: Store, choice: Choice = ALL) -> list[Row]:
