@@ -31,17 +31,31 @@ def ray_cluster() -> Iterator[None]:
     """One local cluster of two CPUs for the session."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        _start_ray(folder)
         yield
         ray.shutdown()
+
+
+def _start_ray(folder: str) -> None:
+    """Ray gives a node 30 seconds to start, which a busy machine may exceed."""
+    import ray
+
+    for attempt in range(4):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                _temp_dir=f"{folder}/{attempt}",
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            )
+            return
+        except Exception as error:
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.support import films
 from tests.support.corpus import run_here, table
 from tests.support.servers import FileHost, Reply
 
-FAST = ("frames.size=64", "frames.min=2", "select.min_velocity=0", "select.max_rgb_diff=60000")
+FAST = ("frames.size=64", "latents.model=tiny", "frames.min=2", "select.min_velocity=0", "select.max_rgb_diff=60000")
 FILES = {
     "other-host": "file://host/film.mp4",
     "bucket": "s3://bucket",
