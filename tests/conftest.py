@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from tests.support import colours, tiny_models
 from tests.support.servers import gemini, host, s3, s3_server  # noqa: F401
@@ -27,12 +28,14 @@ os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "1")
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster of two CPUs for the session."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        _start_ray(folder)
+        # Several that start at once take longer than Ray waits for them.
+        with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+            _start_ray(folder)
         yield
         ray.shutdown()
 
