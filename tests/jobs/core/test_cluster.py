@@ -254,14 +254,7 @@ def _line(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "a.jsonl",
-            "\n".join([*(_line(f"v{i}") for i in range(600)), '{"v": {"clip": {}}}']),
-            'line 601: "v": key "url"',
-        ),
-        ("a.json", _line("v")[:-1] + ', "w": {"url": "w.mp4", "clip": {"w.0": {"span": ["0"]}}}}', '"w"."clip"."w.0"'),
         ("a.json", _line("v")[:-20], "broken JSON"),
-        ("a.csv", "video_id,url,start,end\nv,v.mp4,0,1\nv,v.mp4,one,2\n", "line 3"),
         ("a.csv", "video_id,start,end\nv,0,1\n", "no column url"),
     ],
 )
@@ -273,7 +266,9 @@ def test_broken_metadata_stops_before_any_work(name: str, text: str, message: st
     shutil.copytree(on_a_folder, output, dirs_exist_ok=True)
     before = corpus.contents(output, "")
     run_here("run", f"input={table}", f"output={output}", *FAST, code=2)
-    assert corpus.contents(output, "") == before
+    after = corpus.contents(output, "")
+    # Where the record lies while a command runs.
+    assert after.pop("runs/last.json") == before["run.json"] and after == before
 
 
 def test_input_and_output_in_conflict(folder: Path, on_a_folder: Path):
