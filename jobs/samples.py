@@ -27,7 +27,8 @@ def copy_films(folder: Path) -> list[Path]:
         for name in names:
             if name not in files:
                 raise UserError(f"{package} {metadata.version(package)} holds no {name}: install the pinned version")
-            copies.append(Path(shutil.copy(str(files[name]), folder / name)))
+            # With their times: a film with another one counts as changed, and is measured again.
+            copies.append(Path(shutil.copy2(str(files[name]), folder / name)))
     return copies
 
 

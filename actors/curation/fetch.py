@@ -105,7 +105,6 @@ def _fetched(video_id: str, url: str, host: str, folder_uri: str, config: FetchC
         size = storage.size(target)
         if _is_from(target, url):
             return Fetched(target, bytes=size)
-        storage.delete(target)
     with TemporaryFolder() as folder:
         # urllib speaks no SOCKS; the tool takes a plain file as well.
         by_itself = plain and not (config.proxy or "").startswith("socks")
@@ -117,7 +116,8 @@ def _fetched(video_id: str, url: str, host: str, folder_uri: str, config: FetchC
             _check(path)
         except Fault as fault:
             return Fetched(url, fault.code, str(fault), tries.statistics["attempt_number"])
-        # First, so that a file never lies beside another one's url.
+        # In this order a file never lies beside another one's url.
+        storage.delete(target)
         storage.write_bytes(f"{target}.url", unsigned(url).encode())
         storage.upload(path, target)
         return Fetched(target, attempts=tries.statistics["attempt_number"], bytes=path.stat().st_size)

@@ -19,7 +19,7 @@ BACK_S = 0.1
 """A clock that goes back by more than this has jumped, in formats that allow it. FFmpeg uses the same threshold."""
 RESET_S = 1.0
 """A clock that goes back by more than this has jumped in any format."""
-SOUND_SLACK_S = 0.02
+FOLLOWS_S = 0.02
 """Sound that follows within this of the sound before it belongs to the same recording."""
 RUNS = 1000
 """Stretches of sound that are remembered."""
@@ -166,7 +166,7 @@ class SoundClock:
         strays = 0.0 if self._next_s is None else raw_s - self._next_s
         newer = len(clock.jumps) > self._piece
         if self._next_s is None or (
-            newer and abs(strays) > SOUND_SLACK_S and abs(raw_s - clock.raw_s) < abs(raw_s - clock.before_s)
+            newer and abs(strays) > FOLLOWS_S and abs(raw_s - clock.raw_s) < abs(raw_s - clock.before_s)
         ):
             self._piece, self._shift_s = len(clock.jumps), clock.shift_s
         elif strays < -clock.back_s or (clock.jumps_ahead and strays > AHEAD_S):

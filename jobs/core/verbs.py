@@ -182,14 +182,17 @@ def nothing_done(record: Mapping[str, Any]) -> str:
 
 def first_rejections(store: Store, folder: str) -> list[str]:
     """A line for each of the first SHOWN rows of a table of rejected rows: which, its code, and the message."""
-    rows = [row for part in store.read_parts(folder) for row in part.to_pylist()]
+    rows, count = [], 0
+    for part in store.read_parts(folder):
+        rows += part.slice(0, SHOWN - len(rows)).to_pylist()
+        count += len(part)
     lines = []
-    for row in rows[:SHOWN]:
+    for row in rows:
         which = next((row[name] for name in ("uri", "path") if row.get(name)), None)
         which = which or next(value for name, value in row.items() if name not in REASONS and value not in ("", None))
         reasons = [str(row[name]) for name in REASONS if row.get(name)]
         lines.append(": ".join([f"  {which}", *reasons]))
-    return lines + ([f"  and {len(rows) - SHOWN} more: {store.uri(folder)}"] if len(rows) > SHOWN else [])
+    return lines + ([f"  and {count - SHOWN} more: {store.uri(folder)}"] if count > SHOWN else [])
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -14,6 +14,8 @@ def test_the_films_are_copied_and_decode(tmp_path: Path) -> None:
     for copy in copies:
         with av.open(copy) as container:
             assert next(container.decode(video=0)).width > 0
+    times = [copy.stat().st_mtime_ns for copy in copies]
+    assert [copy.stat().st_mtime_ns for copy in samples.copy_films(tmp_path / "films")] == times
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,9 @@ def test_a_file_from_another_url_is_fetched_anew(host: FileHost, film: bytes, st
     host.put("/b.mp4", Reply(other))
     first = fetch("v1", host.url("/a.mp4?token=1"), store, QUICK)
     assert fetch("v1", host.url("/a.mp4?token=2"), store, QUICK) == replace(first, attempts=0)
+    # Until there is another one, the film that is there stays.
+    assert fetch("v1", host.url("/gone.mp4"), store, QUICK).code == "fetch_gone"
+    assert fetch("v1", host.url("/a.mp4"), store, QUICK) == replace(first, attempts=0)
     second = fetch("v1", host.url("/b.mp4"), store, QUICK)
     assert (second.uri, second.attempts) == (first.uri, 1)
     assert storage.read_bytes(second.uri) == other
@@ -113,7 +116,7 @@ def test_files_stay_where_they_are(film: bytes, tmp_path: Path, s3: str, store: 
         storage.write_bytes(uri, film)
         assert fetch("v1", uri, store, QUICK) == module.Fetched(uri, bytes=len(film))
         storage.delete(uri)
-    assert fetch("v1", str(tmp_path), store, QUICK).code == "not_found"
+    assert fetch("v1", str(tmp_path), store, QUICK).code == "fetch_gone"
     assert stored(store) == []
 
 
