@@ -116,7 +116,7 @@ def test_files_stay_where_they_are(film: bytes, tmp_path: Path, s3: str, store: 
         storage.write_bytes(uri, film)
         assert fetch("v1", uri, store, QUICK) == module.Fetched(uri, bytes=len(film))
         storage.delete(uri)
-    assert fetch("v1", str(tmp_path), store, QUICK).code == "fetch_gone"
+    assert fetch("v1", str(tmp_path), store, QUICK).code == "not_found"
     assert stored(store) == []
 
 
