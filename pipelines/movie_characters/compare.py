@@ -3,7 +3,7 @@
 All models see the same images, as they are and through each filter. An image without an answer, such as one without a
 detected face, counts as wrong.
 
-accuracy  share of images whose best answer is right, with a 95 % percentile bootstrap interval over images
+accuracy  share of images whose best answer is right, with its 95 % interval (Wilson 1927)
 p         McNemar's exact test of two models on the same images: of the images that only one of them has right, does
           each model have half? (McNemar 1947; the binomial distribution)
 """
@@ -41,7 +41,7 @@ from pipelines.movie_characters.models import (
     run_of,
 )
 from pipelines.movie_characters.pictures import find_pictures
-from pipelines.movie_characters.results import Results, by_class, read_results, write_csv
+from pipelines.movie_characters.results import NO_ANSWER, Results, by_class, read_results, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -349,7 +349,7 @@ def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     best = answers(by_class(results))
-    found = {stem(image): answer for image, answer in best.items()}
+    found = {stem(image): answer for image, answer in best[best != NO_ANSWER].items()}
     hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]
     return pd.DataFrame({"hit": hits, "answered": [name in found for name in names]}, list(names))
 

@@ -77,8 +77,8 @@ def _rows(numbers: np.ndarray, random: np.random.Generator) -> pa.Table:
         "message": np.where(failed, "a frame could not be decoded", ""),
         "written": np.ones(count),
     }
-    kinds = {field.name: "" if pa.types.is_string(field.type) else 0 for field in SCORES}
-    whole = {name: columns.get(name, [kinds[name]] * count) for name in kinds}
+    blank = {pa.string(): "", pa.bool_(): False}
+    whole = {field.name: columns.get(field.name, [blank.get(field.type, 0)] * count) for field in SCORES}
     return pa.table({name: pa.array(values, SCORES.field(name).type) for name, values in whole.items()}, schema=SCORES)
 
 
