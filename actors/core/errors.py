@@ -34,14 +34,3 @@ def machine_fault(error: BaseException, writing: bool = False) -> str:
             return f"{one}; free some space, or set TMPDIR to a folder that can be written to"
         one = one.__cause__ or one.__context__
     return ""
-
-
-def not_downloaded(setting: str, model: str, problem: object, folder: str) -> UserError:
-    """The error of a model that the Hugging Face Hub does not give.
-
-    problem: what its library says, of which the first line is kept; folder: what to pass instead, in words.
-    """
-    first = str(problem).partition("\n")[0]
-    return UserError(
-        f"{setting}={model} cannot be downloaded from the Hugging Face Hub ({first}). Pass {folder}, or set HF_TOKEN."
-    )

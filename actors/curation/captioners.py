@@ -3,15 +3,17 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.core.errors import UserError, not_downloaded
+from actors.core.errors import UserError
 from actors.core.http import retry_after_s
 from actors.core.stage import Batch
 from actors.curation.captions import Answer, Captioner, CaptionsConfig, Pace, Refusal, Reply, Throttled, ask, prompt
 from actors.media.images import encode_jpeg
+from actors.models.hub import check_hub, first_line
 
 MAX_OUTPUT_TOKENS = 4096
 """Bounds what one reply costs; a model that thinks spends of it, too."""
@@ -204,10 +206,13 @@ def check_local_model(model: str) -> None:
         raise UserError(
             "captions.by=transformers needs the extra `transformers`: pip install 'filmray[transformers]'"
         ) from error
+    instead = "a folder that transformers saved"
+    if not Path(model).is_dir() and not check_hub(f"captions.model={model}", model, ("config.json",), instead):
+        return
     try:
         kind = AutoConfig.from_pretrained(model).model_type
     except (OSError, ValueError) as error:
-        raise not_downloaded("captions.model", model, error, "a folder that transformers saved") from error
+        raise UserError(f"captions.model={model} cannot be loaded: {first_line(error)}. Pass {instead}.") from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(f"captions.model={model} is a {kind} model. Set an image-text-to-text model.")
 

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from actors.core.errors import UserError, not_downloaded
+from actors.core.errors import UserError
 from actors.core.stage import ModelStage
+from actors.models.hub import check_hub
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -37,15 +35,8 @@ def check_model(model: str) -> None:
         return
     if Path(model).exists() or model.startswith(("/", ".", "~")):
         raise UserError(f"latents.model={model}: no config.json there; give a folder that diffusers has saved")
-    problems = []
-    for name in ("config.json", "vae/config.json"):
-        try:
-            hf_hub_download(model, name)
-            return
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            problems.append(error)
-    folder = "a folder that diffusers saved, or latents.model=tiny (the encoder that ships)"
-    raise not_downloaded("latents.model", model, problems[0], folder)
+    instead = "a folder that diffusers saved, or latents.model=tiny (the encoder that ships)"
+    check_hub(f"latents.model={model}", model, ("config.json", "vae/config.json"), instead)
 
 
 def _folder(path: Path) -> Path | None:

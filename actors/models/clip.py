@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub import hf_hub_download
 
-from actors.core.errors import UserError, not_downloaded
+from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
+from actors.models.hub import check_hub
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -24,6 +24,7 @@ CONFIG = "open_clip_config.json"
 """What open_clip reads first in a folder or repository of its own."""
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights that open_clip looks for in a repository which names no file."""
+_INSTEAD = f"a folder with its {CONFIG} and weights"
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,23 @@ def check_clip(config: EmbeddingsConfig) -> None:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    name, tag = config.model, config.pretrained
+    name, tag, setting = config.model, config.pretrained, f"embeddings.model={config.model}"
     if folder := _folder(name):
         if not any(folder.glob("*.safetensors")):
-            raise UserError(f"embeddings.model={name} has no weights: put a .safetensors file beside its {CONFIG}")
+            raise UserError(f"{setting} has no weights: put a .safetensors file beside its {CONFIG}")
         return
     if name.startswith(("/", ".", "~", "local-dir:")) or Path(name).is_dir():
-        raise UserError(f"embeddings.model={name}: no {CONFIG} there; give a folder that open_clip has saved")
+        raise UserError(f"{setting}: no {CONFIG} there; give a folder that open_clip has saved")
     if name.startswith("hf-hub:"):
-        _reachable(config, name.removeprefix("hf-hub:"), WEIGHTS)
+        repository = name.removeprefix("hf-hub:")
+        if check_hub(setting, repository, (CONFIG,), _INSTEAD):
+            check_hub(setting, repository, WEIGHTS, _INSTEAD)
         return
     # open_clip takes ViT-B/32 for ViT-B-32.
     known = name.replace("/", "-")
     if known not in open_clip.list_models():
         near = ", ".join(get_close_matches(known, open_clip.list_models(), 3, 0.3))
-        raise UserError(
-            f"embeddings.model={name} is no folder, no hf-hub:... and no name of open_clip; near it: {near}"
-        )
+        raise UserError(f"{setting} is no folder, no hf-hub:... and no name of open_clip; near it: {near}")
     if tag and Path(tag).is_file():
         return
     source = get_pretrained_cfg(known, tag or "")
@@ -92,26 +93,13 @@ def check_clip(config: EmbeddingsConfig) -> None:
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
         files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
-        _reachable(config, repository, files)
+        check_hub(setting, repository, files, _INSTEAD)
 
 
 def _folder(model: str) -> Path | None:
     """The folder that a model is, where it is one."""
     folder = Path(model.removeprefix("local-dir:"))
     return folder if (folder / CONFIG).is_file() else None
-
-
-def _reachable(config: EmbeddingsConfig, repository: str, files: Sequence[str]) -> None:
-    try:
-        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-            hf_hub_download(repository, CONFIG)
-    except (HFValidationError, OSError) as error:
-        if isinstance(error, RemoteEntryNotFoundError) and not config.model.startswith("hf-hub:"):
-            # What open_clip knows by name needs no more than the weights.
-            return
-        raise not_downloaded(
-            "embeddings.model", config.model, error, f"a folder with its {CONFIG} and weights"
-        ) from error
 
 
 def input_shape(config: EmbeddingsConfig) -> Shape:

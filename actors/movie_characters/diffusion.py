@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from actors.core import storage
-from actors.core.errors import UserError, not_downloaded
+from actors.core.errors import UserError
 from actors.core.stage import ModelStage
 from actors.core.temporary import private_folder
+from actors.models.hub import check_hub
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -86,11 +85,7 @@ def check_diffusion(model: str, setting: str) -> None:
         raise UserError(
             f"{setting}={model} has no {INDEX}; give a folder that a Stable Diffusion pipeline of diffusers saved"
         )
-    try:
-        hf_hub_download(model, INDEX)
-    except (HFValidationError, OSError) as error:
-        folder = "a folder that a Stable Diffusion pipeline of diffusers saved"
-        raise not_downloaded(setting, model, error, folder) from error
+    check_hub(f"{setting}={model}", model, (INDEX,), "a folder that a Stable Diffusion pipeline of diffusers saved")
 
 
 def _check_extra() -> None:

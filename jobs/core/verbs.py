@@ -37,6 +37,7 @@ from actors.core import storage
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
+from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
 from jobs.core.errors import FAILED, REJECTED, exit_codes, root_cause
 from jobs.core.session import ray_session, start_logging
@@ -352,10 +353,10 @@ def _command(verb: Verb) -> Any:
                 print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None), end="")
                 return
             config = verb.load(arguments or [])
-            plan = verb.plan(config)
             if dry_run:
-                _tell_preview(config, verb.preview(config, plan))
+                with unreachable_is_told():
+                    _tell_preview(config, verb.preview(config, verb.plan(config)))
                 return
-            execute(verb, config, plan, max_rejected, verbose)
+            execute(verb, config, verb.plan(config), max_rejected, verbose)
 
     return command

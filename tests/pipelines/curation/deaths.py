@@ -1,6 +1,6 @@
-"""Runs on a cluster of two nodes of which one is lost: `python -m tests.pipelines.curation.deaths INPUT OUTPUT CPUS`.
+"""Runs on a cluster of two nodes of which one is lost: `python -m tests.pipelines.curation.deaths INPUT OUTPUT WHICH`.
 
-The node that dies is that of the actor which measures.
+The node that dies is that of the actor which measures (WHICH is own), or the one beside it (other).
 """
 
 import sys
@@ -28,16 +28,17 @@ def node_of_the_scorer(address: str) -> str | None:
     return None
 
 
-def lose_a_node(cluster: Cluster, workers: dict[str, Any]) -> None:
-    """Once there is the actor, end its node."""
+def lose_a_node(cluster: Cluster, workers: dict[str, Any], which: str) -> None:
+    """Once there is the actor, end its node, or the other one."""
     while (node := node_of_the_scorer(str(cluster.address))) not in workers:
         time.sleep(0.2)
-    cluster.remove_node(workers[node], allow_graceful=False)
+    (other,) = workers.keys() - {node}
+    cluster.remove_node(workers[node if which == "own" else other], allow_graceful=False)
     sys.stdout.write("a node is gone\n")
 
 
 if __name__ == "__main__":
-    folder, place = sys.argv[1:]
+    folder, place, which = sys.argv[1:]
     start_logging()
     deaths.QUIET_S = 10
     # The driver's node has no CPUs, so that every worker is on a node that may die.
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     two = [shared.add_node(num_cpus=1) for _ in range(2)]
     ray.init(shared.address, log_to_driver=False)
     settings = quick(folder, place)
-    losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}))
+    losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}, which))
     losing.start()
     score(settings, make_plan(settings), lambda: make_plan(settings))
     losing.join()

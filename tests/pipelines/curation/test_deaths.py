@@ -73,13 +73,14 @@ def test_a_film_that_kills_its_workers_becomes_a_row(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_node_of_the_model_is_lost(tmp_path: Path) -> None:
-    """With one CPU a node, the actor that starts again on the other one leaves no room for tasks."""
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_the_node_of_the_model_or_the_one_beside_it_is_lost(tmp_path: Path, which: str) -> None:
+    """With one CPU a node, the actor that starts again on the other one, or stays there, leaves no room for tasks."""
     folder = tmp_path / "films"
     folder.mkdir()
     for name in "abcdef":
         films.film(folder / f"{name}.mp4", shots=(60,) * 4)
-    command = [sys.executable, "-m", "tests.pipelines.curation.deaths", folder, tmp_path / "out"]
+    command = [sys.executable, "-m", "tests.pipelines.curation.deaths", folder, tmp_path / "out", which]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
         # A cluster tells its address there, and others that start meanwhile would join it.
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}

@@ -1,0 +1,63 @@
+"""Whether the Hugging Face Hub has a model, asked once and without waiting, before a run begins."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from actors.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10
+"""Seconds for one answer. Where there is no network, the library's own downloads try again for half a minute a file."""
+
+_NEEDED = ContextVar("_NEEDED", default=True)
+
+
+@contextmanager
+def unreachable_is_told() -> Iterator[None]:
+    """Within it a Hub that does not answer costs a warning, not the command: for commands that download nothing."""
+    token = _NEEDED.set(False)
+    try:
+        yield
+    finally:
+        _NEEDED.reset(token)
+
+
+def check_hub(setting: str, repository: str, files: Sequence[str], instead: str) -> bool:
+    """Raise UserError where a repository has none of some files and none was downloaded before.
+
+    setting: what the user set, as name=value; instead: what to pass instead, in words. Returns False where the Hub does
+    not answer and that is only to be told.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    problem: Exception | None = None
+    try:
+        if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+            return True
+        for file in files:
+            try:
+                get_hf_file_metadata(hf_hub_url(repository, file), timeout=TIMEOUT_S)
+                return True
+            except HfHubHTTPError as error:
+                # What is said of the first file counts: it is the one that most repositories have.
+                problem = problem or error
+    except HFValidationError as error:
+        problem = error
+    except Exception as error:  # The library lets through what its HTTP client raises.
+        problem = error
+        if not _NEEDED.get():
+            log.warning("%s: the Hugging Face Hub does not answer (%s)", setting, first_line(error))
+            return False
+    raise UserError(
+        f"{setting} cannot be downloaded from the Hugging Face Hub ({first_line(problem)}). Pass {instead}, or set "
+        "HF_TOKEN."
+    ) from problem
+
+
+def first_line(problem: object) -> str:
+    """The beginning of a message."""
+    return str(problem).strip().partition("\n")[0]

@@ -1,0 +1,68 @@
+"""A model of the Hub is asked for once, and a Hub that is away costs seconds."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from actors.core.errors import UserError
+from actors.models.hub import check_hub, unreachable_is_told
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server with me/model, which has b.json; `status` is its answer for what it has, `asked` the paths."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            server.asked.append(self.path)
+            has = self.path == "/me/model/resolve/main/b.json"
+            self.send_response(server.status if has else 404)
+            self.send_header("X-Error-Code", "" if has else "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.status, server.asked = 200, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_any_of_the_files_will_do(hub: Any) -> None:
+    assert check_hub("model=me/model", "me/model", ("a.json", "b.json"), "a folder")
+    assert [path.rpartition("/")[2] for path in hub.asked] == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_an_answer_is_not_asked_for_again(hub: Any, status: int) -> None:
+    hub.status = status
+    with pytest.raises(UserError, match=r"model=me/model cannot be downloaded .*Pass a folder, or set HF_TOKEN"):
+        check_hub("model=me/model", "me/model", ("b.json",), "a folder")
+    assert len(hub.asked) == 1
+
+
+def test_a_hub_that_is_away_ends_a_command_and_warns_a_dry_run(hub: Any, caplog: pytest.LogCaptureFixture) -> None:
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        check_hub("model=me/model", "me/model", ("a.json", "b.json"), "a folder")
+    with unreachable_is_told(), caplog.at_level(logging.WARNING):
+        assert not check_hub("model=me/model", "me/model", ("a.json",), "a folder")
+        # What is no name of a repository stays wrong.
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            check_hub("model=no name", "no name", ("a.json",), "a folder")
+    assert "model=me/model: the Hugging Face Hub does not answer" in caplog.text
