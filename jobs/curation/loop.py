@@ -121,9 +121,10 @@ class Evaluate(CurationVerb):
         check_clip(config.embeddings)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.evaluate import plan_evaluation, stages_of
+        from pipelines.curation.evaluate import check_comparable, plan_evaluation, stages_of
 
         todo = plan_evaluation(config)
+        check_comparable(config, todo)
         kept, drawn = todo.rows.kept, todo.rows.random
         facts = [
             f"compared: {kept.sum()} kept and {drawn.sum()} random scenes, {(kept & drawn).sum()} in both groups",
@@ -136,11 +137,12 @@ class Evaluate(CurationVerb):
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
         from actors.curation.captioners import check_captioner
-        from pipelines.curation.evaluate import evaluate, plan_evaluation
+        from pipelines.curation.evaluate import check_comparable, evaluate, plan_evaluation
         from pipelines.curation.recaption import unasked
 
         expected = count(run)
         todo = plan_evaluation(config)
+        check_comparable(config, todo)
         if config.evaluate.recaption and unasked(config, todo.scenes):
             try:
                 check_captioner(config.captions)

@@ -42,6 +42,7 @@ from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
 from pipelines.curation.frames import frames_of
+from pipelines.curation.recaption import unasked
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.significance import Comparison, compare
@@ -67,6 +68,13 @@ class Plan:
         rows = self.rows[self.rows.error != ""]
         return sorted(set(rows[TEXTS].to_numpy().ravel()) - {""})
 
+    @property
+    def comparable(self) -> bool:
+        """Whether there are texts for one of the comparisons at least."""
+        there = self.rows[TEXTS] != ""
+        kept, random = there[self.rows.kept], there[self.rows.random]
+        return bool(kept.all(axis=1).any() or (kept.any() & random.any()).any())
+
 
 def plan_evaluation(config: CurationConfig) -> Plan:
     """Draw the groups and find what is missing; raises UserError where nothing is kept."""
@@ -89,6 +97,15 @@ def plan_evaluation(config: CurationConfig) -> Plan:
     )
     rows = _with_scores(rows.assign(**{name: [row[name] for row in scenes] for name in ORIGIN}), store, config)
     return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""])
+
+
+def check_comparable(config: CurationConfig, plan: Plan) -> None:
+    """Raise UserError where neither captions nor recaptions are there to be compared, and none will be made."""
+    if not plan.comparable and not (config.evaluate.recaption and unasked(config, plan.scenes)):
+        raise UserError(
+            f"There is nothing to compare: of {len(plan.scenes)} scenes of {config.output} too few have a caption or a "
+            "recaption. Make recaptions with evaluate.recaption=true; where they failed, `failed` says why."
+        )
 
 
 def _population(store: Store) -> tuple[list[Key], set[Key]]:
@@ -121,10 +138,12 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
     """Score what is missing and compare; returns what is written as evaluation.json."""
     started = time.monotonic()
     store, rows = Store(config.output), plan.rows
-    if plan.todo:
+    # Captions that were asked for may all have failed.
+    scored = plan.todo if plan.comparable else []
+    if scored:
         _score(plan, config)
     parts = store.parts("evaluation")
-    if plan.todo:
+    if scored:
         rows = _with_scores(rows.drop(columns=SCORED), store, config)
     table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
     store.commit_table("evaluation", [table], "Run `evaluate` to make it again.", absorbed=parts)
@@ -134,7 +153,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "kept": int(rows.kept.sum()),
         "random": int(rows.random.sum()),
         "both": int((rows.kept & rows.random).sum()),
-        "scored": len(plan.todo),
+        "scored": len(scored),
         "comparisons": compared,
         "totals": totals(compared),
         "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),

@@ -106,15 +106,16 @@ def test_what_is_scored_is_not_scored_again_and_totals_stay_with_their_scenes(ou
 
 
 @pytest.mark.slow
-def test_films_without_captions_are_compared_by_what_they_have(
+def test_films_without_captions_have_nothing_to_compare(
     ray_cluster: None, hdvg: Path, settings: list[str], tmp_path: Path
 ):
     run_here("run", f"input={hdvg.parent}", f"output={tmp_path}", *settings, "shots.detector=none")
     assert "evaluate.recaption=false" in run_here("evaluate", tmp_path, code=2).output
-    told = run_here("evaluate", tmp_path, "evaluate.recaption=false").stdout
-    assert told.count("nothing to compare") == 3
-    assert "no_caption 2" in told and "not_asked 2" in told
-    assert [read(tmp_path, "kept.json")[name] for name in TOTALS] == [None] * 4
+    record = read(tmp_path, "run.json")
+    for more in ([], ["--dry-run"]):
+        told = run_here("evaluate", tmp_path, "evaluate.recaption=false", *more, code=2).output
+        assert "nothing to compare: of 2 scenes" in told and "recaption=true" in told
+    assert read(tmp_path, "run.json") == record and not (tmp_path / "evaluation").exists()
 
 
 @pytest.mark.slow
@@ -151,6 +152,14 @@ def test_both_groups_are_recaptioned_before_they_are_compared(
 )
 def test_what_cannot_work_stops_before_any_work(output: Path, setting: str, message: str):
     assert message in run_here("evaluate", output, setting, code=2).output
+
+
+def test_a_dry_run_needs_no_network(output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = ("embeddings.model=ViT-g-14", "embeddings.pretrained=laion2b_s12b_b42k")
+    assert "scenes to be scored" in run_here("evaluate", output, *model, "--dry-run").stdout
+    assert "embeddings.model=ViT-g-14: the Hugging Face Hub does not answer" in caplog.text
+    assert "cannot be downloaded" in run_here("evaluate", output, *model, code=2).output
 
 
 @pytest.mark.slow

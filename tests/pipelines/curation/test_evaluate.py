@@ -20,7 +20,7 @@ from actors.curation.cut import FramesConfig
 from actors.curation.rules import SelectConfig
 from actors.curation.tables import CAPTIONS, EVALUATION
 from actors.models.clip import EmbeddingsConfig
-from pipelines.curation.evaluate import comparisons, draw, evaluate, plan_evaluation, totals
+from pipelines.curation.evaluate import Plan, comparisons, draw, evaluate, plan_evaluation, totals
 from pipelines.curation.export import TOTALS, kept_scenes, proven
 from pipelines.curation.select import select, tell_captions
 from pipelines.curation.settings import CurationConfig, EvaluateConfig
@@ -253,6 +253,26 @@ def evaluated(**columns: Any) -> pd.DataFrame:
         "error": [""] * 4,
     }
     return pd.DataFrame(rows | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "comparable"),
+    [
+        ({}, True),
+        ({"caption": [""] * 4}, True),
+        ({"caption": [""] * 4, "recaption": [""] * 4}, False),
+        # A comparison has two sides.
+        ({"caption": ["words", "", "", ""], "recaption": ["", "words", "", ""]}, False),
+        ({"caption": ["words", "", "", ""], "recaption": ["words", "", "", ""]}, True),
+        ({"caption": ["", "", "words", ""], "recaption": ["", "", "words", ""]}, False),
+        ({"caption": ["words", "", "words", ""], "recaption": [""] * 4}, True),
+    ],
+)
+def test_what_can_be_compared_is_known_before(columns: dict[str, Any], comparable: bool):
+    rows = evaluated(**columns)
+    scores = {f"score_{name}": [1.0 if text else math.nan for text in rows[name]] for name in ("caption", "recaption")}
+    assert Plan(rows, [], []).comparable == comparable
+    assert comparable == any(one["means"] is not None for one in comparisons(rows.assign(**scores), 99, 0))
 
 
 def test_without_captions_the_rest_is_compared():
