@@ -16,6 +16,7 @@ import hmac
 import ipaddress
 import math
 import secrets
+import shlex
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -77,6 +78,8 @@ class AnnotateConfig:
     per_video: int = 3
     """Scenes of each video that are shown before any video shows more; at least 1. Filters are judged by videos, so
     labels of many videos are worth more."""
+    question: str = "Is this scene worth training a text-to-video model on?"
+    """What the page asks: say what good means, so that all who label mean the same."""
     seed: int = 0
     """Seed of the random order. People with the same seed see the same scenes, so that their agreement is measured."""
     host: str = "127.0.0.1"
@@ -115,7 +118,7 @@ def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> 
     scenes = in_order(scenes_to_label(Store(config.output)), config.per_video, config.seed, model)
     session = Session(scenes, own, read_labels(labels))
     asyncio.run(_serve(session, Clips(session.scenes, run), config, token))
-    print("\n".join(summary(session)))
+    print("\n".join(summary(session, config)))
 
 
 def check_host(host: str, token: str | None) -> None:
@@ -131,24 +134,26 @@ def check_host(host: str, token: str | None) -> None:
         )
 
 
-def summary(session: Session) -> list[str]:
-    """What was done, in lines."""
+def summary(session: Session, config: AnnotateConfig) -> list[str]:
+    """What was done, in lines; the last is the command that comes next."""
     said = session.answers
     now = f"{said.count(1)} good, {said.count(0)} bad, {said.count(None)} skipped"
     lines = [f"{session.annotator}: {now} now; {len(session.labels)} labels in {session.file}"]
     for name, found in session.agreement().items():
         kappa = "unknown" if math.isnan(found.kappa) else f"{found.kappa:.2f}"
         lines.append(f"agreement with {name}: {found.share:.0%} of {found.scenes} scenes, κ {kappa}")
-    return lines
+    where = [] if config.labels is None else [f"labels={config.labels}"]
+    following = ["python", "-m", "jobs.curation", "fit-filter", config.output, *where]
+    return [*lines, f"next: {shlex.join(following)}"]
 
 
 class Page:
     """The page's requests."""
 
-    def __init__(self, session: Session, clips: Clips, host: str, token: str | None) -> None:
+    def __init__(self, session: Session, clips: Clips, config: AnnotateConfig, token: str | None) -> None:
         self.stopped = asyncio.Event()
         self._session, self._clips, self._token = session, clips, token
-        self._only_loopback = _is_loopback(host)
+        self._config, self._only_loopback = config, _is_loopback(config.host)
         # One answer after the other: a file is read, changed and written.
         self._lock = asyncio.Lock()
         environment = Environment(
@@ -193,7 +198,9 @@ class Page:
 
     async def _page(self, request: web.Request) -> web.Response:
         nonce = secrets.token_urlsafe(16)
-        page = web.Response(text=self._template.render(nonce=nonce), content_type="text/html")
+        page = web.Response(
+            text=self._template.render(nonce=nonce, question=self._config.question), content_type="text/html"
+        )
         page.headers["Content-Security-Policy"] = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
             "media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -233,7 +240,7 @@ class Page:
     async def _stop(self, request: web.Request) -> web.Response:
         async with self._lock:
             self.stopped.set()
-            return web.json_response({"summary": summary(self._session)})
+            return web.json_response({"summary": summary(self._session, self._config)})
 
     async def _step(self, act: Callable[[], None]) -> web.Response:
         async with self._lock:
@@ -273,7 +280,7 @@ class Page:
 
 
 async def _serve(session: Session, clips: Clips, config: AnnotateConfig, token: str | None) -> None:
-    page = Page(session, clips, config.host, token)
+    page = Page(session, clips, config, token)
     # An open page keeps its connection; nothing that matters is on its way when the person has stopped.
     runner = web.AppRunner(page.app(), access_log=None, shutdown_timeout=1)
     try:

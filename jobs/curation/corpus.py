@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from actors.core.store import Store
 from jobs.core import verbs
 from jobs.core.verbs import Preview, Verb
-from jobs.curation.verb import CurationVerb, caption, count, decide, load_settings, places, settle, write_kept
+from jobs.curation.verb import (
+    CurationVerb,
+    caption,
+    count,
+    decide,
+    load_settings,
+    overriding,
+    places,
+    settle,
+    write_kept,
+)
 
 if TYPE_CHECKING:
     from pipelines.curation.plan import Plan
@@ -133,7 +143,13 @@ class Select(CurationVerb):
         return Preview(facts, places(config, "scenes", "places", "rejected", "report.html", "run.json"))
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
-        settle(decide(config, run), run)
+        expected = decide(config, run)
+        if differing := overriding(config, run.store):
+            run.record["notes"].append(
+                f"{' '.join(differing)} holds for this selection alone: `run`, `retry` and the next `select` go by the "
+                "settings of the run"
+            )
+        settle(expected, run)
 
 
 class Export(CurationVerb):

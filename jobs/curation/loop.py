@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
@@ -77,6 +78,9 @@ class FitFilter(Verb):
             write_report(run.store, record)
         for line in fit_lines(fitted.about["report"], uri):
             run.say(line)
+        own = [] if config.filter is None else [f"filter={config.filter}"]
+        command = ["python", "-m", "jobs.curation", "select", config.output, "select.by=classifier", *own]
+        run.say(f"next: {shlex.join(command)}")
 
 
 def fit_lines(report: dict[str, Any], uri: str) -> list[str]:

@@ -1,8 +1,8 @@
 """report.html: what became of the input, drawn from the tables and the run record that a run leaves.
 
 scenes/ is read twice, part by part: to count, and to draw. What is held of a scene is its place in an index of 9 bytes;
-axes come from a seeded sample, bars count every scene. The page needs no other file and asks nobody for anything; the
-one script that may run in it is known to it by its hash.
+axes come from a seeded sample, bars count every scene. The page needs no other file, though it links to the clips, and
+asks nobody for anything; the one script that may run in it is known to it by its hash.
 """
 
 import base64
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from markupsafe import Markup
 from actors.core import storage
 from actors.core.store import Store
 from actors.curation.cut import FEATURES
+from actors.curation.export import clip_name
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
@@ -57,6 +59,8 @@ UNITS = {
     "no_frames": "sampled",
     "probability": "of good, says the filter",
 }
+FLOOR = {"max_rgb_diff": 0.01, "mean_rgb_diff": 0.01, "max_velocity": 1e-3, "mean_velocity": 1e-3, "mse": 1e-6}
+"""Where the axes of these begin at the lowest: below is no more than rounding, as in a scene of one black picture."""
 LINEAR = {"cos_sim", "no_frames", "probability"}
 """Features drawn on a linear axis; the others have long tails."""
 
@@ -92,11 +96,11 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         histograms=histograms,
         units=UNITS,
         rules=rules,
-        cards={group: [_card(row, pictures, settings) for row in shown[group]] for group in shown},
+        cards={group: [_card(row, pictures, settings, store) for row in shown[group]] for group in shown},
         whatif=Markup(census.whatif.page(settings)),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        groups=_groups(groups, others, census, pictures, settings),
+        groups=_groups(groups, others, census, pictures, settings, store),
         n_groups=len(census.duplicates),
         n_duplicates=census.duplicates.total(),
         filter=filter_findings(store, settings),
@@ -216,7 +220,7 @@ def _histogram(feature: str, census: _Census, settings: dict[str, Any]) -> Histo
         ],
     }.get(feature, [])
     log = feature not in LINEAR
-    values = scaled(census.sample[:, FEATURES.index(feature)], log)
+    values = scaled(np.maximum(census.sample[:, FEATURES.index(feature)], FLOOR.get(feature, -np.inf)), log)
     edges = scaled(np.array([mark.edge for mark in marks], np.float64), log)
     bins = int(np.clip(2 * math.sqrt(census.measured), 10, 48))
     axis = axis_of(values[np.isfinite(values)], edges[np.isfinite(edges)], bins, whole=feature == "no_frames")
@@ -337,8 +341,8 @@ def _example(rows: pd.DataFrame) -> dict[str, str]:
     return {"example": row.scene_id or row.video_id, "message": row.message}
 
 
-def _card(row: dict[str, Any], pictures: dict[Key, bytes], settings: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of a scene: its picture, and what decided it."""
+def _card(row: Row, pictures: dict[Key, bytes], settings: dict[str, Any], store: Store) -> dict[str, Any]:
+    """What is shown of a scene: its picture, its clip where there is one, and what decided it."""
     frames, select = settings["frames"], settings["select"]
     if select["by"] == "classifier":
         rank = f"probability {number(row['probability'])}"
@@ -354,7 +358,9 @@ def _card(row: dict[str, Any], pictures: dict[Key, bytes], settings: dict[str, A
     }.get(row["reason"], rank)
     numbers = [("v", row["mean_velocity"]), ("d", row["max_rgb_diff"]), ("f", row["no_frames"])]
     measured = " · ".join(f"{letter} {number(value)}" for letter, value in numbers if value is not None)
-    return {**row, "jpeg": pictures.get(_key(row), b""), "decided": decided, "measured": measured}
+    name = clip_name(*_key(row)) if row["kept"] else ""
+    clip = f"clips/{quote(name)}" if name and storage.exists(store.uri("clips", name)) else ""
+    return {**row, "jpeg": pictures.get(_key(row), b""), "clip": clip, "decided": decided, "measured": measured}
 
 
 def _chosen_groups(census: _Census) -> list[int]:
@@ -370,13 +376,14 @@ def _groups(
     census: _Census,
     pictures: dict[Key, bytes],
     settings: dict[str, Any],
+    store: Store,
 ) -> list[dict[str, Any]]:
     """What is shown of groups: how many scenes each has, and the first of them, that which stayed before the others."""
     members = {group: [row for row in rows if row["duplicate_group"] == group] for group in chosen}
     groups = []
     for group, scenes in members.items():
         first = sorted(scenes, key=lambda row: (row["reason"] == NEAR_DUPLICATE, not row["kept"], _key(row)))[:MEMBERS]
-        cards = [_card(row, pictures, settings) | {"reason": row["reason"] or KEPT} for row in first]
+        cards = [_card(row, pictures, settings, store) | {"reason": row["reason"] or KEPT} for row in first]
         groups.append({"scenes": census.duplicates[group], "cards": cards})
     return groups
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from actors.core import storage
 from actors.core.catalog import ReplacedError
 from actors.core.stage import Row
 from actors.core.store import Store
+from jobs.core.describe import inline, settings_of
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
 from jobs.core.verbs import Run, Verb, listed
@@ -116,6 +118,17 @@ def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
     return load(kind, arguments, made["settings"], positional=("output",))
 
 
+def overriding(config: CurationConfig, store: Store) -> list[str]:
+    """The settings of a command that are not those of the run which its output is from, as key=value."""
+    made = store.read_json("plan", "settings.json")
+    if made is None:
+        return []
+    kind = type(config)
+    before = {one.path: one.value for one in settings_of(kind, values=load(kind, [], made["settings"]))}
+    now = [one for one in settings_of(kind, values=config) if not one.group and one.path != "output"]
+    return [f"{one.path}={inline(one.value)}" for one in now if before.get(one.path) != one.value]
+
+
 def places(config: CurationConfig, *names: str) -> dict[str, str]:
     """Where artefacts of an output lie, by name."""
     return {name: Store(config.output).uri(name) for name in names}
@@ -179,6 +192,7 @@ def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
 
 def settle(expected: int, run: Run) -> None:
     """Record how the rows add up; raises IncompleteError where they do not, ReplacedError where they are of others."""
+    from pipelines.curation.export import clips_behind
     from pipelines.curation.select import alarms, check_selection, tally
 
     check_selection(run.store, run.record["selection"])
@@ -187,6 +201,11 @@ def settle(expected: int, run: Run) -> None:
     run.record |= {"rows": rows, "lost_videos": counted.lost_videos}
     run.record["incomplete_videos"] = counted.incomplete_videos
     run.record["alarms"] = alarms(counted, run.record["drift"])
+    missing, unwanted = clips_behind(run.store)
+    if missing or unwanted:
+        behind = f"{missing} kept scenes have no clip yet, {unwanted} clips are of scenes that are not kept"
+        command = f"python -m jobs.curation export {shlex.quote(run.store.root)}"
+        run.record["notes"] = [*run.record.get("notes", []), f"{behind}: renew them with {command}"]
 
 
 def estimated(config: CurationConfig, scenes: list[Row]) -> str:

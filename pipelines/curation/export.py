@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from actors.core import storage
@@ -92,6 +93,19 @@ def export(config: CurationConfig) -> Exported:
             older.pop(_clip(row), None)
     _remove_unwanted(store, listed, older, kept)
     return Exported(len(missing) - len(failed), len(kept) - len(missing), failed, time.monotonic() - started)
+
+
+def clips_behind(store: Store) -> tuple[int, int]:
+    """How many kept scenes have no clip of theirs, and how many clips are of scenes that are not kept (any more)."""
+    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    older = store.read_json(OLDER) or {}
+    there = {name for name, size in listed.items() if older.get(name) != size}
+    kept, failed = set[str](), set[str]()
+    for part in store.read_parts("scenes", ["video_id", "scene_id", "kept", "error"]):
+        kept |= set(map(_clip, part.filter(part["kept"]).to_pylist()))
+        # What failed keeps the clip that it had.
+        failed |= set(map(_clip, part.filter(pc.not_equal(part["error"], "")).to_pylist()))
+    return len(kept - there), len(listed.keys() - kept - failed)
 
 
 def _tell_silenced(store: Store, made: list[Row], kept: list[Row]) -> None:

@@ -188,7 +188,9 @@ def test_answers_are_on_disk_when_they_are_acknowledged(output: Path):
     assert json.loads(body)["summary"] == told.splitlines()
     assert "anna: 1 good, 0 bad, 0 skipped now; 1 labels in" in told
     assert "agreement with bert" in told
-    with annotating(output) as server:
+    assert told.splitlines()[-1] == f"next: python -m jobs.curation fit-filter {output}"
+    with annotating(output, "question=Is it <b>sharp</b>?") as server:
+        assert b"Is it &lt;b&gt;sharp&lt;/b&gt;?" in server.ask("GET", "/")[1]
         assert server.state()["left"] == 2
         server.process.send_signal(signal.SIGINT)
         assert "anna: 0 good, 0 bad, 0 skipped now; 1 labels in" in server.ended()

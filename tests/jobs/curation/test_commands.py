@@ -174,12 +174,19 @@ def test_fetch_downloads_and_records_what_could_not_be_had(
 
 def test_other_thresholds_decide_anew_and_measure_nothing(output: Path, run: Run):
     before = {path: path.stat().st_mtime_ns for path in (output / "scores").iterdir()}
-    run("select", output, "frames.min=6", "select.count=2")
+    told = run("select", output, "frames.min=6", "select.count=2").stdout
+    gone = len(list((output / "clips").glob("*/*.mp4"))) - 2
+    assert (
+        f"NOTE: 0 kept scenes have no clip yet, {gone} clips are of scenes that are not kept: renew them with" in told
+    )
+    assert f"export {output}" in told
+    assert "NOTE: frames.min=6 select.count=2 holds for this selection alone" in told
     scenes = table(output, "scenes")
     assert scenes.kept.sum() == 2
     assert set(scenes.reason[~scenes.kept]) <= {"too_short", "not_selected"}
     assert "too_short" in set(scenes.reason)
     run("export", output, "frames.min=6", "select.count=2", "export.frames=true", "export.webdataset=true")
+    assert "NOTE" not in run("status", output).stdout
     kept = scenes[scenes.kept]
     clips = {path.stem for path in (output / "clips").glob("*/*.mp4")}
     assert clips == set(kept.scene_id)
@@ -333,6 +340,7 @@ def test_labels_become_a_filter_and_the_filter_decides(run: Run, tmp_path: Path)
     assert "Learning curve" in (tmp_path / "report.html").read_text()
     assert f"120 labelled scenes of 12 videos: {labelled.label.sum()} good" in told
     assert "accuracy" in told and "importance: mean_velocity" in told
+    assert told.splitlines()[-1] == f"next: python -m jobs.curation select {tmp_path} select.by=classifier"
     rules = ["select.max_rgb_diff=60000", "select.min_velocity=0", "select.count=20"]
     told = run("select", tmp_path, "select.by=classifier", *rules).output
     assert len(told.splitlines()) <= 10

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -235,6 +236,41 @@ def test_thumbnails_stand_under_their_reason_with_what_decided(tmp_path: Path) -
     assert dropped.count("2 frames < 4") == 3
     assert dropped.count("velocity 0.01 < 0.1") == 5
     assert "truncated" not in dropped
+
+
+def test_a_picture_plays_its_clip_where_there_is_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, [scene(0), scene(1), scene(2, "static"), scene(3) | {"video_id": "a b#.mp4", "scene_id": "ü_0"}])
+    for name in ("film0/film0.0_0.mp4", "film0/film0.2_0.mp4", "a b#.mp4_/ü_0.mp4"):
+        clip = tmp_path / "clips" / name
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        clip.write_bytes(b"film")
+    page = report(store, record(4))
+    links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
+    assert sorted(links) == ["clips/a%20b%23.mp4_/%C3%BC_0.mp4", "clips/film0/film0.0_0.mp4"]
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
+
+
+def test_where_all_are_shown_none_is_drawn(tmp_path: Path) -> None:
+    few, many = Store(str(tmp_path / "few")), Store(str(tmp_path / "many"))
+    fill(few, [scene(i, duplicate_group=i // 2) for i in range(4)])
+    page = report(few, record(4))
+    assert "4 of 4;" in page.words("kept") and "drawn" not in page.words("kept") + page.words("duplicates")
+    fill(many, [scene(i, duplicate_group=i // 2) for i in range(60)])
+    page = report(many, record(60))
+    assert "48 of 60, drawn at random with a fixed seed;" in page.words("kept")
+    assert "others drawn with a fixed seed" in page.words("duplicates")
+
+
+def test_one_black_scene_does_not_stretch_an_axis(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    black = dict.fromkeys(("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "mse"), 7e-19)
+    fill(store, [scene(0, "static") | black, *(scene(i, mean_velocity=0.5 + i / 10) for i in range(1, 20))])
+    page = report(store, record(20))
+    for feature in black:
+        words = page.words(f"feature-{feature}")
+        assert "1 below" in words and "1e-1" not in words
+        assert bars(page, feature)[0].sum() == 20
 
 
 def test_a_classifier_shows_its_probability(tmp_path: Path) -> None:
