@@ -149,8 +149,9 @@ class Drawer:
         model = self._unets.of(number)
         parts: Any = {
             "vae": model.vae,
-            "text_encoder": self._texts.encoder,
-            "tokenizer": self._texts.tokenizer,
+            # Prompts are embedded already; the pipeline would cast them to the precision of a text encoder.
+            "text_encoder": None,
+            "tokenizer": None,
             "unet": model.unet,
             "scheduler": DDIMScheduler.from_config(model.scheduler.config, steps_offset=1),
             "safety_checker": None,

@@ -110,6 +110,17 @@ def test_pictures_follow_alpha_and_guidance(config: GenerateConfig, sd_folder: s
     assert np.abs(plain - guided).max() > 2
 
 
+def test_a_picture_in_bfloat16_is_that_of_float32_but_for_rounding(config: GenerateConfig, tmp_path: Path) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        other = replace(config, output=str(tmp_path / dtype), diffusion=replace(config.diffusion, dtype=dtype))
+        plan = plan_generate(replace(other, guidance_scale_range=(3.0,), input="Bob_1"))
+        out = Drawer(other, plan.identities, plan.todo)({"number": np.arange(1)})
+        assert out["error"].tolist() == [""], out["message"]
+        found.append(np.asarray(Image.open(tmp_path / dtype / plan.todo[0].file), float))
+    assert np.abs(found[0] - found[1]).mean() < 4 < np.abs(found[0] - found[0].mean()).mean()
+
+
 def test_a_kill_leaves_whole_pictures_and_the_same_command_draws_the_others(
     config: GenerateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
