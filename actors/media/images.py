@@ -4,6 +4,8 @@ JPEG files are decoded at the smallest of their sizes (1, 1/2, 1/4, 1/8) that is
 """
 
 import io
+import logging
+import posixpath
 import re
 import struct
 import zlib
@@ -20,11 +22,39 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.errors import UserError
 from actors.core.stage import Batch
+from actors.core.storage import Entry
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """How names of images end, in either case."""
 READERS = 8
 """Files that one worker reads at once: a store answers late."""
+
+
+def images_below(folder: str) -> list[Entry]:
+    """The images below a folder or prefix, by the ends of their names; warns of other files beside them.
+
+    Raises UserError where there are only other files.
+    """
+    found, others = [], []
+    for entry in storage.listing(folder, as_input=True):
+        (found if entry.name.lower().endswith(IMAGE_SUFFIXES) else others).append(entry)
+    if others and not found:
+        raise UserError(
+            f"{folder} holds {len(others)} files, such as {others[0].name}, but no images; their names end in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    folders = {posixpath.dirname(entry.name) for entry in found}
+    if beside := [entry.name for entry in others if posixpath.dirname(entry.name) in folders]:
+        log.warning(
+            "%s: %d files beside the images are left out, such as %s: names of images end in %s",
+            folder,
+            len(beside),
+            ", ".join(beside[:3]),
+            ", ".join(IMAGE_SUFFIXES),
+        )
+    return found
 
 
 class ImageError(ValueError):

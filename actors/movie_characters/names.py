@@ -30,6 +30,10 @@ def stem(name: str) -> str:
     return _IMAGE_NAME.sub("", name.strip().rpartition("/")[2])
 
 
+UNLABELLED = "unlabelled"
+"""Stands for the class of an image whose name has none."""
+
+
 @lru_cache(1 << 16)
 def class_of(name: str) -> str:
     """The class of an image: what its name has before the last underscore.
@@ -37,10 +41,17 @@ def class_of(name: str) -> str:
     Frames of `extract` are CLASS_frame_NUMBER and are of CLASS; images of `generate` are of their identity's class.
     Raises ValueError where there is no underscore.
     """
-    cls, _, _ = _DRAWN.sub("", stem(name)).rpartition("_")
-    if not cls:
+    cls = class_or_unlabelled(name)
+    if cls == UNLABELLED:
         raise UserError(f"{name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg")
-    return cls.removesuffix("_frame") or cls
+    return cls
+
+
+@lru_cache(1 << 16)
+def class_or_unlabelled(name: str) -> str:
+    """The class of an image as `class_of` reads it, or UNLABELLED."""
+    cls, _, _ = _DRAWN.sub("", stem(name)).rpartition("_")
+    return cls.removesuffix("_frame") or cls or UNLABELLED
 
 
 @lru_cache(1 << 16)
@@ -56,10 +67,10 @@ def key(cls: str) -> str:
 
 
 def group_by_class(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of pictures or identities by their class."""
+    """Names of pictures or identities by their class; those without one are UNLABELLED."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[class_of(name)].append(name)
+        groups[class_or_unlabelled(name)].append(name)
     return dict(groups)
 
 

@@ -78,7 +78,7 @@ class Explore(Verb):
     def plan(self, config: "ExploreConfig") -> "list[Screenshot]":
         from pipelines.directors.sample import read_screenshots
 
-        return read_screenshots(config.input)
+        return read_screenshots(config.input, config.film_separator)
 
     def preview(self, config: "ExploreConfig", plan: "list[Screenshot]") -> Preview:
         facts = [f"input: {len(plan)} screenshots of {len({shot.director for shot in plan})} directors"]
@@ -120,16 +120,16 @@ class Train(Verb):
         if plan.frames is not None:
             return Preview([_counts(plan.frames)], places)
         shots = plan.shots
+        films = len({(s.director, s.film) for s in shots}) if plan.films_known else "unknown"
         facts = [
-            f"input: {len(shots)} screenshots of {len({(s.director, s.film) for s in shots})} films by "
-            f"{len({s.director for s in shots})} directors",
+            f"input: {len(shots)} screenshots of {films} films by {len({s.director for s in shots})} directors",
             f"to do: {len(plan.todo)} of {len(plan.rows)} vectors",
         ]
         return Preview(facts, _places(config.input, "features") | places, *stages_of(config.pictures))
 
     def work(self, config: "DirectorsConfig", plan: "TrainPlan", run: Run) -> None:
         from jobs.directors.pages import figure_lines, write_report
-        from pipelines.directors.train import train
+        from pipelines.directors.train import UNKNOWN_FILMS, settled, train
 
         run.ray()
         trained = train(config, plan)
@@ -137,15 +137,18 @@ class Train(Verb):
         if not config.films:
             run.stage("embed", len(plan.todo), trained.seconds["embed"])
         run.stage("train", len(trained.frames.film), trained.seconds["train"])
-        page = write_report(config, trained)
+        page = write_report(settled(config, plan), trained)
         for line in (_counts(trained.frames), *figure_lines(trained.report), f"report: {page}"):
             run.say(line)
+        if not plan.films_known:
+            run.say(UNKNOWN_FILMS)
 
 
 def _counts(frames: "Frames") -> str:
     known, unknown = (frames.director >= 0).sum(), (frames.director < 0).sum()
+    what = "films" if frames.films_known else "pictures of unknown films"
     return (
-        f"{known} films of {len(frames.directors)} directors to train on, {unknown} films of unknown directors; "
+        f"{known} {what} of {len(frames.directors)} directors to train on, {unknown} of unknown directors; "
         f"{len(frames.film)} vectors"
     )
 

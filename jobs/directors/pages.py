@@ -41,23 +41,24 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
     count = Counter(shot.director for shot in there)
     films: dict[str, set[str]] = defaultdict(set)
     for shot in there:
-        films[shot.director].add(shot.film)
+        if shot.film:
+            films[shot.director].add(shot.film)
     names = [name for name, _ in count.most_common()]
+    own = {name: len(films[name]) if films else None for name in names}
+    bars = {"screenshots": count, "films": own} if films else {"screenshots": count}
     counts = [
-        draw(store, name, _bars(names, {n: values[n] for n in names}, name), caption)
-        for name, values, caption in (
-            ("screenshots", count, "Screenshots of each director."),
-            ("films", {n: len(films[n]) for n in names}, "Films of each director."),
-        )
+        draw(store, name, _bars(names, values, name), f"{name.capitalize()} of each director.")
+        for name, values in bars.items()
     ]
     sheet, palettes = _contact_sheet(there, names[: config.directors], config)
     storage.write_bytes(store.uri("contact.png"), sheet)
     lost = len(shots) - len(there)
-    rows = [[name, len(films[name]), count[name], count[name] / len(films[name])] for name in names]
+    rows = [[name, own[name], count[name], count[name] / own[name] if films else None] for name in names]
+    of_films = f"{sum(own.values()):,} films" if films else "unknown films"
     write_page(
         store.uri("report.html"),
         "Screenshots by director",
-        f"{len(there):,} screenshots of {sum(map(len, films.values())):,} films by {len(names):,} directors",
+        f"{len(there):,} screenshots of {of_films} by {len(names):,} directors",
         {"Screenshots": config.input, "Missing files": f"{lost:,}"},
         [
             Section("Counts", "", [*counts, Table(["director", "films", "screenshots", "per film"], rows)]),
@@ -129,6 +130,7 @@ def write_report(config: DirectorsConfig, trained: Trained) -> str:
     by, best = {"film": "film", "frame": "picture"}[config.split], report["table"][0]
     held_out = "held-out films" if config.split == "film" else "held-out pictures, whose films were trained on"
     views = config.pictures.views.count
+    what = "films" if frames.films_known else "pictures of unknown films"
     source = (
         {"Films": config.films}
         if config.films
@@ -140,7 +142,7 @@ def write_report(config: DirectorsConfig, trained: Trained) -> str:
         f"{best[f'{by}_top1']:.1%} accuracy on {held_out}, among {len(report['directors'])} directors",
         {
             **source,
-            "Trained on": f"{(frames.director >= 0).sum():,} films, beside {(frames.director < 0).sum():,} of unknown "
+            "Trained on": f"{(frames.director >= 0).sum():,} {what}, beside {(frames.director < 0).sum():,} of unknown "
             f"directors; {len(report['labels']):,} pictures were classified",
             "Augmentation": f"{views} stored views of each picture" if views else "off: one vector per picture",
             "Epochs": f"{report['epochs']['trained']}, the best {report['epochs']['best']}",
@@ -218,9 +220,10 @@ def figure_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _calibration(sure: Mapping[str, Any]) -> str:
     """The calibration error, or why there is none."""
-    if sure["films"] < ENOUGH:
-        return f"not measured: {sure['films']} test films, and {ENOUGH} are needed"
-    return f"{sure['ece']:.3f}, without the temperature {sure['ece_before']:.3f}, from {sure['films']} test films"
+    cases = f"{sure['cases']} test {sure['case']}s"
+    if sure["cases"] < ENOUGH:
+        return f"not measured: {cases}, and {ENOUGH} are needed"
+    return f"{sure['ece']:.3f}, without the temperature {sure['ece_before']:.3f}, from {cases}"
 
 
 def _figures(table: Sequence[Mapping[str, Any]]) -> Table:

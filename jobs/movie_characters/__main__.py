@@ -211,7 +211,8 @@ class IdentifyDiffusion(Verb):
         run.record |= {name: one for name, one in asdict(found).items() if name not in ("answered", "rejected")}
         if found.answered:
             each, share = found.evaluations / found.answered, found.evaluations / found.of_full
-            run.say(f"{each:.0f} evaluations of the UNet per image, {share:.0%} of all; {found.certain} with p ≤ 0.05")
+            run.say(f"{each:.0f} evaluations of the UNet per image, {share:.0%} of all")
+            run.say(f"{found.certain} with p ≤ 0.05 over the noise alone: not a probability that the answer is right")
         if config.preselect.folder:
             run.say(f"{found.preselected} images preselected, which saved at least {found.saved} evaluations")
         run.say(f"results: {run.store.uri(config.mode)}")

@@ -21,9 +21,9 @@ class _Score(Verb):
         return None
 
     def plan(self, config: "ScoreConfig") -> "Results":
-        from pipelines.movie_characters.results import read_results
+        from pipelines.movie_characters.results import labelled, read_results
 
-        return read_results(config.input, config.clip_csv, config.pred_column)
+        return labelled(read_results(config.input, config.clip_csv, config.pred_column), config.input)
 
     def preview(self, config: "ScoreConfig", plan: "Results") -> Preview:
         facts = [

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -38,6 +38,8 @@ class Frames:
     """int (F,), the number of each film's director; -1 for an unknown director."""
     directors: list[str]
     """C names, sorted."""
+    films_known: bool = True
+    """False: each picture, with its views, stands for a film of its own."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -49,10 +51,11 @@ def frames_of_pictures(shots: Sequence[Screenshot], pictures: Pictures, config: 
     """Labelled vectors of screenshots."""
     about = {shot.path: shot for shot in shots}
     rows = [about[path] for path in pictures.path]
-    names = [(row.director, f"{row.director}/{row.film}") for row in rows]
+    names = [(row.director, f"{row.director}/{row.film}" if row.film else row.path) for row in rows]
     lengths = np.array([row.shot_s for row in rows], np.float32)
     style = np.column_stack([pictures.style, lengths])
-    return _frames(pictures.vectors, style, pictures.view, names, config)
+    frames = _frames(pictures.vectors, style, pictures.view, names, config)
+    return replace(frames, films_known=all(row.film for row in rows))
 
 
 def frames_of_films(films: Films, config: DirectorsConfig) -> Frames:

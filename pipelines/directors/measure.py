@@ -143,7 +143,7 @@ def unknown(
         found["tested"][what] = {kind: len(sure[kind, TEST]) for kind in ("known", "strange")}
         # Pictures of few films are few cases, however many there are.
         fewest = min(len(np.unique(frames.film[one == TEST])) for one in (parts, strangers))
-        if fewest >= ENOUGH:
+        if fewest >= ENOUGH and (what == "picture" or frames.films_known):
             found["auroc"][what] = auroc(sure["known", TEST], sure["strange", TEST])
     return found
 

@@ -2,7 +2,8 @@
 
 A folder of screenshots holds <director>/<film>.<milliseconds>.jpg; manifest.csv with film, director, time and frame of
 each; rejected/ with the films without screenshots and the reason; and screenshots/, which resume reads.
-A folder without a manifest is read as <director>/<film>/<image>.
+A folder without a manifest is read as <director>/<film>/<image>, or as <director>/<image>, whose films are unknown
+unless a separator ends the film's name in the names of pictures.
 """
 
 import csv
@@ -222,7 +223,7 @@ class Screenshot:
 
     director: str
     film: str
-    """Name of the film, unique for its director."""
+    """Name of the film, unique for its director; "" where unknown, and then for every screenshot of the folder."""
     path: str
     """Path relative to the folder of screenshots."""
     uri: str
@@ -234,10 +235,13 @@ class Screenshot:
     """Length of its shot in seconds; NaN where unknown."""
 
 
-def read_screenshots(data: str) -> list[Screenshot]:
-    """The screenshots of a folder, by its manifest or else as <director>/<film>/<image>, in the order of their paths.
+def read_screenshots(data: str, film_separator: str = "") -> list[Screenshot]:
+    """The screenshots of a folder, by its manifest or else by folders, in the order of their paths.
 
-    Raises UserError where there are none, where an image is in no film's folder, and where the manifest lacks a column.
+    film_separator: the film of <director>/<image> is the image's name up to the last of these; "": it is unknown.
+
+    Raises UserError where there are none, where an image is in no director's folder, where the films of only some are
+    known, and where the manifest lacks a column.
     """
     root = storage.absolute(data)
     sizes = {
@@ -248,26 +252,43 @@ def read_screenshots(data: str) -> list[Screenshot]:
     if storage.exists(storage.join(root, MANIFEST)):
         found = list(_by_manifest(root, sizes))
     else:
-        found = []
-        for name, size in sizes.items():
-            director, film, *rest = name.split("/")
-            if not rest:
-                raise UserError(
-                    f"{data}: the film of {name} is unknown. Add {MANIFEST} with {', '.join(COLUMNS)}, or use folders "
-                    "<director>/<film>/."
-                )
-            found.append(Screenshot(director, film, name, storage.join(root, name), size, math.nan, math.nan))
+        found = list(_by_folder(root, sizes, film_separator))
     if not found:
-        raise UserError(f"{data} has no screenshots. Run `sample`, or use folders <director>/<film>/.")
+        raise UserError(f"{data} has no screenshots. Run `sample`, or use folders <director>/ or <director>/<film>/.")
+    homeless = [shot.path for shot in found if not shot.film]
+    if homeless and len(homeless) < len(found):
+        raise UserError(
+            f"{data}: the films of {len(homeless)} of {len(found)} pictures are unknown, for example of {homeless[0]}. "
+            "Move these pictures to folders <director>/<film>/, or name their films in the manifest."
+        )
     return sorted(found, key=lambda shot: natural(shot.path))
+
+
+def _by_folder(root: str, sizes: dict[str, int], separator: str) -> Iterator[Screenshot]:
+    for name, size in sizes.items():
+        director, slash, rest = name.partition("/")
+        if not slash:
+            raise UserError(
+                f"{root}: the director of {name} is unknown. Use folders <director>/ or <director>/<film>/, or add "
+                f"{MANIFEST} with director and path."
+            )
+        film, folder, _ = rest.partition("/")
+        if not folder:
+            film = posixpath.splitext(rest)[0].rpartition(separator)[0] if separator else ""
+            if separator and not film:
+                raise UserError(
+                    f"film_separator={separator}: the name of {name} has none after a film's name. Rename the picture, "
+                    "or remove the setting."
+                )
+        yield Screenshot(director, film, name, storage.join(root, name), size, math.nan, math.nan)
 
 
 def _by_manifest(root: str, sizes: dict[str, int]) -> Iterator[Screenshot]:
     uri = storage.join(root, MANIFEST)
     rows = list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline="")))
-    if rows and (missing := {"film", "director", "path"} - set(rows[0])):
-        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}. It must have {', '.join(COLUMNS)}.")
+    if rows and (missing := {"director", "path"} - set(rows[0])):
+        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}. It must have director and path.")
     for row in rows:
         times = [float(row.get(name) or math.nan) for name in ("time_s", "shot_s")]
         at = storage.join(root, row["path"])
-        yield Screenshot(row["director"], row["film"], row["path"], at, sizes.get(row["path"], -1), *times)
+        yield Screenshot(row["director"], row.get("film") or "", row["path"], at, sizes.get(row["path"], -1), *times)

@@ -14,7 +14,11 @@ class ExploreConfig:
     """Settings of `explore`."""
 
     input: str = ""
-    """Folder of screenshots, as `sample` writes it, or <director>/<film>/<image>: a path or s3://bucket/prefix."""
+    """Folder of screenshots, as `sample` writes it, <director>/<film>/<image> or <director>/<image>: a path or
+    s3://bucket/prefix."""
+    film_separator: str = ""
+    """Separator that ends the film's name in the names of pictures that lie as <director>/<image>: with `_`, the film
+    of `vertigo_0012.jpg` is `vertigo`. Empty: their films are unknown and not counted."""
     output: str = ""
     """Where the page goes: a path or s3://bucket/prefix. Empty: the folder `explore` in the input."""
     per_director: int = 6
@@ -38,8 +42,11 @@ class DirectorsConfig:
     """Settings of `train`."""
 
     input: str = ""
-    """Folder of screenshots, as `sample` writes it, or <director>/<film>/<image>: a path or s3://bucket/prefix.
-    Required unless `films` is set."""
+    """Folder of screenshots, as `sample` writes it, <director>/<film>/<image> or <director>/<image>: a path or
+    s3://bucket/prefix. Required unless `films` is set."""
+    film_separator: str = ""
+    """Separator that ends the film's name in the names of pictures that lie as <director>/<image>: with `_`, the film
+    of `vertigo_0012.jpg` is `vertigo`. Empty: their films are unknown, and pictures are split, which leaks."""
     films: str = ""
     """One npz file of precomputed frame vectors with directors, as `genres process` writes it, instead of `input`. A
     model trained on it cannot classify pictures."""
@@ -59,7 +66,8 @@ class DirectorsConfig:
     folds: int = 0
     """Folds of a cross-validation, from 3, in which each film is tested once; 0: one split. Use it for few films."""
     min_films: int = 3
-    """Directors with fewer films are not classes. Their films serve as unknown directors, which set the threshold."""
+    """Directors with fewer films (pictures, where films are unknown) are not classes. Their films serve as unknown
+    directors, which set the threshold."""
     unknown: list[str] = field(default_factory=list)
     """Further directors to keep out of the classes and use as unknown ones, by name."""
     neighbours: int = 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("path", "error", "message")])
 """One row per screenshot that cannot be read."""
+UNKNOWN_FILMS = (
+    "Films are unknown, so pictures are split. This leaks: pictures of one film are on both sides, and the accuracy is "
+    "too high for new films. Use folders <director>/<film>/, a manifest with the column film, or film_separator."
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ class TrainPlan:
     """Films of an npz file, those without a director included."""
     frames: Frames | None = None
     """Labelled vectors of these films."""
+
+    @property
+    def films_known(self) -> bool:
+        """Whether it is known which film each picture is from."""
+        return all(shot.film for shot in self.shots)
+
+
+def settled(config: DirectorsConfig, plan: TrainPlan) -> DirectorsConfig:
+    """The settings that are trained with: where films are unknown, only pictures can be split."""
+    return config if plan.films_known else replace(config, split="frame", compare=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ def plan_train(config: DirectorsConfig) -> TrainPlan:
         films = read_films(config.films)
         return TrainPlan([], [], [], len(films), frames_of_films(films, config))
     check_backbone(config.pictures.backbone)
-    shots = read_screenshots(config.input)
+    shots = read_screenshots(config.input, config.film_separator)
     pictures = [(shot.path, shot.uri, shot.size) for shot in shots]
     rows = wanted(pictures, config.pictures.views, {shot.path for shot in shots})
     return TrainPlan(shots, rows, missing(Store(config.input), rows, config.pictures))
@@ -78,6 +92,7 @@ def plan_train(config: DirectorsConfig) -> TrainPlan:
 def train(config: DirectorsConfig, plan: TrainPlan) -> Trained:
     """Embed what has no vector, then train, measure and store a model; runs on Ray."""
     started = time.monotonic()
+    config = settled(config, plan)
     if plan.frames is not None:
         frames, rejected = plan.frames, {"no_director": plan.films - len(plan.frames.films)}
         count = plan.films
@@ -127,7 +142,8 @@ def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
             "temperature": warmth,
             "ece_before": calibration_error(raw, labels),
             "ece": calibration_error(answers, labels),
-            "films": len(np.unique(frames.film[rows])),
+            "cases": len(np.unique(frames.film[rows])),
+            "case": "film" if frames.films_known else "picture",
         },
         "unknown": unknown(frames, parts, head, warmth, config),
         "importance": style_importance(frames, parts, config),
@@ -190,7 +206,7 @@ def _counts(frames: Frames) -> list[dict[str, Any]]:
     pictures = np.bincount(frames.labels[own & (frames.labels >= 0)], minlength=len(frames.directors))
     films = np.bincount(frames.director[frames.director >= 0], minlength=len(frames.directors))
     found = zip(frames.directors, films.tolist(), pictures.tolist(), strict=True)
-    return [{"director": name, "films": f, "pictures": p} for name, f, p in found]
+    return [{"director": name, "films": f if frames.films_known else None, "pictures": p} for name, f, p in found]
 
 
 def _style_by_director(frames: Frames) -> list[dict[str, Any]]:

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from actors.core.errors import UserError
-from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, by_class, read_results, write_about, write_results
+from pipelines.movie_characters.results import (
+    IDENTITY,
+    IMAGE,
+    LOSS,
+    by_class,
+    labelled,
+    read_results,
+    write_about,
+    write_results,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +135,8 @@ def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
     models = list(config.models.values())
     turns, truths = [], []
     for folders in zip(*map(_folders, models), strict=True):
-        found = [read_results(folder, model.clip_csv) for folder, model in zip(folders, models, strict=True)]
+        pairs = zip(folders, models, strict=True)
+        found = [labelled(read_results(folder, model.clip_csv), folder) for folder, model in pairs]
         turns.append(comparable([by_class(results, config.avg) for results in found], config.by))
         of_all = pd.concat([results.images for results in found])
         truths.append(of_all[~of_all.index.duplicated()])

@@ -176,7 +176,7 @@ def check_identify(config: DiffusionSettings) -> list[Learnt]:
 
 def plan_identify(config: IdentifyConfig) -> Plan:
     """Find pictures, identities and what is missing; raises UserError for what cannot work."""
-    pictures = find_pictures(config.input, "input")
+    pictures = find_pictures(config.input, "input", labelled=False)
     learnt = check_identify(config)
     identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)

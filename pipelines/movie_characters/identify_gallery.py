@@ -34,7 +34,7 @@ from actors.core.store import Store
 from actors.media.images import Shape, read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
 from actors.movie_characters.faces import NO_FACE, FaceEmbedder, FacesConfig, check_faces
-from actors.movie_characters.names import Picture, class_of, stem
+from actors.movie_characters.names import Picture, class_of, class_or_unlabelled, stem
 from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
@@ -241,7 +241,7 @@ def _check_gpu(config: ClipConfig) -> None:
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     """List both and find what is missing; raises UserError where there is nothing to compare, or another model's."""
-    images = find_pictures(config.input, "input")
+    images = find_pictures(config.input, "input", labelled=False)
     gallery = find_pictures(config.gallery, "gallery")
     # It imports the model's library, which takes seconds.
     check_model(config)
@@ -386,7 +386,7 @@ def _answers(
         answer, names = probe(matrix, truth, config.probe_c), [f"{cls}_0" for cls in sorted(set(truth))]
     labels = np.array(names, object)
     # By class, so that the file of a class is written as seldom as may be.
-    ordered = sorted(images, key=lambda one: (class_of(one.name), one.name))
+    ordered = sorted(images, key=lambda one: (class_or_unlabelled(one.name), one.name))
     for first in range(0, len(ordered), CHUNK):
         some = ordered[first : first + CHUNK]
         numbers, scores = answer(_matrix(some, vectors))

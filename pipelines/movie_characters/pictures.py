@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.media.images import IMAGE_SUFFIXES, natural
+from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.movie_characters.names import Picture, class_of
 
 
@@ -14,16 +14,16 @@ class Identification:
     """What every verb that identifies images has in common: where they are, and where the results go."""
 
     input: str | list[str]
-    """Images to identify, named CLASS_NUMBER: a folder, a .txt file that lists one a line, one image, or several of
-    these; paths or s3://."""
+    """Images to identify: a folder, a .txt file that lists one a line, one image, or several of these; paths or s3://.
+    Of images named CLASS_NUMBER results can be scored; results of others are in unlabelled_results.csv."""
     output: str
     """Where results are written: a path or s3://."""
 
 
-def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
+def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = True) -> list[Picture]:
     """Images by name: of a folder, of a .txt file that lists one a line, one image, or several of these.
 
-    Raises UserError where there are none, two of one name, or one whose name has no class.
+    labelled: names must have a class. Raises UserError where they have not, where there are none, or two of one name.
     """
     found: dict[str, Picture] = {}
     for one in [where] if isinstance(where, str) else where:
@@ -31,7 +31,8 @@ def find_pictures(where: str | Sequence[str], setting: str) -> list[Picture]:
             if found.setdefault(picture.name, picture).uri != picture.uri:
                 both = f"{found[picture.name].uri} and {picture.uri}"
                 raise UserError(f"{setting}: two images are named {picture.name}: {both}")
-            class_of(picture.name)
+            if labelled:
+                class_of(picture.name)
     if not found:
         raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
     return [found[name] for name in sorted(found, key=natural)]
@@ -48,5 +49,5 @@ def _below(where: str, setting: str) -> list[Picture]:
         except FileNotFoundError as error:
             raise UserError(f"{setting}: there is no list {where}") from error
         return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
-    entries = storage.listing(root, IMAGE_SUFFIXES, as_input=True)
-    return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in entries]
+    found = images_below(root)
+    return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in found]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy as np
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.movie_characters.names import class_of, identity_class, key
+from actors.movie_characters.names import UNLABELLED, class_or_unlabelled, identity_class, key
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 IMAGE, IDENTITY, LOSS = RESULTS = ("GT Image name", "input_embeds", "loss")
 """Columns of a file of results."""
@@ -97,11 +100,29 @@ def read_results(folder: str, clip_csv: bool | None, column: str = LOSS) -> Resu
     if (again := twice.image[twice.image.duplicated()]).size:
         raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
     lost = sorted(set(rows.image) - set(rows_once.image))
-    classes = dict(zip(rows.image, rows.truth, strict=True)) | {name: class_of(name) for name in about.unanswered}
+    classes = dict(zip(rows.image, rows.truth, strict=True)) | {
+        name: class_or_unlabelled(name) for name in about.unanswered
+    }
     silent = sorted((set(lost) | set(about.unanswered)) - set(rows_once.image))
     unanswered = tuple((name, spelt.get(key(classes[name]), classes[name])) for name in silent)
     return Results(
         rows_once, len(sound) - len(rows_once), len(rows) - len(sound), tuple(lost), higher, about.by, unanswered
+    )
+
+
+def labelled(results: Results, folder: str) -> Results:
+    """Only the images whose class is known; warns of the others. Raises UserError where there are none."""
+    others = (results.images == UNLABELLED).sum()
+    if not others:
+        return results
+    if others == len(results.images):
+        raise UserError(f"{folder}: no image has a class. To be scored, images are named CLASS_NUMBER, as Ann_001.jpg.")
+    log.warning("%s: %d images without a class are left out of the figures", folder, others)
+    return replace(
+        results,
+        rows=results.rows[results.rows.truth != UNLABELLED].reset_index(drop=True),
+        unanswered=tuple(one for one in results.unanswered if one[1] != UNLABELLED),
+        lost=tuple(name for name in results.lost if class_or_unlabelled(name) != UNLABELLED),
     )
 
 
@@ -174,7 +195,7 @@ def write_results(folder: str, rows: pd.DataFrame, descending: bool) -> list[str
     """
     import pandas as pd
 
-    classes = rows[IMAGE].map(class_of)
+    classes = rows[IMAGE].map(class_or_unlabelled)
     for cls, group in rows.groupby(classes):
         uri = storage.join(folder, f"{cls}{SUFFIX}")
         before = [read_table(uri)] if storage.exists(uri) else []

@@ -13,7 +13,7 @@ from actors.core.store import Store
 from pipelines.core.metrics import ENOUGH, wilson
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.metrics import OpenSet
-from pipelines.movie_characters.results import IMAGE, LOSS, Results, by_class, read_results, write_csv
+from pipelines.movie_characters.results import IMAGE, LOSS, Results, by_class, labelled, read_results, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,8 @@ def write_report(config: ReportConfig, results: Results) -> Report:
     truth, found, sure = results.images, ident.answers(scores), ident.confidence(scores, config.lead(results))
     threshold = config.threshold
     if config.validation:
-        threshold = learnt(read_results(config.validation, config.clip_csv, config.pred_column), config)
+        others = read_results(config.validation, config.clip_csv, config.pred_column)
+        threshold = learnt(labelled(others, config.validation), config)
     right, said = ident.truths(scores, truth), ident.with_unknown(found, sure, threshold)
     known = ident.known_classes(scores, truth)
     share, fewer = float((said == right).mean()), min(int(known.sum()), int((~known).sum()))

@@ -98,12 +98,61 @@ def test_explore_shows_bars_and_a_contact_sheet(tmp_path: Path):
     assert "15 rows" in run_here("explore", f"data={data}").stdout
 
 
-def test_a_folder_that_does_not_tell_films_is_refused(tmp_path: Path):
-    (tmp_path / "Varda").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "Varda/a.png")
-    assert "the film of Varda/a.png is unknown" in run_here("explore", f"data={tmp_path}", code=2).output
+def test_a_folder_in_which_directors_or_some_films_are_unknown_is_refused(tmp_path: Path):
+    (tmp_path / "Varda/Cléo").mkdir(parents=True)
+    for name in ("Varda/a.png", "Varda/Cléo/b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert "films of 1 of 2 pictures are unknown, for example of Varda/a.png" in re.sub(
+        r"\s+", " ", run_here("explore", f"data={tmp_path}", code=2).output
+    )
+    told = run_here("explore", f"data={tmp_path}", "film_separator=_", code=2).output
+    assert "film_separator=_: the name of Varda/a.png has none" in told
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    assert "the director of c.png is unknown" in run_here("explore", f"data={tmp_path}", code=2).output
     assert "has no screenshots" in run_here("explore", f"data={tmp_path / 'none'}", code=2).output
     assert "input is missing" in run_here("explore", code=2).output
+
+
+def flat(folder: Path, counts: dict[str, int]) -> Path:
+    """Pictures of `screenshots` as <director>/<film>_<number>.png."""
+    for path in screenshots(folder / "deep", counts).rglob("*.png"):
+        director, film = path.parts[-3:-1]
+        (folder / "flat" / director).mkdir(parents=True, exist_ok=True)
+        path.rename(folder / "flat" / director / f"{film}_{path.name}")
+    return folder / "flat"
+
+
+def test_pictures_of_unknown_films_are_trained_on_with_a_split_by_picture_and_a_warning(
+    ray_cluster: None, tmp_path: Path
+):
+    data, model = flat(tmp_path, {"Rouge": 4, "Vert": 4, "Bleu": 4}), tmp_path / "model"
+    network = f"pictures.backbone.model={backbone(tmp_path / 'network')}"
+    settings = [f"input={data}", network, "training.epochs=5", "pictures.views.count=1"]
+    assert "36 screenshots of unknown films by 3" in run_here("train", *settings, f"output={model}", "--dry-run").stdout
+    told = run_here("train", *settings, f"output={model}").stdout
+    assert "36 pictures of unknown films of 3 directors to train on" in told and "This leaks" in told
+    report = read_json(model / "report.json")
+    assert {row["split"] for row in report["table"]} == {"frame"} and report["table"][0]["film_top1"] is None
+    assert {row["films"] for row in report["counts"]} == {None} and "film" not in report["unknown"]["auroc"]
+    assert "by film" not in (model / "report.html").read_text().replace("the split by film", "")
+    assert "Vert" in run_here("guess", model, "--image", data / "Vert").stdout
+    # Once the films are known, they are split.
+    told = run_here("train", *settings, f"output={tmp_path / 'other'}", "film_separator=_").stdout
+    assert "12 films of 3 directors to train on" in told and "This leaks" not in told
+    report = read_json(tmp_path / "other/report.json")
+    assert {row["split"] for row in report["table"]} == {"film", "frame"}
+
+
+def test_a_manifest_may_leave_films_unknown_and_explore_counts_none(tmp_path: Path):
+    data = flat(tmp_path, {"Rouge": 2, "Vert": 3})
+    rows = [f"{path.parent.name},{path.relative_to(data)}" for path in sorted(data.rglob("*.png"))]
+    (data / "manifest.csv").write_text("\n".join(["director,path", *rows]))
+    run_here("explore", f"data={data}")
+    assert "15 screenshots of unknown films by 2 directors" in (data / "explore/report.html").read_text()
+    assert not (data / "explore/films.png").exists()
+    (data / "manifest.csv").write_text("\n".join(["director,path,film", *(f"{row},one" for row in rows)]))
+    run_here("explore", f"data={data}")
+    assert "15 screenshots of 2 films by 2 directors" in (data / "explore/report.html").read_text()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 200), (1920, 800)])
@@ -147,7 +196,7 @@ def test_directors_of_films_are_learned_and_a_film_not_seen_is_given_to_its_own(
     told = run_here("train", *settings, "--dry-run").stdout
     assert "126 screenshots of 21 films by 5 directors" in told and "252 of 252 vectors" in told and not model.exists()
     told = run_here("train", *settings, "--plot", tmp_path / "curves").stdout
-    assert "20 films of 4 directors to train on, 1 films of unknown directors" in told
+    assert "20 films of 4 directors to train on, 1 of unknown directors" in told
     assert Image.open(tmp_path / "curves.png").width > 300
     report = read_json(model / "report.json")
     table = {(row["method"], row["split"]): row for row in report["table"]}

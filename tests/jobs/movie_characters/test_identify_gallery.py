@@ -76,6 +76,27 @@ def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str, 
     assert "holds results by gallery" in identify(folder, clip_folder, "method=probe", code=2).output
 
 
+def test_stills_without_a_class_are_identified_but_not_scored(
+    tmp_path: Path, clip_folder: str, ray_cluster: None, caplog: pytest.LogCaptureFixture
+):
+    pictures.write(tmp_path / "gallery", {"Red_1": RED, "Green_1": GREEN})
+    pictures.write(tmp_path / "images", {"still": GREEN, "frame12": RED})
+    (tmp_path / "images" / "still.heic").write_bytes(b"")
+    assert "2 rows = 2 done" in identify(tmp_path, clip_folder).stdout
+    assert "1 files beside the images are left out, such as still.heic" in caplog.text
+    found = table(tmp_path, "unlabelled")
+    assert found["still.png"].idxmax() == "Green_1" and found["frame12.png"].idxmax() == "Red_1"
+    scored = ["score", "topk", f"input={tmp_path / 'out'}", f"output={tmp_path / 's'}", "k_range=1", "plot=false"]
+    refused = CliRunner().invoke(app, scored)
+    assert refused.exit_code == 2 and "no image has a class" in refused.output
+    # With a labelled one, only that one is scored.
+    pictures.write(tmp_path / "images", {"Green_7": GREEN})
+    identify(tmp_path, clip_folder)
+    told = CliRunner().invoke(app, scored).stdout
+    assert "top-1: 100.00 %" in told and "1 images" in told
+    assert "2 images without a class are left out" in caplog.text
+
+
 @pytest.mark.slow
 def test_texts_are_compared_with_images(folder: Path, clip_folder: str, ray_cluster: None):
     # "red" and "green" are the words of these prompts that the model knows.
@@ -109,5 +130,5 @@ def test_mistakes_are_told_before_a_run(folder: Path, clip_folder: str):
     assert "input=" in identify(folder, clip_folder, f"image_list={folder / 'none'}", code=2).output
     assert "Purple" in identify(folder, clip_folder, 'prompts={"Purple": "x"}', code=2).output
     assert "model_name=ViT-X" in identify(folder, "ViT-X", code=2).output
-    pictures.write(folder / "images", {"nobody": RED})
+    pictures.write(folder / "gallery", {"nobody": RED})
     assert "CLASS_NUMBER" in identify(folder, clip_folder, code=2).output
