@@ -41,8 +41,6 @@ class BackboneConfig(ModelStage):
 
 def check_backbone(config: BackboneConfig) -> None:
     """Raise UserError where there is no such model or file; loads and downloads nothing."""
-    import timm
-
     name = config.model
     if config.weights and not storage.exists(config.weights):
         raise UserError(f"backbone.weights={config.weights}: there is no such file")
@@ -54,7 +52,11 @@ def check_backbone(config: BackboneConfig) -> None:
         return
     if name.startswith(("/", ".", "~")) or Path(name).is_dir():
         raise UserError(f"backbone.model={name}: no config.json there; give a folder as timm saves it")
-    if name not in RESNETS and not timm.is_model(name):
+    if name in RESNETS:
+        return
+    import timm
+
+    if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, [*RESNETS, *timm.list_models()], 3, 0.3))
         raise UserError(
             f"backbone.model={name} is no folder, no ResNet of torchvision, no name of timm; near it: {near}"
@@ -108,14 +110,14 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
 
     It gives float (N, D) of pictures (N, 3, S, S). Raises ValueError where it cannot be loaded, or has no weights.
     """
-    import timm
     import torch
-    from torchvision import models
 
     if config.device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
     try:
         if config.model in RESNETS:
+            from torchvision import models
+
             model: Any = models.get_model(config.model, weights=None)
             classifier, pixels = "fc.", IMAGENET
             own: Any = models.get_model_weights(config.model)
@@ -126,6 +128,8 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
             _fill(model, state, classifier)
             model.fc = torch.nn.Identity()
         else:
+            import timm
+
             known, expects = _timm(config)
             pixels = expects["mean"], expects["std"]
             model = timm.create_model(known, pretrained=config.weights is None)

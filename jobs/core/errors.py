@@ -93,7 +93,7 @@ def exit_codes() -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         name, code = ("SIGTERM", TERMINATED) if isinstance(error, Terminated) else ("SIGINT", INTERRUPTED)
-        log.warning("Ended by %s. Rerun the same command to resume.", name)
+        log.warning("Ended by %s. What is written so far is kept. Rerun the same command to resume.", name)
         raise typer.Exit(code) from error
     except Exception as error:
         cause = root_cause(error)

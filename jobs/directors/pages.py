@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from actors.core import storage
 from actors.core.storage import Entry
@@ -256,6 +255,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _classes(names: Sequence[str], labels: np.ndarray, chosen: np.ndarray) -> Table:
+    from sklearn.metrics import precision_recall_fscore_support
+
     nothing: Any = {"zero_division": 0}
     found: Any = precision_recall_fscore_support(labels, chosen, labels=range(len(names)), **nothing)
     rows = [[name, *map(float, values[:3]), int(values[3])] for name, *values in zip(names, *found, strict=True)]
@@ -263,6 +264,8 @@ def _classes(names: Sequence[str], labels: np.ndarray, chosen: np.ndarray) -> Ta
 
 
 def _confusion(store: Store, names: Sequence[str], labels: np.ndarray, chosen: np.ndarray) -> Picture:
+    from sklearn.metrics import confusion_matrix
+
     counts = confusion_matrix(labels, chosen, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.36 * min(len(names), BARS)

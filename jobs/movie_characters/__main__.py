@@ -100,9 +100,9 @@ class _Gallery(Verb):
         return Preview(facts, places, *stages_of(config))
 
     def work(self, config: "ClipConfig | FaceConfig", plan: "GalleryPlan", run: Run) -> None:
-        from pipelines.movie_characters.identify_gallery import identify, needs_gallery
+        from pipelines.movie_characters.identify_gallery import identify, needs_ray
 
-        if plan.todo or not needs_gallery(config):
+        if needs_ray(config, plan):
             run.ray()
         done = identify(config, plan)
         run.record["rows"] = {"in": done.images, "out": done.answered, "rejected": done.rejected}

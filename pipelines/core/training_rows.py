@@ -1,15 +1,19 @@
 """The rows that each training worker reads, seeded and sharded."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from ray.data import DataIterator
 from torch import Tensor
 
 from actors.core.checkpoints import Tensors
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator
 
 
 class Share(NamedTuple):

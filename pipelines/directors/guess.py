@@ -19,9 +19,10 @@ from actors.directors.head_settings import HeadConfig
 from actors.media.images import IMAGE_SUFFIXES, natural
 from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
+from pipelines.core.in_process import few
 from pipelines.directors.metrics import by_film
 from pipelines.directors.settings import GuessConfig
-from pipelines.directors.vectors import FEW, embed, embed_few, missing, read_pictures_of, wanted
+from pipelines.directors.vectors import embed, embed_few, missing, read_pictures_of, wanted
 
 if TYPE_CHECKING:
     from actors.directors.head import FrameHead
@@ -63,11 +64,8 @@ class GuessPlan:
     """One row per picture, as `wanted` returns them."""
     todo: list[Row]
     """Rows without a vector."""
-
-    @property
-    def needs_ray(self) -> bool:
-        """Whether there are enough pictures to embed that Ray is worth its start."""
-        return len(self.todo) > FEW
+    needs_ray: bool
+    """Whether there are enough of these that Ray is worth its start."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,8 @@ def plan_guess(config: GuessConfig) -> GuessPlan:
     if config.save and is_picture(config.save) and len(found) > 1:
         raise UserError(f"save={config.save} is a file, but there are {len(found)} pictures. Set save to a folder.")
     rows = wanted([(entry.uri, entry.uri, entry.size) for entry in found], config.pictures.views, set())
-    return GuessPlan(model, found, rows, missing(Store(config.model), rows, config.pictures))
+    todo = missing(Store(config.model), rows, config.pictures)
+    return GuessPlan(model, found, rows, todo, not few(len(todo), config.pictures.backbone))
 
 
 def guess(config: GuessConfig, plan: GuessPlan) -> Guesses:

@@ -18,11 +18,9 @@ from actors.core.store import Store
 from actors.directors.pictures import VECTORS, ViewsConfig, read_pictures, write_vectors
 from actors.directors.style import FEATURES
 from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
+from pipelines.core.in_process import in_process
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, in_blocks, ray_actors, ray_task, set_context
-
-FEW = 64
-"""Up to this many pictures, embedding in the driver is faster than starting Ray."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,10 @@ def _stored(
                 yield _key(row), row
 
 
+def _with_models(rows: Sequence[Row], config: PicturesConfig) -> list[Row]:
+    return [{**row, "model": _model(config)[row["view"] > 0]} for row in rows]
+
+
 def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of these rows to features/."""
     import ray
@@ -104,7 +106,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     # Fails here, in the driver, where the model cannot be loaded.
     load_backbone(config.backbone)
     shape = input_shape(config.backbone)
-    rows: Any = [{**row, "model": _model(config)[row["view"] > 0]} for row in todo]
+    rows: Any = _with_models(todo, config)
     set_context()
     stages = fitted(*stages_of(config), config.autoscaling)
     backbone: Any = stages["backbone"]
@@ -122,12 +124,10 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
 
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of a few rows to features/, in this process, without Ray."""
-    shape, backbone = input_shape(config.backbone), Backbone(config.backbone)
-    for first in range(0, len(todo), config.backbone.batch_size):
-        rows = todo[first : first + config.backbone.batch_size]
-        batch = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-        batch["model"] = np.array([_model(config)[row["view"] > 0] for row in rows])
-        write_vectors(backbone(read_pictures(batch, shape, config.views)), store)
+    read = partial(read_pictures, shape=input_shape(config.backbone), views=config.views)
+    write = partial(write_vectors, store=store)
+    for _ in in_process(_with_models(todo, config), config.backbone.batch_size, read, Backbone(config.backbone), write):
+        pass
 
 
 def read_pictures_of(store: Store, rows: Sequence[Row], config: PicturesConfig) -> Pictures:

@@ -29,15 +29,17 @@ from pyarrow import compute
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Stage
+from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.media.images import Shape, read_images
+from actors.media.images import read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
 from actors.movie_characters.faces import NO_FACE, FaceEmbedder, FacesConfig, check_faces
 from actors.movie_characters.names import Picture, class_of, class_or_unlabelled, stem
 from actors.movie_characters.vectors import VECTORS, write_vectors
+from pipelines.core.in_process import FEW, few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
+from pipelines.movie_characters.gallery_methods import nearest, probe
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, read_about, write_about, write_results
 
@@ -54,6 +56,8 @@ NEAREST = 100
 """Of a larger gallery, this many of the nearest images are listed."""
 CHUNK = 1024
 """Images compared at once."""
+FEW_FACES = 16
+"""Up to this many images, finding faces in the driver is faster than starting Ray."""
 WRITE = Stage(num_cpus=0.1)
 """Tasks that write vectors."""
 
@@ -200,8 +204,18 @@ def method_of(config: ClipConfig | FaceConfig) -> str:
 
 
 def needs_gallery(config: ClipConfig | FaceConfig) -> bool:
-    """Whether images are compared with those of the gallery; else with texts, which every run embeds on Ray."""
+    """Whether images are compared with those of the gallery; else with texts, which every run embeds."""
     return not (isinstance(config, ClipConfig) and config.method == "prompts")
+
+
+def needs_ray(config: ClipConfig | FaceConfig, plan: Plan) -> bool:
+    """Whether there is so much to embed that Ray is worth its start, or a GPU is wanted."""
+    texts = 0 if needs_gallery(config) else len(plan.classes)
+    return not (_few_images(config, len(plan.todo)) and few(texts, config.stage))
+
+
+def _few_images(config: ClipConfig | FaceConfig, count: int) -> bool:
+    return few(count, config.stage, FEW if isinstance(config, ClipConfig) else FEW_FACES)
 
 
 def check_model(config: ClipConfig | FaceConfig) -> None:
@@ -219,11 +233,11 @@ def check_model(config: ClipConfig | FaceConfig) -> None:
 
 def _check_gpu(config: ClipConfig) -> None:
     """Raise UserError where a GPU is wanted and there is none; of a cluster that is not joined yet nothing is known."""
-    import ray
-
     wanted = config.embeddings.num_gpus
     if not wanted or config.autoscaling:
         return
+    import ray
+
     if ray.is_initialized():
         there = ray.cluster_resources().get("GPU", 0)
     elif "RAY_ADDRESS" in os.environ or Path(tempfile.gettempdir(), "ray", "ray_current_cluster").exists():
@@ -288,29 +302,50 @@ def faceless(store: Store, model: str) -> dict[tuple[str, int], tuple[str, str]]
 
 
 def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[str, tuple[str, str]]:
-    """Embed images into vectors/; returns error code and message, by uri, of those that could not be."""
-    import ray
-
-    set_context()
-    stages = fitted(*stages_of(config), config.autoscaling)
-    stage: Any = stages["embed"]
-    about: Any = [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in pictures]
-    rows = in_blocks(ray.data.from_items(about), config.read.batch_size, WRITE)
-    actor: Any = FaceEmbedder
-    if isinstance(config, ClipConfig):
-        shape: Shape = input_shape(stage)
-        read: Any = partial(read_images, shape=shape)
-        rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
-        actor = ImageEmbedder
-    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
-    write: Any = partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
+    """Embed images into vectors/, few in this process and many on Ray; returns error code and message, by uri, of those
+    that could not be."""
+    written = (embed_few if _few_images(config, len(pictures)) else embed_many)(config, pictures)
     failed: dict[str, tuple[str, str]] = {}
-    written = batches(rows.map_batches(write, batch_size=None, **ray_task(stages["write"])))
     for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
         for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
             if code:
                 failed[uri] = code, message
     return failed
+
+
+def embed_few(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> Iterator[Batch]:
+    """Embed images in this process; gives what `write_vectors` returns."""
+    if isinstance(config, ClipConfig):
+        steps = [partial(read_images, shape=input_shape(config.stage)), ImageEmbedder(config.stage)]
+    else:
+        steps = [FaceEmbedder(config.stage)]
+    yield from in_process(_rows(pictures), config.stage.batch_size, *steps, _writer(config))
+
+
+def embed_many(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> Iterator[Batch]:
+    """Embed images on Ray; gives what `write_vectors` returns."""
+    import ray
+
+    set_context()
+    stages = fitted(*stages_of(config), config.autoscaling)
+    stage: Any = stages["embed"]
+    about: Any = _rows(pictures)
+    rows = in_blocks(ray.data.from_items(about), config.read.batch_size, WRITE)
+    actor: Any = FaceEmbedder
+    if isinstance(config, ClipConfig):
+        read: Any = partial(read_images, shape=input_shape(stage))
+        rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
+        actor = ImageEmbedder
+    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
+    yield from batches(rows.map_batches(_writer(config), batch_size=None, **ray_task(stages["write"])))
+
+
+def _rows(pictures: Sequence[Picture]) -> list[Row]:
+    return [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in pictures]
+
+
+def _writer(config: ClipConfig | FaceConfig) -> Any:
+    return partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
 
 
 @dataclass(frozen=True)
@@ -413,42 +448,16 @@ def _matrix(pictures: Sequence[Picture], vectors: dict[str, np.ndarray]) -> np.n
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
 
-def nearest(images: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and cosines (N, count) of the nearest of a gallery (G, D), nearest first, for images (N, D) of length 1.
-
-    scikit-learn's exhaustive search holds no (N, G) matrix; for 100,000 vectors it took 0.6 of the time of faiss's.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=count, algorithm="brute", metric="euclidean").fit(gallery)
-    distances, numbers = search.kneighbors(images)
-    # Of vectors of length 1 the square of the distance is 2 - 2 cos.
-    return numbers, 1 - distances**2 / 2
-
-
-def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:
-    """A logistic regression: a function of images (N, D) to numbers and log-probabilities (N, C) of sorted classes."""
-    from sklearn.linear_model import LogisticRegression
-
-    if len(set(classes)) < 2:
-        raise UserError("method=probe needs a gallery of two classes or more")
-    model = LogisticRegression(C=c, max_iter=1000).fit(vectors, list(classes))
-
-    def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = model.predict_log_proba(images)
-        return np.broadcast_to(np.arange(found.shape[1]), found.shape), found
-
-    return answer
-
-
 def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
     """Vectors (C, D) of the texts of classes."""
-    import ray
-
     said: Any = [
         {"number": number, "text": config.prompts.get(cls, config.prompt.replace("{}", cls.replace("_", " ")))}
         for number, cls in enumerate(classes)
     ]
+    if few(len(said), config.stage):
+        return np.concatenate([batch["embedding"] for batch in in_process(said, len(said), TextEmbedder(config.stage))])
+    import ray
+
     set_context()
     stage: Any = fitted({"embed": config.stage}, {}, config.autoscaling)["embed"]
     rows = ray.data.from_items(said).map_batches(

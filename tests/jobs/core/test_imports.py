@@ -48,3 +48,16 @@ def test_a_refused_setting_imports_no_model_and_no_cluster(capability: str) -> N
     # Settings of curation import pandas.
     heavy = set(HEAVY) - ({"pandas"} if capability == "curation" else set())
     assert packages.isdisjoint(heavy)
+
+
+def test_a_guess_of_a_picture_whose_vector_is_stored_imports_what_the_head_needs_only():
+    program = (
+        "import sys, jobs.directors.pages, pipelines.directors.guess, pipelines.directors.head\n"
+        "from actors.models.backbones import BackboneConfig, check_backbone\n"
+        "check_backbone(BackboneConfig())\n"
+        "print(*sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "torch" in packages and packages.isdisjoint({"ray", "sklearn", "timm", "torchvision", "pandas"})

@@ -62,7 +62,9 @@ def test_sigterm_leaves_a_record_a_line_and_the_handler_before(
     assert result.exit_code == 143
     record = json.loads((tmp_path / "runs" / "wait.json").read_text())
     assert (record["status"], record["error"], record["left"]) == ("failed", "Terminated: by SIGTERM", True)
-    assert [entry.getMessage() for entry in caplog.records] == ["Ended by SIGTERM. Rerun the same command to resume."]
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "Ended by SIGTERM. What is written so far is kept. Rerun the same command to resume."
+    ]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -107,7 +109,12 @@ def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(number: int, 
         text = job.wait(code)
         _, left = psutil.wait_procs(below, timeout=60)
     assert not left
-    assert text.count(f"Ended by {signal.Signals(number).name}. Rerun the same command to resume.") == 1
+    assert (
+        text.count(
+            f"Ended by {signal.Signals(number).name}. What is written so far is kept. Rerun the same command to resume."
+        )
+        == 1
+    )
     assert "Traceback" not in text
     record = json.loads((output / "run.json").read_text())
     assert record["status"] == "failed"

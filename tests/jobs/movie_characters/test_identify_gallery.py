@@ -1,6 +1,9 @@
 """`identify-clip` as its users run it, over images in known colours: exact cosines, one embedding of each image."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +18,7 @@ from jobs.movie_characters.__main__ import app
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
 
+ROOT = Path(__file__).parents[3]
 YELLOW, PINK = (255, 255, 0), (255, 0, 255)
 HALF = 0.5**0.5
 EXACT = ("embeddings.dtype=float32", "embeddings.num_cpus=0.5")
@@ -41,7 +45,7 @@ def table(folder: Path, cls: str, output: str = "out") -> pd.Series:
     return rows.set_index(["GT Image name", "input_embeds"])["loss"]
 
 
-def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str, ray_cluster: None):
+def test_cosines_with_each_image_of_the_gallery(folder: Path, clip_folder: str):
     told = identify(folder, clip_folder).stdout
     assert "4 rows = 3 done + 1 rejected" in told
     text = (folder / "out" / "Green_results.csv").read_text()
@@ -97,8 +101,26 @@ def test_stills_without_a_class_are_identified_but_not_scored(
     assert "2 images without a class are left out" in caplog.text
 
 
-@pytest.mark.slow
-def test_texts_are_compared_with_images(folder: Path, clip_folder: str, ray_cluster: None):
+def test_few_images_start_no_ray(folder: Path, clip_folder: str):
+    Image.fromarray(data.astronaut()).save(folder / "gallery" / "Eileen_1.png")
+    given = [f"gallery={folder / 'gallery'}", f"input={folder / 'gallery'}"]
+    runs = [["identify-clip", f"model_name={clip_folder}", f"output={folder / 'clip'}", *given]]
+    runs += [["identify-faces", f"output={folder / 'faces'}", *given]]
+    program = (
+        "import json, sys; from typer.testing import CliRunner; from jobs.movie_characters.__main__ import app\n"
+        "print([CliRunner().invoke(app, run).exit_code for run in json.loads(sys.argv[1])], 'ray' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(runs)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0] False", done.stderr
+
+
+def test_texts_are_compared_with_images(folder: Path, clip_folder: str):
     # "red" and "green" are the words of these prompts that the model knows.
     identify(folder, clip_folder, "method=prompts", "prompt=a {} thing", 'prompts={"Green": "green"}')
     found = table(folder, "Red_One")["Red_One_7.png"]
@@ -106,7 +128,7 @@ def test_texts_are_compared_with_images(folder: Path, clip_folder: str, ray_clus
     assert found["Green_0"] == pytest.approx(0, abs=2e-3)
 
 
-def test_faces_are_compared_alike(tmp_path: Path, ray_cluster: None):
+def test_faces_are_compared_alike(tmp_path: Path):
     face = Image.fromarray(data.astronaut())
     for name in ("gallery", "images"):
         (tmp_path / name).mkdir()

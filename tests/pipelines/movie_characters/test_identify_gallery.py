@@ -2,24 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from skimage import data
 
 from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import ImageEmbedder, input_shape
 from actors.movie_characters.names import Picture
 from actors.movie_characters.vectors import write_vectors
+from pipelines.movie_characters.gallery_methods import SMALL, nearest, probe
 from pipelines.movie_characters.identify_gallery import (
+    FEW_FACES,
     ClipConfig,
+    FaceConfig,
     GalleryEmbeddings,
+    embed_few,
+    embed_many,
     embedded,
+    faceless,
     identify,
     model_of,
-    nearest,
+    needs_ray,
     plan_identification,
-    probe,
     root_of,
 )
 from tests.support import pictures
@@ -31,8 +39,9 @@ def unit(count: int, width: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_the_nearest_are_those_of_the_highest_cosine():
-    images, gallery = unit(7, 16, 0), unit(500, 16, 1)
+@pytest.mark.parametrize("size", [500, SMALL + 500])
+def test_the_nearest_are_those_of_the_highest_cosine(size: int):
+    images, gallery = unit(7, 16, 0), unit(size, 16, 1)
     numbers, cosines = nearest(images, gallery, 20)
     expected = images @ gallery.T
     assert numbers.tolist() == np.argsort(-expected, axis=1)[:, :20].tolist()
@@ -55,6 +64,49 @@ def test_a_probe_tells_classes_that_no_single_image_tells():
 def test_a_probe_needs_two_classes():
     with pytest.raises(ValueError, match="two classes"):
         probe(unit(3, 4, 0), ["a", "a", "a"], c=1)
+
+
+@pytest.mark.parametrize("kind", [ClipConfig, FaceConfig])
+def test_few_images_have_the_vectors_and_the_rejections_that_ray_gives(
+    kind: type[ClipConfig | FaceConfig], tmp_path: Path, clip_folder: str, ray_cluster: None
+):
+    gallery = pictures.write(tmp_path / "gallery", {"Red_1": RED, "Green_1": GREEN})
+    Image.fromarray(data.astronaut()[:256, :384]).save(tmp_path / "gallery" / "Eileen_1.png")
+    (tmp_path / "gallery" / "Green_8.jpg").write_bytes(b"no image")
+    more: dict[str, Any] = {"model_name": clip_folder} if kind is ClipConfig else {}
+    few, many = (kind(input=gallery, gallery=gallery, output=str(tmp_path / name), **more) for name in ("few", "many"))
+    todo = plan_identification(few).todo
+    rows = [
+        {uri: (code, message) for batch in found for uri, code, message in zip(*map(np.ndarray.tolist, batch.values()))}  # noqa: B905
+        for found in (embed_few(few, todo), embed_many(many, todo))
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+    codes = {Path(uri).name: code for uri, (code, _) in rows[0].items() if code}
+    faces = {"Red_1.png": "no_face", "Green_1.png": "no_face"} if kind is FaceConfig else {}
+    assert codes == {"Green_8.jpg": "not_an_image", **faces}
+    one, other = (embedded(Store(root_of(config)), model_of(config)) for config in (few, many))
+    assert one.keys() == other.keys() and len(one) == (1 if faces else 3)
+    for image, vector in one.items():
+        assert vector == pytest.approx(other[image], abs=2e-3)
+    assert faceless(Store(root_of(few)), model_of(few)).keys() == faceless(Store(root_of(many)), model_of(many)).keys()
+
+
+def test_ray_is_worth_its_start_for_many_images_and_for_gpus(tmp_path: Path, clip_folder: str):
+    colours = {f"A_{number}": RED for number in range(FEW_FACES)}
+    where: dict[str, Any] = {"gallery": pictures.write(tmp_path / "gallery", colours), "output": str(tmp_path / "out")}
+
+    def needs(config: ClipConfig | FaceConfig) -> bool:
+        return needs_ray(config, plan_identification(config))
+
+    one = pictures.write(tmp_path / "one", {"B_1": GREEN})
+    # The gallery has as many faces as are few.
+    assert not needs(FaceConfig(input=where["gallery"], **where))
+    assert needs(FaceConfig(input=one, **where))
+    assert not needs(ClipConfig(input=one, model_name=clip_folder, **where))
+    assert not needs(ClipConfig(input=one, model_name=clip_folder, method="prompts", **where))
+    gpu = GalleryEmbeddings(num_gpus=1)
+    on_gpu = ClipConfig(input=one, model_name=clip_folder, embeddings=gpu, autoscaling=True, **where)
+    assert needs(on_gpu)
 
 
 def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
