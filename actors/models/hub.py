@@ -59,5 +59,5 @@ def check_hub(setting: str, repository: str, files: Sequence[str], instead: str)
 
 
 def first_line(problem: object) -> str:
-    """The beginning of a message."""
-    return str(problem).strip().partition("\n")[0]
+    """The beginning of a message, without a stop at its end."""
+    return str(problem).strip().partition("\n")[0].rstrip(".")

@@ -43,7 +43,7 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
         if shot.film:
             films[shot.director].add(shot.film)
     names = [name for name, _ in count.most_common()]
-    own = {name: len(films[name]) if films else None for name in names}
+    own = {name: len(films[name]) for name in names} if films else {}
     bars = {"screenshots": count, "films": own} if films else {"screenshots": count}
     counts = [
         draw(store, name, _bars(names, values, name), f"{name.capitalize()} of each director.")
@@ -52,7 +52,7 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
     sheet, palettes = _contact_sheet(there, names[: config.directors], config)
     storage.write_bytes(store.uri("contact.png"), sheet)
     lost = len(shots) - len(there)
-    rows = [[name, own[name], count[name], count[name] / own[name] if films else None] for name in names]
+    rows = [[name, own.get(name), count[name], count[name] / own[name] if films else None] for name in names]
     of_films = f"{sum(own.values()):,} films" if films else "unknown films"
     write_page(
         store.uri("report.html"),

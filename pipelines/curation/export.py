@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from actors.core import storage
@@ -104,7 +103,7 @@ def clips_behind(store: Store) -> tuple[int, int]:
     for part in store.read_parts("scenes", ["video_id", "scene_id", "kept", "error"]):
         kept |= set(map(_clip, part.filter(part["kept"]).to_pylist()))
         # What failed keeps the clip that it had.
-        failed |= set(map(_clip, part.filter(pc.not_equal(part["error"], "")).to_pylist()))
+        failed |= {_clip(row) for row in part.to_pylist() if row["error"]}
     return len(kept - there), len(listed.keys() - kept - failed)
 
 

@@ -302,7 +302,9 @@ def test_the_environment_does_not_lead_to_another_service(gemini: Gemini, monkey
 
 
 def test_a_model_that_is_none_is_told_before_it_is_loaded(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"captions.model=.*cannot be downloaded"):
+    with pytest.raises(
+        ValueError, match=r"captions.model=.*cannot be loaded: .*[^.]\. Pass a folder that transformers saved"
+    ):
         check_local_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="is a llama model"):
