@@ -16,7 +16,7 @@ from actors.core.stage import Row
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.head_settings import HeadConfig
-from actors.media.images import IMAGE_SUFFIXES, natural
+from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
 from pipelines.core.in_process import few
@@ -122,7 +122,7 @@ def find_images(uri: str) -> list[Entry]:
     root = storage.absolute(uri)
     if storage.exists(root):
         return [Entry(root.rpartition("/")[2], root, storage.size(root))]
-    found = sorted(storage.listing(root, IMAGE_SUFFIXES, as_input=True), key=lambda entry: natural(entry.name))
+    found = sorted(images_below(root), key=lambda entry: natural(entry.name))
     if not found:
         raise UserError(f"{uri} has no pictures. Their names must end in {', '.join(IMAGE_SUFFIXES)}.")
     return found

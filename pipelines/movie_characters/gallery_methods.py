@@ -8,7 +8,9 @@ import numpy as np
 from actors.core.errors import UserError
 
 SMALL = 2000
-"""Up to this many gallery images, a matrix of all cosines costs less than importing scikit-learn."""
+"""Up to this many gallery images, computing all cosines costs less than importing scikit-learn."""
+ROWS = 4096
+"""Images whose cosines are held at once, so that they take at most 100 MB."""
 
 
 def nearest(images: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -17,15 +19,21 @@ def nearest(images: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.nda
     scikit-learn's exhaustive search holds no (N, G) matrix; for 100,000 vectors it took 0.6 of the time of faiss's.
     """
     if len(gallery) <= SMALL:
-        cosines = images @ gallery.T
-        numbers = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        return numbers, np.take_along_axis(cosines, numbers, 1)
+        found = [_nearest(images[start : start + ROWS], gallery, count) for start in range(0, len(images) or 1, ROWS)]
+        numbers, cosines = zip(*found, strict=True)
+        return np.concatenate(numbers), np.concatenate(cosines)
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=count, algorithm="brute", metric="euclidean").fit(gallery)
     distances, numbers = search.kneighbors(images)
     # Of vectors of length 1 the square of the distance is 2 - 2 cos.
     return numbers, 1 - distances**2 / 2
+
+
+def _nearest(images: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    cosines = images @ gallery.T
+    numbers = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return numbers, np.take_along_axis(cosines, numbers, 1)
 
 
 def probe(vectors: np.ndarray, classes: Sequence[str], c: float) -> Any:

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.core.errors import UserError
 from actors.directors.head import make_head
 from actors.directors.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.baselines import style_importance
 from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
-from pipelines.directors.guess import Model, answers
+from pipelines.directors.guess import Model, answers, find_images
 from pipelines.directors.head import fit_here, logits, task
 from pipelines.directors.measure import measure, tabled, unknown
 from pipelines.directors.settings import DirectorsConfig
@@ -240,3 +241,12 @@ def test_real_films_show_the_leak():
     # 64 films tell little: only the leak is far beyond what another seed or machine changes.
     assert by_film["head"]["film_top1"] > by_film["majority"]["film_top1"]
     assert by_frame["head"]["picture_top1"] > by_film["head"]["picture_top1"] + 0.3
+
+
+def test_other_files_beside_the_pictures_of_a_guess_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("b10.png", "b9.JPG", "c.heic"):
+        (tmp_path / name).touch()
+    assert [entry.name for entry in find_images(str(tmp_path))] == ["b9.JPG", "b10.png"]
+    assert "1 files beside the images are left out, such as c.heic" in caplog.text
+    with pytest.raises(UserError, match="has no pictures"):
+        find_images(str(tmp_path / "nowhere"))

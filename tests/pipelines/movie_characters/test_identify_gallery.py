@@ -14,6 +14,7 @@ from actors.media.images import read_images
 from actors.models.clip import ImageEmbedder, input_shape
 from actors.movie_characters.names import Picture
 from actors.movie_characters.vectors import write_vectors
+from pipelines.movie_characters import gallery_methods
 from pipelines.movie_characters.gallery_methods import SMALL, nearest, probe
 from pipelines.movie_characters.identify_gallery import (
     FEW_FACES,
@@ -40,12 +41,18 @@ def unit(count: int, width: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [500, SMALL + 500])
-def test_the_nearest_are_those_of_the_highest_cosine(size: int):
+def test_the_nearest_are_those_of_the_highest_cosine(size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gallery_methods, "ROWS", 3)
     images, gallery = unit(7, 16, 0), unit(size, 16, 1)
     numbers, cosines = nearest(images, gallery, 20)
     expected = images @ gallery.T
     assert numbers.tolist() == np.argsort(-expected, axis=1)[:, :20].tolist()
     assert cosines == pytest.approx(np.take_along_axis(expected, numbers, 1), abs=1e-5)
+
+
+def test_of_no_image_none_is_near():
+    numbers, cosines = nearest(unit(0, 16, 0), unit(5, 16, 1), 3)
+    assert numbers.shape == cosines.shape == (0, 3)
 
 
 def test_a_probe_tells_classes_that_no_single_image_tells():
