@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
@@ -133,6 +134,12 @@ def _predicted(films: Films, config: ScoreConfig) -> Judged:
         rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pandas()
     except FileNotFoundError as error:
         raise UserError(f"there is no {uri}: `train` or `predict` first, or folds=5") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri} is no Parquet file: give what `predict` or `train` wrote") from error
+    if missing := {"id", "genre", "probability", "chosen"} - set(rows):
+        raise UserError(f"{uri} lacks {', '.join(sorted(missing))}: give what `predict` or `train` wrote")
+    if rows.duplicated(["id", "genre"]).any():
+        raise UserError(f"{uri} has two predictions of one film and genre")
     probabilities = rows.pivot(index="id", columns="genre", values="probability")
     chosen = rows.pivot(index="id", columns="genre", values="chosen")
     whole = films.whole()
@@ -140,6 +147,8 @@ def _predicted(films: Films, config: ScoreConfig) -> Judged:
         raise UserError(f"{uri} and {config.input} have other genres: {', '.join(missing[:5])}")
     if missing := sorted(set(probabilities.index) - set(whole.ids)):
         raise UserError(f"{config.input} has no genres of {', '.join(missing[:5])} ({len(missing)}), which {uri} has")
+    if probabilities.isna().any(axis=None):
+        raise UserError(f"{uri} has no probability of some films and genres")
     there = np.isin(whole.ids, probabilities.index)
     seen, rest = whole.take(np.flatnonzero(there)), whole.take(np.flatnonzero(~there))
     found = [part.loc[seen.ids, whole.genre_names].to_numpy()[None] for part in (probabilities, chosen)]

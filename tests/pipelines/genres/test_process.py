@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.film_vectors import Films, read_films, write_films
 from pipelines.genres.embed import Embedded, store_films
@@ -266,6 +268,27 @@ def test_predictions_and_films_must_know_of_each_other(tmp_path: Path) -> None:
     write_films(made(10), str(tmp_path / "few.npz"))
     with pytest.raises(ValueError, match=r"few.npz has no genres of tt"):
         judge(replace(config, input=str(tmp_path / "few.npz")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop(columns="chosen"), "chosen"),
+        (lambda rows: pd.concat([rows, rows[:1]]), "of one film and genre"),
+        (lambda rows: rows[1:], "of some films and genres"),
+        (None, "no Parquet file"),
+    ],
+)
+def test_predictions_that_are_not_whole_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    write_films(made(300), str(tmp_path / "films.npz"))
+    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    file = tmp_path / "mine.parquet"
+    if change is None:
+        file.write_text("hello")
+    else:
+        change(pd.read_parquet(tmp_path / "test.parquet")).to_parquet(file)
+    with pytest.raises(UserError, match=rf"mine\.parquet .*{message}"):
+        judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), predictions=str(file)))
 
 
 def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None:
