@@ -9,7 +9,7 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -37,14 +37,21 @@ def images_below(folder: str) -> list[Entry]:
 
     Raises UserError where there are only other files.
     """
-    found, others = [], []
-    for entry in storage.listing(folder, as_input=True):
-        (found if entry.name.lower().endswith(IMAGE_SUFFIXES) else others).append(entry)
-    if others and not found:
+    entries = list(storage.listing(folder, as_input=True))
+    found = images_among(entries, folder)
+    if entries and not found:
         raise UserError(
-            f"{folder} holds {len(others)} files, such as {others[0].name}, but no images; their names end in "
+            f"{folder} holds {len(entries)} files, such as {entries[0].name}, but no images; their names end in "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
+    return found
+
+
+def images_among(entries: Iterable[Entry], folder: str) -> list[Entry]:
+    """The images among the files of a folder, by the ends of their names; warns of other files beside them."""
+    found, others = [], []
+    for entry in entries:
+        (found if entry.name.lower().endswith(IMAGE_SUFFIXES) else others).append(entry)
     folders = {posixpath.dirname(entry.name) for entry in found}
     if beside := [entry.name for entry in others if posixpath.dirname(entry.name) in folders]:
         log.warning(

@@ -27,7 +27,7 @@ from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.directors.screenshots import SCREENSHOTS, ScreenshotsConfig, sample_films, settings_key
 from actors.media.film import VIDEO_SUFFIXES
-from actors.media.images import IMAGE_SUFFIXES, natural
+from actors.media.images import images_among, natural
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, ray_task, set_context
 
@@ -244,11 +244,9 @@ def read_screenshots(data: str, film_separator: str = "") -> list[Screenshot]:
     known, and where the manifest lacks a column.
     """
     root = storage.absolute(data)
-    sizes = {
-        entry.name: entry.size
-        for entry in storage.listing(root, IMAGE_SUFFIXES, as_input=True)
-        if entry.name.partition("/")[0] not in RESERVED
-    }
+    entries = storage.listing(root, as_input=True)
+    own = (one for one in entries if one.name != MANIFEST and one.name.partition("/")[0] not in RESERVED)
+    sizes = {entry.name: entry.size for entry in images_among(own, root)}
     if storage.exists(storage.join(root, MANIFEST)):
         found = list(_by_manifest(root, sizes))
     else:

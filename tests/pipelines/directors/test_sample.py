@@ -10,7 +10,7 @@ import pytest
 from actors.core import storage
 from actors.core.child import CHILD
 from actors.directors.screenshots import ScreenshotsConfig, sample_films
-from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, sample
+from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, read_screenshots, sample
 from tests.support import films
 
 SHOTS = ScreenshotsConfig(per_film=5)
@@ -121,3 +121,11 @@ def test_films_and_screenshots_may_lie_in_a_store(tmp_path: Path, s3: str):
     assert take(config) == 2
     rows = told(config)
     assert len(rows) == 2 and all(storage.size(f"{s3}/out/{row['path']}") for row in rows)
+
+
+def test_other_files_beside_screenshots_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("Varda/Cleo/1.png", "Varda/Cleo/2.avif", "Lang/M/1.png", "features/1.npy", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [shot.path for shot in read_screenshots(str(tmp_path))] == ["Lang/M/1.png", "Varda/Cleo/1.png"]
+    assert "1 files beside the images are left out, such as Varda/Cleo/2.avif" in caplog.text
