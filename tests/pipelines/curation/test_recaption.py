@@ -180,7 +180,7 @@ def test_a_local_model_captions_in_actors(ray_cluster: None, tmp_path: Path, fil
     found = answers(tmp_path / "out")
     assert all(set(found[f"a.{i}_0"]["recaption"].split()) <= set(known) for i in range(3))
     assert found["c.0_0"]["message"].startswith("not_found: ")
-    with pytest.raises(ValueError, match="cannot be downloaded"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         recaption(config(tmp_path, captions=CaptionsConfig(by="transformers", model=str(film.parent))), [lost])
 
 
