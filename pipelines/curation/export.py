@@ -98,13 +98,15 @@ def clips_behind(store: Store) -> tuple[int, int]:
     """How many kept scenes have no clip of theirs, and how many clips are of scenes that are not kept (any more)."""
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = store.read_json(OLDER) or {}
-    there = {name for name, size in listed.items() if older.get(name) != size}
-    kept, failed = set[str](), set[str]()
+    missing, unwanted = 0, set(listed)
     for part in store.read_parts("scenes", ["video_id", "scene_id", "kept", "error"]):
-        kept |= set(map(_clip, part.filter(part["kept"]).to_pylist()))
+        rows = part.to_pandas()
         # What failed keeps the clip that it had.
-        failed |= {_clip(row) for row in part.to_pylist() if row["error"]}
-    return len(kept - there), len(listed.keys() - kept - failed)
+        for row in rows[rows.kept | (rows.error != "")].to_dict("records"):
+            name = _clip(row)
+            unwanted.discard(name)
+            missing += row["kept"] and (name not in listed or older.get(name) == listed[name])
+    return missing, len(unwanted)
 
 
 def _tell_silenced(store: Store, made: list[Row], kept: list[Row]) -> None:
