@@ -1,8 +1,9 @@
 """One decode of a film becomes a row for each scene: frames, motion, hash, thumbnail."""
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import av
@@ -44,60 +45,162 @@ class FramesConfig:
             raise UserError(f"frames: interval_ms must be at least 1, size at least 16, and 2 <= min <= max: {self}")
 
 
-class _Scene:
-    """A scene while its frames pass: samples them, and becomes a row at its end."""
+@dataclass(frozen=True)
+class WindowsConfig:
+    """How shots that are too long to be one scene are divided, in films without metadata."""
 
-    def __init__(self, film: Film, config: FramesConfig, motion: MotionConfig, about: Row) -> None:
+    length_s: float | None = None
+    """Seconds of a window, at most frames.max samples; null: frames.max samples, or what the output was begun with.
+    0: shots are not divided, and dropped as too_long."""
+    overlap_s: float = 0
+    """Seconds that a window shares with the one before it, less than its length."""
+
+    def __post_init__(self) -> None:
+        if self.overlap_s < 0 or (self.length_s or 0) < 0 or (self.length_s and self.overlap_s >= self.length_s):
+            raise UserError(f"windows: length_s must be 0 or more, and overlap_s from 0 to below it: {self}")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How shots are divided, in sampled frames."""
+
+    samples: int
+    """Most of a window; 0: shots are not divided."""
+    overlap: int
+    """Shared with the window before."""
+    rest: int
+    """A rest of fewer joins the window before it: the two are made equal."""
+
+
+UNDIVIDED = Windows(0, 0, 0)
+"""Each shot is one scene."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    """A sampled frame, and what is known of the pictures from it to before the next one."""
+
+    time: float
+    image: np.ndarray | None
+    shown: float
+    """When the latest of its pictures came."""
+    longest_hold: float = 0.0
+    pictures: int = 0
+    damaged: int = 0
+    interlaced: int = 0
+
+
+class _Scene:
+    """A scene while its frames pass: samples them, and becomes a row at its end, or one for each of its windows."""
+
+    def __init__(
+        self, film: Film, config: FramesConfig, motion: MotionConfig, about: Row, windows: Windows = UNDIVIDED
+    ) -> None:
         self._film, self._config, self._motion, self._about = film, config, motion, about
+        self._windows = windows
         short = min(film.width, film.height)
         self._width, self._height = (round(side * config.size / short) for side in (film.width, film.height))
-        self._start = self._shown = math.nan
-        self._longest_hold = 0.0
+        self._start = math.nan
         self._due = 0
-        self._count = 0
-        self._damaged = self._pictures = self._interlaced = 0
-        self._frames: list[np.ndarray] = []
+        self._samples: list[_Sample] = []
+        self.count = 0
+        """How many scenes it has become so far."""
 
     def add(self, picture: Picture, from_s: float = -math.inf) -> None:
         """Take a picture; from_s: when the scene begins, where it begins while the picture is held."""
         time = max(picture.time, from_s)
-        if math.isnan(self._start):
-            self._start = self._shown = time
-        self._longest_hold = max(self._longest_hold, time - self._shown)
-        self._shown = time
-        self._damaged += picture.damaged
-        self._pictures += 1
-        self._interlaced += picture.interlaced
+        if self._samples:
+            self._samples[-1].longest_hold = max(self._samples[-1].longest_hold, time - self._samples[-1].shown)
+        else:
+            self._start = time
         passed = (time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
-        if passed < self._due:
-            return
-        self._due = math.floor(passed) + 1
-        self._count += 1
+        if passed >= self._due:
+            self._due = math.floor(passed) + 1
+            self._samples.append(_Sample(time, self._image(picture), time))
+        sample = self._samples[-1]
+        sample.shown = time
+        sample.pictures += 1
+        sample.damaged += picture.damaged
+        sample.interlaced += picture.interlaced
+
+    def _image(self, picture: Picture) -> np.ndarray | None:
         # Of a scene that is too long anyway one frame is enough, for its thumbnail.
-        if self._count > self._config.max:
-            del self._frames[1:]
-            return
+        if not self._windows.samples and len(self._samples) >= self._config.max:
+            if len(self._samples) == self._config.max:
+                for sample in self._samples[1:]:
+                    sample.image = None
+            return None
         image = picture.scaled(self._width, self._height)
         top, left = (self._height - self._config.size) // 2, (self._width - self._config.size) // 2
         # A copy, since a view would keep what is cropped.
-        self._frames.append(image[top : top + self._config.size, left : left + self._config.size].copy())
+        return image[top : top + self._config.size, left : left + self._config.size].copy()
+
+    def passed(self, skip: Collection[str]) -> Iterator[Row]:
+        """Rows of the windows that have ended, whatever comes; skip: scenes that need no row."""
+        while self._windows.samples:
+            count = self._fitting()
+            if len(self._samples) < count + max(1, self._windows.rest):
+                return
+            yield from self._window(count, self._samples[count].time, skip)
+
+    def ended(self, end_s: float, skip: Collection[str], error: str = "", message: str = "") -> Iterator[Row]:
+        """Rows of the windows that are left, or of the scene where it is not divided; an error is that of the last."""
+        if self._windows.samples:
+            yield from self.passed(skip)
+            count, left = self._fitting(), len(self._samples)
+            if count < left:
+                overlap = self._windows.overlap
+                half = (left + overlap + 1) // 2
+                if not error and left - count < self._windows.rest <= left + overlap - half:
+                    count = half
+                yield from self._window(count, self._samples[count].time, skip)
+        yield from self._window(len(self._samples), end_s, skip, error, message)
+
+    def _fitting(self) -> int:
+        """How many of the samples make up the next window."""
+        most = self._windows.samples
+        # Pictures that are held may make it long with few samples.
+        end_s = self._samples[0].time + (most + 1) * self._config.interval_ms / 1000 - ROUNDING_S
+        times = [sample.time for sample in self._samples[1 : most + 1]]
+        before = bisect_left(times, end_s)
+        return before + 1 if before == len(times) < most else max(1, before)
+
+    def _window(
+        self, count: int, end_s: float, skip: Collection[str], error: str = "", message: str = ""
+    ) -> Iterator[Row]:
+        """The row of the first samples, which are let go of."""
+        samples, last = self._samples[:count], count == len(self._samples)
+        about = dict(self._about)
+        if self.count or not last:
+            about |= {name: f"{about[name]}_w{self.count}" for name in ("clip_id", "scene_id")}
+            about |= {"ordinal": about["ordinal"] + self.count, "window": self.count}
+        self._samples = self._samples[max(1, count - self._windows.overlap) :] if not last else []
+        self.count += 1
+        if about["scene_id"] not in skip:
+            yield self._row(about, samples, end_s, error, message)
 
     def row(self, end_s: float, error: str = "", message: str = "") -> Row:
         """The scene's row; with an error code where it could not be had whole."""
-        if not error and self._damaged:
-            error, message = "decode_error", f"{self._damaged} of its frames are damaged"
-        row = scene_row(self._about, error, message)
-        row |= {"start_s": self._start, "end_s": end_s, "width": self._film.width, "height": self._film.height}
-        row["longest_hold_s"] = max(self._longest_hold, end_s - self._shown)
+        return self._row(self._about, self._samples, end_s, error, message)
+
+    def _row(self, about: Row, samples: list[_Sample], end_s: float, error: str, message: str) -> Row:
+        damaged = sum(sample.damaged for sample in samples)
+        if not error and damaged:
+            error, message = "decode_error", f"{damaged} of its frames are damaged"
+        row = {**scene_row(about, error, message), "window": about.get("window", -1)}
+        row |= {"start_s": samples[0].time, "end_s": end_s, "width": self._film.width, "height": self._film.height}
+        row["longest_hold_s"] = max(end_s - samples[-1].shown, *(sample.longest_hold for sample in samples))
         row["clock_jumps"] = self._film.jumps_before(end_s)
-        row["interlaced"] = 2 * self._interlaced > self._pictures
-        if self._frames:
-            row["thumbnail"] = _thumbnail(self._frames[len(self._frames) // 2])
+        row["interlaced"] = 2 * sum(sample.interlaced for sample in samples) > sum(
+            sample.pictures for sample in samples
+        )
+        images = [sample.image for sample in samples if sample.image is not None]
+        row["thumbnail"] = _thumbnail(images[len(images) // 2])
         if error:
             return row
-        row["no_frames"] = self._count
-        if 2 <= self._count <= self._config.max:
-            frames = np.stack(self._frames)
+        row["no_frames"] = len(samples)
+        if 2 <= len(samples) <= self._config.max:
+            frames = np.stack(images)
             differences = rgb_differences(frames)
             row |= {"max_rgb_diff": differences.max(), "mean_rgb_diff": differences.mean(), "frames": frames}
             row["phash"] = scene_hash(frames)
@@ -118,6 +221,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "longest_hold_s": math.nan,
         "clock_jumps": 0,
         "interlaced": False,
+        "window": -1,
         "phash": None,
         "frames": None,
         "thumbnail": b"",
@@ -218,14 +322,16 @@ def cut(
     frames: FramesConfig,
     shots: ShotsConfig,
     motion: MotionConfig,
+    windows: Windows = UNDIVIDED,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield a row for each scene as soon as it has passed, then one for the film; None: alive.
 
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
-    first, end}]} with 0 <= first < end or end -1; None: shots are to be detected. skip: scenes that need no row.
+    first, end}]} with 0 <= first < end or end -1; None: shots are to be detected, and divided into windows where they
+    are longer than that: scenes with `_w<k>` behind both ids. skip: scenes that need no row.
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
-    measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, phash (bytes
-    or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
+    measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, window (its
+    number in its shot, -1: that is not divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)
@@ -240,7 +346,7 @@ def cut(
         yield film_row(None, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
         return
     if spans is None:
-        yield from _cut_shots(film, video_id, skip, frames, shots, motion)
+        yield from _cut_shots(film, video_id, skip, frames, shots, motion, windows)
     else:
         yield from _cut_spans(film, spans, skip, frames, motion)
 
@@ -284,38 +390,34 @@ def _cut_spans(
 
 
 def _cut_shots(
-    film: Film, video_id: str, skip: frozenset[str], frames: FramesConfig, shots: ShotsConfig, motion: MotionConfig
+    film: Film,
+    video_id: str,
+    skip: frozenset[str],
+    frames: FramesConfig,
+    shots: ShotsConfig,
+    motion: MotionConfig,
+    windows: Windows,
 ) -> Iterator[Row | None]:
-    count = 0
+    number = scenes = 0
 
     def begin() -> _Scene:
-        about = {
-            "clip_id": f"{video_id}.{count}",
-            "scene_id": f"{video_id}.{count}_0",
-            "ordinal": count,
-            "caption": "",
-        }
-        return _Scene(film, frames, motion, about)
-
-    def wanted() -> bool:
-        return f"{video_id}.{count}_0" not in skip
+        names = {"clip_id": f"{video_id}.{number}", "scene_id": f"{video_id}.{number}_0"}
+        return _Scene(film, frames, motion, {**names, "ordinal": scenes, "caption": ""}, windows)
 
     scene = begin()
     beat = Beat()
     end = 0.0
     for shot, picture in in_shots(film, shots):
-        if shot != count:
-            if wanted():
-                yield scene.row(end)
-            count = shot
+        if shot != number:
+            yield from scene.ended(end, skip)
+            number, scenes = shot, scenes + scene.count
             scene = begin()
-        if wanted():
-            scene.add(picture)
+        scene.add(picture)
+        yield from scene.passed(skip)
         end = picture.until
         yield from beat
     code, message = "", ""
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
-    if wanted():
-        yield scene.row(end, code, message)
-    yield film_row(film, count + 1, code, message)
+    yield from scene.ended(end, skip, code, message)
+    yield film_row(film, scenes + scene.count, code, message)

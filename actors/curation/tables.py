@@ -15,8 +15,13 @@ from actors.curation.perceptual_hash import HASH_BYTES
 
 ORIGIN = ("film", "version")
 """Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
-SEEN = (("longest_hold_s", pa.float32()), ("clock_jumps", pa.int32()), ("interlaced", pa.bool_()))
-"""Columns that say what is odd about a scene's pictures; rows of earlier versions lack them."""
+SEEN = (
+    ("longest_hold_s", pa.float32()),
+    ("clock_jumps", pa.int32()),
+    ("interlaced", pa.bool_()),
+    ("window", pa.int32()),
+)
+"""Columns that say what is odd about a scene; rows of earlier versions lack them."""
 LATER = (*ORIGIN, *(name for name, _ in SEEN))
 """Columns that rows of earlier versions lack."""
 SCORES = pa.schema(

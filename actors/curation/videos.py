@@ -17,7 +17,7 @@ from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.curation.cut import FramesConfig, cut, film_row, scene_row
+from actors.curation.cut import FramesConfig, Windows, cut, film_row, scene_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.guard import guarded
 from actors.curation.motion import MotionConfig
@@ -44,6 +44,8 @@ class CutConfig:
     """How films without metadata are cut into shots."""
     motion: MotionConfig
     """How optical flow is measured."""
+    windows: Windows
+    """How long shots of films without metadata are divided."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
             rows = CHILD.stream(
                 cut,
                 *(str(path), task["video_id"], spans, frozenset(skip)),
-                *(config.video, config.frames, config.shots, config.motion),
+                *(config.video, config.frames, config.shots, config.motion, config.windows),
                 stall_s=config.video.stall_s,
                 timeout_s=config.video.timeout_s,
                 attempts=DECODE_ATTEMPTS,

@@ -125,6 +125,8 @@ class _Census:
     """Scenes by error code."""
     duplicates: Counter[int] = field(default_factory=Counter)
     """Scenes by group of near-duplicates."""
+    windows: int = 0
+    """Scenes that are windows of a shot that is too long to be one."""
     whatif: WhatIf = field(default_factory=WhatIf)
     sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
     """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
@@ -147,8 +149,9 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason"]):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", "window"], ["window"]):
         rows = part.to_pandas()
+        census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
         census.whatif.add(rows[list(COLUMNS)])
         census.duplicates.update(rows.duplicate_group.dropna().astype(int))
         census.failed.update(rows.error[rows.error != ""])
@@ -305,7 +308,8 @@ def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
 
 def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
     """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
-    steps = [("in", "rows in", "", rows_in)]
+    note = f"{census.windows} of them windows of long shots" if census.windows else ""
+    steps = [("in", "rows in", note, rows_in)]
     steps += [("failed", code, "", n) for code, n in census.failed.most_common()]
     steps += [("dropped", reason, rules.get(reason, ""), n) for reason, n in dropped.items()]
     steps += [(KEPT, "kept", "", census.groups[KEPT])]

@@ -15,7 +15,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig
 from actors.curation.clips import ClipsConfig
-from actors.curation.cut import FramesConfig
+from actors.curation.cut import FramesConfig, Windows, WindowsConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
@@ -37,6 +37,10 @@ RETRYABLE = RETRYABLE_FETCH | {
     "caption_failed",
 }
 """Error codes of rows that may succeed when they are tried again."""
+
+
+UNDIVIDED = {"windows.length_s": 0.0, "windows.overlap_s": 0}
+"""How outputs of earlier versions were measured."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class CurationConfig:
     """Which frames of a scene are sampled."""
     shots: ShotsConfig = field(default_factory=ShotsConfig)
     """How films without metadata are cut into scenes by shot detection."""
+    windows: WindowsConfig = field(default_factory=WindowsConfig)
+    """How shots of films without metadata are divided that are too long to be one scene."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
     """How videos are downloaded."""
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -141,7 +147,7 @@ class CurationConfig:
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""
-        return CutConfig(self.video, self.frames, self.shots, self.motion)
+        return CutConfig(self.video, self.frames, self.shots, self.motion, windows(self))
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,29 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
         "motion.weights": config.motion.weights if config.motion.flow == "raft" else None,
         "latents.model": config.latents.model,
         "latents.dtype": config.latents.precision,
+        **_windows(config),
     }
+
+
+def _windows(config: CurationConfig) -> dict[str, float]:
+    """How shots are divided: what the settings leave open is as the output was begun, since thresholds may change."""
+    before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
+    length, overlap = config.windows.length_s, config.windows.overlap_s
+    if length is None:
+        longest = config.frames.max * config.frames.interval_ms / 1000
+        length = longest if before is None else before.get("windows.length_s", 0.0)
+    rest = (before or {}).get("windows.rest", config.frames.min)
+    return {"windows.length_s": length, "windows.overlap_s": overlap if length else 0, "windows.rest": rest}
+
+
+def windows(config: CurationConfig) -> Windows:
+    """How shots are divided, in sampled frames."""
+    settings = _windows(config)
+    # A tenth of a second of 100 ms is 1 frame, whatever binary fractions make of it.
+    samples, overlap = (
+        int(settings[f"windows.{name}"] * 1000 / config.frames.interval_ms + 1e-6) for name in ("length_s", "overlap_s")
+    )
+    return Windows(samples, min(overlap, max(0, samples - 1)), int(settings["windows.rest"]))
 
 
 def check(config: CurationConfig) -> None:
@@ -185,6 +213,14 @@ def check(config: CurationConfig) -> None:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
     if config.video.decoder == "pyav" and config.video.num_gpus > 0:
         raise UserError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
+    made = Store(config.output).read_json("plan", "settings.json") or {}
+    length, every = config.windows.length_s, config.frames.interval_ms
+    if length and not made and not config.frames.min <= length * 1000 / every + 1e-6 < config.frames.max + 1:
+        raise UserError(
+            f"windows.length_s={length:g}: scenes of frames.min={config.frames.min} to frames.max={config.frames.max} "
+            f"frames every {every} ms are measured, {config.frames.min * every / 1000:g} to "
+            f"{config.frames.max * every / 1000:g} s"
+        )
     for name, stage in (("latents", config.latents), ("motion", config.motion)):
         if stage.workers < 1:
             raise UserError(f"{name}.workers={stage.workers}: set at least 1 worker for a stage that loads a model")
@@ -193,9 +229,8 @@ def check(config: CurationConfig) -> None:
         if config.frames.size % 8 or config.frames.size < 128:
             raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
         check_raft(config.motion.weights)
-    made = Store(config.output).read_json("plan", "settings.json") or {}
     before, now = made.get("measured_by"), measured_by(config)
-    if before is not None and before != now:
+    if before is not None and (before := {**UNDIVIDED, "windows.rest": now["windows.rest"], **before}) != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
         raise UserError(

@@ -46,6 +46,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         "longest_hold_s": 0.04,
         "clock_jumps": 0,
         "interlaced": False,
+        "window": -1,
         "phash": None,
         "step": "",
         "error": "",

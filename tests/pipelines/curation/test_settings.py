@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.core.stage import Stage
-from actors.curation.cut import FEATURES, FramesConfig
+from actors.curation.cut import FEATURES, FramesConfig, Windows, WindowsConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
 from actors.curation.rules import SelectConfig
@@ -16,7 +16,15 @@ from actors.curation.tables import SCENES, SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from pipelines.curation.plan import make_plan
-from pipelines.curation.settings import RETRYABLE, CurationConfig, RetryConfig, VideosConfig, check, measured_by
+from pipelines.curation.settings import (
+    RETRYABLE,
+    CurationConfig,
+    RetryConfig,
+    VideosConfig,
+    check,
+    measured_by,
+    windows,
+)
 
 
 @pytest.fixture
@@ -149,6 +157,34 @@ def test_scores_of_another_version_are_refused_too(config: CurationConfig, tmp_p
     with pytest.raises(ValueError, match=r"motion\.flow=None there, farneback here") as error:
         check(config)
     assert "frames.colour=grey there, None here" in str(error.value)
+
+
+def test_windows_stay_as_the_output_was_begun_though_thresholds_change(config: CurationConfig):
+    assert windows(replace(config, frames=FramesConfig(min=2, max=90))) == Windows(90, 0, 2)
+    make_plan(config)
+    assert windows(replace(config, frames=FramesConfig(min=2, max=90))) == windows(config) == Windows(60, 0, 4)
+    other = replace(config, windows=WindowsConfig(length_s=10, overlap_s=1))
+    assert windows(other) == Windows(40, 4, 4)
+    with pytest.raises(ValueError, match=r"windows\.length_s=15\.0 there, 10 here"):
+        check(other)
+
+
+def test_an_output_of_an_earlier_version_keeps_its_shots_whole(config: CurationConfig, tmp_path: Path):
+    make_plan(config)
+    path = tmp_path / "out" / "plan" / "settings.json"
+    made = json.loads(path.read_text())
+    made["measured_by"] = {name: value for name, value in made["measured_by"].items() if "windows" not in name}
+    path.write_text(json.dumps(made))
+    check(config)
+    assert windows(config).samples == 0
+    with pytest.raises(ValueError, match=r"windows\.length_s=0\.0 there, 15 here"):
+        check(replace(config, windows=WindowsConfig(length_s=15)))
+
+
+@pytest.mark.parametrize("length", [0.5, 15.5, 60])
+def test_windows_that_could_not_be_measured_are_refused(config: CurationConfig, length: float):
+    with pytest.raises(ValueError, match=f"windows.length_s={length:g}: .* 1 to 15 s"):
+        check(replace(config, windows=WindowsConfig(length_s=length)))
 
 
 def test_what_does_not_change_a_row_may_change(config: CurationConfig):
