@@ -1,7 +1,8 @@
 """Kept scenes as files: frame-exact mp4 with sound, JPEG frames, and WebDataset shards.
 
-A film is decoded once, in order, for all its scenes. Nothing is copied from key frame to key frame: a clip holds the
-frames from its start to before its end, each at its own presentation time, and the samples of sound that go with them.
+A film is decoded once, in order, for all its scenes; what lies far from them is jumped over. Nothing is copied from key
+frame to key frame: a clip holds the frames from its start to before its end, each at its own presentation time, and the
+samples of sound that go with them.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +27,7 @@ from av.logging import set_level
 
 from actors.core.errors import BrokenRunError, UserError, machine_fault
 from actors.core.stage import Row, Stage
-from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, open_film
+from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, SeekError, open_film, visited
 from actors.media.formats import MAX_PIXELS, open_container
 from actors.media.images import encode_jpeg
 from actors.media.sound import Sound
@@ -113,8 +115,14 @@ def write_clips(
     live: list[_Clip] = []
     if not waiting:
         return
+    cut = partial(_cut, source, waiting, live, Path(folder), config, frames_interval_ms, max_pixels)
     try:
-        yield from _cut(source, waiting, live, Path(folder), config, frames_interval_ms, max_pixels)
+        try:
+            yield from cut(steady=all(scene.get("clock_jumps") == 0 for scene in wanted))
+        except SeekError:
+            waiting.extendleft(clip.again() for clip in reversed(live))
+            live.clear()
+            yield from cut(steady=None)
         return
     except FilmError as error:
         fault = error.code, str(error)
@@ -134,9 +142,15 @@ def _cut(
     config: ClipsConfig,
     frames_interval_ms: int | None,
     max_pixels: int,
+    steady: bool | None,
 ) -> Iterator[Row | None]:
-    """Move scenes from `waiting` to `live` to written; where it raises, those that are left cannot be had whole."""
+    """Move scenes from `waiting` to `live` to written; where it raises, those that are left cannot be had whole.
+
+    steady: whether the film's clock is known not to jump; None: the film is decoded from its start. Raises SeekError
+    where that has to be done.
+    """
     film = open_film(source, max_pixels=max_pixels)
+    spans = [(scene["start_s"], scene["end_s"]) for scene in waiting]
     beat = Beat()
     # Sound is read through a second door, in step with the pictures however far apart the two lie in the file.
     with open_container(source, max_pixels) as container:
@@ -146,7 +160,11 @@ def _cut(
         sound = _sound(container, stream, film)
         job = _Job(folder, config, frames_interval_ms, film, upright, sound)
         until = 0.0
-        for picture, until in _with_ends(film):
+        for picture, until in _with_ends(film.pictures if steady is None else visited(film, spans, steady)):
+            if picture is None:
+                if sound:
+                    sound.jump(waiting[0]["start_s"])
+                continue
             while waiting and picture.time >= waiting[0]["start_s"] - ROUNDING_S:
                 live.append(_Clip(waiting.popleft(), job))
             yield from beat
@@ -163,6 +181,8 @@ def _cut(
             yield from _each(live, folder, _Clip.ended, until)
             if not waiting and not live:
                 return
+    if steady is not None:
+        raise SeekError
     code = "truncated" if film.truncated else "export_failed"
     raise FilmError(code, f"the film ends at {until:.3f} s, before the scene does")
 
@@ -191,12 +211,14 @@ def _sound(container: InputContainer, pictures: av.VideoStream, film: Film) -> S
     return None if stream is None else Sound(container, stream, pictures, film.start_s)
 
 
-def _with_ends(film: Film) -> Iterator[tuple[Picture, float]]:
-    """The film's pictures, each with the time at which the next takes its place."""
+def _with_ends(pictures: Iterable[Picture | None]) -> Iterator[tuple[Picture | None, float]]:
+    """Pictures, each with the time at which the next takes its place; None where some were jumped over."""
     before = None
-    for picture in film.pictures:
+    for picture in pictures:
         if before:
-            yield before, picture.time
+            yield before, picture.time if picture else before.until
+        if picture is None:
+            yield None, 0.0
         before = picture
     if before:
         yield before, before.until
@@ -343,6 +365,11 @@ class _Clip:
         self._file.close()
         silenced_s = self._silenced / self._job.sound.rate if self._job.sound else 0.0
         return _row(self._scene, str(self._path), self._frames, self._still_paths, silenced_s=silenced_s)
+
+    def again(self) -> Row:
+        """Remove the files; the scene, which is to be written anew."""
+        self.failed("", "")
+        return self._scene
 
     def failed(self, error: str, message: str) -> Row:
         """Remove the files; the scene's row with that error."""

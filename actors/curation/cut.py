@@ -15,7 +15,19 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
-from actors.media.film import HOLE_S, ROUNDING_S, Beat, Film, FilmError, Picture, VideoConfig, in_shots, open_film
+from actors.media.film import (
+    HOLE_S,
+    ROUNDING_S,
+    Beat,
+    Film,
+    FilmError,
+    Picture,
+    SeekError,
+    VideoConfig,
+    in_shots,
+    open_film,
+    visited,
+)
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
 
@@ -244,7 +256,7 @@ class _Span:
 
     def __init__(self, film: Film, frames: FramesConfig, motion: MotionConfig, span: Row) -> None:
         self._film, self._frames, self._motion = film, frames, motion
-        self.start_s, self._end_s = span["start_s"], span["end_s"]
+        self.start_s, self.end_s = span["start_s"], span["end_s"]
         self._count = 0
         self._waiting = deque(sorted(span["scenes"], key=lambda scene: scene["first"]))
         self._open: list[tuple[Row, _Scene]] = []
@@ -255,7 +267,7 @@ class _Span:
 
     def feed(self, picture: Picture, before: Picture | None) -> Iterator[Row]:
         """Take the next picture of the film and the one before it; yields rows of scenes that have ended."""
-        if self._end_s is not None and picture.time >= self._end_s - ROUNDING_S:
+        if self.end_s is not None and picture.time >= self.end_s - ROUNDING_S:
             self._hold(before)
             yield from self._end(before.until if before else picture.time, "scene_beyond_span", SPARE_FRAMES)
             return
@@ -288,10 +300,10 @@ class _Span:
     def end_of_film(self, last: Picture | None) -> Iterator[Row]:
         """Rows of the scenes that the film ended on, with its last picture."""
         end_s, truncated = last.until if last else 0.0, self._film.truncated
-        seen = self._end_s is not None and self._end_s <= end_s + ROUNDING_S
+        seen = self.end_s is not None and self.end_s <= end_s + ROUNDING_S
         if truncated and not seen:
             yield from self._end(end_s, "truncated", 0, whole=False)
-        elif self._end_s is None or self._end_s <= end_s + max(0.1, SPARE_FRAMES * self._film.step_s):
+        elif self.end_s is None or self.end_s <= end_s + max(0.1, SPARE_FRAMES * self._film.step_s):
             self._hold(last)
             yield from self._end(end_s, "scene_beyond_span", SPARE_FRAMES)
         else:
@@ -301,10 +313,10 @@ class _Span:
         """Rows of all scenes that are left; end_s: where the pictures that were taken end."""
         messages = {
             "truncated": f"the film breaks off at {end_s:.3f} s, before its declared end",
-            "span_beyond_end": f"the span ends at {self._end_s or 0:.3f} s, the film at {end_s:.3f} s",
+            "span_beyond_end": f"the span ends at {self.end_s or 0:.3f} s, the film at {end_s:.3f} s",
             "scene_beyond_span": f"the span holds {self._count} frames",
         }
-        end_s = end_s if self._end_s is None else min(end_s, self._end_s)
+        end_s = end_s if self.end_s is None else min(end_s, self.end_s)
         for scene, open_scene in self._open:
             complete = whole if scene["end"] == -1 else scene["end"] <= self._count + spare
             yield open_scene.row(end_s) if complete else open_scene.row(end_s, code, messages[code])
@@ -323,15 +335,18 @@ def cut(
     shots: ShotsConfig,
     motion: MotionConfig,
     windows: Windows = UNDIVIDED,
+    seek: bool = False,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield a row for each scene as soon as it has passed, then one for the film; None: alive.
 
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
     first, end}]} with 0 <= first < end or end -1; None: shots are to be detected, and divided into windows where they
-    are longer than that: scenes with `_w<k>` behind both ids. skip: scenes that need no row.
+    are longer than that: scenes with `_w<k>` behind both ids. skip: scenes that need no row. seek: spans are sound rows
+    that PyAV measured, and what lies between them may be jumped over; `steady` in each: the clock is known not to jump.
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
     measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, window (its
-    number in its shot, -1: that is not divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
+    number in its shot, -1: that is not divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None,
+    thumbnail (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)
@@ -347,8 +362,17 @@ def cut(
         return
     if spans is None:
         yield from _cut_shots(film, video_id, skip, frames, shots, motion, windows)
-    else:
-        yield from _cut_spans(film, spans, skip, frames, motion)
+        return
+    if seek and video.decoder == "pyav":
+        done = set(skip)
+        try:
+            for row in _cut_spans(film, spans, skip, frames, motion, seek):
+                done.add(row["scene_id"] if row else "")
+                yield row
+            return
+        except SeekError:
+            film, skip = open_film(path, "pyav", max_pixels=video.max_pixels), frozenset(done)
+    yield from _cut_spans(film, spans, skip, frames, motion)
 
 
 def film_row(film: Film | None, scenes: int, error: str = "", message: str = "") -> Row:
@@ -365,7 +389,7 @@ def _count(spans: list[Row] | None) -> int:
 
 
 def _cut_spans(
-    film: Film, spans: list[Row], skip: frozenset[str], frames: FramesConfig, motion: MotionConfig
+    film: Film, spans: list[Row], skip: frozenset[str], frames: FramesConfig, motion: MotionConfig, seek: bool = False
 ) -> Iterator[Row | None]:
     count = _count(spans)
     spans = [{**span, "scenes": [s for s in span["scenes"] if s["scene_id"] not in skip]} for span in spans]
@@ -374,7 +398,12 @@ def _cut_spans(
     live: list[_Span] = []
     beat = Beat()
     before = None
-    for picture in film.pictures:
+    times = [(span.start_s, span.end_s) for span in waiting]
+    steady = all(span.get("steady", False) for span in spans)
+    for picture in visited(film, times, steady) if seek else film.pictures:
+        if picture is None:
+            before = None
+            continue
         while waiting and picture.time >= waiting[0].start_s - ROUNDING_S:
             live.append(waiting.popleft())
         for span in live:
@@ -384,6 +413,8 @@ def _cut_spans(
         if not waiting and not live:
             break
         yield from beat
+    if seek and (live or waiting):
+        raise SeekError
     for span in (*live, *waiting):
         yield from span.end_of_film(before)
     yield film_row(film, count)

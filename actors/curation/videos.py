@@ -46,6 +46,8 @@ class CutConfig:
     """How optical flow is measured."""
     windows: Windows
     """How long shots of films without metadata are divided."""
+    seek: bool = False
+    """Whether what lies between the spans may be jumped over: they are sound rows."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
             rows = CHILD.stream(
                 cut,
                 *(str(path), task["video_id"], spans, frozenset(skip)),
-                *(config.video, config.frames, config.shots, config.motion, config.windows),
+                *(config.video, config.frames, config.shots, config.motion, config.windows, config.seek),
                 stall_s=config.video.stall_s,
                 timeout_s=config.video.timeout_s,
                 attempts=DECODE_ATTEMPTS,

@@ -191,14 +191,16 @@ def pictures(film: "Film", frames: Iterable[Timed], start: float, tick_s: float)
         yield PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
 
 
-def sought(container: InputContainer, stream: av.VideoStream, start: float, time_s: float) -> Iterator[PyAVPicture]:
-    """Pictures from a key frame at or before a time on, in seconds."""
+def sought(
+    container: InputContainer, stream: av.VideoStream, start: float, time_s: float, strict: bool = False
+) -> Iterator[PyAVPicture]:
+    """Pictures from a key frame at or before a time on, in seconds; strict: damage raises FFmpegError."""
     base = stream.time_base or Fraction(1)
     back = 0.0
     while True:
         at = max(0.0, time_s - back)
         container.seek(math.floor((at + start) / base), stream=stream)
-        pictures = _from_here(container, stream, base, start)
+        pictures = _from_here(container, stream, base, start, strict)
         first = next(pictures, None)
         if first is None or first.time <= time_s or at == 0:
             yield from chain([first] if first else [], pictures)
@@ -208,7 +210,7 @@ def sought(container: InputContainer, stream: av.VideoStream, start: float, time
 
 
 def _from_here(
-    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float
+    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float, strict: bool
 ) -> Iterator[PyAVPicture]:
     """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
     scalers: dict[Any, VideoReformatter] = {}
@@ -217,6 +219,8 @@ def _from_here(
         try:
             frames = stream.decode(packet)
         except FFmpegError:
+            if strict:
+                raise
             harm = True
             continue
         for frame in frames:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -38,6 +38,8 @@ ROUNDING_S = 0.001
 """Containers and metadata round times to milliseconds: a frame this much early still counts as on time."""
 HOLE_S = 1.0
 """Where no picture is shown for longer than this, and for three frames, pictures are missing."""
+JUMP_S = 10.0
+"""Less than this is decoded rather than jumped over: a jump costs the pictures since the key frame before its end."""
 TORCHCODEC_BYTES = 64 << 20
 """About as much of full-size frames, at most 16, is fetched from torchcodec at once."""
 
@@ -118,9 +120,9 @@ class Film:
     """Frames decoded so far."""
     truncated: bool = False
     """Whether pictures that the container declares are not there; certain once `pictures` has run out."""
-    seek: Callable[[float], Iterator[Picture]] | None = None
+    seek: Callable[..., Iterator[Picture]] | None = None
     """Pictures from a key frame at or before a time on, in seconds, where the container has an index for that; it ends
-    `pictures`, and the iterator of the call before. Raises FFmpegError."""
+    `pictures`, and the iterator of the call before. Raises FFmpegError; with strict=True also where it is damaged."""
 
     @property
     def step_s(self) -> float:
@@ -217,7 +219,7 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
     return film
 
 
-def _with_ends(film: Film, found: Iterator[Picture], heard: Heard) -> Iterator[Picture]:
+def _with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iterator[Picture]:
     """The same pictures, each when the next is known: when it ends, and whether pictures are missing after it."""
     before = None
     for picture in found:
@@ -226,7 +228,7 @@ def _with_ends(film: Film, found: Iterator[Picture], heard: Heard) -> Iterator[P
             gap = picture.time - end
             # An index that names every picture holds them; elsewhere sound that goes on tells a hold from a hole.
             missing = gap > max(HOLE_S, 3 * film.step_s) and not (film.clock and film.clock.steady)
-            missing = missing and heard.between(end, picture.time) < gap / 2
+            missing = missing and (heard is None or heard.between(end, picture.time) < gap / 2)
             before.until, picture.after_hole = end if missing else picture.time, missing
             film.decoded += 1
             yield before
@@ -304,6 +306,63 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
         yield from islice(pyav, done, None)
 
     return pictures()
+
+
+class SeekError(Exception):
+    """What was sought is not there as it was measured: the film is to be decoded from its start."""
+
+
+def visited(film: Film, spans: Sequence[tuple[float, float]], steady: bool) -> Iterator[Picture | None]:
+    """The pictures of spans of a film in order, and some about them; None where what lies between was jumped over.
+
+    spans: start and end in seconds, by their starts; each starts with a picture. steady: the film's clock is known
+    not to jump. Raises SeekError where a span is not found, or not whole.
+    """
+    if film.seek is None or not (steady or (film.clock and film.clock.steady)):
+        yield from film.pictures
+        return
+    sought = False
+    for begin, end, starts in _near(spans):
+        found = film.pictures
+        if sought or begin > JUMP_S:
+            yield None
+            found, sought = _with_ends(film, film.seek(begin, strict=True), None), True
+        try:
+            for picture in found:
+                inside = picture.time >= begin - ROUNDING_S
+                if sought and inside and (picture.damaged or not _begun(starts, picture.time)):
+                    raise SeekError
+                yield picture
+                if picture.time >= end:
+                    break
+            if sought and starts:
+                raise SeekError
+        except FFmpegError as error:
+            raise SeekError from error
+        sought = True
+
+
+def _begun(starts: deque[float], time: float) -> bool:
+    """Take away the starts that a picture at that time is for; whether none was passed over."""
+    while starts and starts[0] <= time + ROUNDING_S:
+        if starts.popleft() < time - ROUNDING_S:
+            return False
+    return True
+
+
+def _near(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float, deque[float]]]:
+    """Spans together where no more than JUMP_S lies between them: where they begin and end, and all their starts."""
+    begin = end = -math.inf
+    starts: deque[float] = deque()
+    for start_s, end_s in spans:
+        if start_s > end + JUMP_S and starts:
+            yield begin, end, starts
+            begin, end, starts = start_s, end_s, deque()
+        begin = begin if starts else start_s
+        starts.append(start_s)
+        end = max(end, end_s)
+    if starts:
+        yield begin, end, starts
 
 
 def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:

@@ -1,6 +1,7 @@
 """A film's sound as one line of samples from the start of the file, read as the pictures go by."""
 
 import ctypes
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
@@ -16,6 +17,8 @@ AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_
 """Samples per second that AAC knows; sound of another rate is resampled to 48,000."""
 SOUND_SLACK_S = 0.01
 """Sound is placed by counting samples, since containers round its times; where these differ by more, they are right."""
+WARM_UP_S = 1.0
+"""Sound is decoded from this long before where it is wanted."""
 MASK = (
     *("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR", "TC", "TFL", "TFC", "TFR", "TBL", "TBC"),
     *("TBR", "DL", "DR", "WL", "WR", "SDL", "SDR", "LFE2", "TSL", "TSR", "BFC", "BFL", "BFR"),
@@ -41,7 +44,8 @@ class Sound:
         self.channels = 6 if channels.count >= 6 else 1 if channels.count == 1 else 2
         self.layout = {1: "mono", 2: "stereo", 6: "5.1"}[self.channels]
         self._origin = start_s
-        self._decoded = self._decode(container, stream, video, channels)
+        self._from = container, stream, video, channels
+        self._decoded = self._decode(*self._from)
         self._blocks: deque[tuple[int, av.AudioFrame]] = deque()
         self._damage: deque[tuple[int, int]] = deque()
         self._at: int | None = None
@@ -73,6 +77,16 @@ class Sound:
         """Pass over the sound before that time."""
         end = self.sample(end_s)
         self._read(end, end)
+
+    def jump(self, time: float) -> None:
+        """Go on at a time, in seconds, without what comes before; its clock does not jump in between."""
+        container, stream, *_ = self._from
+        # A decoder needs what comes before the first sound that is to be right.
+        at = max(0.0, time - WARM_UP_S) + self._origin
+        container.seek(math.floor(at / stream.time_base) if stream.time_base else 0, stream=stream)
+        self._decoded, self._at = self._decode(*self._from), None
+        self._blocks.clear()
+        self._damage.clear()
 
     def _read(self, start: int, end: int) -> None:
         """Read on to the sample `end`, and forget what comes before `start`."""

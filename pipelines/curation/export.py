@@ -19,6 +19,7 @@ from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, clip_name, export_films, remove_frames, write_one_shard
 from actors.curation.tables import (
+    LATER,
     ORIGIN,
     PLAN_AGAIN,
     SELECT_AGAIN,
@@ -35,7 +36,7 @@ from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
 
-KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
+KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri", "clock_jumps"]
 """What export needs to know of a scene."""
 MADE = "export.json"
 """Settings that clips/ was made with; not in there, where every name is a video's."""
@@ -199,7 +200,7 @@ def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
     """Of each of these scenes the last sound row of the film and times that the input has."""
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     found: list[pa.Table] = []
-    for part in store.read_parts("scores", [*KEPT, "error", "written", *ORIGIN], ORIGIN):
+    for part in store.read_parts("scores", [*KEPT, "error", "written", *ORIGIN], LATER):
         ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
         chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
         if any(chosen):
@@ -297,7 +298,8 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
 def _write_shards(kept: list[Row], config: CurationConfig) -> None:
     set_context()
     store, size = Store(config.output), config.export.shard_clips
-    kept = [{name: value for name, value in row.items() if name not in ORIGIN} for row in kept]
+    hidden = {*ORIGIN, "clock_jumps"}
+    kept = [{name: value for name, value in row.items() if name not in hidden} for row in kept]
     shards = [
         {"name": f"shard-{start // size:06d}.tar", "scenes": json.dumps(kept[start : start + size])}
         for start in range(0, len(kept), size)

@@ -19,7 +19,8 @@ from pipelines.curation.settings import CurationConfig
 def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Dataset:
     """One row a scene: video_id, scene_id, caption, frames uint8 (T, size, size, 3) RGB, error, message.
 
-    The frames are those that were measured: every frames.interval_ms from the scene's start. Each film is decoded once.
+    The frames are those that were measured: every frames.interval_ms from the scene's start. Each film is opened once,
+    and decoded where its scenes lie.
     A scene that cannot be had has an error code and no frames.
 
     Args:
@@ -34,7 +35,7 @@ def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Da
     set_context()
     tasks = ray.data.from_items(films, override_num_blocks=max(1, len(films)))
     # Nothing but frames is wanted: of all flows RAFT's is the one that is not measured in the decode.
-    bare = replace(config.cutting, motion=replace(config.motion, flow="raft"))
+    bare = replace(config.cutting, motion=replace(config.motion, flow="raft"), seek=True)
     cut: Any = partial(cut_frames, config=bare)
     return tasks.map_batches(cut, batch_size=1, **ray_task(stage))
 
@@ -45,6 +46,7 @@ def _task(video_id: str, uri: str, scenes: list[Row]) -> Row:
     spans = [
         {
             **{name: scene[name] for name in ("start_s", "end_s")},
+            "steady": bool(scene.get("clock_jumps") == 0),
             "scenes": [{name: scene[name] for name in ("clip_id", "scene_id", "caption")} | whole],
         }
         for scene in scenes

@@ -1,5 +1,5 @@
-"""Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [memory] [ray]
-[labels] [selection]`.
+"""Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [export]
+[memory] [ray] [labels] [selection]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -33,6 +33,7 @@ import psutil
 from actors.core.child import Child
 from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.cut import FramesConfig, cut
 from actors.curation.latents import LatentsConfig, encode, latent_distances
 from actors.curation.motion import MotionConfig
@@ -270,6 +271,26 @@ def motion(films: Films) -> None:
         )
 
 
+def export(films: Films) -> None:
+    """A clip near the end of ten minutes, against one near their start: the key frame before it is sought."""
+    path = films.get("360p", 600)
+    with av.open(path) as film:
+        length = film.duration / av.time_base if film.duration else 600.0
+    works = {name: partial(_three_seconds, path, at) for name, at in (("start", 1), ("end", int(length) - 20))}
+    taken = alternate(works)
+    line(f"export of 3 s at {length - 20:.0f} s of 360p: CPU-s", f"{median(taken['end']):.2f}", "at most .5")
+    line("the same / export of 3 s at the start", ratio(taken["end"], taken["start"]))
+
+
+def _three_seconds(path: Path, start_s: int) -> None:
+    """Export three seconds; fails where they cannot be had."""
+    with TemporaryDirectory() as folder:
+        wanted = [{"scene_id": "clip", "start_s": float(start_s), "end_s": start_s + 3.0}]
+        for row in write_clips(str(path), wanted, folder, ClipsConfig(), None):
+            if row and row["error"]:
+                raise RuntimeError(row["message"])
+
+
 def _flow_alone(path: Path, spans: list[Row]) -> None:
     for _ in scene_rows(path, spans, frames=FramesConfig(interval_ms=500, size=120)):
         pass
@@ -417,6 +438,7 @@ def selection(films: Films) -> None:
 PARTS: dict[str, Callable[[Films], None]] = {
     "reference": against_reference,
     "motion": motion,
+    "export": export,
     "memory": memory,
     "ray": under_ray,
     "labels": labels,
