@@ -76,14 +76,14 @@ class Films:
     def get(self, size: str, seconds: float) -> Path:
         """That much film, looped where there is less."""
         seconds = max(15, seconds * self.share)
-        source = self.own if size == "360p" and self.own else self._loop(size)
+        source = self.own if size == "360p" and self.own else self.loop(size)
         path = self.folder / f"{source.stem}-{seconds:.0f}s.mp4"
         if not path.exists():
             with _whole(path) as part:
                 _copy(source, part, seconds)
         return path
 
-    def _loop(self, size: str) -> Path:
+    def loop(self, size: str) -> Path:
         path = self.folder / f"{size}.mp4"
         if not path.exists():
             with _whole(path) as part:
@@ -272,20 +272,22 @@ def motion(films: Films) -> None:
 
 
 def export(films: Films) -> None:
-    """A clip near the end of ten minutes, against one near their start: the key frame before it is sought."""
+    """A clip in the last minutes of ten, against the same pictures at the start: the key frame before it is sought."""
     path = films.get("360p", 600)
-    with av.open(path) as film:
-        length = film.duration / av.time_base if film.duration else 600.0
-    works = {name: partial(_three_seconds, path, at) for name, at in (("start", 1), ("end", int(length) - 20))}
-    taken = alternate(works)
-    line(f"export of 3 s at {length - 20:.0f} s of 360p: CPU-s", f"{median(taken['end']):.2f}", "at most .5")
-    line("the same / export of 3 s at the start", ratio(taken["end"], taken["start"]))
+    ends = []
+    for one in (path, films.loop("360p")):
+        with av.open(one) as film:
+            ends.append(float((film.streams.video[0].duration or 0) * (film.streams.video[0].time_base or 0)))
+    again = ends[1] * int((ends[0] - 5) / ends[1])
+    taken = alternate({"start": partial(_three_seconds, path, 1.0), "end": partial(_three_seconds, path, 1.0 + again)})
+    line(f"export of 3 s at {1 + again:.0f} s of 360p: CPU-s", f"{median(taken['end']):.2f}", "at most .5")
+    line("the same / export of the same pictures at the start", ratio(taken["end"], taken["start"]))
 
 
-def _three_seconds(path: Path, start_s: int) -> None:
+def _three_seconds(path: Path, start_s: float) -> None:
     """Export three seconds; fails where they cannot be had."""
     with TemporaryDirectory() as folder:
-        wanted = [{"scene_id": "clip", "start_s": float(start_s), "end_s": start_s + 3.0}]
+        wanted = [{"scene_id": "clip", "start_s": start_s, "end_s": start_s + 3}]
         for row in write_clips(str(path), wanted, folder, ClipsConfig(), None):
             if row and row["error"]:
                 raise RuntimeError(row["message"])
