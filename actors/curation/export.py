@@ -105,11 +105,12 @@ def write_one_shard(shard: Row, store: Store) -> Row:
     """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
     with TemporaryFolder() as folder:
         samples = []
-        for number, row in enumerate(json.loads(shard["scenes"])):
+        for number, scene in enumerate(json.loads(shard["scenes"])):
+            row = scene["row"]
             clip = folder / f"{number}.mp4"
             storage.download(store.uri("clips", clip_name(row["video_id"], row["scene_id"])), clip)
-            about = {name: row[name] for name in ("video_id", "scene_id", "caption")}
-            samples.append({**about, "clip": str(clip), "row": row})
+            about = {name: row[name] for name in ("video_id", "scene_id")}
+            samples.append({**about, "caption": scene["text"], "clip": str(clip), "row": row})
         tar = folder / "shard.tar"
         write_shard(str(tar), samples)
         storage.upload(tar, store.uri("shards", shard["name"]))

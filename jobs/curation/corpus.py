@@ -153,16 +153,16 @@ class Select(CurationVerb):
 
 
 class Export(CurationVerb):
-    """Write clips, frames, shards and kept.json of the scenes that are kept. Rerun to resume."""
+    """Write clips, frames, layouts for trainers and kept.json of the scenes that are kept. Rerun to resume."""
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.export import kept_scenes
 
         names = ["clips", "kept.json", "report.html", "run.json"]
-        names += [
-            name for name, wanted in (("frames", config.export.frames), ("shards", config.export.webdataset)) if wanted
-        ]
+        names += ["frames"] if config.export.frames else []
         facts = [f"to export: {len(kept_scenes(Store(config.output)))} kept scenes"]
+        if config.export.layouts:
+            facts.append(f"layouts for trainers: {', '.join(config.export.layouts)}")
         return Preview(facts, places(config, *names), {}, {"export": config.export})
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:

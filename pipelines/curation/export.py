@@ -1,11 +1,11 @@
-"""Write what is kept: clips, frames and tar shards when asked for, and kept.json in the reference's form."""
+"""Write what is kept: clips, frames and layouts for trainers when asked for, and kept.json in the reference's form."""
 
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import ExportJob, clip_name, export_films, remove_frames, write_one_shard
+from actors.curation.export import ExportJob, clip_name, export_films, remove_frames
 from actors.curation.tables import (
     LATER,
     ORIGIN,
@@ -30,6 +30,8 @@ from actors.curation.tables import (
     with_origin,
 )
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
+from pipelines.curation.layouts import MADE as LAYOUTS_MADE
+from pipelines.curation.layouts import write_layouts
 from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
@@ -65,7 +67,7 @@ class Exported:
 
 
 def export(config: CurationConfig) -> Exported:
-    """Bring clips/, frames/, shards/ and kept.json in line with the scenes that are kept.
+    """Bring clips/, frames/, layouts and kept.json in line with the scenes that are kept.
 
     Clips that are there are not written again, unless the settings of export have changed: then each stays until the
     new one takes its place. Those of scenes that are no longer kept are removed, last.
@@ -86,8 +88,7 @@ def export(config: CurationConfig) -> Exported:
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
-    if config.export.webdataset and written:
-        _write_shards(written, config)
+    write_layouts(config, written, _stage(config))
     for row in missing:
         if _key(row) not in keys:
             older.pop(_clip(row), None)
@@ -263,11 +264,26 @@ def _key(row: Row) -> Key:
     return row["video_id"], row["scene_id"]
 
 
-def renew_kept_json(store: Store) -> None:
-    """Write kept.json anew for what was exported before, since captions or their scores have changed."""
+def renew_kept_json(store: Store) -> list[Row]:
+    """Write kept.json anew for what was exported before, since captions or their scores have changed; what is kept."""
     made = store.read_json(MADE)
-    if made is not None:
-        store.write_json(kept_json(store, kept_scenes(store), made["frames_ms"] is not None), "kept.json")
+    if made is None:
+        return []
+    kept = kept_scenes(store)
+    store.write_json(kept_json(store, kept, made["frames_ms"] is not None), "kept.json")
+    return kept
+
+
+def renew_exported(config: CurationConfig) -> None:
+    """Tell new captions in kept.json and in the layouts that are there."""
+    store = Store(config.output)
+    kept = renew_kept_json(store)
+    made = store.read_json(LAYOUTS_MADE)
+    if kept and made and "layout" in made:
+        settings = {name: made[name] for name in ("layout", "caption", "shard_clips")}
+        config = replace(config, export=replace(config.export, **settings))
+        listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
+        write_layouts(config, [row for row in kept if _clip(row) in listed], _stage(config))
 
 
 def _stage(config: CurationConfig) -> Stage:
@@ -293,20 +309,3 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     write: Any = partial(export_films, job=ExportJob(Store(config.output), config.export, config.video, interval_ms))
     rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
     return list(rows_of(rows))
-
-
-def _write_shards(kept: list[Row], config: CurationConfig) -> None:
-    set_context()
-    store, size = Store(config.output), config.export.shard_clips
-    hidden = {*ORIGIN, "clock_jumps"}
-    kept = [{name: value for name, value in row.items() if name not in hidden} for row in kept]
-    shards = [
-        {"name": f"shard-{start // size:06d}.tar", "scenes": json.dumps(kept[start : start + size])}
-        for start in range(0, len(kept), size)
-    ]
-    rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    written = rows.map(partial(write_one_shard, store=store), **ray_task(_stage(config)))
-    names = {row["name"] for row in rows_of(written)}
-    for entry in storage.listing(store.uri("shards"), (".tar",)):
-        if entry.name not in names:
-            storage.delete(entry.uri)

@@ -36,7 +36,7 @@ from actors.curation.captions import (
 from actors.curation.tables import CAPTIONS, ORIGIN
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of
-from pipelines.curation.export import renew_kept_json
+from pipelines.curation.export import renew_exported
 from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import answers, captions, current_answers
 from pipelines.curation.select import tell_captions
@@ -143,7 +143,7 @@ def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     """As `recaption`, and bring scenes/, rejected/ and kept.json in line with the answers."""
     done, store = recaption(config, scenes), Store(config.output)
     tell_captions(store)
-    renew_kept_json(store)
+    renew_exported(config)
     return done
 
 

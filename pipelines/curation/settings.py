@@ -19,6 +19,7 @@ from actors.curation.cut import FramesConfig, Windows, WindowsConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
+from actors.curation.layouts import LAYOUTS, SHARDS, Caption
 from actors.curation.motion import FLOWS, MotionConfig
 from actors.curation.raft import check_raft
 from actors.curation.rules import SelectConfig
@@ -63,10 +64,26 @@ class ExportConfig(ClipsConfig):
 
     frames: bool = False
     """Also write the sampled frames of each kept scene in the film's own size, as JPEG."""
-    webdataset: bool = False
-    """Also write WebDataset tar shards with clip, caption and row of each kept scene."""
+    layout: str = ""
+    """Files for trainers, separated by commas: sidecar, jsonl, metadata_csv, ltx, videox, hf, webdataset."""
+    caption: Caption = "recaption"
+    """The text in these files. recaption: the recaption, where there is none the caption; caption; both: one behind
+    the other."""
     shard_clips: int = 500
-    """Clips in one WebDataset shard; at least 1. Loaders shuffle shards, so use several per worker."""
+    """Clips in one tar of the layout webdataset; at least 1. Loaders shuffle tars, so use several per worker."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.layouts) - {*LAYOUTS, SHARDS}:
+            known = ", ".join((*LAYOUTS, SHARDS))
+            raise UserError(f"export.layout={self.layout}: there is no {', '.join(sorted(unknown))}, but {known}")
+        if self.shard_clips < 1:
+            raise UserError(f"export.shard_clips={self.shard_clips}: set at least 1")
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The layouts that are written."""
+        return tuple(dict.fromkeys(name.strip() for name in self.layout.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)
@@ -95,11 +112,20 @@ class WriteConfig(Stage):
     """Rows in one part of scores/. Fewer lose less work when a run is killed; more make fewer objects in the store."""
 
 
+def shards(on: bool) -> str:
+    """The export.layout of export.webdataset, as that was called before."""
+    return SHARDS if on else ""
+
+
 @dataclass(frozen=True)
 class CurationConfig:
     """All settings of curation."""
 
-    ALIASES: ClassVar[dict[str, str]] = {"clip_idx_start": "videos.start", "clip_idx_end": "videos.end"}
+    ALIASES: ClassVar[dict[str, Any]] = {
+        "clip_idx_start": "videos.start",
+        "clip_idx_end": "videos.end",
+        "export.webdataset": ("export.layout", shards),
+    }
     IGNORED: ClassVar[dict[str, str]] = {
         "n_videos_per_batch": "videos are a stream here; write.batch_size sets how many scenes a part of scores/ holds",
         "clips_taken_per_batch": "the best scenes of all videos are kept; set select.count or select.fraction",
