@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import av
 import cv2
@@ -33,6 +33,8 @@ from actors.media.images import encode_jpeg
 from actors.media.sound import Sound
 from actors.media.streams import film_stream, sound_stream
 
+Effort = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+EFFORTS = get_args(Effort)
 AAC_BITS = 80_000
 """Bits per second for each channel."""
 FINE_TICK_S = Fraction(1, 10_000)
@@ -57,9 +59,7 @@ class ClipsConfig(Stage):
     crf: int = 18
     """Quality of H.264, 0 to 51: 0 is lossless, 18 looks like the source, 51 is the worst. Higher makes files smaller.
     """
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
-        "veryfast"
-    )
+    x264_preset: Effort = "veryfast"
     """Effort of x264: slower presets make smaller files and take more CPU time."""
     jpeg_quality: int = 92
     """Quality of JPEG frames, 1 to 100, where frames are written."""
@@ -390,7 +390,7 @@ class _Mp4:
             self._tick_s /= 2
         self._file = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
         # Without B-frames the container holds each frame's own duration, whatever the rate does.
-        options = {"crf": str(job.config.crf), "preset": job.config.preset, "bf": "0"}
+        options = {"crf": str(job.config.crf), "preset": job.config.x264_preset, "bf": "0"}
         self._video = self._file.add_stream("libx264", job.film.rate, options)
         context = self._video.codec_context
         context.width, context.height, context.pix_fmt = like.width, like.height, like.format.name

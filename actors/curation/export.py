@@ -21,6 +21,7 @@ from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.guard import CODE, ends_the_run, message_of
+from actors.curation.presets import Bucket, write_fitted
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 
 
@@ -101,14 +102,34 @@ def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[st
             storage.delete(entry.uri)
 
 
+def fit_scene(scene: Row, store: Store, root: Store, fps: float) -> Row:
+    """Write the clips that a kept scene becomes by a preset.
+
+    scene: clip (below clips/ of the output), and of its clips names (below clips/ of the root) and buckets, as JSON.
+    """
+    names = list(scene["names"])
+    buckets = [Bucket(**about) for about in json.loads(scene["buckets"])]
+    with TemporaryFolder() as folder:
+        source = folder / "source.mp4"
+        storage.download(store.uri("clips", scene["clip"]), source)
+        paths = [str(folder / f"{k}.mp4") for k in range(len(names))]
+        for name, path in zip(names, write_fitted(str(source), paths, buckets, fps), strict=True):
+            storage.upload(path, root.uri("clips", name))
+            Path(path).unlink()
+    return {"clips": len(names)}
+
+
 def write_one_shard(shard: Row, store: Store) -> Row:
-    """Gather clips into one tar of shards/, beside them their captions and what export knows of them."""
+    """Gather clips into one tar of shards/, beside them their captions and what export knows of them.
+
+    shard: name, and scenes: a JSON list of {path, text, row}.
+    """
     with TemporaryFolder() as folder:
         samples = []
         for number, scene in enumerate(json.loads(shard["scenes"])):
             row = scene["row"]
             clip = folder / f"{number}.mp4"
-            storage.download(store.uri("clips", clip_name(row["video_id"], row["scene_id"])), clip)
+            storage.download(store.uri(scene["path"]), clip)
             about = {name: row[name] for name in ("video_id", "scene_id")}
             samples.append({**about, "caption": scene["text"], "clip": str(clip), "row": row})
         tar = folder / "shard.tar"
@@ -125,8 +146,8 @@ def write_shard(path: str, samples: Iterable[Row]) -> None:
     split a name; where that makes two keys of a shard alike, each gets a digest of its ids.
     """
     samples = list(samples)
-    times = Counter(map(_key, samples))
-    members = {_key(sample, unlike=times[_key(sample)] > 1): sample for sample in samples}
+    times = Counter(map(sample_key, samples))
+    members = {sample_key(sample, unlike=times[sample_key(sample)] > 1): sample for sample in samples}
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:
         for key, sample in sorted(members.items()):
             row = {name: _plain(value) for name, value in sample["row"].items()}
@@ -138,7 +159,8 @@ def write_shard(path: str, samples: Iterable[Row]) -> None:
                 shard.addfile(entry, io.BytesIO(data))
 
 
-def _key(sample: Row, unlike: bool = False) -> str:
+def sample_key(sample: Row, unlike: bool = False) -> str:
+    """Both ids of a scene as one name without dots and slashes; unlike: with a digest of the ids."""
     video_id, scene_id = sample["video_id"], sample["scene_id"]
     ids = scene_id if scene_id.startswith(f"{video_id}.") else f"{video_id}_{scene_id}"
     digest = "_" + hashlib.sha256(f"{video_id}/{scene_id}".encode()).hexdigest()[:12] if unlike else ""

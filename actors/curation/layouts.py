@@ -19,6 +19,8 @@ class Clip(NamedTuple):
     """Below the output, as clips/a/a.0_0.mp4."""
     text: str
     """What it shows; "" where nobody has said."""
+    row: Row
+    """What export knows of it, with video_id and scene_id."""
 
 
 def text_of(row: Row, how: Caption) -> str:
@@ -49,7 +51,7 @@ def _metadata_csv(clips: Sequence[Clip]) -> dict[str, bytes]:
     # DiffSynth-Studio, its Wan training as of 2026-11: --dataset_base_path is the output, the columns video and prompt.
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerows([("video", "prompt"), *clips])
+    table.writerows([("video", "prompt"), *((clip.path, clip.text) for clip in clips)])
     return {"metadata.csv": text.getvalue().encode()}
 
 

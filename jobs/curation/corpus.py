@@ -157,12 +157,14 @@ class Export(CurationVerb):
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.export import kept_scenes
+        from pipelines.curation.fit_clips import fitted_of
 
         names = ["clips", "kept.json", "report.html", "run.json"]
         names += ["frames"] if config.export.frames else []
-        facts = [f"to export: {len(kept_scenes(Store(config.output)))} kept scenes"]
-        if config.export.layouts:
-            facts.append(f"layouts for trainers: {', '.join(config.export.layouts)}")
+        kept = kept_scenes(Store(config.output))
+        facts = [f"to export: {len(kept)} kept scenes"]
+        facts += [fitted_of(config, kept).told()] if config.export.preset else []
+        facts += [f"layouts for trainers: {', '.join(config.export.layouts)}"] if config.export.layouts else []
         return Preview(facts, places(config, *names), {}, {"export": config.export})
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:

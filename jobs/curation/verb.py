@@ -176,6 +176,8 @@ def write_kept(config: CurationConfig, run: Run) -> None:
     exported = export_scenes(config)
     counts = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
     run.record["export"] = counts
+    if exported.fitted:
+        run.record["export"]["for_training"] = exported.fitted
 
 
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
@@ -246,6 +248,7 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms", ())]
     if exported := record.get("export"):
         lines.append(f"clips: {exported['written']} written, {exported['there']} existed")
+        lines += [exported["for_training"]] if "for_training" in exported else []
     if made := record.get("captions"):
         cost = f"{made['requests']} requests, {made['tokens_in']} + {made['tokens_out']} tokens, ${made['usd']:.2f}"
         lines.append(f"captions: {made['captioned']} made, {made['failed']} failed, {made['left']} left; {cost}")

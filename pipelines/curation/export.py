@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,8 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, clip_name, export_films, remove_frames
+from actors.curation.layouts import Caption, Clip, text_of
+from actors.curation.presets import load_preset
 from actors.curation.tables import (
     LATER,
     ORIGIN,
@@ -30,15 +32,16 @@ from actors.curation.tables import (
     with_origin,
 )
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
-from pipelines.curation.layouts import MADE as LAYOUTS_MADE
-from pipelines.curation.layouts import write_layouts
+from pipelines.curation.fit_clips import fit_clips, renew_fitted
+from pipelines.curation.layouts import renew_layouts, write_layouts
 from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
 
-KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri", "clock_jumps"]
+KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
+KEPT += ["width", "height", "clock_jumps"]
 """What export needs to know of a scene."""
 MADE = "export.json"
 """Settings that clips/ was made with; not in there, where every name is a video's."""
@@ -64,6 +67,8 @@ class Exported:
     failed: list[Row]
     """video_id, scene_id, error, message of kept scenes that could not be written."""
     seconds: float
+    fitted: str
+    """What the clips became by export.preset; "" without one."""
 
 
 def export(config: CurationConfig) -> Exported:
@@ -73,10 +78,15 @@ def export(config: CurationConfig) -> Exported:
     new one takes its place. Those of scenes that are no longer kept are removed, last.
     """
     started = time.monotonic()
+    if config.export.preset:
+        # Before clips are written.
+        load_preset(config.export.preset)
     store = Store(config.output)
     selection = selection_now(store)
     kept = kept_scenes(store)
-    settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "preset", "jpeg_quality")}
+    settings: dict[str, Any] = {name: getattr(config.export, name) for name in ("crf", "jpeg_quality")}
+    # As it was called in earlier versions, whose clips are not to be made again.
+    settings["preset"] = config.export.x264_preset
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = _older(store, listed, settings)
@@ -88,12 +98,13 @@ def export(config: CurationConfig) -> Exported:
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
-    write_layouts(config, written, _stage(config))
+    fitted = _for_trainers(config, written)
     for row in missing:
         if _key(row) not in keys:
             older.pop(_clip(row), None)
     _remove_unwanted(store, listed, older, kept)
-    return Exported(len(missing) - len(failed), len(kept) - len(missing), failed, time.monotonic() - started)
+    counts = len(missing) - len(failed), len(kept) - len(missing)
+    return Exported(*counts, failed, time.monotonic() - started, fitted)
 
 
 def clips_behind(store: Store) -> tuple[int, int]:
@@ -278,12 +289,23 @@ def renew_exported(config: CurationConfig) -> None:
     """Tell new captions in kept.json and in the layouts that are there."""
     store = Store(config.output)
     kept = renew_kept_json(store)
-    made = store.read_json(LAYOUTS_MADE)
-    if kept and made and "layout" in made:
-        settings = {name: made[name] for name in ("layout", "caption", "shard_clips")}
-        config = replace(config, export=replace(config.export, **settings))
-        listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
-        write_layouts(config, [row for row in kept if _clip(row) in listed], _stage(config))
+    listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    kept = [row for row in kept if _clip(row) in listed]
+    renew_layouts(store, partial(_clips, kept), _stage(config))
+    renew_fitted(config, kept, _stage(config))
+
+
+def _clips(kept: Sequence[Row], caption: Caption) -> list[Clip]:
+    return [Clip(f"clips/{_clip(row)}", text_of(row, caption), row) for row in kept]
+
+
+def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
+    """Write the layouts of scenes that have a clip: where a preset is set, of the clips that they become by it."""
+    stage = _stage(config)
+    if config.export.preset:
+        return fit_clips(config, kept, stage).told()
+    write_layouts(Store(config.output), _clips(kept, config.export.caption), config.export, stage)
+    return ""
 
 
 def _stage(config: CurationConfig) -> Stage:

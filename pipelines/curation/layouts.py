@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,30 +13,28 @@ import ray
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import clip_name, write_one_shard
-from actors.curation.layouts import LAYOUTS, SHARDS, Clip, text_of
+from actors.curation.export import write_one_shard
+from actors.curation.layouts import LAYOUTS, SHARDS, Caption, Clip
 from actors.curation.tables import ORIGIN
 from pipelines.core.ray_data import ray_task, rows_of, set_context
-from pipelines.curation.settings import CurationConfig, ExportConfig
+from pipelines.curation.settings import ExportConfig
 
 log = logging.getLogger(__name__)
 
 MADE = "export_layouts.json"
-"""The layouts that are there: their settings, and a digest of each file by its path below the output."""
+"""The layouts that are there: their settings, and a digest of each file by its path below the folder of clips/."""
 WRITERS = 16
 """Files that are written at once: in a store each waits for its answer."""
 
 
-def write_layouts(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> None:
-    """Write the layouts of export.layout for scenes that have a clip, and remove those that it no longer names.
+def write_layouts(store: Store, clips: Sequence[Clip], export: ExportConfig, stage: Stage) -> None:
+    """Write the layouts of export.layout for clips, and remove what is there of those that it does not name.
 
-    A file that would say the same as before is left alone. kept: scenes as `kept_scenes` gives them.
+    A file that would say the same as before is left alone. store: the folder that holds clips/.
     """
-    store, export = Store(config.output), config.export
     made = store.read_json(MADE) or {"files": {}}
     if not export.layouts and not made["files"]:
         return
-    clips = [Clip(f"clips/{_clip(row)}", text_of(row, export.caption)) for row in kept]
     if export.layouts and (silent := sum(not clip.text for clip in clips)):
         log.warning("%d of %d clips have no caption, which trainers read as an empty one", silent, len(clips))
     files: dict[str, bytes] = {}
@@ -44,14 +42,14 @@ def write_layouts(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> 
         if name != SHARDS:
             files |= LAYOUTS[name](clips)
     digests = {path: hashlib.sha256(data).hexdigest()[:16] for path, data in files.items()}
-    shards = _shards(store, kept, export) if SHARDS in export.layouts else {}
+    shards = _shards(store, clips, export) if SHARDS in export.layouts else {}
     digests |= {path: digest for path, (digest, _) in shards.items()}
-    changed = [path for path, digest in digests.items() if made["files"].get(path) != digest]
+    sound = {path for path in _there(store, digests) if made["files"].get(path) == digests[path]}
+    changed = [path for path in digests if path not in sound]
     stale = made["files"].keys() - digests.keys()
-    # A file that is being written counts as none of before, wherever this is killed.
-    there = {path: digest for path, digest in made["files"].items() if digests.get(path) == digest}
     if changed or stale:
-        store.write_json({"files": there}, MADE)
+        # A file that is being written counts as none of before, wherever this is killed.
+        store.write_json({"files": {path: digests[path] for path in sound}}, MADE)
     with ThreadPoolExecutor(WRITERS) as pool:
         new = [path for path in changed if path in files]
         list(pool.map(lambda path: storage.write_bytes(store.uri(path), files[path]), new))
@@ -63,20 +61,35 @@ def write_layouts(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> 
     store.write_json({**settings, "files": digests}, MADE)
 
 
-def _shards(store: Store, kept: Sequence[Row], export: ExportConfig) -> dict[str, tuple[str, Row]]:
+def renew_layouts(store: Store, clips: Callable[[Caption], Sequence[Clip]], stage: Stage) -> None:
+    """Write the layouts that are there anew, as they were made; clips: those that there are, by export.caption."""
+    made = store.read_json(MADE)
+    if made and "layout" in made:
+        settings = {name: made[name] for name in ("layout", "caption", "shard_clips")}
+        write_layouts(store, clips(made["caption"]), ExportConfig(**settings), stage)
+
+
+def _there(store: Store, paths: Iterable[str]) -> set[str]:
+    """Those of some files that exist."""
+    texts = {path for path in paths if path.endswith(".txt")}
+    listed = {f"clips/{entry.name}" for entry in storage.listing(store.uri("clips"), (".txt",))} if texts else set()
+    return {path for path in paths if (path in listed if path in texts else storage.exists(store.uri(path)))}
+
+
+def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[str, tuple[str, Row]]:
     """The tars that there are to be: of each a digest of what goes in, and what `write_one_shard` takes."""
     hidden = {*ORIGIN, "clock_jumps"}
-    stamps = {entry.name: [entry.size, entry.stamp] for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    stamps = {
+        f"clips/{entry.name}": [entry.size, entry.stamp] for entry in storage.listing(store.uri("clips"), (".mp4",))
+    }
     shards = {}
-    for start in range(0, len(kept), export.shard_clips):
-        rows = kept[start : start + export.shard_clips]
-        scenes = [
-            {"row": {name: row[name] for name in row if name not in hidden}, "text": text_of(row, export.caption)}
-            for row in rows
-        ]
+    for start in range(0, len(clips), export.shard_clips):
+        some = clips[start : start + export.shard_clips]
+        rows = [{name: value for name, value in clip.row.items() if name not in hidden} for clip in some]
+        scenes = [{"path": clip.path, "text": clip.text, "row": row} for clip, row in zip(some, rows, strict=True)]
         name = f"shard-{start // export.shard_clips:06d}.tar"
         shard = {"name": name, "scenes": json.dumps(scenes)}
-        about = json.dumps([shard, [stamps.get(_clip(row)) for row in rows]])
+        about = json.dumps([shard, [stamps.get(clip.path) for clip in some]])
         shards[f"shards/{name}"] = hashlib.sha256(about.encode()).hexdigest()[:16], shard
     return shards
 
@@ -93,7 +106,3 @@ def _remove_shards(store: Store, shards: Iterable[str]) -> None:
     for entry in storage.listing(store.uri("shards"), (".tar",)):
         if f"shards/{entry.name}" not in names:
             storage.delete(entry.uri)
-
-
-def _clip(row: Row) -> str:
-    return clip_name(row["video_id"], row["scene_id"])

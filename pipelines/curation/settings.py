@@ -14,13 +14,14 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig
-from actors.curation.clips import ClipsConfig
+from actors.curation.clips import EFFORTS, ClipsConfig
 from actors.curation.cut import FramesConfig, Windows, WindowsConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
 from actors.curation.layouts import LAYOUTS, SHARDS, Caption
 from actors.curation.motion import FLOWS, MotionConfig
+from actors.curation.presets import load_preset
 from actors.curation.raft import check_raft
 from actors.curation.rules import SelectConfig
 from actors.curation.videos import CutConfig
@@ -66,6 +67,9 @@ class ExportConfig(ClipsConfig):
     """Also write the sampled frames of each kept scene in the film's own size, as JPEG."""
     layout: str = ""
     """Files for trainers, separated by commas: sidecar, jsonl, metadata_csv, ltx, videox, hf, webdataset."""
+    preset: str = ""
+    """The model that clips are for: wan, hunyuan, ltx, cogvideox, or a .yaml file like those in
+    actors/curation/model_presets. Its clips and layouts are in a folder of that name; "": layouts are of clips/."""
     caption: Caption = "recaption"
     """The text in these files. recaption: the recaption, where there is none the caption; caption; both: one behind
     the other."""
@@ -79,6 +83,9 @@ class ExportConfig(ClipsConfig):
             raise UserError(f"export.layout={self.layout}: there is no {', '.join(sorted(unknown))}, but {known}")
         if self.shard_clips < 1:
             raise UserError(f"export.shard_clips={self.shard_clips}: set at least 1")
+        if self.preset in EFFORTS:
+            object.__setattr__(self, "x264_preset", self.preset)
+            object.__setattr__(self, "preset", "")
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -250,6 +257,8 @@ def check(config: CurationConfig) -> None:
     for name, stage in (("latents", config.latents), ("motion", config.motion)):
         if stage.workers < 1:
             raise UserError(f"{name}.workers={stage.workers}: set at least 1 worker for a stage that loads a model")
+    if config.export.preset:
+        load_preset(config.export.preset)
     check_model(config.latents.model)
     if config.motion.flow == "raft":
         if config.frames.size % 8 or config.frames.size < 128:

@@ -427,7 +427,7 @@ def test_damaged_sound_is_silent_and_counted(tmp_path: Path):
 def test_clips_have_an_upper_bound(tmp_path: Path):
     path = films.film(tmp_path / "film.mp4")
     wanted = scenes(path, (0, 114), (0, 24))
-    lossless = ClipsConfig(crf=0, preset="ultrafast")
+    lossless = ClipsConfig(crf=0, x264_preset="ultrafast")
     for config, code in (
         (replace(lossless, max_s=2.0), "clip_too_long"),
         (replace(lossless, max_mb=0.02), "clip_too_large"),
@@ -577,7 +577,8 @@ MEMORY = """
 import pathlib, sys
 from actors.curation.clips import ClipsConfig, write_clips
 wanted = [{"scene_id": "v", "start_s": 0.0, "end_s": float(sys.argv[2])}]
-[row] = [row for row in write_clips(sys.argv[1], wanted, sys.argv[3], ClipsConfig(preset="ultrafast"), None) if row]
+config = ClipsConfig(x264_preset="ultrafast")
+[row] = [row for row in write_clips(sys.argv[1], wanted, sys.argv[3], config, None) if row]
 status = pathlib.Path("/proc/self/status").read_text()
 print(row["frames"], int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """

@@ -28,7 +28,7 @@ def exported(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Cur
     """Three clips of two films in all layouts; one has a caption of two lines, one none."""
     folder = tmp_path_factory.mktemp("layouts")
     settings = config(folder / "out")
-    settings = replace(settings, export=replace(settings.export, layout=ALL, shard_clips=2, preset="ultrafast"))
+    settings = replace(settings, export=replace(settings.export, layout=ALL, shard_clips=2, x264_preset="ultrafast"))
     store = Store(settings.output)
     rows = []
     for video, shots in (("a", 2), ("b", 1)):
