@@ -73,9 +73,9 @@ def written(path: Path, folder: Path, scenes: list[Row]) -> dict[str, tuple[Any,
         if row and row["error"]:
             found[row["scene_id"]] = (row["error"], row["message"])
         elif row:
-            with av.open(row["path"]) as clip:
+            with av.open(str(row["path"])) as clip:
                 frames = list(clip.decode(video=0))
-            with av.open(row["path"]) as clip:
+            with av.open(str(row["path"])) as clip:
                 sound = np.concatenate([block.to_ndarray() for block in clip.decode(audio=0)], axis=1)
             stamps = [films.read_stamp(frame.to_ndarray(format="rgb24")) for frame in frames]
             found[row["scene_id"]] = ("", stamps, [frame.time for frame in frames], sound)

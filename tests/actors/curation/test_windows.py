@@ -24,7 +24,7 @@ def divided(path: Path, windows: Windows, skip: frozenset[str] = frozenset(), **
     return scenes, film
 
 
-def spans(rows: list[Row]) -> list[tuple[float, float]]:
+def spans(rows: list[Row]) -> list[tuple[int, int]]:
     return [(round(row["start_s"] * RATE), round(row["end_s"] * RATE)) for row in rows]
 
 

@@ -33,7 +33,7 @@ def test_single_shot_films_become_windows_that_add_up(ray_cluster: None, tmp_pat
         scene["scene_id"]: scene["video_path"] for scene in json.loads((output / "kept.json").read_text())["scenes"]
     }
     for scene_id, *times in scenes[["scene_id", "start_s", "end_s"]].itertuples(index=False):
-        with av.open(output / paths[scene_id]) as clip:
+        with av.open(str(output / paths[scene_id])) as clip:
             frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
         first, end = (round(time * films.RATE) for time in times)
         assert [films.read_stamp(frame) for frame in frames] == list(range(first, end))

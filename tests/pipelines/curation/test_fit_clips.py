@@ -70,7 +70,7 @@ def test_a_preset_makes_a_folder_that_trainers_load(settings: CurationConfig, tm
     for row in rows:
         path = root / row["video_path"]
         assert path.with_suffix(".txt").read_text() == row["caption"] == "so"
-        with av.open(path) as clip:
+        with av.open(str(path)) as clip:
             stream = clip.streams.video[0]
             found.append((stream.width, stream.height, stream.frames))
             pictures = [frame.to_ndarray(format="rgb24") for frame in clip.decode(stream)]
@@ -82,12 +82,15 @@ def test_a_preset_makes_a_folder_that_trainers_load(settings: CurationConfig, tm
     assert {(row["scene_id"], row["dropped"]) for row in about if row["dropped"]} == {("a.2_0", "too_short")}
 
     import datasets
-    import webdataset
+    from webdataset.compat import WebDataset
 
-    loaded = datasets.load_dataset("videofolder", data_dir=str(root / "clips"), split="train", cache_dir=str(tmp_path))
+    loaded: Any = datasets.load_dataset(
+        "videofolder", data_dir=str(root / "clips"), split="train", cache_dir=str(tmp_path)
+    )
     assert len(loaded) == 4 and set(loaded["text"]) == {"so"}
     shards = [str(path) for path in (root / "shards").iterdir()]
-    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    tars: Any = WebDataset(shards, shardshuffle=False)
+    samples = list(tars.decode())
     assert [(one["json"]["scene_id"], one["json"]["frames"]) for one in samples] == [
         ("a.0_0_0", 17),
         ("a.0_0_1", 5),

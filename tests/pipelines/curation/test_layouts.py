@@ -70,7 +70,7 @@ def test_each_layout_names_every_clip_with_its_text(exported: CurationConfig) ->
 def test_datasets_loads_the_clips_as_a_video_folder(exported: CurationConfig, tmp_path: Path) -> None:
     import datasets
 
-    loaded = datasets.load_dataset(
+    loaded: Any = datasets.load_dataset(
         "videofolder", data_dir=f"{exported.output}/clips", split="train", cache_dir=str(tmp_path)
     )
     rows = loaded.cast_column("video", datasets.Video(decode=False))
@@ -79,11 +79,12 @@ def test_datasets_loads_the_clips_as_a_video_folder(exported: CurationConfig, tm
 
 
 def test_webdataset_loads_the_shards(exported: CurationConfig) -> None:
-    import webdataset
+    from webdataset.compat import WebDataset
 
     shards = sorted(str(path) for path in Path(exported.output, "shards").iterdir())
     assert [Path(path).name for path in shards] == ["shard-000000.tar", "shard-000001.tar"]
-    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    tars: Any = WebDataset(shards, shardshuffle=False)
+    samples = list(tars.decode())
     assert {sample["json"]["scene_id"]: sample["txt"] for sample in samples} == WORDS
     for sample in samples:
         name = sample["json"]["scene_id"]
