@@ -21,7 +21,7 @@ from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.guard import CODE, ends_the_run, message_of
-from actors.curation.presets import Bucket, write_fitted
+from actors.curation.presets import Bucket, Preset, write_fitted
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 
 
@@ -102,7 +102,7 @@ def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[st
             storage.delete(entry.uri)
 
 
-def fit_scene(scene: Row, store: Store, root: Store, fps: float) -> Row:
+def fit_scene(scene: Row, store: Store, root: Store, preset: Preset) -> Row:
     """Write the clips that a kept scene becomes by a preset.
 
     scene: clip (below clips/ of the output), and of its clips names (below clips/ of the root) and buckets, as JSON.
@@ -113,7 +113,7 @@ def fit_scene(scene: Row, store: Store, root: Store, fps: float) -> Row:
         source = folder / "source.mp4"
         storage.download(store.uri("clips", scene["clip"]), source)
         paths = [str(folder / f"{k}.mp4") for k in range(len(names))]
-        for name, path in zip(names, write_fitted(str(source), paths, buckets, fps), strict=True):
+        for name, path in zip(names, write_fitted(str(source), paths, buckets, preset.fps, preset.sound), strict=True):
             storage.upload(path, root.uri("clips", name))
             Path(path).unlink()
     return {"clips": len(names)}

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import av
+import numpy as np
 import yaml
 from av.filter import Graph
 from av.logging import set_level
@@ -39,6 +40,8 @@ class Preset:
     """Widths and heights that a clip may have, even numbers. The nearest shape is taken, of these the largest."""
     upscale: bool = False
     """Whether pictures may be enlarged to a size; else scenes that are smaller than every size are dropped."""
+    sound: bool = False
+    """Whether clips have the sound of their scenes, as AAC, where these have any."""
 
     def __post_init__(self) -> None:
         sides = [side for size in self.sizes for side in size]
@@ -93,8 +96,10 @@ def buckets_of(preset: Preset, width: int, height: int, length_s: float) -> list
     return found or "too_short"
 
 
-def write_fitted(source: str, paths: list[str], buckets: list[Bucket], fps: float) -> Iterator[str]:
-    """Write the clips that a scene becomes: H.264 without sound, at a constant rate, as large as their buckets.
+def write_fitted(
+    source: str, paths: list[str], buckets: list[Bucket], fps: float, sound: bool = False
+) -> Iterator[str]:
+    """Write the clips that a scene becomes: H.264 at a constant rate, as large as their buckets, with AAC on request.
 
     source: the scene's clip, whose pictures are upright. A frame is the picture that is shown at its moment, scaled to
     cover the bucket, then cropped about the centre; colours keep their matrix, in the range of video (16 to 235).
@@ -102,16 +107,48 @@ def write_fitted(source: str, paths: list[str], buckets: list[Bucket], fps: floa
     """
     set_level(None)
     rate = Fraction(fps).limit_denominator(1001)
+    heard = _heard(source) if sound else None
+    done = 0
     with av.open(source) as film:
         stream = film.streams.video[0]
         stream.thread_count = 1
         shape = stream.sample_aspect_ratio or Fraction(1)
         shown = _at_moments(film.decode(stream), rate)
         for path, bucket in zip(paths, buckets, strict=True):
-            with _File(path, bucket, rate, shape) as file:
+            with _File(path, bucket, rate, shape, heard) as file:
                 for frame in islice(shown, bucket.frames):
                     file.add(frame)
+                if heard:
+                    file.play(heard.between(done / rate, (done + bucket.frames) / rate))
+            done += bucket.frames
             yield path
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A clip's sound."""
+
+    samples: np.ndarray
+    """float32 (channels, N)."""
+    rate: int
+    layout: str
+
+    def between(self, start_s: Fraction, end_s: Fraction) -> np.ndarray:
+        """The sound between two times, silent behind its end."""
+        first, last = round(start_s * self.rate), round(end_s * self.rate)
+        missing = max(0, last - max(first, self.samples.shape[1]))
+        return np.pad(self.samples[:, first:last], ((0, 0), (0, missing)))
+
+
+def _heard(source: str) -> _Heard | None:
+    """All the sound of a clip, which is short; None where it has none."""
+    with av.open(source) as film:
+        if not film.streams.audio:
+            return None
+        stream = film.streams.audio[0]
+        blocks = [block.to_ndarray() for block in film.decode(stream)]
+        rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout.name
+        return _Heard(np.concatenate(blocks, axis=1), rate, layout) if blocks else None
 
 
 def _at_moments(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
@@ -131,7 +168,7 @@ def _at_moments(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[av.
 class _File:
     """A clip of one bucket."""
 
-    def __init__(self, path: str, bucket: Bucket, rate: Fraction, shape: Fraction) -> None:
+    def __init__(self, path: str, bucket: Bucket, rate: Fraction, shape: Fraction, heard: _Heard | None) -> None:
         self._bucket, self._rate, self._shape = bucket, rate, shape
         self._source: tuple[Any, ...] = ()
         self._graph = Graph()
@@ -141,6 +178,7 @@ class _File:
         self._stream.width, self._stream.height, self._stream.pix_fmt = bucket.width, bucket.height, "yuv420p"
         self._stream.codec_context.time_base = 1 / rate
         self._stream.codec_context.thread_count = 1
+        self._sound = self._file.add_stream("aac", heard.rate, layout=heard.layout) if heard else None
 
     def __enter__(self) -> "_File":
         return self
@@ -148,7 +186,8 @@ class _File:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._file:
             if kind is None:
-                self._file.mux(self._stream.encode(None))
+                for stream in filter(None, (self._stream, self._sound)):
+                    self._file.mux(stream.encode(None))
 
     def add(self, frame: av.VideoFrame) -> None:
         """Write a picture as the next frame."""
@@ -164,6 +203,14 @@ class _File:
         fitted.pts, fitted.time_base, fitted.pict_type = self._count, 1 / self._rate, 0
         self._count += 1
         self._file.mux(self._stream.encode(fitted))
+
+    def play(self, samples: np.ndarray) -> None:
+        """Write the clip's sound, float32 (channels, N)."""
+        assert self._sound
+        context = self._sound.codec_context
+        block = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", context.layout)
+        block.sample_rate, block.pts, block.time_base = context.sample_rate, 0, Fraction(1, context.sample_rate)
+        self._file.mux(self._sound.encode(block))
 
     def _filters(self, frame: av.VideoFrame) -> Graph:
         width, height = self._bucket.width, self._bucket.height

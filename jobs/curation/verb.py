@@ -196,6 +196,7 @@ def settle(expected: int, run: Run) -> None:
     """Record how the rows add up; raises IncompleteError where they do not, ReplacedError where they are of others."""
     from pipelines.curation.export import clips_behind
     from pipelines.curation.select import alarms, check_selection, tally
+    from pipelines.curation.trainers import seen_by_trainers
 
     check_selection(run.store, run.record["selection"])
     counted = tally(run.store, expected)
@@ -203,6 +204,11 @@ def settle(expected: int, run: Run) -> None:
     run.record |= {"rows": rows, "lost_videos": counted.lost_videos}
     run.record["incomplete_videos"] = counted.incomplete_videos
     run.record["alarms"] = alarms(counted, run.record["drift"])
+    if seen := seen_by_trainers(run.store, run.record["settings"]["export"]["caption"]):
+        run.record["trainers"] = asdict(seen)
+        for text, times in seen.repeated:
+            told = f"one caption is that of {times} of {seen.scenes} kept scenes: {text[:80]!r}"
+            run.record["alarms"].append(told)
     missing, unwanted = clips_behind(run.store)
     if missing or unwanted:
         behind = f"{missing} kept scenes have no clip yet, {unwanted} clips are of scenes that are not kept"

@@ -137,7 +137,7 @@ def _write(store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, 
         for row, buckets in todo
     ]
     rows = ray.data.from_items(scenes, override_num_blocks=min(len(scenes), 1000))
-    fit = partial(fit_scene, store=store, root=root, fps=fitted.preset.fps)
+    fit = partial(fit_scene, store=store, root=root, preset=fitted.preset)
     list(rows_of(rows.map(fit, **ray_task(stage))))
 
 

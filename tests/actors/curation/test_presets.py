@@ -95,6 +95,26 @@ def test_pictures_are_cropped_about_the_centre_and_never_stretched(tmp_path: Pat
     assert np.abs(shown - whole).mean() < 8
 
 
+def test_sound_is_that_of_the_pictures(tmp_path: Path) -> None:
+    source = films.film(tmp_path / "clip.mp4", (48, 48), audio="aac")
+    paths = [str(tmp_path / f"{i}.mp4") for i in range(3)]
+    assert list(write_fitted(str(source), paths, [Bucket(64, 48, 16)] * 3, 8, sound=True)) == paths
+    for path, tones in zip(paths, ((0, 0), (1, 1), (None, None)), strict=True):
+        with av.open(path) as clip:
+            sound = np.concatenate([block.to_ndarray() for block in clip.decode(audio=0)], axis=1)[0]
+        assert len(sound) == pytest.approx(2 * films.SOUND_RATE, abs=1024)
+        for tone, half in zip(tones, (sound[4800:43200], sound[52800:91200]), strict=True):
+            # Behind the end of the scene there is silence.
+            assert films.pitch(half) == pytest.approx(films.tone(tone), abs=2) if tone is not None else not half.any()
+
+
+def test_a_silent_scene_has_silent_clips(tmp_path: Path) -> None:
+    source = films.film(tmp_path / "clip.mp4", (24,))
+    [path] = write_fitted(str(source), [str(tmp_path / "0.mp4")], [Bucket(64, 48, 8)], 8, sound=True)
+    with av.open(path) as clip:
+        assert not clip.streams.audio
+
+
 @pytest.mark.parametrize(
     "wrong", [{"fps": 0}, {"frames": ()}, {"sizes": ()}, {"sizes": ((127, 96),)}, {"frames": (0,)}]
 )

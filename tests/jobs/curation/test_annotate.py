@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
-from actors.curation.filter import save_filter
+from actors.curation.filter import feature_settings, save_filter
 from jobs.curation.__main__ import app
 from jobs.curation.annotate import AnnotateConfig, check_host
 from pipelines.curation.fit_filter import FitConfig, fit
@@ -200,7 +200,7 @@ def test_the_filter_of_the_output_says_what_is_uncertain(output: Path):
     rows = [scene(f"a.0_{i}", mean_velocity=0.3 * i) for i in range(20)]
     write_scores(Store(str(output)), *rows)
     write_plan(Store(str(output)), {"a": 20})
-    measured = {name: value for name, value in measured_by(config(output)).items() if not name.startswith("shots.")}
+    measured = feature_settings(measured_by(config(output)))
     learnt = fit(replace(fast_is_good(noise=0.2), measured_by=measured), FitConfig(str(output)))
     save_filter(learnt, str(output / "filter.json"))
     far = abs(learnt.probability(pd.DataFrame(rows)) - 0.5)

@@ -26,6 +26,7 @@ from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.settings import CurationConfig
+from pipelines.curation.trainers import Seen
 from tests.pipelines.curation.outputs import fast_is_good
 
 VOID = {"meta", "img", "br", "input"}
@@ -607,3 +608,16 @@ def test_numbers_in_words() -> None:
     ]
     assert [clock(s) for s in (float("nan"), 0.5, 59.999, 3723.45)] == ["–", "0:00.50", "1:00.00", "1:02:03.45"]
     assert [duration(s) for s in (4.25, 62, 7512.4)] == ["4.25 s", "1 min 02 s", "2 h 05 min"]
+
+
+def test_what_a_trainer_sees_is_told(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, MIXED)
+    buckets = {"wan": {"832x480x81": 3}}
+    seen = Seen(9, 61.0, 2, (3, 7.5, 1200), [("a <b>dog</b>", 4)], buckets, {"wan": {"too_small": 1}})
+    page = report(store, record(len(MIXED)) | {"trainers": asdict(seen)})
+    told = page.words("trainers")
+    for words in ("9 scenes, 1 min 01 s in all", "3 to 1,200 words, 8 in the middle", "2 scenes without a caption"):
+        assert words in told
+    assert "4: a <b>dog</b>" in told and "832x480x81" in told and "dropped: too_small" in told
+    assert 'id="trainers"' not in report(store, record(len(MIXED))).html

@@ -17,6 +17,7 @@ from pipelines.curation.export import export, kept_scenes, renew_exported
 from pipelines.curation.fit_clips import fitted_of
 from pipelines.curation.select import select
 from pipelines.curation.settings import CurationConfig, ExportConfig, check
+from pipelines.curation.trainers import seen_by_trainers
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores
 from tests.support import films
 
@@ -149,3 +150,14 @@ def test_a_preset_that_is_none_is_refused_before_any_work(settings: CurationConf
 
 def test_the_effort_of_x264_is_still_known_by_its_old_name() -> None:
     assert ExportConfig(preset="fast") == ExportConfig(x264_preset="fast")
+
+
+def test_what_a_trainer_sees_is_counted_and_a_caption_of_many_scenes_is_named(settings: CurationConfig) -> None:
+    export(settings)
+    store = Store(settings.output)
+    seen = seen_by_trainers(store, "caption")
+    assert seen is not None and (seen.scenes, seen.seconds, seen.silent) == (4, pytest.approx(5.5), 0)
+    assert (seen.words, seen.repeated) == ((1, 1, 1), [("so", 4)])
+    assert seen.buckets == {"mine": {"64x96x5": 1, "96x64x17": 1, "96x64x5": 2}}
+    assert seen.dropped == {"mine": {"too_short": 1}}
+    assert seen_by_trainers(Store(f"{settings.output}/none"), "caption") is None
