@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from actors.core import storage
 from actors.core.stage import Row
+from actors.core.store import Store
 
 Caption = Literal["recaption", "caption", "both"]
 
@@ -21,6 +23,13 @@ class Clip(NamedTuple):
     """What it shows; "" where nobody has said."""
     row: Row
     """What export knows of it, with video_id and scene_id."""
+    file: str
+    """Where it is, from anywhere; in a store as `path`, since programs read a copy."""
+
+
+def file_of(store: Store, path: str) -> str:
+    """Where a clip is, as `Clip.file`; path: below the store."""
+    return path if store.root.startswith("s3://") else storage.absolute(store.uri(path))
 
 
 def text_of(row: Row, how: Caption) -> str:
@@ -43,8 +52,9 @@ def _list(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _jsonl(clips: Sequence[Clip]) -> dict[str, bytes]:
-    # musubi-tuner, docs/dataset_config.md as of 2026-11: paths start at the working directory, or else at the file.
-    return {"dataset.jsonl": _lines([{"video_path": clip.path, "caption": clip.text} for clip in clips])}
+    # musubi-tuner, docs/dataset_config.md as of 2026-11: a relative path starts at the working directory, or else at
+    # the file. Earlier versions know the former only, and take a missing clip for one without frames.
+    return {"dataset.jsonl": _lines([{"video_path": clip.file, "caption": clip.text} for clip in clips])}
 
 
 def _metadata_csv(clips: Sequence[Clip]) -> dict[str, bytes]:

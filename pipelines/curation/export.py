@@ -18,7 +18,7 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import ExportJob, clip_name, export_films, remove_frames
-from actors.curation.layouts import Caption, Clip, text_of
+from actors.curation.layouts import Caption, Clip, file_of, text_of
 from actors.curation.presets import load_preset
 from actors.curation.tables import (
     LATER,
@@ -291,12 +291,13 @@ def renew_exported(config: CurationConfig) -> None:
     kept = renew_kept_json(store)
     listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
     kept = [row for row in kept if _clip(row) in listed]
-    renew_layouts(store, partial(_clips, kept), _stage(config))
+    renew_layouts(store, partial(_clips, store, kept), _stage(config))
     renew_fitted(config, kept, _stage(config))
 
 
-def _clips(kept: Sequence[Row], caption: Caption) -> list[Clip]:
-    return [Clip(f"clips/{_clip(row)}", text_of(row, caption), row) for row in kept]
+def _clips(store: Store, kept: Sequence[Row], caption: Caption) -> list[Clip]:
+    paths = [f"clips/{_clip(row)}" for row in kept]
+    return [Clip(path, text_of(row, caption), row, file_of(store, path)) for path, row in zip(paths, kept, strict=True)]
 
 
 def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
@@ -304,7 +305,8 @@ def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
     stage = _stage(config)
     if config.export.preset:
         return fit_clips(config, kept, stage).told()
-    write_layouts(Store(config.output), _clips(kept, config.export.caption), config.export, stage)
+    store = Store(config.output)
+    write_layouts(store, _clips(store, kept, config.export.caption), config.export, stage)
     return ""
 
 

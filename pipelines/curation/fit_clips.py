@@ -16,7 +16,7 @@ from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.export import clip_name, fit_scene, sample_key
-from actors.curation.layouts import Caption, Clip, text_of
+from actors.curation.layouts import Caption, Clip, file_of, text_of
 from actors.curation.presets import CRF, EFFORT, Bucket, Preset, buckets_of, load_preset
 from actors.curation.tables import ORIGIN
 from pipelines.core.ray_data import ray_task, rows_of, set_context
@@ -55,8 +55,8 @@ class Fitted:
         name = f"{sample_key(row)}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
         return [f"{name}.mp4"] if len(buckets) == 1 else [f"{name}_{k}.mp4" for k in range(len(buckets))]
 
-    def clips(self, listed: set[str], caption: Caption) -> list[Clip]:
-        """The clips that are there, as trainers see them."""
+    def clips(self, root: Store, listed: set[str], caption: Caption) -> list[Clip]:
+        """The clips that are there, as trainers see them; root: the folder."""
         found = []
         for row, buckets in self.scenes:
             text, names = text_of(row, caption), self.names(row, buckets)
@@ -64,7 +64,8 @@ class Fitted:
                 ids = {"scene_id": row["scene_id"] if len(names) == 1 else f"{row['scene_id']}_{k}"}
                 about = {"width": bucket.width, "height": bucket.height, "frames": bucket.frames}
                 if name in listed:
-                    found.append(Clip(f"clips/{name}", text, {**row, **ids, **about}))
+                    path = f"clips/{name}"
+                    found.append(Clip(path, text, {**row, **ids, **about}, file_of(root, path)))
         return found
 
 
@@ -104,7 +105,7 @@ def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> Fitt
     names = {name for row, buckets in fitted.scenes for name in fitted.names(row, buckets)}
     todo = [(row, buckets) for row, buckets in fitted.scenes if not there.issuperset(fitted.names(row, buckets))]
     _write(store, root, fitted, todo, stage)
-    write_layouts(root, fitted.clips(names, config.export.caption), config.export, stage)
+    write_layouts(root, fitted.clips(root, names, config.export.caption), config.export, stage)
     root.write_json(_about(fitted), ABOUT)
     for name in there - names:
         storage.delete(root.uri("clips", name))
@@ -117,7 +118,7 @@ def renew_fitted(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> N
     for folder, settings in (store.read_json(FITTED) or {}).items():
         root = Store(store.uri(folder))
         fitted = plan_fitted(folder, TypeAdapter(Preset).validate_python(settings), kept)
-        renew_layouts(root, partial(fitted.clips, _clips(root)), stage)
+        renew_layouts(root, partial(fitted.clips, root, _clips(root)), stage)
 
 
 def _clips(root: Store) -> set[str]:

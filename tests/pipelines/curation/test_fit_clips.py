@@ -124,7 +124,7 @@ def test_what_is_there_stays_and_what_has_changed_is_renewed(settings: CurationC
     export(replace(settings, export=replace(settings.export, preset=str(other))))
     now = {path for path in stamps(root) if path.endswith(".mp4")}
     assert len(now) == 4 and not now & before.keys()
-    assert {row["video_path"] for row in lines(root / "dataset.jsonl")} == now
+    assert {row["video_path"] for row in lines(root / "dataset.jsonl")} == {str(root / path) for path in now}
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan", "ltx", "cogvideox"])

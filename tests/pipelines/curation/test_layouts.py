@@ -57,7 +57,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_each_layout_names_every_clip_with_its_text(exported: CurationConfig) -> None:
     output, texts = Path(exported.output), clips(exported)
     assert all((output / path).is_file() for path in texts)
-    assert {row["video_path"]: row["caption"] for row in lines(output / "dataset.jsonl")} == texts
+    listed = {row["video_path"]: row["caption"] for row in lines(output / "dataset.jsonl")}
+    assert listed == {str(output / path): text for path, text in texts.items()}
     with (output / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["video"]: row["prompt"] for row in rows} == texts and list(rows[0]) == ["video", "prompt"]
