@@ -204,9 +204,11 @@ class IdentifyDiffusion(Verb):
 
     def work(self, config: "IdentifyConfig", plan: "IdentifyPlan", run: Run) -> None:
         from pipelines.movie_characters.identify_diffusion import identify
+        from pipelines.movie_characters.results import note_classes
 
         run.ray()
         found = identify(config, plan)
+        note_classes(run.store.uri(config.mode), {one.name: one.cls for one in plan.pictures})
         run.record["rows"] = {"in": len(plan.pictures), "out": found.answered, "rejected": dict(found.rejected)}
         run.record |= {name: one for name, one in asdict(found).items() if name not in ("answered", "rejected")}
         if found.answered:

@@ -24,6 +24,7 @@ from actors.core.store import Store
 from actors.media.film import VideoConfig
 from actors.media.times import parse_time
 from actors.movie_characters.film_frames import Interval, frames_in
+from actors.movie_characters.names import checked_class
 from pipelines.core.progress import Progress, tracked
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
     name = re.sub(r'[\s/\\:*?"<>|]', "_", category.strip()).lstrip(".")
     if not name:
         return "no_category", "the row has no category"
+    try:
+        checked_class(name, category)
+    except UserError as error:
+        return "bad_category", str(error)
     try:
         interval = Interval(name, parse_time(start), parse_time(end))
     except ValueError as error:

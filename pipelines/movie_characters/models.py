@@ -27,6 +27,7 @@ from pipelines.movie_characters.identify_gallery import (
 )
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.preselect import PreselectConfig
+from pipelines.movie_characters.results import note_classes
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,9 @@ def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:
             case FuseConfig():
                 weights[run.model] = fuse(run.config).weights
             case IdentifyConfig():
-                identify_by_diffusion(run.config, plan_identify(run.config))
+                plan = plan_identify(run.config)
+                identify_by_diffusion(run.config, plan)
+                note_classes(run.folder, {one.name: one.cls for one in plan.pictures})
             case other:
                 raise TypeError(f"no verb has settings {type(other).__name__}")
     return weights

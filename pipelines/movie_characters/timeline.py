@@ -25,7 +25,7 @@ from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.movie_characters.film_frames import write_frames
-from actors.movie_characters.names import stem
+from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
@@ -78,7 +78,7 @@ def find_films(where: str) -> dict[str, str]:
     uris = [root] if root.lower().endswith(suffixes) else [entry.uri for entry in storage.listing(root, suffixes, True)]
     found: dict[str, str] = {}
     for uri in uris:
-        name = short_name(re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem))
+        name = checked_class(short_name(re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem)), uri)
         if name in found:
             raise UserError(f"two films are named {name}: {found[name]} and {uri}")
         found[name] = uri

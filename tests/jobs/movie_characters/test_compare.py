@@ -121,7 +121,9 @@ def test_compare_runs_models_through_filters(
 
 @pytest.mark.timeout(300)
 def test_other_images_teach_how_much_each_model_counts(tmp_path: Path, clip_folder: str, ray_cluster: None):
-    images = pictures.write(tmp_path / "images", {"Red_7": (255, 60, 0), "Green_7": (60, 255, 0)})
+    # Of which class they are stands beside them alone.
+    images = pictures.write(tmp_path / "images", {"first": (255, 60, 0), "second": (60, 255, 0)})
+    (tmp_path / "images" / "pictures.csv").write_text("file,class\nfirst.png,Red\nsecond.png,Green\n")
     others = pictures.write(tmp_path / "others", {"Red_8": (255, 0, 60), "Green_8": (0, 255, 60)})
     (tmp_path / "others" / "Red_9.png").write_bytes(b"no image")
     settings = [
