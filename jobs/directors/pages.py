@@ -14,7 +14,7 @@ from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
 from actors.media.images import ImageError, open_image
-from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
 from pipelines.core.drawing import letters
 from pipelines.core.metrics import ENOUGH
 from pipelines.directors.guess import Guess, is_picture
@@ -297,7 +297,7 @@ def _reliability(store: Store, report: Mapping[str, Any]) -> Picture:
         bins = reliability(report[key], report["labels"])
         axis.plot(bins.probability, bins.true, marker="o", label=name, color=colour)
     axis.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axis.legend()
+    legend_above(drawing)
     return draw(store, "calibration", drawing, "On the dotted line, probabilities equal accuracy.")
 
 

@@ -310,9 +310,7 @@ class Compare(Verb):
     def work(self, config: "CompareConfig", plan: "ComparePlan", run: Run) -> None:
         from jobs.movie_characters.pages import compare_page
         from pipelines.movie_characters.compare import run_compare
-        from pipelines.movie_characters.models import check_all
 
-        check_all([*plan.lessons, *plan.runs])
         run.ray()
         done = run_compare(config, plan)
         run.record["weights"] = done.weights
@@ -341,15 +339,13 @@ class Timeline(Verb):
 
     def preview(self, config: "TimelineConfig", plan: "TimelinePlan") -> Preview:
         facts = [f"input: {len(plan.films)} films", f"to do: {len(plan.todo)} films to be cut into shots"]
-        names = ("frames", "shots", "results", "rejected", "shots.csv", "appearances.csv", "timeline.html")
-        return Preview(facts, _places(config.output, *names), tasks={"video": config.video})
+        names = ("frames", "shots", "results", "rejected", "shots.csv", "appearances.csv", "segments.csv")
+        return Preview(facts, _places(config.output, *names, "timeline.html"), tasks={"video": config.video})
 
     def work(self, config: "TimelineConfig", plan: "TimelinePlan", run: Run) -> None:
         from jobs.movie_characters.pages import timeline_page
-        from pipelines.movie_characters.models import check_all
         from pipelines.movie_characters.timeline import run_timeline
 
-        check_all([plan.run])
         run.ray()
         found, frames = run_timeline(config, plan)
         broken = {name: about for name, about in found.films.items() if about["error"]}

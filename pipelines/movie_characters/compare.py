@@ -38,6 +38,7 @@ from pipelines.movie_characters.models import (
     Model,
     ModelRun,
     Single,
+    check_all,
     run_all,
     run_of,
 )
@@ -209,7 +210,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     if both := {one.uri for one in pictures} & {one.uri for one in others}:
         raise UserError(f"validation: {min(both)} is in input too. Use other images for validation.")
     lessons = _runs(teaching(config), others, []) if others else []
-    return ComparePlan(pictures, others, lessons, _runs(config, pictures, lessons))
+    runs = _runs(config, pictures, lessons)
+    check_all([*lessons, *runs])
+    return ComparePlan(pictures, others, lessons, runs)
 
 
 def _runs(config: CompareConfig, pictures: list[Picture], lessons: Sequence[ModelRun]) -> list[ModelRun]:

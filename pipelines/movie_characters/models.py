@@ -144,12 +144,14 @@ def with_images(run: ModelRun, images: list[str]) -> ModelRun:
 
 def check_all(runs: Sequence[ModelRun]) -> None:
     """Raise UserError where a model cannot run or its gallery is empty; loads no weights."""
-    for run in runs:
-        if isinstance(run.config, ClipConfig | FaceConfig):
-            find_pictures(run.config.gallery, "gallery")
-            check_model(run.config)
-        elif isinstance(run.config, IdentifyConfig):
-            check_identify(run.config)
+    own = [run.config for run in runs if not isinstance(run.config, FuseConfig)]
+    # Of those that differ in their images alone, one stands for all.
+    for config in {repr(replace(config, input=[], output="")): config for config in own}.values():
+        if isinstance(config, ClipConfig | FaceConfig):
+            find_pictures(config.gallery, "gallery")
+            check_model(config)
+        else:
+            check_identify(config)
 
 
 def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from actors.core.store import Store
-from jobs.core.pages import Picture, Section, Table, draw, figure, write_page
+from jobs.core.pages import Picture, Section, Table, colours_of, draw, figure, legend_above, write_page
 
 
 class Page(HTMLParser):
@@ -62,3 +62,21 @@ def test_names_from_outside_are_text(tmp_path: Path):
         str(tmp_path / "page.html"), bad, bad, {bad: bad}, [Section(bad, bad, [Table([bad], [[bad]], bad)])]
     )
     assert "img" not in Page(Path(uri).read_text()).tags
+
+
+def test_a_name_has_one_colour_whatever_its_neighbours_order_and_no_two_are_alike():
+    names = [f"c{number:02d}" for number in range(40)]
+    colours = colours_of(names)
+    assert colours == colours_of([*reversed(names), "c00"]) and len(set(colours.values())) == 40
+
+
+def test_a_legend_covers_nothing_that_is_drawn():
+    drawing = figure(4, 3)
+    axes = drawing.subplots()
+    axes.plot([0, 1], [1, 1], label="a model")
+    axes.set_ylim(0, 1)
+    legend_above(drawing)
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a model"]
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
