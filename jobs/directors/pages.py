@@ -69,7 +69,10 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
             ),
         ],
     )
-    return {"in": len(shots), "out": len(there), "rejected": {"not_found": lost} if lost else {}}
+    # Only those on the contact sheet are opened: where none of them can be read, the others are no pictures either.
+    bad = {"not_found": lost, "unreadable": 0 if palettes else len(there)}
+    rejected = {code: number for code, number in bad.items() if number}
+    return {"in": len(shots), "out": len(shots) - sum(rejected.values()), "rejected": rejected}
 
 
 def _bars(names: Sequence[str], values: Mapping[str, float], label: str) -> Any:

@@ -97,6 +97,8 @@ class Fused:
     """Images for which a model has an answer."""
     silent: dict[str, int]
     """Images without an answer of a model, by model: those are fused from the answers of the others."""
+    unanswered: list[str]
+    """Images for which no model has an answer."""
     classes: int
     weights: dict[str, float]
     """Weight of each model; trained weights have a mean of 1."""
@@ -120,11 +122,12 @@ def fuse(config: FuseConfig) -> Fused:
     _write(config.output, together, truth)
     images = set().union(*(table.index for table in scores))
     by = f"fusion of {', '.join(config.models)}"
-    write_about(config.output, by, True, together.index, images - set(together.index))
+    unanswered = sorted(images - set(together.index))
+    write_about(config.output, by, True, together.index, unanswered)
     by_name = dict(zip(config.models, weights, strict=True))
     counts = [len(images) - int(table.notna().any(axis=1).sum()) for table in scores]
     silent = {name: count for name, count in zip(config.models, counts, strict=True) if count}
-    return Fused(len(images), len(together), silent, together.shape[1], by_name)
+    return Fused(len(images), len(together), silent, unanswered, together.shape[1], by_name)
 
 
 def _folders(source: Source) -> list[str]:

@@ -387,7 +387,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     images = [one for one in plan.images if one.uri in vectors]
     gallery = [one for one in plan.gallery if one.uri in vectors]
     if needs_gallery(config) and not gallery:
-        raise UserError(f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded")
+        raise UserError(_useless(config, plan, failed))
     classes = {one.name: one.cls for one in plan.images}
     note_classes(config.output, classes)
     for rows in _answers(config, plan, images, gallery, vectors):
@@ -406,6 +406,17 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     codes = {role: dict(Counter(row["code"] for row in rows if row["role"] == role)) for role in ("image", "gallery")}
     return Identified(
         len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(new), round(took, 2)
+    )
+
+
+def _useless(config: ClipConfig | FaceConfig, plan: Plan, failed: dict[str, tuple[str, str]]) -> str:
+    """What to say of a gallery without a single vector; failed: error code and message by uri."""
+    counts = Counter(failed[one.uri][0] for one in plan.gallery)
+    why = ", ".join(f"{code} {count}" for code, count in counts.items())
+    first = plan.gallery[0]
+    return (
+        f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded ({why}). "
+        f"{first.name}: {failed[first.uri][1]}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters.fuse import FuseConfig, fuse
 from pipelines.movie_characters.identify_diffusion import (
@@ -144,14 +145,22 @@ def with_images(run: ModelRun, images: list[str]) -> ModelRun:
 
 def check_all(runs: Sequence[ModelRun]) -> None:
     """Raise UserError where a model cannot run or its gallery is empty; loads no weights."""
-    own = [run.config for run in runs if not isinstance(run.config, FuseConfig)]
+    own = [run for run in runs if not isinstance(run.config, FuseConfig)]
     # Of those that differ in their images alone, one stands for all.
-    for config in {repr(replace(config, input=[], output="")): config for config in own}.values():
-        if isinstance(config, ClipConfig | FaceConfig):
-            find_pictures(config.gallery, "gallery")
-            check_model(config)
-        else:
-            check_identify(config)
+    for run in {repr(replace(run.config, input=[], output="")): run for run in own}.values():
+        try:
+            _check(run.config)
+        except UserError as error:
+            setting = f"models.{run.model}.settings" if run.model else "model.settings"
+            raise UserError(f"{setting}: {error}") from error
+
+
+def _check(config: ClipConfig | FaceConfig | IdentifyConfig) -> None:
+    if isinstance(config, IdentifyConfig):
+        check_identify(config)
+        return
+    find_pictures(config.gallery, "gallery")
+    check_model(config)
 
 
 def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:

@@ -171,6 +171,8 @@ def read_about(folder: str) -> About:
     told = store.read_json(ABOUT)
     if told is None:
         return About(folder)
+    if not isinstance(told, dict) or not {"by", "higher"} <= told.keys():
+        raise UserError(f"{store.uri(ABOUT)} is damaged. Remove it, and set clip_csv; or identify again.")
     if "unanswered" in told:
         classes, identities = told.get("classes", {}), told.get("identities", {})
         return About(folder, told["by"], told["higher"], tuple(told["unanswered"]), classes, identities)
@@ -260,6 +262,8 @@ def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (IMAGE, IDENTITY, column) if name not in table]:
         raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    if (blank := table[[IMAGE, IDENTITY]].isna().any(axis=1)).any():
+        raise UserError(f"{uri}, line {int(blank.to_numpy().argmax()) + 2}: {IMAGE} or {IDENTITY} is empty")
     table = table.assign(**{LOSS: table[column]})
     return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
 

@@ -175,7 +175,10 @@ def test_older_names_of_a_models_settings_work_in_files_and_beside_them(tmp_path
 def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path, characters: str):
     images = pictures.write(tmp_path / "images", {"Red_7": RED})
     settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "filters={none: 0, dark: .5}", "alpha_model=sd"]
-    settings += [f"models.sd={{by: diffusion, settings: {{imagic_pretrained_path: {characters}}}}}", "alphas=[0, .5, 1]"]
+    settings += [
+        f"models.sd={{by: diffusion, settings: {{imagic_pretrained_path: {characters}}}}}",
+        "alphas=[0, .5, 1]",
+    ]
     # Once for each filter, and once for each alpha.
     assert "to do: 5 identifications" in run("compare", *settings, "--dry-run").stdout
     assert "models.sd.settings: " in run("compare", *settings, "alphas=[2]", code=2).output
