@@ -399,9 +399,9 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> tuple[int, pd.Series]:
     """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
+    model = load_model(config.model)
     import pandas as pd
 
-    model = load_model(config.model)
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     answers = model.probabilities(films)
     write_predictions(Store(config.output), "predictions.parquet", films.whole().ids, answers, model)
