@@ -259,7 +259,7 @@ def test_names_are_checked_by_what_open_clip_knows_without_importing_torch() -> 
             assert weights.get_pretrained_cfg(name, tag) == get_pretrained_cfg(name, tag)
     program = (
         "import sys; from actors.models.clip import EmbeddingsConfig, check_clip\n"
-        "try: check_clip(EmbeddingsConfig('ViT-B-33'))\n"
+        "try: check_clip(EmbeddingsConfig(model='ViT-B-33'))\n"
         "except ValueError as error: print(error, 'torch' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
