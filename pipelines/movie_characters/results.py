@@ -279,7 +279,7 @@ def write_results(
     import pandas as pd
 
     known = classes or {}
-    of = rows[IMAGE].map(lambda name: known.get(name) or class_or_unlabelled(name))
+    of = rows[IMAGE].map(lambda name: known.get(str(name)) or class_or_unlabelled(str(name)))
     for cls, group in rows.groupby(of):
         uri = storage.join(folder, f"{cls}{SUFFIX}")
         before = [read_table(uri)] if storage.exists(uri) else []
