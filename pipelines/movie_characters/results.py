@@ -171,7 +171,7 @@ def read_about(folder: str) -> About:
     told = store.read_json(ABOUT)
     if told is None:
         return About(folder)
-    if not isinstance(told, dict) or not {"by", "higher"} <= told.keys():
+    if not isinstance(told, dict) or "by" not in told or ("unanswered" in told and "higher" not in told):
         raise UserError(f"{store.uri(ABOUT)} is damaged. Remove it, and set clip_csv; or identify again.")
     if "unanswered" in told:
         classes, identities = told.get("classes", {}), told.get("identities", {})
@@ -179,7 +179,7 @@ def read_about(folder: str) -> About:
     # Earlier versions wrote it for similarities only, and which images have no answer is in rejected/.
     parts = (part.to_pylist() for part in store.read_parts("rejected", ["image", "role"]))
     silent = {row["image"] for rows in parts for row in rows if row["role"] == "image"}
-    return About(folder, told["by"], True, tuple(sorted(silent)))
+    return About(folder, told["by"], True, tuple(sorted(silent)), told.get("classes", {}))
 
 
 def write_about(
