@@ -156,11 +156,13 @@ class Store:
         storage.write_bytes(self.uri(*names), json.dumps(value, indent=1, ensure_ascii=False).encode())
 
     def read_json(self, *names: str) -> Any:
-        """Read a JSON file; None where there is none."""
+        """Read a JSON file; None where there is none. Raises UserError where it is damaged: we write whole files."""
         try:
             return json.loads(storage.read_bytes(self.uri(*names)))
         except FileNotFoundError:
             return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.uri(*names)} is damaged ({error}). Remove it, or restore it.") from error
 
 
 def _parsed(uri: str, data: bytes, columns: Sequence[str] | None, optional: Sequence[str]) -> pa.Table | None:

@@ -9,7 +9,7 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -32,12 +32,12 @@ READERS = 8
 """Files that one worker reads at once: a store answers late."""
 
 
-def images_below(folder: str) -> list[Entry]:
+def images_below(folder: str, entries: Sequence[Entry] | None = None) -> list[Entry]:
     """The images below a folder or prefix, by the ends of their names; warns of other files beside them.
 
-    Raises UserError where there are only other files.
+    entries: the files below it, where they are listed already. Raises UserError where there are only other files.
     """
-    entries = list(storage.listing(folder, as_input=True))
+    entries = list(storage.listing(folder, as_input=True)) if entries is None else entries
     found = images_among(entries, folder)
     if entries and not found:
         raise UserError(

@@ -1,15 +1,18 @@
 """Images and texts as vectors of one space, by a CLIP model of open_clip: what belongs together has a high cosine."""
 
+import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
@@ -64,9 +67,6 @@ class Clip:
 
 def check_clip(config: EmbeddingsConfig) -> None:
     """Raise UserError where the model cannot be had, before a run begins; loads and downloads no weights."""
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
     name, tag, setting = config.model, config.pretrained, f"embeddings.model={config.model}"
     if folder := _folder(name):
         if not any(folder.glob("*.safetensors")):
@@ -80,20 +80,48 @@ def check_clip(config: EmbeddingsConfig) -> None:
             check_hub(setting, repository, WEIGHTS, _INSTEAD)
         return
     # open_clip takes ViT-B/32 for ViT-B-32.
-    known = name.replace("/", "-")
-    if known not in open_clip.list_models():
-        near = ", ".join(get_close_matches(known, open_clip.list_models(), 3, 0.3))
+    known, names, weights = name.replace("/", "-"), *registry()
+    if known not in names:
+        near = ", ".join(get_close_matches(known, names, 3, 0.3))
         raise UserError(f"{setting} is no folder, no hf-hub:... and no name of open_clip; near it: {near}")
     if tag and Path(tag).is_file():
         return
-    source = get_pretrained_cfg(known, tag or "")
+    source = weights.get_pretrained_cfg(known, tag or "")
     if not source:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(known)) or "none: give a file"
+        tags = ", ".join(weights.list_pretrained_tags_by_model(known)) or "none: give a file"
         raise UserError(f"embeddings.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
         files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
         check_hub(setting, repository, files, _INSTEAD)
+
+
+@lru_cache(1)
+def registry() -> tuple[list[str], Any]:
+    """Names of open_clip's models, and its module of pretrained weights, both without importing torch.
+
+    Importing open_clip takes 8 CPU-seconds, too many for saying that a name is misspelled.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0])
+    names = []
+    for path in sorted((folder / "model_configs").glob("*.json")):
+        if {"embed_dim", "vision_cfg", "text_cfg"} <= json.loads(path.read_bytes()).keys():
+            names.append(path.stem)
+    # The same file under another package, which does not run that of open_clip.
+    package = ModuleType("_open_clip_registry")
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    # It asks whether this is installed, and that would import torch; what it says of weights does not depend on it.
+    asked, name = sys.modules.get("safetensors.torch"), "safetensors.torch"
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        return names, importlib.import_module(f"{package.__name__}.pretrained")
+    finally:
+        del sys.modules[name]
+        if asked is not None:
+            sys.modules[name] = asked
 
 
 def _folder(model: str) -> Path | None:
@@ -112,6 +140,8 @@ def input_shape(config: EmbeddingsConfig) -> Shape:
         own = json.loads((folder / CONFIG).read_bytes())
         vision = own["model_cfg"]["vision_cfg"]
     elif config.model.startswith("hf-hub:"):
+        from huggingface_hub import hf_hub_download
+
         own = json.loads(Path(hf_hub_download(config.model.removeprefix("hf-hub:"), CONFIG)).read_bytes())
         vision = own["model_cfg"]["vision_cfg"]
     else:

@@ -19,6 +19,7 @@ from actors.core.store import Store
 from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, FilmError, VideoConfig, in_shots, open_film
 from actors.media.images import encode_jpeg
 from actors.media.shots import ShotsConfig
+from actors.movie_characters.names import film_frame_name, frame_name
 
 QUALITY = 95
 """Quality of the JPEG files, 0..100."""
@@ -32,11 +33,6 @@ class Interval:
     """The category, as in file names."""
     start_s: float
     end_s: float
-
-
-def frame_name(category: str, number: int) -> str:
-    """Where a frame lies below the output."""
-    return f"{category}/{category}_frame_{number:04d}.jpg"
 
 
 def frames_in(
@@ -151,7 +147,7 @@ def write_frames(
                 about = {"error": row["error"], "message": row["message"]}
                 continue
             first = sum(len(shot["times"]) for shot in found)
-            names = [f"{film}_{first + number:06d}.jpg" for number in range(len(row["jpegs"]))]
+            names = [film_frame_name(film, first + number) for number in range(len(row["jpegs"]))]
             for name, jpeg in zip(names, row["jpegs"], strict=True):
                 storage.write_bytes(store.uri("frames", film, name), jpeg)
             found.append({name: row[name] for name in ("shot", "start_s", "end_s", "times")} | {"images": names})

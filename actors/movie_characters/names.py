@@ -1,6 +1,10 @@
-"""Names of images, classes and identities."""
+"""Names of images, classes and identities: all are made and read here.
+
+A manifest beside images (`actors/movie_characters/manifest.py`) says more than their names, and wins over them.
+"""
 
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +26,27 @@ def drawn_name(identity: str, seed: int, alpha: float, guidance: float) -> str:
     safe = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in identity)
     numbers = (f"{value:g}".replace(".", "p") for value in (seed, alpha, guidance))
     return "{}_seed{}_alpha{}_guidance{}.png".format(safe, *numbers)
+
+
+def frame_name(category: str, number: int) -> str:
+    """Where a frame of a category lies below the output of `extract`."""
+    return f"{category}/{category}_frame_{number:04d}.jpg"
+
+
+def film_frame_name(film: str, number: int) -> str:
+    """The name of a film's frame, as `timeline` writes it; its class is the film."""
+    return f"{film}_{number:06d}.jpg"
+
+
+def image_identity(name: str, cls: str) -> str:
+    """The name of the identity that is trained from one image: the image's, or CLASS_NUMBER where that has no class."""
+    own = stem(name)
+    return own if class_or_unlabelled(own) == cls else f"{cls}_{zlib.crc32(own.encode())}"
+
+
+def class_identity(cls: str) -> str:
+    """The name of the one identity that stands for all of a class."""
+    return f"{cls}_0"
 
 
 @lru_cache(1 << 16)
@@ -49,16 +74,23 @@ def class_of(name: str) -> str:
 
 @lru_cache(1 << 16)
 def class_or_unlabelled(name: str) -> str:
-    """The class of an image as `class_of` reads it, or UNLABELLED."""
+    """The class of an image as `class_of` reads it, or UNLABELLED; raises UserError for a class of that name."""
     cls, _, _ = _DRAWN.sub("", stem(name)).rpartition("_")
-    return cls.removesuffix("_frame") or cls or UNLABELLED
+    return checked_class(cls.removesuffix("_frame") or cls, name) if cls else UNLABELLED
+
+
+def checked_class(cls: str, what: str) -> str:
+    """A class; raises UserError for the one that stands for images without a class; what: that is of it."""
+    if key(cls) == UNLABELLED:
+        raise UserError(f"{what}: the class {cls} stands for images without a class; call it something else")
+    return cls
 
 
 @lru_cache(1 << 16)
 def identity_class(name: str) -> str:
-    """The class of an identity CLASS_NUMBER, or of one that stands for all of a class and bears its name."""
+    """The class of an identity CLASS_NUMBER, of a drawn image, or of what stands for all of a class by its name."""
     cls, _, number = stem(name).rpartition("_")
-    return class_of(name) if cls and number.isdigit() else stem(name)
+    return class_of(name) if cls and (number.isdigit() or _DRAWN.search(stem(name))) else stem(name)
 
 
 def key(cls: str) -> str:
@@ -67,7 +99,7 @@ def key(cls: str) -> str:
 
 
 def group_by_class(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of pictures or identities by their class; those without one are UNLABELLED."""
+    """Names of images or identities by the class that they say; those without one are UNLABELLED."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[class_or_unlabelled(name)].append(name)
@@ -83,3 +115,10 @@ class Picture:
     uri: str
     size: int
     """Bytes; -1 where there is no such file."""
+    label: str = ""
+    """Its class as a manifest beside it says; empty: the name says it."""
+
+    @property
+    def cls(self) -> str:
+        """Its class, or UNLABELLED."""
+        return self.label or class_or_unlabelled(self.name)

@@ -6,7 +6,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.store import Store
-from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, shortened, write_page
+from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, shortened, write_page
 from pipelines.comic_characters.assign import DRAWN, Assignment, AssignPlan
 from pipelines.comic_characters.settings import ComicsConfig
 
@@ -93,7 +93,7 @@ def _threshold(store: Store, plan: AssignPlan) -> Section:
     if plan.threshold.value != taught["threshold"]:
         axis.axvline(plan.threshold.value, color=COLOURS[5], label=f"used: {plan.threshold.value:.2f}")
     axis.set(xlabel="threshold (distance)", ylabel="B-cubed", xlim=(0, thresholds[-1]), ylim=(0, 1.03))
-    axis.legend(loc="lower left")
+    legend_above(drawing)
     caption = f"B-cubed on {taught['instances']:,} instances of {taught['sequences']:,} validation sequences."
     kept = [row for row in taught["curve"][4::5] if row["threshold"] != taught["threshold"]]
     kept = sorted([*kept, *(row for row in taught["curve"] if row["threshold"] == taught["threshold"])], key=_by)

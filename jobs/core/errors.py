@@ -82,6 +82,21 @@ def _kinds(kind: type) -> list[type]:
 
 
 @contextmanager
+def inputs_are_named() -> Iterator[None]:
+    """Turn a file that is missing or cannot be read into a UserError; for plans, which read nothing but inputs."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        reason = {
+            FileNotFoundError: "does not exist",
+            IsADirectoryError: "is a folder, and a file is needed",
+            NotADirectoryError: "is a file, and a folder is needed",
+        }.get(type(error), "cannot be read: permission denied")
+        told = f"{error.filename} {reason}" if error.filename else str(error)
+        raise UserError(f"{told}. Check the setting that names it.") from error
+
+
+@contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn a UserError into its message and exit code 2, any other error into its traceback, its cause and 1.
 

@@ -1,6 +1,7 @@
 """Pages and figures that jobs leave behind: one style, one file each, nothing that is fetched from elsewhere."""
 
 import base64
+import colorsys
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ class Picture:
     png: bytes
     """Or JPEG."""
     caption: str = ""
+    colour: str = ""
+    """CSS colour of a mark before the caption; empty: no mark."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Section:
     title: str
     text: str = ""
     content: Sequence[Picture | Table] = ()
+    grid: bool = False
+    """Pictures stand beside each other, as many as fit; false: one below the other."""
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -53,6 +58,34 @@ def figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def legend_above(drawing: "Figure", columns: int = 6) -> None:
+    """A legend above all axes, where it covers nothing that is drawn."""
+    labels = {label for axes in drawing.axes for label in axes.get_legend_handles_labels()[1]}
+    drawing.legend(loc="outside upper center", ncols=max(1, min(len(labels), columns)), frameon=False)
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, by its place among all in their order: the same wherever the same names are given."""
+    found = {}
+    for number, name in enumerate(sorted(set(names))):
+        # The golden ratio leads to a hue far from all before it.
+        red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.6, 0.72)
+        made = f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+        found[name] = COLOURS[number] if number < len(COLOURS) - 1 else made
+    return found
+
+
+def thumbnail(data: bytes, side: int = 240) -> bytes:
+    """An image file as a JPEG of at most that side in pixels."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((side, side))
+    made = io.BytesIO()
+    image.save(made, "JPEG", quality=85)
+    return made.getvalue()
 
 
 def png(drawing: "Figure") -> bytes:

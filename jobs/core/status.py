@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from jobs.core.verbs import Run, Verb
 from pipelines.core.progress import duration, line
@@ -33,14 +34,14 @@ class Status(Verb):
     def work(self, config: StatusConfig, plan: None, run: Run) -> None:
         store = Store(config.output)
         entries = [entry.name for entry in storage.listing(store.uri("runs"), (".json",))]
+        if not entries:
+            raise UserError(f"{config.output} has no run records. Give the output of a command that has begun.")
         for name in entries:
             if not name.endswith(".progress.json"):
                 for text in self.summary(store.read_json("runs", name), store):
                     run.say(text)
         for text in progress_lines(store):
             run.say(text)
-        if not entries:
-            run.say(f"{config.output} has no run records.")
 
 
 def progress_lines(store: Store) -> list[str]:

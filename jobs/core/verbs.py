@@ -24,7 +24,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -39,7 +39,7 @@ from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
 from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
-from jobs.core.errors import FAILED, REJECTED, exit_codes, root_cause
+from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, root_cause
 from jobs.core.session import ray_session, start_logging
 from jobs.core.settings import load
 from jobs.core.termination import terminable
@@ -196,6 +196,12 @@ def first_rejections(store: Store, folder: str) -> list[str]:
     return lines + ([f"  and {count - SHOWN} more: {store.uri(folder)}"] if count > SHOWN else [])
 
 
+def examples(lines: Sequence[str]) -> list[str]:
+    """The first SHOWN of some lines, indented, and how many there are more: for rejected rows that are in no table."""
+    more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"  {line}" for line in lines[:SHOWN]] + more
+
+
 def listed(counts: Mapping[str, int]) -> str:
     """Counts by name, after a colon; nothing where there are none."""
     return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
@@ -235,18 +241,13 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
         "versions": versions(),
     }
     run = Run(store, record, verbose)
-    if root is None:
-        with ExitStack() as stack:
-            stack.callback(run.close)
-            verb.work(config, plan, run)
-        print(*run.lines, sep="\n", end="\n" if run.lines else "")
-        return run
-    if "://" not in storage.absolute(root):
-        remove_abandoned(storage.absolute(root))
-    record |= verb.open(config, plan, store)
+    if root is not None:
+        if "://" not in storage.absolute(root):
+            remove_abandoned(storage.absolute(root))
+        record |= verb.open(config, plan, store)
     users = False
     try:
-        with reporting(store, verb.name):
+        with reporting(store, verb.name) if root is not None else nullcontext():
             verb.work(config, plan, run)
         rejected = verb.rejected(record)
         if verb.needs_result and (reason := nothing_done(record)):
@@ -261,12 +262,16 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
     finally:
         run.close()
         record.setdefault("seconds", round(time.monotonic() - started, 1))
-        if not users:
+        if root is not None and not users:
             verb.close(record, store)
-    table = verb.rejections(config) if rejected else None
-    examples = first_rejections(store, table) if table else []
-    print(*verb.summary(record, store), *examples, *run.lines, sep="\n", flush=True)
+    table = verb.rejections(config) if rejected and root is not None else None
+    first = first_rejections(store, table) if table else []
+    told = verb.summary(record, store) if root is not None else []
+    print(*told, *first, *run.lines, sep="\n", end="\n" if told or run.lines else "", flush=True)
     if record["status"] == "rejected":
+        print(
+            f"failed: {rejected} rows rejected, and --max-rejected allows {max_rejected}", file=sys.stderr, flush=True
+        )
         raise typer.Exit(REJECTED)
     if record["status"] == "failed":
         print(f"failed: {record['error']}", file=sys.stderr, flush=True)
@@ -352,11 +357,14 @@ def _command(verb: Verb) -> Any:
             if settings:
                 print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None), end="")
                 return
-            config = verb.load(arguments or [])
+            with inputs_are_named():
+                config = verb.load(arguments or [])
             if dry_run:
-                with unreachable_is_told():
+                with unreachable_is_told(), inputs_are_named():
                     _tell_preview(config, verb.preview(config, verb.plan(config)))
                 return
-            execute(verb, config, verb.plan(config), max_rejected, verbose)
+            with inputs_are_named():
+                plan = verb.plan(config)
+            execute(verb, config, plan, max_rejected, verbose)
 
     return command

@@ -12,7 +12,7 @@ from actors.core import storage
 from actors.core.store import Store
 from jobs.core.settings import load
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs
+from jobs.core.verbs import Preview, Run, Verb, Verbs, examples
 
 if TYPE_CHECKING:
     from pipelines.directors.frames import Frames
@@ -72,6 +72,9 @@ class Explore(Verb):
 
         return ExploreConfig
 
+    def rejections(self, config: "ExploreConfig") -> None:
+        return None
+
     def root(self, config: "ExploreConfig") -> str:
         return config.output or storage.join(config.input, "explore")
 
@@ -89,6 +92,8 @@ class Explore(Verb):
         from jobs.directors.pages import write_exploration
 
         run.record["rows"] = write_exploration(run.store, plan, config)
+        for line in examples([f"{shot.path}: not_found" for shot in plan if shot.size < 0]):
+            run.say(line)
         run.say(f"page: {run.store.uri('report.html')}")
 
 
@@ -204,8 +209,8 @@ class Guess(Verb):
         done = guess(config, plan)
         run.stage("embed", len(plan.todo), done.seconds)
         run.record["rows"] = {"in": len(plan.found), "out": len(done.each), "rejected": done.codes}
-        for row in done.rejected:
-            run.say(f"{row['path']}: {row['error']}: {row['message']}")
+        for line in examples([f"{row['path']}: {row['error']}: {row['message']}" for row in done.rejected]):
+            run.say(line)
         for path, answer in done.each.items():
             run.say(f"{path.rpartition('/')[2]}: {in_words(answer)}")
         if done.whole is None:

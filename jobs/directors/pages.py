@@ -14,7 +14,7 @@ from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
 from actors.media.images import ImageError, open_image
-from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
 from pipelines.core.drawing import letters
 from pipelines.core.metrics import ENOUGH
 from pipelines.directors.guess import Guess, is_picture
@@ -69,7 +69,10 @@ def write_exploration(store: Store, shots: Sequence[Screenshot], config: Explore
             ),
         ],
     )
-    return {"in": len(shots), "out": len(there), "rejected": {"not_found": lost} if lost else {}}
+    # Only those on the contact sheet are opened: where none of them can be read, the others are no pictures either.
+    bad = {"not_found": lost, "unreadable": 0 if palettes else len(there)}
+    rejected = {code: number for code, number in bad.items() if number}
+    return {"in": len(shots), "out": len(shots) - sum(rejected.values()), "rejected": rejected}
 
 
 def _bars(names: Sequence[str], values: Mapping[str, float], label: str) -> Any:
@@ -297,7 +300,7 @@ def _reliability(store: Store, report: Mapping[str, Any]) -> Picture:
         bins = reliability(report[key], report["labels"])
         axis.plot(bins.probability, bins.true, marker="o", label=name, color=colour)
     axis.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axis.legend()
+    legend_above(drawing)
     return draw(store, "calibration", drawing, "On the dotted line, probabilities equal accuracy.")
 
 

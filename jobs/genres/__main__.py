@@ -15,7 +15,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.models.clip import check_clip
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, listed
 
 if TYPE_CHECKING:
     from pipelines.genres.embed import EmbedConfig, EmbedPlan
@@ -69,6 +69,9 @@ class Embed(Verb):
 class Process(Verb):
     """Write the embedded films with their genres as one .npz file, the input of `train`."""
 
+    def rejections(self, config: "ProcessConfig") -> None:
+        return None
+
     def settings(self) -> "type[ProcessConfig]":
         from pipelines.genres.process import ProcessConfig
 
@@ -88,6 +91,8 @@ class Process(Verb):
         codes = Counter(row["code"] for row in made.rejected)
         run.record["rows"] = {"in": made.films, "out": made.films - codes.total(), "rejected": dict(codes)}
         run.record |= {"rejected": made.rejected, "unknown_genres": made.unknown_genres, "pieces": made.pieces}
+        for line in examples([f"{row['film']}: {row['code']}: {row['message']}" for row in made.rejected]):
+            run.say(line)
         if made.unknown_genres:
             run.say(f"not among the 21 genres, ignored{listed(made.unknown_genres)}")
         run.say(f"{made.pieces} rows: {run.store.uri('films.npz')}")

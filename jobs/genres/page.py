@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from actors.core.store import Store
-from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
+from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
 from pipelines.core.metrics import AVERAGES, calibration, curve
 from pipelines.genres.score import LOGISTIC, Judged, ScoreConfig
 
@@ -88,7 +88,7 @@ def _bars(store: Store, judged: Judged, found: dict[str, Any]) -> Picture:
     by_chance = [share[judged.films.genre_names.index(name)] for name in names]
     axis.plot(by_chance, names, "|", color=COLOURS[1], markersize=10, markeredgewidth=2, label="by chance")
     axis.set(xlabel="average precision ×100", xlim=(0, 100))
-    axis.legend()
+    legend_above(drawing)
     return draw(store, "average_precision", drawing, "Average precision of each genre, with its 95 % interval.")
 
 

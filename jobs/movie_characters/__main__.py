@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, listed
 from jobs.movie_characters.score import score
 
 if TYPE_CHECKING:
@@ -204,9 +204,11 @@ class IdentifyDiffusion(Verb):
 
     def work(self, config: "IdentifyConfig", plan: "IdentifyPlan", run: Run) -> None:
         from pipelines.movie_characters.identify_diffusion import identify
+        from pipelines.movie_characters.results import note_classes
 
         run.ray()
         found = identify(config, plan)
+        note_classes(run.store.uri(config.mode), {one.name: one.cls for one in plan.pictures})
         run.record["rows"] = {"in": len(plan.pictures), "out": found.answered, "rejected": dict(found.rejected)}
         run.record |= {name: one for name, one in asdict(found).items() if name not in ("answered", "rejected")}
         if found.answered:
@@ -253,6 +255,9 @@ class Generate(Verb):
 class Fuse(Verb):
     """Fuse the answers of several models: CLASS_results.csv, higher is better."""
 
+    def rejections(self, config: "FuseConfig") -> None:
+        return None
+
     def settings(self) -> "type[FuseConfig]":
         from pipelines.movie_characters.fuse import FuseConfig
 
@@ -273,6 +278,8 @@ class Fuse(Verb):
         done = fuse(config)
         lacking = done.images - done.answered
         run.record["rows"] = _rows(done.images, {"no_answer": lacking} if lacking else {})
+        for line in examples([f"{name}: no_answer" for name in done.unanswered]):
+            run.say(line)
         run.record["weights"] = done.weights
         run.say(f"weights: {_numbers(done.weights)}")
         if done.silent:
@@ -308,9 +315,7 @@ class Compare(Verb):
     def work(self, config: "CompareConfig", plan: "ComparePlan", run: Run) -> None:
         from jobs.movie_characters.pages import compare_page
         from pipelines.movie_characters.compare import run_compare
-        from pipelines.movie_characters.models import check_all
 
-        check_all([*plan.lessons, *plan.runs])
         run.ray()
         done = run_compare(config, plan)
         run.record["weights"] = done.weights
@@ -327,6 +332,9 @@ class Compare(Verb):
 class Timeline(Verb):
     """Find which characters films show when: shots, answers, votes, a table and a page. Rerun to resume."""
 
+    def rejections(self, config: "TimelineConfig") -> None:
+        return None
+
     def settings(self) -> "type[TimelineConfig]":
         from pipelines.movie_characters.timeline import TimelineConfig
 
@@ -339,19 +347,19 @@ class Timeline(Verb):
 
     def preview(self, config: "TimelineConfig", plan: "TimelinePlan") -> Preview:
         facts = [f"input: {len(plan.films)} films", f"to do: {len(plan.todo)} films to be cut into shots"]
-        names = ("frames", "shots", "results", "rejected", "shots.csv", "appearances.csv", "timeline.html")
-        return Preview(facts, _places(config.output, *names), tasks={"video": config.video})
+        names = ("frames", "shots", "results", "shots.csv", "appearances.csv", "segments.csv")
+        return Preview(facts, _places(config.output, *names, "timeline.html"), tasks={"video": config.video})
 
     def work(self, config: "TimelineConfig", plan: "TimelinePlan", run: Run) -> None:
         from jobs.movie_characters.pages import timeline_page
-        from pipelines.movie_characters.models import check_all
         from pipelines.movie_characters.timeline import run_timeline
 
-        check_all([plan.run])
         run.ray()
         found, frames = run_timeline(config, plan)
         broken = {name: about for name, about in found.films.items() if about["error"]}
         run.record["rows"] = _rows(len(plan.films), Counter(about["error"] for about in broken.values()))
+        for line in examples([f"{name}: {about['error']}: {about['message']}" for name, about in broken.items()]):
+            run.say(line)
         run.record |= {"films": broken, "shots": len(found.shots), "frames": frames}
         run.record["page"] = timeline_page(config, found)
         run.say(f"{len(found.shots)} shots, {frames} frames; page: {run.record['page']}")

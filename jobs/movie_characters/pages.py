@@ -8,7 +8,20 @@ from matplotlib.figure import Figure
 
 from actors.core import storage
 from actors.core.store import Store
-from jobs.core.pages import COLOURS, Picture, Section, Table, clock, draw, duration, figure, write_page
+from jobs.core.pages import (
+    COLOURS,
+    Picture,
+    Section,
+    Table,
+    clock,
+    colours_of,
+    draw,
+    duration,
+    figure,
+    legend_above,
+    thumbnail,
+    write_page,
+)
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
 from pipelines.movie_characters.results import UNKNOWN, Results
@@ -32,8 +45,8 @@ def extract_page(config: ExtractConfig, done: Extracted) -> str:
     for category in done.files:
         entries = list(storage.listing(store.uri(category), (".jpg",)))
         steps = np.linspace(0, len(entries) - 1, min(SHOWN, len(entries))).round().astype(int)
-        shown = [Picture(storage.read_bytes(entries[i].uri), entries[i].name) for i in steps]
-        sections.append(Section(category, f"{len(entries):,} frames", shown))
+        shown = [Picture(thumbnail(storage.read_bytes(entries[i].uri)), entries[i].name) for i in steps]
+        sections.append(Section(category, f"{len(entries):,} frames", shown, grid=True))
     totals = f"{sum(done.files.values()):,} frames of {len(done.files):,} categories"
     return write_page(
         store.uri("extract.html"), "Frames", totals, {"film": config.input, "table": config.csv}, sections
@@ -61,7 +74,7 @@ def map_page(config: MapConfig, results: Results, values: pd.Series) -> str:
     axes.axhline(values.iloc[-1], color=COLOURS[1], label=f"mean {values.iloc[-1]:.3f}")
     axes.set(ylim=(0, 1), ylabel="average precision")
     _name(axes.xaxis, list(values.index[:-1]), turned=True)
-    axes.legend()
+    legend_above(drawing)
     picture = draw(Store(config.output), "average_precision", drawing)
     table = Table(["class", "average precision"], [[name, float(value)] for name, value in values.items()])
     totals = f"mAP {values.iloc[-1]:.3f}" + (", as the reference computes it" if config.formula == "reference" else "")
@@ -127,8 +140,7 @@ def robustness(table: pd.DataFrame) -> Figure:
     names = [f"{name} {strength:g}" if strength else name for name, strength in zip(filters, strengths, strict=True)]
     axes.set_xticks(range(len(filters)), names)
     axes.set(ylabel="right, %", ylim=(0, 105))
-    # Bars may reach to where it would lie inside.
-    drawing.legend(loc="outside upper center", ncols=min(len(models), 6), frameon=False)
+    legend_above(drawing)
     return drawing
 
 
@@ -152,45 +164,56 @@ STEPS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
 
 def timeline_page(config: TimelineConfig, found: Appearances) -> str:
     """Write timeline.html and a picture of each film; returns the page's URI."""
-    store = Store(config.output)
-    sections = []
+    store, colours = Store(config.output), {**colours_of(found.characters), UNKNOWN: COLOURS[-1]}
+    lengths = _lengths(found.segments)
+    sections = [_faces(store, found, lengths, colours)]
     for film, about in found.films.items():
-        shots = found.shots[found.shots.film == film]
+        shots, parts = (table[table.film == film] for table in (found.shots, found.segments))
         if about["error"]:
             sections.append(Section(film, f"{about['error']}: {about['message']}"))
         if len(shots):
-            picture = draw(store, f"timelines/{film}", bands(shots), f"{film}: the answer of each shot")
+            picture = draw(store, f"timelines/{film}", bands(parts, float(shots.end_s.max()), colours), BANDS)
             shown = shots.drop(columns="film").head(HUNDREDS)
             told = f"{len(shots):,} shots" + (f", of which the first {HUNDREDS} are listed" * (len(shots) > HUNDREDS))
             sections.append(Section(film, told, [picture, _table(_clocked(shown))]))
-    lengths = _lengths(found.shots)
     totals = ", ".join(f"{name} {duration(length)}" for name, length in lengths.head(MANY).items())
     facts = {"films": f"{len(found.films):,}", "shots": f"{len(found.shots):,}", "model": config.model.by}
     return write_page(store.uri("timeline.html"), "Who is on screen", totals, facts, sections)
 
 
-def bands(shots: pd.DataFrame) -> Figure:
-    """A band per character, filled where it is a shot's answer; fainter where its share of the votes is smaller."""
-    names = list(_lengths(shots).head(MANY).index)
+def _faces(store: Store, found: Appearances, lengths: pd.Series, colours: Mapping[str, str]) -> Section:
+    """The surest frame of each character, with the mark that it has in all bands."""
+    pictures = []
+    for name in [name for name in lengths.index if name != UNKNOWN][:MANY]:
+        best = found.segments.loc[found.segments[found.segments.character == name].score.idxmax()]
+        image = thumbnail(storage.read_bytes(store.uri("frames", str(best.film), str(best.image))))
+        pictures.append(Picture(image, f"{name}: {duration(lengths[name])}", colours[name]))
+    return Section("Characters", "The frame of each with the best score." if pictures else "None.", pictures, grid=True)
+
+
+BANDS = "Where frames show each character, fainter where it has fewer of its shot's votes"
+
+
+def bands(segments: pd.DataFrame, end: float, colours: Mapping[str, str]) -> Figure:
+    """A band per character, filled where frames show it; fainter where its share of the shot's votes is smaller."""
+    names = list(_lengths(segments).head(MANY).index)
     drawing = figure(11, 1 + 0.3 * len(names))
     axes = drawing.subplots()
     for number, name in enumerate(names):
-        own = shots[shots.answer == name]
-        colour = COLOURS[-1] if name == UNKNOWN else COLOURS[number % (len(COLOURS) - 1)]
-        for row in own.itertuples():
-            axes.barh(number, row.end_s - row.start_s, 0.8, row.start_s, color=colour, alpha=0.3 + 0.7 * row.share)
+        for row in segments[segments.character == name].itertuples():
+            length, alpha = row.end_s - row.start_s, 0.3 + 0.7 * row.share
+            axes.barh(number, length, 0.8, row.start_s, color=colours[name], alpha=alpha)
     axes.set_yticks(range(len(names)), names)
-    end = float(shots.end_s.max())
     step = next((step for step in STEPS_S if end / step <= 10), STEPS_S[-1])
     times = np.arange(0, end, step)
     axes.set_xticks(times, [clock(time).removesuffix(".00") for time in times])
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, end))
+    axes.set(ylim=(max(len(names), 1) - 0.5, -0.5), xlim=(0, end))
     return drawing
 
 
-def _lengths(shots: pd.DataFrame) -> pd.Series:
-    """For how many seconds each character is the answer, longest first."""
-    lengths = (shots.end_s - shots.start_s).groupby(shots.answer).sum()
+def _lengths(segments: pd.DataFrame) -> pd.Series:
+    """For how many seconds frames show each character, longest first."""
+    lengths = (segments.end_s - segments.start_s).groupby(segments.character).sum()
     return lengths.sort_values(ascending=False, kind="stable")
 
 
@@ -220,7 +243,7 @@ def curves(models: Mapping[str, Mapping[int, float]]) -> Figure:
         axes.plot(list(means), list(means.values()), "o-", color=COLOURS[number % len(COLOURS)], label=model)
     axes.set(xlabel="k", ylabel="top-k accuracy, %", ylim=(0, 102))
     axes.set_xticks(sorted({k for means in models.values() for k in means})[:50])
-    axes.legend()
+    legend_above(drawing)
     return drawing
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
-from jobs.core.verbs import Preview, Run, Verb, Verbs
+from jobs.core.verbs import SHOWN, Preview, Run, Verb, Verbs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,10 +160,11 @@ def _interval(shares: "pd.Series", results: "Results") -> str:
 
 def _counted(results: "Results") -> str:
     """How many images figures are of."""
-    silent = len(results.unanswered)
-    return f"{len(results.images)} images" + (
-        f", {silent} of them without an answer, counted as wrong" if silent else ""
-    )
+    names = [name for name, _ in results.unanswered]
+    if not names:
+        return f"{len(results.images)} images"
+    some = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
+    return f"{len(results.images)} images, {len(names)} of them without an answer, counted as wrong: {some}"
 
 
 def _page(run: Run, uri: str) -> None:

@@ -88,7 +88,8 @@ def draw_curves(history: list[Row], best: int) -> bytes:
         axis.axvline(best, color="grey", linestyle=":", label=f"best epoch, {best}")
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(fontsize="small")
+        # Below the axes it covers no point.
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     for axis in axes[len(panels) :]:
         axis.remove()
     image = io.BytesIO()

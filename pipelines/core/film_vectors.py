@@ -126,8 +126,11 @@ def middles(length: int, count: int) -> np.ndarray:
 
 
 def read_films(uri: str) -> Films:
-    """Films of an npz file, a path or s3://. Raises FileNotFoundError, and ValueError where it has another layout."""
-    data = storage.read_bytes(uri)
+    """Films of an npz file, a path or s3://; raises UserError where there is none, or one of another layout."""
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} does not exist. Give an npz file of films, as `genres process` writes it.") from error
     # np.load takes what is no archive for a pickle, and advises to load it as such.
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise UserError(f"{uri} is no npz file. Give one with vecs, offsets and ids, or the output of `embed`.")

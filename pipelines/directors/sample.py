@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.csv_tables import read_csv_rows
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
@@ -87,12 +88,12 @@ class SamplePlan:
 def read_film_list(input: str) -> Iterator[Row]:
     """Films with their directors in the order of the input, each director, film, uri, error, message.
 
-    A film without a usable director or name has an error code: no_director, bad_name, duplicate_id.
+    A film without a usable director or name has an error code: no_path, no_director, bad_name, duplicate_id.
     """
     seen: dict[tuple[str, str], str] = {}
     for director, film, uri in _listed(input):
         about = {"director": director, "film": film, "uri": uri}
-        code, message = _named(director, film)
+        code, message = _named(director, film) if uri else ("no_path", "the row has no path")
         if not code and (first := seen.setdefault((director, film), uri)) != uri:
             code, message = "duplicate_id", f"{first} has the same director and name: rename one"
         yield {**about, "error": code, "message": message}
@@ -105,7 +106,7 @@ def _listed(input: str) -> Iterator[tuple[str, str, str]]:
         for row in _table(input):
             path = row["path"] or ""
             absolute = "://" in path or path.startswith("/")
-            uri = path if absolute else f"{folder}/{path}"
+            uri = path if absolute or not path else f"{folder}/{path}"
             yield row["director"] or "", row.get("film") or posixpath.splitext(posixpath.basename(path))[0], uri
         return
     for entry in storage.listing(input, tuple(VIDEO_SUFFIXES), as_input=True):
@@ -114,13 +115,11 @@ def _listed(input: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _table(uri: str) -> Iterable[Row]:
-    data = storage.read_bytes(uri)
+    if not uri.lower().endswith(".parquet"):
+        return [row for _, row in read_csv_rows(uri, ("path", "director"))]
     try:
-        if uri.lower().endswith(".parquet"):
-            rows = pq.read_table(io.BytesIO(data)).to_pylist()
-        else:
-            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    except pa.ArrowInvalid as error:
         raise UserError(f"{uri} cannot be read: {error}") from error
     if missing := {"path", "director"} - set(rows[0] if rows else ()):
         raise UserError(f"{uri} has no column {', '.join(sorted(missing))}, or no row. It must list path and director.")
@@ -283,10 +282,29 @@ def _by_folder(root: str, sizes: dict[str, int], separator: str) -> Iterator[Scr
 
 def _by_manifest(root: str, sizes: dict[str, int]) -> Iterator[Screenshot]:
     uri = storage.join(root, MANIFEST)
-    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline="")))
-    if rows and (missing := {"director", "path"} - set(rows[0])):
-        raise UserError(f"{uri} has no column {', '.join(sorted(missing))}. It must have director and path.")
-    for row in rows:
-        times = [float(row.get(name) or math.nan) for name in ("time_s", "shot_s")]
-        at = storage.join(root, row["path"])
-        yield Screenshot(row["director"], row.get("film") or "", row["path"], at, sizes.get(row["path"], -1), *times)
+    listed: dict[str, tuple[str, str]] = {}
+    for line, row in read_csv_rows(uri, ("director", "path")):
+        where, path, about = f"{uri}, line {line}", row["path"], (row["director"], row.get("film", ""))
+        if not path or not row["director"]:
+            raise UserError(f"{where}: {'path' if not path else 'director'} is empty. Fill it, or remove the row.")
+        if path in listed:
+            if listed[path] != about:
+                raise UserError(f"{where}: {path} is of {'/'.join(about)} here, and of {'/'.join(listed[path])} above")
+            continue
+        listed[path] = about
+        times = [_seconds(row.get(name, ""), f"{where}: {name}") for name in ("time_s", "shot_s")]
+        at = storage.join(root, path)
+        yield Screenshot(*about, path, at, sizes.get(path, -1), *times)
+    if beside := [name for name in sizes if name not in listed]:
+        log.warning(
+            "%s: %d pictures have no row in %s and are left out, such as %s",
+            *(root, len(beside), MANIFEST, ", ".join(beside[:3])),
+        )
+
+
+def _seconds(text: str, what: str) -> float:
+    """A number of a table, NaN where it is empty."""
+    try:
+        return float(text or math.nan)
+    except ValueError as error:
+        raise UserError(f"{what} is no number of seconds: {text!r}") from error

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.models.backbones import check_backbone
@@ -116,6 +117,11 @@ def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[st
     table = pa.Table.from_pylist([dict(row) for row in pictures.rejected], REJECTED)
     Store(config.output).replace_table("rejected", [table])
     codes = Counter(row["error"] for row in pictures.rejected)
+    if not pictures.path:
+        why = ", ".join(f"{code} {count}" for code, count in codes.items())
+        raise UserError(
+            f"{config.input}: none of {len(plan.shots)} screenshots can be read ({why}); see {config.output}/rejected"
+        )
     return frames_of_pictures(plan.shots, pictures, config), dict(codes)
 
 

@@ -115,6 +115,8 @@ def judge(config: ScoreConfig) -> Judged:
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     if not films.genre_names:
         raise UserError(f"{config.input} has no genres to score by: give an .npz as `process` writes it")
+    if not films.genres.any():
+        raise UserError(f"{config.input}: no film has a genre, so there is nothing to score. Run `process` with meta.")
     judged = _in_folds(films, config) if config.folds else _predicted(films, config)
     notes = judged.notes
     if config.zero_shot:

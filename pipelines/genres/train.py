@@ -201,15 +201,19 @@ class GenreModel:
 
 def load_model(uri: str) -> GenreModel:
     """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
+    try:
+        about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+        data = storage.read_bytes(storage.join(uri, "model.safetensors"))
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{uri}/config.json is damaged: {error}. Run `train` again.") from error
+    # Importing torch takes seconds, which a refusal need not cost.
     from safetensors.torch import load as load_tensors
 
     from actors.genres.heads import make_head
 
-    try:
-        about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
-        weights = load_tensors(storage.read_bytes(storage.join(uri, "model.safetensors")))
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
+    weights = load_tensors(data)
     learn, told = LearnConfig(**about["learn"]), about["thresholds"]
     head = make_head(learn.layers(), about["dimensions"], len(told))
     head.load_state_dict(weights)
@@ -395,9 +399,9 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> tuple[int, pd.Series]:
     """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
+    model = load_model(config.model)
     import pandas as pd
 
-    model = load_model(config.model)
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     answers = model.probabilities(films)
     write_predictions(Store(config.output), "predictions.parquet", films.whole().ids, answers, model)

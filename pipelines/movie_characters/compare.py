@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,8 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.disturbances import FILTERS, disturb_files
-from actors.movie_characters.names import Picture, class_of, key, stem
+from actors.movie_characters.manifest import CLASS, FILE, write_manifest
+from actors.movie_characters.names import Picture, key, stem
 from pipelines.core.metrics import wilson
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.fuse import FuseConfig, Source
@@ -37,6 +38,7 @@ from pipelines.movie_characters.models import (
     Model,
     ModelRun,
     Single,
+    check_all,
     run_all,
     run_of,
 )
@@ -162,6 +164,10 @@ def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str
     import ray
 
     root = Store(storage.absolute(config.output))
+    labels = [{FILE: f"{stem(one.name)}.png", CLASS: one.label} for one in pictures if one.label]
+    for name in config.filters if labels else ():
+        if name != NONE:
+            write_manifest(root.uri("images", label(config, name)), labels)
     there = {entry.name for entry in storage.listing(root.uri("images"), (".png",))}
     todo: Any = []
     for name, strength in config.filters.items():
@@ -204,7 +210,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     if both := {one.uri for one in pictures} & {one.uri for one in others}:
         raise UserError(f"validation: {min(both)} is in input too. Use other images for validation.")
     lessons = _runs(teaching(config), others, []) if others else []
-    return ComparePlan(pictures, others, lessons, _runs(config, pictures, lessons))
+    runs = _runs(config, pictures, lessons)
+    check_all([*lessons, *runs])
+    return ComparePlan(pictures, others, lessons, runs)
 
 
 def _runs(config: CompareConfig, pictures: list[Picture], lessons: Sequence[ModelRun]) -> list[ModelRun]:
@@ -309,9 +317,9 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
     """Compare existing results, and write accuracy.csv, mcnemar.csv, topk.csv and alpha.csv."""
     import pandas as pd
 
-    names = [stem(one.name) for one in pictures]
+    truth = {stem(one.name): one.cls for one in pictures}
     found = {(run.model, run.filter, run.alpha): read_results(run.folder, run.clip_csv) for run in runs}
-    right = {what: rightly(results, names) for what, results in found.items()}
+    right = {what: rightly(results, truth) for what, results in found.items()}
     rows, swept = [], []
     for (model, name, alpha), hits in right.items():
         mean = float(hits.hit.mean())
@@ -320,7 +328,7 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
             swept.append([alpha, mean, low, high])
         else:
             unanswered = int((~hits.answered).sum())
-            rows.append([model, name, config.filters[name], len(names), unanswered, mean, low, high])
+            rows.append([model, name, config.filters[name], len(truth), unanswered, mean, low, high])
     columns = ["model", "filter", "strength", "images", "unanswered", "accuracy", "low", "high"]
     tests = [
         [name, first, second, *mcnemar(right[first, name, None].hit, right[second, name, None].hit)]
@@ -344,14 +352,17 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
     return compared
 
 
-def rightly(results: Results, names: Sequence[str]) -> pd.DataFrame:
-    """By image name without suffix: hit (whether the best answer is right) and answered."""
+def rightly(results: Results, truth: Mapping[str, str]) -> pd.DataFrame:
+    """By image name without suffix: hit (whether the best answer is right) and answered.
+
+    truth: classes by such names.
+    """
     import pandas as pd
 
     best = answers(by_class(results))
     found = {stem(image): answer for image, answer in best[best != NO_ANSWER].items()}
-    hits = [name in found and key(found[name]) == key(class_of(name)) for name in names]
-    return pd.DataFrame({"hit": hits, "answered": [name in found for name in names]}, list(names))
+    hits = [name in found and key(found[name]) == key(cls) for name, cls in truth.items()]
+    return pd.DataFrame({"hit": hits, "answered": [name in found for name in truth]}, list(truth))
 
 
 def mcnemar(first: pd.Series, second: pd.Series) -> tuple[int, int, float]:

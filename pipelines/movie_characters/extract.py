@@ -24,6 +24,7 @@ from actors.core.store import Store
 from actors.media.film import VideoConfig
 from actors.media.times import parse_time
 from actors.movie_characters.film_frames import Interval, frames_in
+from actors.movie_characters.names import checked_class
 from pipelines.core.progress import Progress, tracked
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (START, END, config.category) if name not in table]:
         raise UserError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    if table.empty:
+        raise UserError(f"{config.csv} has no rows: each is an interval, with {START}, {END} and {config.category}")
     if not storage.exists(config.input):
-        raise UserError(f"input: {config.input} does not exist")
+        raise UserError(f"input={config.input} is no file. Give one film; run `extract` once for each film.")
     rows = table[[config.category, START, END]].set_axis(["category", START, END], axis=1)
     found = [_interval(*row) for row in rows.itertuples(index=False)]
     rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
@@ -117,6 +120,10 @@ def _interval(category: str, start: str, end: str) -> Interval | tuple[str, str]
     name = re.sub(r'[\s/\\:*?"<>|]', "_", category.strip()).lstrip(".")
     if not name:
         return "no_category", "the row has no category"
+    try:
+        checked_class(name, category)
+    except UserError as error:
+        return "bad_category", str(error)
     try:
         interval = Interval(name, parse_time(start), parse_time(end))
     except ValueError as error:

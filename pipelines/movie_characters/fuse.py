@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from actors.core.errors import UserError
+from actors.movie_characters.names import class_identity, key
 from pipelines.movie_characters.results import (
     IDENTITY,
     IMAGE,
     LOSS,
+    Results,
     by_class,
     labelled,
+    note_classes,
     read_results,
     write_about,
     write_results,
@@ -94,6 +97,8 @@ class Fused:
     """Images for which a model has an answer."""
     silent: dict[str, int]
     """Images without an answer of a model, by model: those are fused from the answers of the others."""
+    unanswered: list[str]
+    """Images for which no model has an answer."""
     classes: int
     weights: dict[str, float]
     """Weight of each model; trained weights have a mean of 1."""
@@ -107,20 +112,22 @@ def fuse(config: FuseConfig) -> Fused:
         weights = learnt_weights(parts, truth)
         if parts[0].index.get_level_values(0).nunique() == 1:
             own = [part.droplevel(0) for part in parts]
-            _write(f"{config.output.rstrip('/')}/validation", _sum(own, weights))
+            _write(f"{config.output.rstrip('/')}/validation", _sum(own, weights), truth.droplevel(0))
     found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
     if together.empty:
         raise UserError(f"no image has an answer of any of {', '.join(config.models)}")
-    _write(config.output, together)
+    truth = _truth(found, list(config.models))
+    _write(config.output, together, truth)
     images = set().union(*(table.index for table in scores))
     by = f"fusion of {', '.join(config.models)}"
-    write_about(config.output, by, True, together.index, images - set(together.index))
+    unanswered = sorted(images - set(together.index))
+    write_about(config.output, by, True, together.index, unanswered)
     by_name = dict(zip(config.models, weights, strict=True))
     counts = [len(images) - int(table.notna().any(axis=1).sum()) for table in scores]
     silent = {name: count for name, count in zip(config.models, counts, strict=True) if count}
-    return Fused(len(images), len(together), silent, together.shape[1], by_name)
+    return Fused(len(images), len(together), silent, unanswered, together.shape[1], by_name)
 
 
 def _folders(source: Source) -> list[str]:
@@ -138,18 +145,38 @@ def _validation(config: FuseConfig) -> tuple[list[pd.DataFrame], pd.Series]:
         pairs = zip(folders, models, strict=True)
         found = [labelled(read_results(folder, model.clip_csv), folder) for folder, model in pairs]
         turns.append(comparable([by_class(results, config.avg) for results in found], config.by))
-        of_all = pd.concat([results.images for results in found])
-        truths.append(of_all[~of_all.index.duplicated()])
+        truths.append(_truth(found, list(config.models)))
     parts = [pd.concat(tables, keys=range(len(turns))) for tables in zip(*turns, strict=True)]
     if parts[0].empty:
         raise UserError("validation: no image has an answer of any model")
     return [_filled(part) for part in parts], pd.concat(truths, keys=range(len(turns)))
 
 
-def _write(folder: str, scores: pd.DataFrame) -> None:
-    identities = [f"{cls}_0" for cls in scores.columns]
+def _truth(found: Sequence[Results], models: Sequence[str]) -> pd.Series:
+    """The true class of each image; raises UserError where two models disagree."""
+    import pandas as pd
+
+    of_all = pd.concat([results.images for results in found])
+    spelt = of_all.map(key).groupby(level=0).nunique()
+    if len(odd := spelt.index[spelt > 1]):
+        said = [
+            f"{results.images[odd[0]]} ({model})"
+            for model, results in zip(models, found, strict=True)
+            if odd[0] in results.images.index
+        ]
+        raise UserError(
+            f"{odd[0]} is of several classes: {', '.join(said)}. Identify it by all models with the same manifest."
+        )
+    return of_all[~of_all.index.duplicated()]
+
+
+def _write(folder: str, scores: pd.DataFrame, truth: pd.Series) -> None:
+    """Write scores of images as results, each under its true class."""
+    identities = [class_identity(cls) for cls in scores.columns]
     rows = scores.set_axis(identities, axis=1).melt(ignore_index=False, var_name=IDENTITY, value_name=LOSS)
-    write_results(folder, rows.rename_axis(IMAGE).reset_index(), descending=True)
+    classes = {str(name): str(cls) for name, cls in truth.items()}
+    note_classes(folder, classes)
+    write_results(folder, rows.rename_axis(IMAGE).reset_index(), True, classes)
 
 
 def fused(scores: Sequence[pd.DataFrame], weights: Sequence[float], by: Literal["zsum", "rank"]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 DDIM turns noise into an image, with the condition alpha · target + (1 - alpha) · optimised. Above a guidance scale g of
 1 the predicted noise is u + g · (c - u), with that of the empty prompt, u, and that of the condition, c. Images that
-exist are not drawn again.
+exist are not drawn again. A manifest beside the images says whose each is, and what it was made from.
 """
 
 import itertools
@@ -21,6 +21,8 @@ from actors.movie_characters.diffusion import (
 )
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import Learnt, find_learnt
+from actors.movie_characters.manifest import CLASS, FILE, Rows, read_manifest, write_manifest
+from actors.movie_characters.names import class_of
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 
@@ -37,6 +39,8 @@ class Plan:
     drawings: list[Drawing]
     todo: list[Drawing]
     """Drawings without a file."""
+    manifest: Rows
+    """Rows of the manifest: of the images that exist, and of all drawings."""
 
 
 def plan_generate(config: GenerateConfig) -> Plan:
@@ -58,9 +62,28 @@ def plan_generate(config: GenerateConfig) -> Plan:
     files = Counter(drawing.file for drawing in drawings)
     if twice := [file for file, count in files.items() if count > 1]:
         raise UserError(f"two images would be named {twice[0]}: rename an identity")
-    there = {entry.name for entry in storage.listing(config.output, (".png",))}
+    there = _images(config)
     todo = [drawing for drawing in drawings if drawing.file not in there]
-    return Plan([learnt[name] for name in dict.fromkeys(names)], drawings, todo)
+    manifest = {name: row for name, row in read_manifest(config.output).items() if name in there}
+    manifest |= {one.file: _row(config, one) for one in drawings if one.file not in manifest}
+    return Plan([learnt[name] for name in dict.fromkeys(names)], drawings, todo, manifest)
+
+
+def _images(config: GenerateConfig) -> set[str]:
+    """Names of the images in the output."""
+    return {entry.name for entry in storage.children(config.output)[1] if entry.name.endswith(".png")}
+
+
+def _row(config: GenerateConfig, drawing: Drawing) -> dict[str, str]:
+    """A row of the manifest: of which class a drawing is, and what it is made from."""
+    numbers = {"seed": drawing.seed, "alpha": drawing.alpha, "guidance": drawing.guidance}
+    return {
+        FILE: drawing.file,
+        CLASS: class_of(drawing.identity),
+        "identity": drawing.identity,
+        **{name: f"{number:g}" for name, number in numbers.items()},
+        "model": config.sd_model_name,
+    }
 
 
 def stages_of(config: GenerateConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
@@ -74,6 +97,8 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
 
     config = replace(config, output=storage.absolute(config.output))
     bad: list[dict[str, str]] = []
+    # Before the images, so that one that is read while others are missing is not read by its name.
+    write_manifest(config.output, list(plan.manifest.values()))
     if plan.todo:
         set_context()
         stages = fitted(*stages_of(config), config.autoscaling)
@@ -92,5 +117,7 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
             if row["error"]:
                 name = plan.todo[row["number"]].file
                 bad.append({"picture": name, "code": row["error"], "message": row["message"]})
+    there = _images(config)
+    write_manifest(config.output, [row for name, row in plan.manifest.items() if name in there])
     Store(config.output).replace_table("rejected", [pa.Table.from_pylist(bad, REJECTED)])
     return Counter(row["code"] for row in bad)

@@ -34,14 +34,22 @@ from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
 from actors.movie_characters.faces import NO_FACE, FaceEmbedder, FacesConfig, check_faces
-from actors.movie_characters.names import Picture, class_of, class_or_unlabelled, stem
+from actors.movie_characters.names import Picture, class_identity, stem
 from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.in_process import FEW, few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
 from pipelines.movie_characters.gallery_methods import nearest, probe
 from pipelines.movie_characters.pictures import Identification, find_pictures
-from pipelines.movie_characters.results import IDENTITY, IMAGE, LOSS, read_about, write_about, write_results
+from pipelines.movie_characters.results import (
+    IDENTITY,
+    IMAGE,
+    LOSS,
+    note_classes,
+    read_about,
+    write_about,
+    write_results,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,7 +196,7 @@ class Plan:
     @property
     def classes(self) -> list[str]:
         """Classes of the gallery."""
-        return sorted({class_of(picture.name) for picture in self.gallery})
+        return sorted({picture.cls for picture in self.gallery})
 
 
 def model_of(config: ClipConfig | FaceConfig) -> str:
@@ -259,7 +267,7 @@ def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     gallery = find_pictures(config.gallery, "gallery")
     # It imports the model's library, which takes seconds.
     check_model(config)
-    if isinstance(config, ClipConfig) and (other := set(config.prompts) - {class_of(one.name) for one in gallery}):
+    if isinstance(config, ClipConfig) and (other := set(config.prompts) - {one.cls for one in gallery}):
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
     before = read_about(config.output).by
     if before and before != method_of(config):
@@ -379,12 +387,15 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     images = [one for one in plan.images if one.uri in vectors]
     gallery = [one for one in plan.gallery if one.uri in vectors]
     if needs_gallery(config) and not gallery:
-        raise UserError(f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded")
+        raise UserError(_useless(config, plan, failed))
+    classes = {one.name: one.cls for one in plan.images}
+    note_classes(config.output, classes)
     for rows in _answers(config, plan, images, gallery, vectors):
-        write_results(config.output, rows, descending=True)
+        write_results(config.output, rows, True, classes)
     answered = {one.name for one in images}
     silent = [one.name for one in plan.images if one.name not in answered]
-    write_about(config.output, method_of(config), True, answered, silent)
+    compared = {stem(one.name): one.cls for one in plan.gallery}
+    write_about(config.output, method_of(config), True, answered, silent, compared)
     rows = [
         {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
         for role, some in (("image", plan.images), ("gallery", plan.gallery))
@@ -395,6 +406,17 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     codes = {role: dict(Counter(row["code"] for row in rows if row["role"] == role)) for role in ("image", "gallery")}
     return Identified(
         len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(new), round(took, 2)
+    )
+
+
+def _useless(config: ClipConfig | FaceConfig, plan: Plan, failed: dict[str, tuple[str, str]]) -> str:
+    """What to say of a gallery without a single vector; failed: error code and message by uri."""
+    counts = Counter(failed[one.uri][0] for one in plan.gallery)
+    why = ", ".join(f"{code} {count}" for code, count in counts.items())
+    first = plan.gallery[0]
+    return (
+        f"gallery={config.gallery}: none of {len(plan.gallery)} images could be embedded ({why}). "
+        f"{first.name}: {failed[first.uri][1]}"
     )
 
 
@@ -413,15 +435,15 @@ def _answers(
     names = [stem(one.name) for one in gallery]
     if method == "prompts":
         assert isinstance(config, ClipConfig)
-        matrix, names = _texts(config, plan.classes), [f"{cls}_0" for cls in plan.classes]
+        matrix, names = _texts(config, plan.classes), [class_identity(cls) for cls in plan.classes]
     answer: Any = partial(nearest, gallery=matrix, count=_count(config, len(matrix)))
     if method == "probe":
         assert isinstance(config, ClipConfig)
-        truth = [class_of(one.name) for one in gallery]
-        answer, names = probe(matrix, truth, config.probe_c), [f"{cls}_0" for cls in sorted(set(truth))]
+        truth = [one.cls for one in gallery]
+        answer, names = probe(matrix, truth, config.probe_c), [class_identity(cls) for cls in sorted(set(truth))]
     labels = np.array(names, object)
     # By class, so that the file of a class is written as seldom as may be.
-    ordered = sorted(images, key=lambda one: (class_or_unlabelled(one.name), one.name))
+    ordered = sorted(images, key=lambda one: (one.cls, one.name))
     for first in range(0, len(ordered), CHUNK):
         some = ordered[first : first + CHUNK]
         numbers, scores = answer(_matrix(some, vectors))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters.fuse import FuseConfig, fuse
 from pipelines.movie_characters.identify_diffusion import (
@@ -27,6 +28,7 @@ from pipelines.movie_characters.identify_gallery import (
 )
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.preselect import PreselectConfig
+from pipelines.movie_characters.results import note_classes
 
 log = logging.getLogger(__name__)
 
@@ -143,12 +145,22 @@ def with_images(run: ModelRun, images: list[str]) -> ModelRun:
 
 def check_all(runs: Sequence[ModelRun]) -> None:
     """Raise UserError where a model cannot run or its gallery is empty; loads no weights."""
-    for run in runs:
-        if isinstance(run.config, ClipConfig | FaceConfig):
-            find_pictures(run.config.gallery, "gallery")
-            check_model(run.config)
-        elif isinstance(run.config, IdentifyConfig):
-            check_identify(run.config)
+    own = [run for run in runs if not isinstance(run.config, FuseConfig)]
+    # Of those that differ in their images alone, one stands for all.
+    for run in {repr(replace(run.config, input=[], output="")): run for run in own}.values():
+        try:
+            _check(run.config)
+        except UserError as error:
+            setting = f"models.{run.model}.settings" if run.model else "model.settings"
+            raise UserError(f"{setting}: {error}") from error
+
+
+def _check(config: ClipConfig | FaceConfig | IdentifyConfig) -> None:
+    if isinstance(config, IdentifyConfig):
+        check_identify(config)
+        return
+    find_pictures(config.gallery, "gallery")
+    check_model(config)
 
 
 def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:
@@ -166,7 +178,9 @@ def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:
             case FuseConfig():
                 weights[run.model] = fuse(run.config).weights
             case IdentifyConfig():
-                identify_by_diffusion(run.config, plan_identify(run.config))
+                plan = plan_identify(run.config)
+                identify_by_diffusion(run.config, plan)
+                note_classes(run.folder, {one.name: one.cls for one in plan.pictures})
             case other:
                 raise TypeError(f"no verb has settings {type(other).__name__}")
     return weights

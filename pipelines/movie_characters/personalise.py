@@ -16,7 +16,7 @@ and ends as if it had never stopped: the draws of a step depend on the seed and 
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,7 @@ from actors.core.store import Store
 from actors.movie_characters.diffusion import (
     check_diffusion,
 )
-from actors.movie_characters.names import group_by_class, stem
+from actors.movie_characters.names import Picture, class_identity, image_identity
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.pictures import find_pictures
@@ -58,16 +58,13 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
         adam8bit()
     if config.precision != config.mixed_precision:
         log.warning("mixed_precision=%s needs a GPU: computing in float32", config.mixed_precision)
-    if config.together:
-        named = {stem(picture.name): picture for picture in pictures}
-        groups = {f"{of}_0": [named[name] for name in names] for of, names in group_by_class(list(named)).items()}
-    else:
-        groups = {}
-        for picture in pictures:
-            name = stem(picture.name)
-            if name in groups:
-                raise UserError(f"input: two images are named {name}, with different suffixes")
-            groups[name] = [picture]
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    trained: dict[str, Picture] = {}
+    for picture in pictures:
+        name = image_identity(picture.name, picture.cls)
+        if (other := trained.setdefault(name, picture)) is not picture:
+            raise UserError(f"input: {other.name} and {picture.name} would both be trained as {name}; rename one")
+        groups[class_identity(picture.cls) if config.together else name].append(picture)
     settings = json.dumps(config.learns(), sort_keys=True)
     tasks = [
         Task(name, tuple(some), hashlib.sha256(repr((settings, [one.name for one in some])).encode()).hexdigest()[:20])

@@ -1,12 +1,17 @@
 """The images of a folder or list, by name."""
 
+import logging
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
-from actors.movie_characters.names import Picture, class_of
+from actors.movie_characters.manifest import CLASS, FILE, MANIFEST, SHOWN, Rows, check_complete, read_manifest
+from actors.movie_characters.names import UNLABELLED, Picture
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +20,8 @@ class Identification:
 
     input: str | list[str]
     """Images to identify: a folder, a .txt file that lists one a line, one image, or several of these; paths or s3://.
-    Of images named CLASS_NUMBER results can be scored; results of others are in unlabelled_results.csv."""
+    Results can be scored of images named CLASS_NUMBER, or with a class in pictures.csv beside them; results of others
+    are in unlabelled_results.csv."""
     output: str
     """Where results are written: a path or s3://."""
 
@@ -23,31 +29,76 @@ class Identification:
 def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = True) -> list[Picture]:
     """Images by name: of a folder, of a .txt file that lists one a line, one image, or several of these.
 
-    labelled: names must have a class. Raises UserError where they have not, where there are none, or two of one name.
+    A manifest beside them says of which class they are, else their names. Images of its folder without a row are named
+    in a warning.
+
+    labelled: each must have a class. Raises UserError where one has none, where there are no images, two of one name,
+    or a manifest that cannot be used.
     """
     found: dict[str, Picture] = {}
+    manifests: dict[str, Rows] = {}
     for one in [where] if isinstance(where, str) else where:
-        for picture in _below(one, setting):
+        for picture in _below(one, setting, manifests):
             if found.setdefault(picture.name, picture).uri != picture.uri:
                 both = f"{found[picture.name].uri} and {picture.uri}"
                 raise UserError(f"{setting}: two images are named {picture.name}: {both}")
-            if labelled:
-                class_of(picture.name)
+            if picture.cls == UNLABELLED and labelled:
+                raise UserError(
+                    f"{picture.name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg, or have "
+                    f"a row in {MANIFEST} beside them, with {FILE} and {CLASS}"
+                )
     if not found:
         raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
     return [found[name] for name in sorted(found, key=natural)]
 
 
-def _below(where: str, setting: str) -> list[Picture]:
+def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture]:
+    """Images that a setting names; manifests: those that are read, by folder."""
     root = storage.absolute(where)
     if where.lower().endswith(IMAGE_SUFFIXES):
         size = storage.size(root) if storage.exists(root) else -1
-        return [Picture(root.rpartition("/")[2], root, size)]
+        folder, _, name = root.rpartition("/")
+        if size >= 0 and folder not in manifests:
+            manifests[folder] = read_manifest(folder)
+        return [Picture(name, root, size, _label(manifests.get(folder, {}), name))]
     if where.lower().endswith(".txt"):
         try:
             lines = storage.read_bytes(root).decode().splitlines()
         except FileNotFoundError as error:
             raise UserError(f"{setting}: there is no list {where}") from error
-        return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting)]
-    found = images_below(root)
-    return [Picture(entry.name.rpartition("/")[2], storage.absolute(entry.uri), entry.size) for entry in found]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{setting}={where} is not a text file: {error}") from error
+        return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting, manifests)]
+    entries = list(storage.listing(root, as_input=True))
+    own = [posixpath.basename(entry.name) == MANIFEST for entry in entries]
+    others = [entry for entry, is_manifest in zip(entries, own, strict=True) if not is_manifest]
+    names: dict[str, list[str]] = {
+        posixpath.dirname(entry.name): [] for entry, is_manifest in zip(entries, own, strict=True) if is_manifest
+    }
+    found = images_below(root, others)
+    for entry in found:
+        folder, name = posixpath.split(entry.name)
+        if folder in names:
+            names[folder].append(name)
+    rows = {folder: _manifest(storage.join(root, folder) if folder else root, names[folder]) for folder in names}
+    labels = [_label(rows.get(posixpath.dirname(entry.name), {}), posixpath.basename(entry.name)) for entry in found]
+    return [
+        Picture(posixpath.basename(entry.name), storage.absolute(entry.uri), entry.size, label)
+        for entry, label in zip(found, labels, strict=True)
+    ]
+
+
+def _manifest(folder: str, names: Sequence[str]) -> Rows:
+    """The manifest of a folder with images; warns of those without a row."""
+    rows = read_manifest(folder)
+    if without := check_complete(rows, names, folder):
+        some = f"{', '.join(without[:SHOWN])}{' …' if len(without) > SHOWN else ''}"
+        log.warning(
+            "%s: %d images have no row in %s, and are of the class in their names: %s",
+            *(folder, len(without), MANIFEST, some),
+        )
+    return rows
+
+
+def _label(rows: Rows, name: str) -> str:
+    return rows[name][CLASS] if name in rows else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,8 +29,11 @@ UNKNOWN = "unknown"
 NO_ANSWER = "no answer"
 """Stands for the answer of an image that a model could not answer: it is right for no class."""
 ABOUT = "identified.json"
-"""What a folder of results holds: by (method), higher (whether higher scores are better), unanswered (images)."""
+"""What a folder of results holds: by (method), higher (whether higher scores are better), unanswered (images), and
+classes and identities: the classes of images and identities that their names do not say."""
 SUFFIX = "_results.csv"
+TABLES = (SUFFIX, "_certainty.csv")
+"""How names of the tables of a class end."""
 _METRICS = re.compile(r"(top_\d+(_avg)?_accuracy|average_precision)_results\.csv")
 
 
@@ -87,22 +91,23 @@ def read_results(folder: str, clip_csv: bool | None, column: str = LOSS) -> Resu
     about = read_about(folder)
     higher = about.higher(clip_csv)
     rows = pd.concat(tables, ignore_index=True).rename(columns={IMAGE: "image", IDENTITY: "identity", LOSS: "score"})
+    rows["truth"] = rows.image.map(about.classes).fillna(rows.truth) if about.classes else rows.truth
     rows["score"] = pd.to_numeric(rows.score, errors="coerce") * (1 if higher else -1)
     sound = rows[np.isfinite(rows.score)]
     rows_once = sound.drop_duplicates(["truth", "image", "identity"], keep="last").reset_index(drop=True)
-    rows_once["cls"] = rows_once.identity.map(identity_class)
+    rows_once["cls"] = rows_once.identity.map(lambda name: about.identities.get(name) or identity_class(name))
     if rows_once.empty:
         raise UserError(f"{folder}: no loss is finite")
-    spelt = {key(name): name for name in [*rows_once.cls, *rows_once.truth]}
+    # An identity's spelling is the model's; that of an image may be a file's.
+    spelt = {key(name): name for name in [*rows_once.truth, *rows_once.cls]}
     for column in ("cls", "truth"):
         rows_once[column] = rows_once[column].map(lambda name: spelt[key(name)])
     twice = rows_once.drop_duplicates(["image", "truth"])
     if (again := twice.image[twice.image.duplicated()]).size:
         raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
     lost = sorted(set(rows.image) - set(rows_once.image))
-    classes = dict(zip(rows.image, rows.truth, strict=True)) | {
-        name: class_or_unlabelled(name) for name in about.unanswered
-    }
+    classes = dict(zip(rows.image, rows.truth, strict=True))
+    classes |= {name: about.classes.get(name) or class_or_unlabelled(name) for name in about.unanswered}
     silent = sorted((set(lost) | set(about.unanswered)) - set(rows_once.image))
     unanswered = tuple((name, spelt.get(key(classes[name]), classes[name])) for name in silent)
     return Results(
@@ -116,13 +121,18 @@ def labelled(results: Results, folder: str) -> Results:
     if not others:
         return results
     if others == len(results.images):
-        raise UserError(f"{folder}: no image has a class. To be scored, images are named CLASS_NUMBER, as Ann_001.jpg.")
+        raise UserError(
+            f"{folder}: no image has a class. To be scored, images are named CLASS_NUMBER, as Ann_001.jpg, "
+            "or have a class in pictures.csv beside them."
+        )
     log.warning("%s: %d images without a class are left out of the figures", folder, others)
+    silent = tuple(one for one in results.unanswered if one[1] != UNLABELLED)
+    names = {name for name, _ in silent}
     return replace(
         results,
         rows=results.rows[results.rows.truth != UNLABELLED].reset_index(drop=True),
-        unanswered=tuple(one for one in results.unanswered if one[1] != UNLABELLED),
-        lost=tuple(name for name in results.lost if class_or_unlabelled(name) != UNLABELLED),
+        unanswered=silent,
+        lost=tuple(name for name in results.lost if name in names),
     )
 
 
@@ -137,6 +147,10 @@ class About:
     """Whether higher is better; None where the folder does not say."""
     unanswered: tuple[str, ...] = ()
     """Images that the model could not answer."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Classes of images that a manifest names, where their names say another."""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Classes of identities, where their names say another."""
 
     def higher(self, clip_csv: bool | None) -> bool:
         """Whether higher is better; raises UserError where the setting contradicts the folder."""
@@ -157,19 +171,83 @@ def read_about(folder: str) -> About:
     told = store.read_json(ABOUT)
     if told is None:
         return About(folder)
+    if not isinstance(told, dict) or "by" not in told or ("unanswered" in told and "higher" not in told):
+        raise UserError(f"{store.uri(ABOUT)} is damaged. Remove it, and set clip_csv; or identify again.")
     if "unanswered" in told:
-        return About(folder, told["by"], told["higher"], tuple(told["unanswered"]))
+        classes, identities = told.get("classes", {}), told.get("identities", {})
+        return About(folder, told["by"], told["higher"], tuple(told["unanswered"]), classes, identities)
     # Earlier versions wrote it for similarities only, and which images have no answer is in rejected/.
     parts = (part.to_pylist() for part in store.read_parts("rejected", ["image", "role"]))
     silent = {row["image"] for rows in parts for row in rows if row["role"] == "image"}
-    return About(folder, told["by"], True, tuple(sorted(silent)))
+    return About(folder, told["by"], True, tuple(sorted(silent)), told.get("classes", {}))
 
 
-def write_about(folder: str, by: str, higher: bool, answered: Iterable[str], unanswered: Iterable[str]) -> None:
-    """Write what a folder holds; images of earlier runs that had no answer, and have none now, stay."""
+def write_about(
+    folder: str,
+    by: str,
+    higher: bool,
+    answered: Iterable[str],
+    unanswered: Iterable[str],
+    identities: Mapping[str, str] | None = None,
+) -> None:
+    """Write what a folder holds; images of earlier runs that had no answer, and have none now, stay.
+
+    identities: classes of identities by name, of which those are kept that their names do not say.
+    """
     before = read_about(folder)
     silent = (set(before.unanswered) - set(answered)) | set(unanswered)
-    Store(folder).write_json({"by": by, "higher": higher, "unanswered": sorted(silent)}, ABOUT)
+    known = {**before.identities, **(identities or {})}
+    told = {"by": by, "higher": higher, "unanswered": sorted(silent), "classes": dict(before.classes)}
+    told["identities"] = {name: cls for name, cls in known.items() if identity_class(name) != cls}
+    Store(folder).write_json(told, ABOUT)
+
+
+def note_classes(folder: str, classes: Mapping[str, str]) -> None:
+    """Keep the classes of images that their names do not say, and move what there is of images to the right tables.
+
+    A manifest may have come, changed or gone since a folder was written. classes: by name of the image.
+    """
+    before = read_about(folder)
+    own = {name: cls for name, cls in classes.items() if class_or_unlabelled(name) != cls}
+    odd = {name: classes[name] for name in classes if name in own or name in before.classes}
+    if not odd:
+        return
+    kept = {name: cls for name, cls in before.classes.items() if name not in classes} | own
+    told = Store(folder).read_json(ABOUT) or {"by": "", "higher": None, "unanswered": [], "identities": {}}
+    Store(folder).write_json(told | {"classes": kept}, ABOUT)
+    for suffix in TABLES:
+        _move(folder, odd, suffix)
+
+
+def _move(folder: str, classes: Mapping[str, str], suffix: str) -> None:
+    """Move rows of images to the tables of their classes, in place of what these have of the same images."""
+    import pandas as pd
+
+    tables: dict[str, pd.DataFrame] = {}
+    moved: dict[str, list[pd.DataFrame]] = defaultdict(list)
+    for entry in list(storage.listing(folder, (suffix,))):
+        if "/" in entry.name or _METRICS.fullmatch(entry.name):
+            continue
+        own = entry.name.removesuffix(suffix)
+        table = pd.read_csv(io.BytesIO(storage.read_bytes(entry.uri)), dtype=str, keep_default_na=False)
+        belongs = table[IMAGE].map(classes).fillna(own)
+        tables[own] = table[belongs == own]
+        for cls, rows in table[belongs != own].groupby(belongs):
+            moved[str(cls)].append(rows)
+        if len(tables[own]) < len(table):
+            moved.setdefault(own, [])
+    # Tables that gain rows come first, so that a kill in between loses none.
+    for cls in sorted(moved, key=lambda cls: not moved[cls]):
+        rows = pd.concat(moved[cls]) if moved[cls] else None
+        kept = tables.get(cls)
+        if rows is not None:
+            kept = rows if kept is None else pd.concat([kept[~kept[IMAGE].isin(rows[IMAGE])], rows])
+        assert kept is not None
+        uri = storage.join(folder, f"{cls}{suffix}")
+        if len(kept):
+            write_csv(uri, kept.sort_values(IMAGE, kind="stable"))
+        else:
+            storage.delete(uri)
 
 
 def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
@@ -184,26 +262,32 @@ def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
     table.columns = [name.strip() for name in table.columns]
     if missing := [name for name in (IMAGE, IDENTITY, column) if name not in table]:
         raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    if (blank := table[[IMAGE, IDENTITY]].isna().any(axis=1)).any():
+        raise UserError(f"{uri}, line {int(blank.to_numpy().argmax()) + 2}: {IMAGE} or {IDENTITY} is empty")
     table = table.assign(**{LOSS: table[column]})
     return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
 
 
-def write_results(folder: str, rows: pd.DataFrame, descending: bool) -> list[str]:
+def write_results(
+    folder: str, rows: pd.DataFrame, descending: bool, classes: Mapping[str, str] | None = None
+) -> list[str]:
     """Write rows with the columns of RESULTS into the file of each image's class, best first; returns the classes.
 
-    What a file holds of other images and identities stays; the same image and identity is replaced.
+    classes: by name of the image, for images whose names do not say them. What a file holds of other images and
+    identities stays; the same image and identity is replaced.
     """
     import pandas as pd
 
-    classes = rows[IMAGE].map(class_or_unlabelled)
-    for cls, group in rows.groupby(classes):
+    known = classes or {}
+    of = rows[IMAGE].map(lambda name: known.get(str(name)) or class_or_unlabelled(str(name)))
+    for cls, group in rows.groupby(of):
         uri = storage.join(folder, f"{cls}{SUFFIX}")
         before = [read_table(uri)] if storage.exists(uri) else []
         merged = pd.concat([*before, group[list(RESULTS)]]).drop_duplicates([IMAGE, IDENTITY], keep="last")
         merged = merged.sort_values(LOSS, ascending=not descending, kind="stable")
         merged = merged.sort_values(IMAGE, kind="stable")
         write_csv(uri, merged)
-    return sorted(set(classes))
+    return sorted(set(of))
 
 
 def write_csv(uri: str, table: pd.DataFrame) -> None:

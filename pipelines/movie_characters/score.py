@@ -91,8 +91,13 @@ class ReportConfig(ScoreConfig):
 
 
 def model_row(results: Results) -> str:
-    """Name of a table's last row, as the reference system has it."""
-    return "CLIP_MODEL" if results.higher else "SD_MODEL"
+    """Name of a table's last row: as the reference system has it for CLIP and diffusion, else after the model."""
+    if not results.higher:
+        return "SD_MODEL"
+    for kind, name in {"dlib": "FACE_MODEL", "fusion of": "FUSED_MODEL"}.items():
+        if kind in results.by:
+            return name
+    return "CLIP_MODEL"
 
 
 def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:

@@ -3,14 +3,17 @@
 frames   task     a film's shots in one decode; frames/FILM/FILM_NUMBER.jpg, shots/FILM.json
 identify          any model: each frame an image, its class the film
 vote     driver   each frame votes for its best class, or for unknown below the threshold; most votes win the shot
+
+A frame stands for the time until the next frame of its shot, or until the shot's end.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -21,14 +24,23 @@ import numpy as np
 from actors.core import storage
 from actors.core.addresses import short_name
 from actors.core.errors import UserError
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shots import ShotsConfig
 from actors.movie_characters.film_frames import write_frames
-from actors.movie_characters.names import stem
+from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
-from pipelines.movie_characters.models import DiffusionModel, ModelRun, SingleModel, run_all, run_of, with_images
+from pipelines.movie_characters.models import (
+    DiffusionModel,
+    ModelRun,
+    SingleModel,
+    check_all,
+    run_all,
+    run_of,
+    with_images,
+)
 from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
 
 if TYPE_CHECKING:
@@ -78,7 +90,7 @@ def find_films(where: str) -> dict[str, str]:
     uris = [root] if root.lower().endswith(suffixes) else [entry.uri for entry in storage.listing(root, suffixes, True)]
     found: dict[str, str] = {}
     for uri in uris:
-        name = short_name(re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem))
+        name = checked_class(short_name(re.sub(r'[\s/\\:*?"<>|]', "_", PurePosixPath(uri).stem)), uri)
         if name in found:
             raise UserError(f"two films are named {name}: {found[name]} and {uri}")
         found[name] = uri
@@ -106,12 +118,13 @@ class TimelinePlan:
 
 
 def plan_timeline(config: TimelineConfig) -> TimelinePlan:
-    """Find the films and check the model's settings; raises UserError for what cannot work."""
+    """Find the films, and check the model and its gallery; raises UserError for what cannot work."""
     films = find_films(config.input)
     check_output(config)
     store = Store(storage.absolute(config.output))
-    done = done_films(store)
     run = run_of(config.model, [], store.uri("results"), config.output)
+    check_all([run])
+    done = done_films(store)
     return TimelinePlan(films, {name: uri for name, uri in films.items() if name not in done}, run)
 
 
@@ -157,6 +170,11 @@ class Appearances:
     """A row per shot: film, shot, start_s, end_s, frames, answer, share of the votes."""
     votes: pd.DataFrame
     """A row per shot and character with a vote: film, shot, start_s, end_s, character, votes, share, score (mean)."""
+    segments: pd.DataFrame
+    """A row per stretch of frames of a shot with the same answer: film, shot, start_s, end_s, character, frames, share
+    (of the shot's votes for this character), score (the greatest; NaN for unknown), image (the frame with it)."""
+    characters: list[str]
+    """All characters that can be answered, sorted."""
     films: dict[str, dict[str, str]]
     """Error and message of each film, "" where it was read to its end."""
 
@@ -175,24 +193,49 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
         sure = confidence(scores, lead) if config.threshold is not None else pd.Series(0.0, scores.index)
         said = with_unknown(answers(scores), sure, config.threshold)
         scores, said = scores.rename(index=stem), said.rename(index=stem)
-    shots, votes = [], []
+    shots, votes, parts = [], [], []
     for film, about in read.items():
         for shot in about["shots"]:
-            names = [stem(name) for name in shot["images"] if stem(name) in said.index]
+            names = [stem(name) for name in shot["images"]]
             when = [film, shot["shot"], shot["start_s"], shot["end_s"]]
-            counts = ballot(said.loc[names], scores.loc[names])
+            voted = said.reindex(names, fill_value=NO_ANSWER)
+            counts = ballot(voted, scores.reindex(names))
             answer, share = (counts.character.iloc[0], counts.share.iloc[0]) if len(counts) else (UNKNOWN, 0.0)
             shots.append([*when, len(names), answer, float(share)])
             votes += [[*when, *row] for row in counts.itertuples(index=False)]
+            shares = dict(zip(counts.character, counts.share, strict=True))
+            parts += [[*when[:2], *row] for row in segments(shot, voted, scores.reindex(names), shares)]
     columns = ["film", "shot", "start_s", "end_s"]
     found = Appearances(
         pd.DataFrame(shots, columns=[*columns, "frames", "answer", "share"]),
         pd.DataFrame(votes, columns=[*columns, "character", "votes", "share", "score"]),
+        pd.DataFrame(parts, columns=[*columns, "character", "frames", "share", "score", "image"]),
+        sorted(map(str, scores.columns)),
         {film: {name: about[name] for name in ("error", "message")} for film, about in read.items()},
     )
     write_csv(store.uri("shots.csv"), found.shots)
     write_csv(store.uri("appearances.csv"), found.votes)
+    write_csv(store.uri("segments.csv"), found.segments)
     return found
+
+
+def segments(shot: Row, said: pd.Series, scores: pd.DataFrame, shares: Mapping[str, float]) -> Iterator[list[Any]]:
+    """Stretches of a shot with the same answer: start_s, end_s, character, frames, share, score, image.
+
+    said, scores: of the shot's frames, in their order; shares: of the shot's votes, by character. Where frames have no
+    answer there is no segment.
+    """
+    ends = [*shot["times"], shot["end_s"]][1:]
+    about = zip(shot["images"], shot["times"], ends, said, strict=True)
+    for character, run in itertools.groupby(enumerate(about), key=lambda one: one[1][3]):
+        frames = list(run)
+        if character == NO_ANSWER:
+            continue
+        own = scores[character].iloc[[number for number, _ in frames]] if character in scores else None
+        best = int(np.argmax(own)) if own is not None else 0
+        score = float(own.iloc[best]) if own is not None else np.nan
+        (_, (_, start, _, _)), (_, (_, _, end, _)) = frames[0], frames[-1]
+        yield [start, end, character, len(frames), float(shares[character]), score, frames[best][1][0]]
 
 
 def ballot(said: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from actors.models.clip import (
     input_shape,
     load_clip,
     preprocess,
+    registry,
 )
 from tests.support import colours
 from tests.support.colours import BLACK, BLUE, GREEN, RED, pictures
@@ -243,3 +246,21 @@ def test_rows_with_an_error_have_no_vector(exact: EmbeddingsConfig):
     np.testing.assert_allclose(found["vector"], [[1, 0, 0], [np.nan] * 3, [0, 0, 1]], atol=1e-3)
     none = embedder({"image": rows["image"][:1], "error": np.array(["no_images"])})
     assert none["vector"].shape == (1, 3) and np.isnan(none["vector"]).all()
+
+
+def test_names_are_checked_by_what_open_clip_knows_without_importing_torch() -> None:
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    names, weights = registry()
+    assert sorted(names) == sorted(open_clip.list_models())
+    for name in names:
+        assert weights.list_pretrained_tags_by_model(name) == list_pretrained_tags_by_model(name)
+        for tag in weights.list_pretrained_tags_by_model(name):
+            assert weights.get_pretrained_cfg(name, tag) == get_pretrained_cfg(name, tag)
+    program = (
+        "import sys; from actors.models.clip import EmbeddingsConfig, check_clip\n"
+        "try: check_clip(EmbeddingsConfig(model='ViT-B-33'))\n"
+        "except ValueError as error: print(error, 'torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "near it: ViT-B-32" in told and told.strip().endswith("False")

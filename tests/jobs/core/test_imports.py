@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,37 @@ def test_a_refused_setting_imports_no_model_and_no_cluster(capability: str) -> N
     # Settings of curation import pandas.
     heavy = set(HEAVY) - ({"pandas"} if capability == "curation" else set())
     assert packages.isdisjoint(heavy)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "movie_characters identify-clip gallery={0} input={0} output={0}/out model_name=ViT-B-33",
+        "movie_characters personalise input={0} output={0}/out pretrained_model_name_or_path={0}/none",
+        "movie_characters identify-diffusion input={0} output={0}/out sd_model_name={0} imagic_pretrained_path={0}",
+        "movie_characters compare input={0} output={0} models.a={{by: faces, settings: {{gallery: {0}/none}}}}",
+        "movie_characters timeline input={0}/a.mp4 output={0} model={{by: clip, settings: {{gallery: {0}/none}}}}",
+        "genres embed input={0}/films output={0}/out embeddings.model=ViT-B-33",
+        "genres predict input={0} output={0}/out model={0}",
+    ],
+)
+def test_a_refused_input_imports_no_model_and_no_cluster(command: str, tmp_path: Path) -> None:
+    """Importing torch, transformers or Ray takes 3 to 10 CPU-seconds."""
+    for name in ("Ann_1.jpg", "a.mp4", "films/a.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    capability, verb, *settings = re.split(r" (?=[\w.-]+=|[\w-]+ )", command.format(tmp_path))
+    program = (
+        "import sys; from importlib import import_module\n"
+        f"app = import_module('jobs.{capability}.__main__').app\n"
+        "try: app(sys.argv[1:])\nexcept SystemExit as end: print(end.code, *sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = [sys.executable, "-c", program, verb, *settings]
+    done = subprocess.run(told, env=environment, capture_output=True, text=True, check=True)
+    code, *modules = done.stdout.split()
+    assert code == "2", done.stderr
+    assert {name.partition(".")[0] for name in modules}.isdisjoint(HEAVY)
 
 
 def test_a_guess_of_a_picture_whose_vector_is_stored_imports_what_the_head_needs_only():

@@ -2,12 +2,17 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from actors.core.store import Store
-from jobs.core.pages import Picture, Section, Table, draw, figure, write_page
+from jobs.core.pages import Picture, Section, Table, colours_of, draw, figure, legend_above, write_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 class Page(HTMLParser):
@@ -62,3 +67,36 @@ def test_names_from_outside_are_text(tmp_path: Path):
         str(tmp_path / "page.html"), bad, bad, {bad: bad}, [Section(bad, bad, [Table([bad], [[bad]], bad)])]
     )
     assert "img" not in Page(Path(uri).read_text()).tags
+
+
+def test_a_name_has_one_colour_whatever_its_neighbours_order_and_no_two_are_alike():
+    names = [f"c{number:02d}" for number in range(40)]
+    colours = colours_of(names)
+    assert colours == colours_of([*reversed(names), "c00"]) and len(set(colours.values())) == 40
+
+
+def test_a_legend_covers_nothing_that_is_drawn():
+    drawing = figure(4, 3)
+    axes = drawing.subplots()
+    axes.plot([0, 1], [1, 1], label="a model")
+    axes.set_ylim(0, 1)
+    legend_above(drawing)
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a model"]
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+
+
+@pytest.mark.slow
+def test_a_wide_table_scrolls_and_breaks_no_header_and_pictures_stand_in_a_grid(browser: "Browser", tmp_path: Path):
+    columns = [f"precision_at_threshold_{number}" for number in range(10)]
+    png = draw(Store(str(tmp_path)), "dot", figure(1, 1))
+    sections = [Section("Frames", "", [png] * 4, grid=True), Section("Table", "", [Table(columns, [[0.123456] * 10])])]
+    uri = write_page(str(tmp_path / "page.html"), "Page", "", {}, sections)
+    with browser.new_page(viewport={"width": 1000, "height": 800}) as page:
+        page.goto(f"file://{uri}")
+        heights = page.evaluate("[...document.querySelectorAll('th')].map(one => one.getClientRects()[0].height)")
+        assert len(heights) == 10 and max(heights) < 30, "a header is on one line"
+        assert page.evaluate("document.documentElement.scrollWidth") == 1000
+        tops = page.evaluate("[...document.querySelectorAll('figure')].map(one => one.getClientRects()[0].top)")
+        assert len(tops) == 4 and len(set(tops)) == 1

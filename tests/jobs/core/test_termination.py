@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from jobs.core.termination import Terminated, kept_handler, terminable
 from jobs.core.verbs import Run, Verb, Verbs
-from tests.support import corpus
+from tests.support import corpus, films
 from tests.support.corpus import FAST
 
 
@@ -100,8 +101,8 @@ def test_a_command_in_another_thread_runs_without_a_handler():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(number: int, code: int, tmp_path: Path):
-    films, output = corpus.make(tmp_path / "films"), tmp_path / "out"
-    command = ["run", f"input={films}", f"output={output}", *FAST]
+    source, output = corpus.make(tmp_path / "films"), tmp_path / "out"
+    command = ["run", f"input={source}", f"output={output}", *FAST]
     with corpus.job(tmp_path / "log.txt", *command) as job:
         job.wait_until(lambda: any((output / "scores").glob("*.parquet")))
         below = psutil.Process(job.process.pid).children(recursive=True)
@@ -120,11 +121,53 @@ def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(number: int, 
     assert record["status"] == "failed"
 
 
+VERBS = {
+    # In the driver and a decode child, without Ray.
+    "extract": ("movie_characters", ["csv={films}/table.csv", "input={films}/Ann/0.mp4", "category=who"], "Ann/*.jpg"),
+    # Tasks of Ray.
+    "sample": ("directors", ["input={films}", "screenshots.per_film=20", "screenshots.shots=true"], "*/*.jpg"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(verb: str, tmp_path: Path):
+    folder, output = tmp_path / "films", tmp_path / "out"
+    long = films.film(folder / "Ann" / "0.mp4", shots=(30,) * 40)
+    for number in range(1, 12):
+        shutil.copy(long, folder / "Ann" / f"{number}.mp4")
+    (folder / "table.csv").write_text("start_time,end_time,who\n0,50,Ann\n")
+    capability, settings, made = VERBS[verb]
+    command = [verb, *(one.format(films=folder) for one in settings), f"output={output}"]
+    with corpus.job(tmp_path / "log.txt", *command, program=("-m", f"jobs.{capability}")) as job:
+        job.wait_until(lambda: any(output.glob(made)))
+        below = psutil.Process(job.process.pid).children(recursive=True)
+        job.process.send_signal(signal.SIGINT)
+        text = job.wait(130)
+        _, left = psutil.wait_procs(below, timeout=60)
+    assert not left and "Traceback" not in text
+    last = text.splitlines()[-1]
+    assert last.endswith("Ended by SIGINT. What is written so far is kept. Rerun the same command to resume.")
+    assert json.loads((output / "runs" / f"{verb}.json").read_text())["status"] == "failed"
+    kept = {path: path.stat().st_mtime_ns for path in output.glob(made)}
+    assert kept
+    with corpus.job(tmp_path / "again.txt", *command, program=("-m", f"jobs.{capability}")) as job:
+        job.wait(0)
+    record = json.loads((output / "runs" / f"{verb}.json").read_text())
+    assert record["status"] == "done" and record["rows"]["rejected"] == {}
+    whole = {path: path.stat().st_mtime_ns for path in output.glob(made)}
+    assert len(whole) == {"extract": 1200, "sample": 12 * 20}[verb]
+    if verb == "extract":
+        # Not a single frame is written again; of films, those that were done.
+        assert kept.items() <= whole.items()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sigterm_while_ray_starts_ends_with_the_same_code(tmp_path: Path):
-    films, output = corpus.make(tmp_path / "films"), tmp_path / "out"
-    command = ["run", f"input={films}", f"output={output}", *FAST]
+    source, output = corpus.make(tmp_path / "films"), tmp_path / "out"
+    command = ["run", f"input={source}", f"output={output}", *FAST]
     with corpus.job(tmp_path / "log.txt", *command) as job:
         job.wait_until(partial(_has_child, job.process.pid, "gcs_server"))
         job.process.send_signal(signal.SIGTERM)

@@ -52,6 +52,8 @@ class CountFilms(Verb):
     def plan(self, config: CountConfig) -> int:
         if config.fail == "plan":
             raise UserError("there are no films")
+        if config.fail == "read":
+            Path(config.input).read_text()
         return config.rows
 
     def preview(self, config: CountConfig, plan: int) -> Preview:
@@ -78,6 +80,10 @@ class LookConfig:
 
     output: str
     """A folder."""
+    found: int = 3
+    """Rows that are sound."""
+    lost: int = 0
+    """Rows that are not."""
 
 
 @app.verb
@@ -93,6 +99,11 @@ class Look(Verb):
         return None
 
     def work(self, config: LookConfig, plan: None, run: Run) -> None:
+        run.record["rows"] = {
+            "in": config.found + config.lost,
+            "out": config.found,
+            "rejected": {"lost": config.lost} if config.lost else {},
+        }
         run.say(f"seen {config.output}")
 
 
@@ -175,6 +186,26 @@ def test_a_verb_that_only_looks_leaves_nothing(tmp_path: Path):
     assert "changes nothing" in run("look", tmp_path, "--dry-run").stdout
 
 
+def test_a_verb_without_a_record_has_the_same_exit_codes(tmp_path: Path):
+    assert "--max-rejected allows 1" in run("look", tmp_path, "lost=2", "--max-rejected", 1, code=3).stderr
+    run("look", tmp_path, "lost=1", "--max-rejected", 1)
+    done = run("look", tmp_path, "found=0", "lost=2", code=1)
+    assert done.stderr.splitlines()[-1] == "failed: none of 2 rows came out: lost 2"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_is_missing_or_of_another_kind_is_a_users_mistake(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for fail, told in {
+        "none": "none does not exist",
+        "file/below": "file/below is a file, and a folder is needed",
+        ".": "is a folder, and a file is needed",
+    }.items():
+        found = run("count-films", tmp_path, f"input={tmp_path / fail}", "fail=read", code=2).stderr.strip()
+        assert told in found and found.endswith("Check the setting that names it.") and "Traceback" not in found
+        run("count-films", tmp_path, f"input={tmp_path / fail}", "fail=read", "--dry-run", code=2)
+
+
 def test_settings_and_schema_are_printed_without_any_setting(tmp_path: Path):
     text = run("count-films", "--settings").stdout
     assert "# Rows of the input.\nrows: 5  # int" in text
@@ -183,7 +214,7 @@ def test_settings_and_schema_are_printed_without_any_setting(tmp_path: Path):
 
 
 def test_status_shows_records_and_the_stages_that_are_in_progress(tmp_path: Path):
-    assert "no run records" in run("status", tmp_path).stdout
+    assert "no run records" in run("status", tmp_path, code=2).output
     run("count-films", tmp_path, "input=a")
     about = {"done": 4, "total": 8, "unit": "films", "rate": 2.0, "remaining_s": 2.0, "note": "loss 0.5", "time": 0}
     (tmp_path / "runs" / "embed.progress.json").write_text(json.dumps({"embed": about}))

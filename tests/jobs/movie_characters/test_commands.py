@@ -111,6 +111,14 @@ def test_characters_are_learnt_recognised_and_drawn(
     table = storage.read_bytes(f"{place}/scores/top_3_accuracy_results.csv").decode()
     assert table.splitlines()[1:] == ["Ann,100.0", "Anna,100.0", "SD_MODEL,100.0"]
 
+    # A manifest that comes later moves what is there, and nothing is evaluated again.
+    (faces / "pictures.csv").write_text("file,class\nAnn_2.png,Anna\n")
+    assert "to do: 0 images" in run_here(*ask, "--dry-run")
+    run_here(*ask)
+    for kind in ("results", "certainty"):
+        tables = {cls: storage.read_bytes(f"{results}/{cls}_{kind}.csv").decode() for cls in ("Ann", "Anna")}
+        assert "Ann_2.png," in tables["Anna"] and "Ann_2.png," not in tables["Ann"]
+
     draw = ["generate", model, known, f"output_folder={place}/drawn", "input_files=Ann_1", workers]
     draw += ["height=16", "width=16", "num_inference_steps=2", "alpha_range=[0,1]", "imagic_pipe=true"]
     assert "to do: 2 of 2" in run_here(*draw, "--dry-run")
@@ -118,6 +126,7 @@ def test_characters_are_learnt_recognised_and_drawn(
     assert "0 images drawn" in run_here(*draw)
     names = [entry.name for entry in storage.listing(f"{place}/drawn", (".png",))]
     assert names == ["Ann_1_seed0_alpha0_guidance7p5.png", "Ann_1_seed0_alpha1_guidance7p5.png"]
+    assert storage.read_bytes(f"{place}/drawn/pictures.csv").decode().count(",Ann,Ann_1,0,") == 2
     # What was learnt was only read.
     assert storage.read_bytes(f"{place}/ids/Ann_1/pytorch_lora_weights.safetensors") == written
 

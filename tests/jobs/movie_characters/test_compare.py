@@ -121,7 +121,9 @@ def test_compare_runs_models_through_filters(
 
 @pytest.mark.timeout(300)
 def test_other_images_teach_how_much_each_model_counts(tmp_path: Path, clip_folder: str, ray_cluster: None):
-    images = pictures.write(tmp_path / "images", {"Red_7": (255, 60, 0), "Green_7": (60, 255, 0)})
+    # Of which class they are stands beside them alone.
+    images = pictures.write(tmp_path / "images", {"first": (255, 60, 0), "second": (60, 255, 0)})
+    (tmp_path / "images" / "pictures.csv").write_text("file,class\nfirst.png,Red\nsecond.png,Green\n")
     others = pictures.write(tmp_path / "others", {"Red_8": (255, 0, 60), "Green_8": (0, 255, 60)})
     (tmp_path / "others" / "Red_9.png").write_bytes(b"no image")
     settings = [
@@ -170,10 +172,13 @@ def test_older_names_of_a_models_settings_work_in_files_and_beside_them(tmp_path
     assert sd.settings.diffusion.num_gpus == 1
 
 
-def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path):
+def test_alpha_of_a_diffusion_model_is_varied_on_the_images_as_they_are(tmp_path: Path, characters: str):
     images = pictures.write(tmp_path / "images", {"Red_7": RED})
     settings = [f"image_list={images}", f"output={tmp_path / 'out'}", "filters={none: 0, dark: .5}", "alpha_model=sd"]
-    settings += [f"models.sd={{by: diffusion, settings: {{imagic_pretrained_path: {tmp_path}}}}}", "alphas=[0, .5, 1]"]
+    settings += [
+        f"models.sd={{by: diffusion, settings: {{imagic_pretrained_path: {characters}}}}}",
+        "alphas=[0, .5, 1]",
+    ]
     # Once for each filter, and once for each alpha.
     assert "to do: 5 identifications" in run("compare", *settings, "--dry-run").stdout
     assert "models.sd.settings: " in run("compare", *settings, "alphas=[2]", code=2).output

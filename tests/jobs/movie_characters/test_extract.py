@@ -21,6 +21,7 @@ start_time,end_time,who
 soon,later,Ann
 00:01:00,00:01:01,Ann
 00:00:00,00:00:00,Ann
+00:00:00,00:00:00,unlabelled
 """
 
 
@@ -39,8 +40,8 @@ def run(folder: Path, film: Path, *more: str, category: str = "who", code: int =
 
 def test_every_row_is_frames_or_says_why_not(tmp_path: Path, film: Path):
     told = run(tmp_path, film, "--show").stdout
-    assert "6 rows = 3 done + 3 rejected" in told
-    assert "rejected: bad_interval 1, bad_time 1, no_frames 1" in told
+    assert "7 rows = 3 done + 4 rejected" in told
+    assert "rejected: bad_interval 1, bad_time 1, no_frames 1, bad_category 1" in told
     names = sorted(file.name for file in (tmp_path / "out" / "Mr_Bean").iterdir())
     assert names == [f"Mr_Bean_frame_{n:04d}.jpg" for n in range(1, 21)]
     assert [file.name for file in (tmp_path / "out" / "Ann").iterdir()] == ["Ann_frame_0001.jpg"]
@@ -109,7 +110,7 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, film: Pat
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, film: Path):
     told = run(tmp_path, film, "--dry-run").stdout
-    assert "6 rows of 2 categories, 2 of them cannot be read" in told
+    assert "7 rows of 3 categories, 3 of them cannot be read" in told
     assert not (tmp_path / "out").exists()
 
 

@@ -101,6 +101,50 @@ def test_stills_without_a_class_are_identified_but_not_scored(
     assert "2 images without a class are left out" in caplog.text
 
 
+def scores(folder: Path, results: str) -> dict[str, object]:
+    """What `score report` says of results: the classes of the images, and the answers."""
+    arguments = ["score", "report", f"input={folder / results}", f"output={folder / 'scores'}", "plot=false"]
+    scored = CliRunner().invoke(app, arguments)
+    assert scored.exit_code == 0, scored.output
+    return (
+        pd.read_csv(folder / "scores" / "answers.csv")
+        .set_index("GT Image name")[["GT_cls", "answer"]]
+        .T.to_dict("list")
+    )
+
+
+def test_a_manifest_says_of_which_class_images_are_through_to_the_figures(
+    tmp_path: Path, clip_folder: str, caplog: pytest.LogCaptureFixture
+):
+    pictures.write(tmp_path / "gallery", {"left": RED, "Red_2": GREEN})
+    (tmp_path / "gallery" / "pictures.csv").write_text("file,class\nleft.png,Red\nRed_2.png,Green\n")
+    pictures.write(tmp_path / "images", {"still": GREEN, "Green_7": RED, "Blue_7": BLUE})
+    identify(tmp_path, clip_folder)
+    assert scores(tmp_path, "out")["Green_7.png"] == ["Green", "Red"]
+    # It comes later: what is there is moved, and nothing is embedded again.
+    manifest = tmp_path / "images" / "pictures.csv"
+    manifest.write_text("file,class\nstill.png,Green\nGreen_7.png,Red\n")
+    told = identify(tmp_path, clip_folder).stdout
+    assert "embed:" not in told and "1 images have no row in pictures.csv" in caplog.text
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.csv"))
+    assert names == ["Blue_results.csv", "Green_results.csv", "Red_results.csv"]
+    expected = {"still.png": ["Green", "Green"], "Green_7.png": ["Red", "Red"]}
+    assert expected.items() <= scores(tmp_path, "out").items()
+    # A fusion goes by the same classes.
+    identify(tmp_path, clip_folder, "method=probe", output="probe")
+    models = [f"models.{name}.folder={tmp_path / name}" for name in ("out", "probe")]
+    fused = CliRunner().invoke(app, ["fuse", *models, f"output={tmp_path / 'fused'}"])
+    assert fused.exit_code == 0, fused.output
+    assert expected.items() <= scores(tmp_path, "fused").items()
+    # Models that do not agree about it are not fused.
+    manifest.unlink()
+    identify(tmp_path, clip_folder)
+    refused = CliRunner().invoke(app, ["fuse", *models, f"output={tmp_path / 'fused'}"])
+    assert refused.exit_code == 2 and "Green_7.png is of several classes: Green (out), Red (probe)" in refused.output
+    manifest.write_text("file,class\nstil.png,Green\n")
+    assert "not there, such as stil.png" in identify(tmp_path, clip_folder, code=2).output
+
+
 def test_few_images_start_no_ray(folder: Path, clip_folder: str):
     Image.fromarray(data.astronaut()).save(folder / "gallery" / "Eileen_1.png")
     given = [f"gallery={folder / 'gallery'}", f"input={folder / 'gallery'}"]

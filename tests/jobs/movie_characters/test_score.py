@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
 from jobs.movie_characters.__main__ import app
-from pipelines.movie_characters.results import write_about
+from pipelines.movie_characters.results import Results, write_about
+from pipelines.movie_characters.score import model_row
 from tests.support import results
 
 LOSSES = {
@@ -114,3 +116,17 @@ def test_scores_may_stand_in_a_column_of_another_name_and_pages_be_left_out(fold
     told = score("topk", folder, "pred_column=distance", "plot=false").stdout
     assert "top-1: 75.00 %" in told and "page" not in told
     assert not list((folder / "out").glob("topk.*"))
+
+
+@pytest.mark.parametrize(
+    ("by", "higher", "name"),
+    [
+        ("", True, "CLIP_MODEL"),
+        ("gallery of ViT-B-32:openai:float32", True, "CLIP_MODEL"),
+        ("gallery of dlib:1:1024", True, "FACE_MODEL"),
+        ("fusion of clip, faces", True, "FUSED_MODEL"),
+        ("diffusion, SD_pipeline", False, "SD_MODEL"),
+    ],
+)
+def test_a_tables_last_row_is_called_by_its_model(by: str, higher: bool, name: str):
+    assert model_row(Results(pd.DataFrame(), by=by, higher=higher)) == name

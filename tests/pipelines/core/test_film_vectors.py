@@ -75,7 +75,7 @@ def test_what_does_not_fit_together_is_told(change: dict[str, np.ndarray], probl
 
 def test_what_is_no_such_file_is_told(tmp_path: Path):
     uri = str(tmp_path / "films.npz")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="does not exist"):
         read_films(uri)
     Path(uri).write_bytes(b"hello")
     with pytest.raises(ValueError, match="is no npz file") as refused:

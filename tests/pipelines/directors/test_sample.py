@@ -9,6 +9,7 @@ import pytest
 
 from actors.core import storage
 from actors.core.child import CHILD
+from actors.core.errors import UserError
 from actors.directors.screenshots import ScreenshotsConfig, sample_films
 from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, read_screenshots, sample
 from tests.support import films
@@ -129,3 +130,29 @@ def test_other_files_beside_screenshots_are_named(tmp_path: Path, caplog: pytest
         (tmp_path / name).touch()
     assert [shot.path for shot in read_screenshots(str(tmp_path))] == ["Lang/M/1.png", "Varda/Cleo/1.png"]
     assert "1 files beside the images are left out, such as Varda/Cleo/2.avif" in caplog.text
+
+
+def test_a_manifest_is_held_against_the_pictures_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("director,path,film\nVarda,a.png,Cleo\nVarda,a.png,Cleo\nLang,c.png,M\n")
+    assert [(shot.path, shot.size) for shot in read_screenshots(str(tmp_path))] == [("a.png", 0), ("c.png", -1)]
+    assert "1 pictures have no row in manifest.csv and are left out, such as b.png" in caplog.text
+    for text, told in {
+        "director,path\nVarda,a.png\nLang,a.png\n": "line 3: a.png is of Lang/ here, and of Varda/ above",
+        "director,path\nVarda,\n": "line 2: path is empty",
+        "director,path\nVarda\n": "line 2: path is empty",
+        "director,path,time_s\nVarda,a.png,soon\n": "line 2: time_s is no number of seconds: 'soon'",
+        'director,path\nVarda,"a.png\n': "is not a CSV table",
+        "director,file\nVarda,a.png\n": "has no column path",
+    }.items():
+        manifest.write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_screenshots(str(tmp_path))
+
+
+def test_a_row_without_a_path_is_told_as_such(tmp_path: Path):
+    (tmp_path / "films.csv").write_text("path,director,film\n,Varda,Cleo\nM.mp4,,\nM.mp4,Lang,\n")
+    found = [(film["director"], film["film"], film["error"]) for film in read_film_list(str(tmp_path / "films.csv"))]
+    assert found == [("Varda", "Cleo", "no_path"), ("", "M", "no_director"), ("Lang", "M", "")]

@@ -13,7 +13,9 @@ from PIL import Image
 from actors.movie_characters.diffusion import embed_prompt, load_texts
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
-from pipelines.movie_characters.generate import plan_generate
+from actors.movie_characters.manifest import read_manifest
+from pipelines.movie_characters.generate import generate, plan_generate
+from pipelines.movie_characters.pictures import find_pictures
 
 
 @pytest.fixture
@@ -168,3 +170,28 @@ def test_what_an_identity_lacks_is_a_row_with_a_code(config: GenerateConfig, tmp
     plan = plan_generate(own)
     told = Drawer(own, plan.identities, plan.todo)({"number": np.arange(2)})["error"].tolist()
     assert set(told) <= {"no_weights"} and told
+
+
+def test_a_manifest_says_what_each_picture_was_made_from(
+    config: GenerateConfig, tmp_path: Path, ray_cluster: None
+) -> None:
+    (tmp_path / "ids" / "Ann_1").rename(tmp_path / "ids" / "Mr. Ann_1")
+    (tmp_path / "ids" / "Bob_1" / f"{TARGET}.safetensors").unlink()
+    swept = replace(config, alpha_range=(0.0, 1.0), diffusion=replace(config.diffusion, num_cpus=0.5))
+    assert generate(swept, plan_generate(swept)) == {"no_target": 1}
+    rows = read_manifest(config.output)
+    name = "Mr--Ann_1_seed0_alpha1_guidance7p5.png"
+    assert rows[name] == {
+        **{"file": name, "class": "Mr. Ann", "identity": "Mr. Ann_1", "seed": "0", "alpha": "1", "guidance": "7.5"},
+        "model": config.sd_model_name,
+    }
+    # A picture that could not be drawn has no row, and those of an earlier run keep theirs.
+    assert {one.name: one.cls for one in find_pictures(config.output, "input")} == {
+        "Bob_1_seed0_alpha0_guidance7p5.png": "Bob",
+        **{f"Mr--Ann_1_seed0_alpha{alpha}_guidance7p5.png": "Mr. Ann" for alpha in (0, 1)},
+    }
+    assert set(rows) < set(plan_generate(replace(swept, alpha_range=(0.5,))).manifest)
+    # What was interrupted is not taken for whole.
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError, match="if `generate` was interrupted, rerun it"):
+        find_pictures(config.output, "input")

@@ -10,13 +10,22 @@ from sklearn.metrics import average_precision_score
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.movie_characters.names import class_of, drawn_name, identity_class
+from actors.movie_characters.names import (
+    class_identity,
+    class_of,
+    drawn_name,
+    film_frame_name,
+    frame_name,
+    identity_class,
+    image_identity,
+)
 from pipelines.movie_characters import metrics as ident
 from pipelines.movie_characters.results import (
     NO_ANSWER,
     RESULTS,
     Results,
     by_class,
+    note_classes,
     read_about,
     read_results,
     write_about,
@@ -51,12 +60,25 @@ def alike(tmp_path: Path) -> Results:
     ],
 )
 def test_the_class_is_what_comes_before_the_last_underscore(name: str, cls: str):
-    assert class_of(name) == cls
+    assert class_of(name) == cls == identity_class(name)
 
 
 def test_a_name_without_a_class_is_an_error():
     with pytest.raises(ValueError, match="CLASS_NUMBER"):
         class_of("ann.jpg")
+
+
+@pytest.mark.parametrize("name", ["unlabelled_1.jpg", "Unlabelled_frame_0001.jpg"])
+def test_the_class_that_stands_for_none_is_refused(name: str):
+    with pytest.raises(UserError, match="stands for images without a class; call it something else"):
+        class_of(name)
+
+
+@pytest.mark.parametrize("cls", ["Ann", "Harry_Potter", "subject_01", "Mr. Bean"])
+def test_names_that_are_made_are_read_as_their_class(cls: str):
+    made = [frame_name(cls, 7), film_frame_name(cls, 7), class_identity(cls), image_identity("portrait.png", cls)]
+    made += [image_identity(f"{cls}_1.png", cls), drawn_name(f"{cls}_1", 0, 0.5, 7.5).replace("Mr--", "Mr. ")]
+    assert {class_of(name) for name in made} == {identity_class(name) for name in made} == {cls}
 
 
 def test_an_identity_may_stand_for_a_whole_class():
@@ -248,3 +270,23 @@ def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     rows = [{"image": name, "role": role} for name, role in (("Bob_1", "image"), ("Bob_2", "gallery"))]
     store.replace_table("rejected", [pa.Table.from_pylist(rows)])
     assert (read_about(folder).says_higher, read_about(folder).unanswered) == (True, ("Bob_1",))
+
+
+def test_classes_that_names_do_not_say_are_kept_beside_the_results_and_win(tmp_path: Path):
+    folder = str(tmp_path)
+    results.write(tmp_path, {"x_1.png": {"Ann_1": 0.9, "portrait": 0.2}, "Bob_1.png": {"Ann_1": 0.1, "portrait": 0.7}})
+    (tmp_path / "x_certainty.csv").write_text("GT Image name,answer\nx_1.png,Ann_1\n")
+    write_about(
+        folder, "gallery of a model", True, ["x_1.png", "Bob_1.png"], ["y.png"], {"portrait": "Bob", "Ann_1": "Ann"}
+    )
+    note_classes(folder, {"x_1.png": "Ann", "Bob_1.png": "Bob", "y.png": "Bob"})
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        *("Ann_certainty.csv", "Ann_results.csv", "Bob_results.csv")
+    ]
+    found = read_results(folder, None)
+    assert found.images.to_dict() == {"x_1.png": "Ann", "Bob_1.png": "Bob", "y.png": "Bob"}
+    assert ident.answers(by_class(found)).to_dict() == {"x_1.png": "Ann", "Bob_1.png": "Bob", "y.png": NO_ANSWER}
+    # What is not named now stays; what has no row in the manifest any more is of its name again.
+    note_classes(folder, {"x_1.png": "x"})
+    assert read_results(folder, None).images.to_dict() == {"x_1.png": "x", "Bob_1.png": "Bob", "y.png": "Bob"}
+    assert not (tmp_path / "Ann_results.csv").exists()

@@ -1,9 +1,12 @@
 """Images by name: of folders, lists and single files, and what is refused."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from actors.movie_characters.manifest import MANIFEST
+from actors.movie_characters.names import UNLABELLED
 from pipelines.movie_characters.pictures import find_pictures
 from tests.support import pictures
 from tests.support.colours import RED
@@ -33,3 +36,39 @@ def test_what_cannot_be_told_apart_or_found_is_refused(folder: Path) -> None:
     pictures.write(folder / "b", {"Ann_9": RED})
     with pytest.raises(ValueError, match=r"two images are named Ann_9\.png"):
         find_pictures([str(folder / "a"), str(folder / "b")], "image_list")
+
+
+def test_a_manifest_wins_over_names_for_the_images_of_its_folder(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures.write(folder / "a" / "below", {"portrait": RED, "Ann_11": RED})
+    (folder / "a" / MANIFEST).write_text("file,class\nAnn_9.png,Eve\n")
+    (folder / "a" / "below" / MANIFEST).write_text("file,class\nportrait.png,Zoë\nAnn_11.png,Ann\n")
+    with caplog.at_level(logging.WARNING):
+        found = {one.name: one.cls for one in find_pictures(str(folder / "a"), "input")}
+    assert found == {"Ann_9.png": "Eve", "Ann_10.png": "Ann", "Ann_11.png": "Ann", "portrait.png": "Zoë"}
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "1 images have no row in pictures.csv, and are of the class in their names: Ann_10.png"
+    ]
+    # One image of it is of the same class, and asks for no other.
+    single = find_pictures([f"{folder}/a/Ann_9.png", f"{folder}/b"], "input")
+    assert {one.name: one.cls for one in single} == {"Ann_9.png": "Eve", "Anna_1.png": "Anna"}
+    (folder / "a" / MANIFEST).write_text("file,class\nAnn_09.png,Eve\n")
+    with pytest.raises(ValueError, match=r"1 images that are not there, such as Ann_09\.png"):
+        find_pictures(str(folder / "a"), "input")
+
+
+def test_an_image_without_a_class_is_refused_where_it_needs_one(folder: Path) -> None:
+    pictures.write(folder / "a", {"portrait": RED})
+    assert [one.cls for one in find_pictures(str(folder / "a"), "input", labelled=False)][-1] == UNLABELLED
+    with pytest.raises(ValueError, match=r"portrait\.png: the name has no class.* a row in pictures\.csv"):
+        find_pictures(str(folder / "a"), "gallery")
+    pictures.write(folder / "a", {"unlabelled_3": RED})
+    with pytest.raises(ValueError, match="stands for images without a class"):
+        find_pictures(str(folder / "a"), "input", labelled=False)
+
+
+def test_a_list_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match=r"list\.txt is not a text file"):
+        find_pictures(str(folder / "list.txt"), "input")
