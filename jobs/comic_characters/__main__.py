@@ -241,8 +241,12 @@ class Score(ComicsVerb):
         told, found = score(config, plan)
         run.record |= told
         page = write_report(Store(run.store.uri(config.score.folder)), found, config)
+        facts = found.facts
         for name, places in found.methods.items():
             run.say(f"{name}: MAP@R ×100 between series {between(places['between']['map_at_r'])}")
+        run.say(f"of {facts['characters between series']} characters from {facts['series']} series")
+        for few in found.few:
+            run.say(few)
         for name, note in found.notes.items():
             run.say(f"{name}: not compared: {note}")
         run.say(f"report: {page}")

@@ -16,7 +16,7 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films, split
-from pipelines.core.metrics import average_precision, averages, bootstrap, thresholds
+from pipelines.core.metrics import ENOUGH, average_precision, averages, bootstrap, thresholds, widened
 from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres.process import fused, read_any
 
@@ -339,7 +339,8 @@ def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[st
 def train(config: TrainConfig) -> dict[str, Any]:
     """Split films, learn, answer for the test films (test.parquet), and keep a model (model/).
 
-    Returns how many films each part has, and the macro and weighted average precision on the test films.
+    Returns how many films each part has, and the macro and weighted average precision on the test films, unless these
+    are too few.
     """
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     if not films.whole().genres.any():
@@ -360,14 +361,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.solved if config.refit is None else config.refit:
         model = learn(films, None, settings, store.uri("training"))
     model.save(store)
+    counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
+    about = {"films": counts, "genres": int((labels.sum(0) > 0).sum())}
+    if len(labels) < ENOUGH:
+        return {**about, "test_ap": {}, "note": f"{len(labels)} test films, and {ENOUGH} are needed"}
     low, high = bootstrap(lambda weights: _means(answers, labels, weights), len(labels), DRAWS, config.seed)
     found = _means(answers, labels, np.ones((1, len(labels))))[0]
-    counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
+    ends = [widened(*one, len(labels)) for one in zip(found.tolist(), low.tolist(), high.tolist(), strict=True)]
     return {
-        "films": counts,
-        "genres": int((labels.sum(0) > 0).sum()),
+        **about,
         "test_ap": dict(zip(MEANS, found.tolist(), strict=True)),
-        "test_ap_95": {name: list(ends) for name, *ends in zip(MEANS, low.tolist(), high.tolist(), strict=True)},
+        "test_ap_95": {name: list(pair) for name, pair in zip(MEANS, ends, strict=True)},
     }
 
 
