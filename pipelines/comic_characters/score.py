@@ -40,6 +40,7 @@ from pipelines.comic_characters.features import (
     without_features,
 )
 from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
+from pipelines.comic_characters.model import backbone_uri
 from pipelines.comic_characters.pairs import plan_pretraining
 from pipelines.comic_characters.retrieval import (
     ADJUSTED,
@@ -224,6 +225,10 @@ def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfi
                 "nothing: add features.weights=null, or set its own weights"
             )
         other = replace(other, pretrain=replace(other.pretrain, folder=f"{folder}/pretrain"))
+    elif other.model:
+        other = replace(other, features=replace(other.features, weights=backbone_uri(other)))
+    # It trains a head of its own, here.
+    other = replace(other, model="")
     return replace(other, fine_tune=replace(other.fine_tune, folder=f"{folder}/fine-tune"))
 
 

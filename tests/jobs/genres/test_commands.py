@@ -88,11 +88,11 @@ def test_from_images_to_a_table_a_model_and_a_page(output: Path, films: Path, mo
     assert read(output / "score.json")["methods"]["predictions"] == {"ap": {}, "lead_on_logistic_regression": None}
 
     run("predict", f"films={output}", f"model={output}/model", f"output={output}/answers")
-    all_of_them = f"predictions={output}/answers/predictions.parquet"
+    all_of_them = f"predictions={output}/answers/known.parquet"
     with np.load(output / "films.npz") as known:
         named = known["ids"].tolist()
     rows = pd.read_parquet(output / "answers" / "predictions.parquet")
-    rows[rows.id.isin(named)].to_parquet(output / "answers" / "predictions.parquet")
+    rows[rows.id.isin(named)].to_parquet(output / "answers" / "known.parquet")
     more = [f"output={output}", "draws=20", "zero_shot=true", *model]
     told = run("score", f"films={output}/films.npz", all_of_them, *more).stdout
     assert "predictions: average precision micro" in told and "zero-shot CLIP: average precision" in told
