@@ -34,6 +34,10 @@ class PretrainTraining(TrainingConfig):
     clip: float | None = 0.5
     drop_last: bool = True
     checkpoint_s: float = 300.0
+    monitor: str = "retrieval"
+    """Validation metric that selects the best epoch. retrieval: MAP@R of labelled characters in the validation series;
+    without labels the mean reciprocal rank of another view of each picture. valid_loss (with mode=min): the loss."""
+    mode: Literal["min", "max"] = "max"
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,18 @@ def test_pretrain(ray_cluster: None, settings: list[str], tmp_path: Path) -> Non
     assert record["rows"]["in"] == record["rows"]["out"] == sum(record["pairs"].values())
     assert {part: len(series) for part, series in record["series"].items()} == {"train": 2, "valid": 1, "test": 1}
     weights = (tmp_path / "out/pretrain/model.safetensors").read_bytes()
+    assert record["best_by"]["retrieval"] == "views" and 0 < record["best"]["retrieval"] <= 1
     assert "decode: 0 rows" in run("pretrain", *settings, *TINY).output
     assert (tmp_path / "out/pretrain/model.safetensors").read_bytes() == weights
+    # With labels of two series, characters are searched instead, and this is another training.
+    series = (f"{record['series'][part][0]}_" for part in ("valid", "train"))
+    sequences = json.loads((tmp_path / "sequences.json").read_text())
+    own = [one for one in sequences if one["seq_id"].startswith(tuple(series))]
+    (tmp_path / "validation_sequences.json").write_text(json.dumps(own))
+    run("pretrain", *settings, *TINY, f"labels={tmp_path}")
+    record = json.loads((tmp_path / "out/runs/pretrain.json").read_text())
+    assert record["best_by"]["retrieval"] == "identities" and record["best_by"]["queries"] >= 10
+    assert record["best"]["retrieval"] == record["best"]["identity_map_at_r"]
 
 
 @pytest.mark.slow
