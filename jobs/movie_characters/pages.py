@@ -81,7 +81,10 @@ def map_page(config: MapConfig, results: Results, found: Precisions) -> str:
     axes.set(ylim=(0, 1), ylabel="average precision")
     _name(axes.xaxis, list(values.index), turned=True)
     picture = draw(Store(config.output), "average_precision", drawing)
-    rows = [[name, float(value), int(found.images[name])] for name, value in found.values.items()]
+    rows = [
+        [name, float(value), int(count)]
+        for (name, value), count in zip(found.values.items(), found.images, strict=True)
+    ]
     table = Table(["class", "average precision", "images"], rows)
     totals = found.note
     if found.interval:

@@ -409,8 +409,8 @@ def scores_of(
             "between": ranks | clusters,
             "within": _values(SCORES, inside, ours_inside, queries["within"], settings.draws, settings.seed),
         }
-        for place in (place for place in PLACES if queries[place] < ENOUGH):
-            values[name][place] = {score: _value(*[np.nan] * 6) for score in SCORES}
+        for where in (where for where in PLACES if queries[where] < ENOUGH):
+            values[name][where] = {score: _value(*[np.nan] * 6) for score in SCORES}
     facts = {
         "instances": len(order),
         "series": len(set(rows.series.tolist())),
@@ -422,13 +422,13 @@ def scores_of(
         "series and sequences too small": groups.skipped,
     }
     few = [
-        f"no scores {place} series: {count} queries, and {ENOUGH} are needed"
-        for place, count in queries.items()
+        f"no scores {where} series: {count} queries, and {ENOUGH} are needed"
+        for where, count in queries.items()
         if count < ENOUGH
     ] + [
-        f"no lead {place} series: {series[place]} series, and {ENOUGH} are needed"
-        for place, count in queries.items()
-        if count >= ENOUGH > series[place]
+        f"no lead {where} series: {series[where]} series, and {ENOUGH} are needed"
+        for where, count in queries.items()
+        if count >= ENOUGH > series[where]
     ]
     return Found(facts, values, {name: method.guessed for name, method in methods.items()}, notes, few)
 

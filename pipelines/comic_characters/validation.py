@@ -95,7 +95,7 @@ def _groups(
             [instances[row] for row in rows], own[:, 0].astype(str), own[:, 1], own[:, 2].astype(str), own[:, 3] > 0
         )
         same, differ = labelled.relations()
-        yield rows, same, differ, same.any(1) & differ.any(1)
+        yield rows, same, differ, np.asarray(same.any(1) & differ.any(1))
 
 
 def identity_retrieval(vectors: np.ndarray, columns: np.ndarray) -> float:

@@ -192,7 +192,7 @@ def test_a_mean_over_classes_is_as_sure_as_so_many_images() -> None:
 def test_cases_in_groups_are_as_sure_as_their_groups_differ() -> None:
     ten = np.full(40, 10.0)
     # All or nothing: each group is one case. Groups that do not differ by more than chance count as their cases.
-    of_few = (stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975)) ** 2
+    of_few = float((stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975)) ** 2)
     assert clustered(np.array([0.0, 10.0] * 20), ten) == pytest.approx(wilson(0.5, 39 / of_few), abs=1e-5)
     hits = np.random.default_rng(0).binomial(10, 0.5, 40).astype(float)
     low, high = clustered(hits, ten)

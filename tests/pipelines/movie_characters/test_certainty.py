@@ -1,6 +1,7 @@
 """False certainty comes at its nominal rate where nothing is known, and knowledge is found."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_early_stops_are_certain_at_the_nominal_rate_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "staged"])
-def test_random_weights_are_certain_at_the_nominal_rate(tmp_path: Path, method: str) -> None:
+def test_random_weights_are_certain_at_the_nominal_rate(tmp_path: Path, method: Any) -> None:
     """Networks that have learnt nothing, on noise, plain colours and spots; each identity is another random text."""
     stages, count, images = StagesConfig(samples=(4, 8, 20), keep=(6, 3, 1)), 8, 60
     p, noise = [], []
