@@ -76,9 +76,9 @@ def test_pretrain(ray_cluster: None, settings: list[str], tmp_path: Path) -> Non
     assert "decode: 0 rows" in run("pretrain", *settings, *TINY).output
     assert (tmp_path / "out/pretrain/model.safetensors").read_bytes() == weights
     # With labels of two series, characters are searched instead, and this is another training.
-    series = (f"{record['series'][part][0]}_" for part in ("valid", "train"))
+    series = tuple(f"{record['series'][part][0]}_" for part in ("valid", "train"))
     sequences = json.loads((tmp_path / "sequences.json").read_text())
-    own = [one for one in sequences if one["seq_id"].startswith(tuple(series))]
+    own = [one for one in sequences if one["seq_id"].startswith(series)]
     (tmp_path / "validation_sequences.json").write_text(json.dumps(own))
     run("pretrain", *settings, *TINY, f"labels={tmp_path}")
     record = json.loads((tmp_path / "out/runs/pretrain.json").read_text())
