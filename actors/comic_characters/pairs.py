@@ -1,6 +1,6 @@
 """Pairs of a face and a body of one character in one panel, as parts of pixels: written once, read in every epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from actors.core.store import Store
 
 Sizes = dict[Kind, int]
 """Side of the stored squares in pixels, by kind."""
+Labels = Mapping[tuple[Any, ...], tuple[int, ...]]
+"""Numbers of pairs, by their values of KEY."""
 KEY = ["series_id", "page_id", "face", "body"]
 PAIRS = pa.schema(
     [
@@ -50,15 +52,24 @@ def _pixels(store: Store, row: dict[str, Any], kind: Kind, size: int) -> bytes:
     return prepare(decode(storage.read_bytes(uri)), kind, size).tobytes()
 
 
-def read_pairs(batch: Batch, store: Store, series: set[str], sizes: Sizes) -> Iterator[Batch]:
-    """Sound pairs of these series from parts of pairs/; a torn part is skipped, and decoded again by the next run."""
+def read_pairs(
+    batch: Batch, store: Store, series: set[str], sizes: Sizes, labels: Labels | None = None, names: Sequence[str] = ()
+) -> Iterator[Batch]:
+    """Sound pairs of these series from parts of pairs/; a torn part is skipped, and decoded again by the next run.
+
+    labels: numbers by pair, which become the columns `names`, int64; -1 where a pair has none.
+    """
     for name in batch["part"]:
-        table = store.read_part("pairs", str(name), ["series_id", "error", "face_pixels", "body_pixels"])
+        table = store.read_part("pairs", str(name), [*KEY, "error", "face_pixels", "body_pixels"])
         if table is None:
             continue
         rows = [row for row in table.to_pylist() if row["series_id"] in series and row["error"] == ""]
         if rows:
-            yield {
+            found = {
                 kind: np.stack([np.frombuffer(row[f"{kind}_pixels"], np.uint8).reshape(size, size, 3) for row in rows])
                 for kind, size in sizes.items()
             }
+            unknown = (-1,) * len(names)
+            numbers = [(labels or {}).get(tuple(row[part] for part in KEY), unknown) for row in rows]
+            columns = np.array(numbers, np.int64).reshape(len(rows), len(names))
+            yield {**found, **{column: columns[:, place] for place, column in enumerate(names)}}

@@ -44,7 +44,7 @@ class StagesConfig:
     """Identities that remain after each stage; as many numbers as samples, the last is 1."""
     p: float = 0.01
     """An identity is eliminated when a one-sided paired t-test against the leader gives a p below this, in [0, 0.5);
-    0: never by the test."""
+    0: never by the test. The test is of a single look and over noise alone: it is when to stop, not a certainty."""
     look: int = 2
     """Pairs between two t-tests, the first of which comes after the first stage."""
 
@@ -68,9 +68,10 @@ class Answer:
     pairs, but not below that of any identity that stayed longer. So the order of losses is that of the answer."""
     best: int
     """Number of the identity that predicts best."""
-    p: float
-    """The greatest p over all other identities of a one-sided paired t-test on shared pairs, as of a single look. NaN
-    where there is no other identity, or one pair only."""
+    p_noise: float
+    """p over the noise of this image: the greatest over all other identities of a one-sided paired t-test on shared
+    pairs, times the number of identities and of looks (Bonferroni). NaN where there is no other identity, or one pair
+    only. It says that the network predicts better under this identity, not that the image shows it."""
     margin: float
     """The least lead over any other, in standard errors of the paired difference."""
     evaluations: int
@@ -111,8 +112,11 @@ def paired(differences: np.ndarray) -> tuple[float, float]:
     return float(stats.t.sf(mean / error, count - 1)), mean / error
 
 
-def decide(losses: np.ndarray) -> Answer:
-    """The answer of losses (K, P), NaN where none was evaluated; each row begins with the pairs that it had."""
+def decide(losses: np.ndarray, looked: int = 1) -> Answer:
+    """The answer of losses (K, P), NaN where none was evaluated; each row begins with the pairs that it had.
+
+    looked: the most looks after which identities could be eliminated.
+    """
     spent = np.isfinite(losses).sum(1)
     longest = np.flatnonzero(spent == spent.max())
     best = int(longest[np.nanmean(losses[longest], axis=1).argmin()])
@@ -129,7 +133,8 @@ def decide(losses: np.ndarray) -> Answer:
         estimates[group] = np.maximum(estimates[group], floor)
         floor = float(np.nextafter(estimates[group].max(), np.inf))
     p, margin = (max(p for p, _ in tests), min(m for _, m in tests)) if tests else (np.nan, np.nan)
-    return Answer(estimates, best, p, margin, int(spent.sum()))
+    p_noise = float(np.minimum(p * len(losses) * looked, 1))
+    return Answer(estimates, best, p_noise, margin, int(spent.sum()))
 
 
 Ask = Callable[[np.ndarray], np.ndarray]

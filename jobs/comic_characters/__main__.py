@@ -45,7 +45,7 @@ class ComicsVerb(Verb):
         return ComicsConfig
 
     def load(self, arguments: Sequence[str]) -> "ComicsConfig":
-        from pipelines.comic_characters.settings import settings_of_model
+        from pipelines.comic_characters.model import settings_of_model
 
         config = super().load(arguments)
         base = read_experiment(config.experiment) if config.experiment else {}
@@ -161,16 +161,18 @@ class FineTune(ComicsVerb):
             f"input: {counts}; backbone {plan.backbone.weights}",
             f"to do: features of {len(plan.todo)} instances, then training, which resumes",
         ]
-        names = (plan.backbone.folder, config.fine_tune.folder, "rejected/fine-tune", "runs/fine-tune.json")
+        names = (plan.backbone.folder, config.fine_tune.folder, "model", "rejected/fine-tune", "runs/fine-tune.json")
         return Preview(facts, _places(config.output, *names), *stages_of(config))
 
     def work(self, config: "ComicsConfig", plan: "FineTunePlan", run: Run) -> None:
         from pipelines.comic_characters.fine_tune import fine_tune
+        from pipelines.comic_characters.model import keep_model
 
         run.ray()
         found, trained = fine_tune(config, plan)
         run.record |= found
         _tell_training(run, trained, config.fine_tune.folder)
+        run.say(f"model: {keep_model(config, plan.backbone.weights)}")
 
 
 def _tell_training(run: Run, trained: "Trained", folder: str) -> None:
@@ -241,8 +243,12 @@ class Score(ComicsVerb):
         told, found = score(config, plan)
         run.record |= told
         page = write_report(Store(run.store.uri(config.score.folder)), found, config)
+        facts = found.facts
         for name, places in found.methods.items():
             run.say(f"{name}: MAP@R ×100 between series {between(places['between']['map_at_r'])}")
+        run.say(f"of {facts['characters between series']} characters from {facts['series']} series")
+        for few in found.few:
+            run.say(few)
         for name, note in found.notes.items():
             run.say(f"{name}: not compared: {note}")
         run.say(f"report: {page}")

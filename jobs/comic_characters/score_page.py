@@ -38,10 +38,11 @@ def write_report(store: Store, found: Found, config: ComicsConfig) -> str:
     totals = ", ".join(f"MAP@R {place} series {between(best[place]['map_at_r'])}" for place in PLACES)
     facts = {name: f"{count:,}" for name, count in found.facts.items()}
     facts |= {f"not compared: {name}": note for name, note in found.notes.items()}
+    facts |= {"too few": "; ".join(found.few)} if found.few else {}
     sections = [_bars_of(store, found)]
     for place in PLACES:
         tables = [_table(found, place, RANKS, ahead=True), _table(found, place, CLUSTERS)]
-        text = f"{ABOUT[place]} All ×100, with 95 % intervals of the bootstrap over series."
+        text = f"{ABOUT[place]} All ×100, with 95 % intervals of the bootstrap over series, wider where these are few."
         sections.append(Section(f"{place.capitalize()} series", text, tables))
     return write_page(store.uri("report.html"), "Comic characters", totals, facts, sections)
 
@@ -56,6 +57,8 @@ def between(value: Value, sign: str = "") -> str:
 
 
 def _interval(value: Value, names: tuple[str, str, str], sign: str = "") -> str:
+    if np.isnan(value[names[0]]):
+        return "–"
     middle, low, high = (f"{100 * value[name]:{sign}.1f}" for name in names)
     return f"{middle} [{low}, {high}]"
 

@@ -127,6 +127,8 @@ class Train(Verb):
         run.say(f"films: {counts}")
         if run.record["test_ap"]:
             run.say(_precision(run.record))
+        elif "note" in run.record:
+            run.say(f"average precision is not measured: {run.record['note']}")
         run.say(f"model: {run.store.uri('model')}")
 
 
@@ -194,14 +196,15 @@ class Score(Verb):
         page = write_report(run.store, judged, found, config)
         run.record["films"] = len(judged.films)
         for name, method in found["methods"].items():
-            run.say(f"{name}: average precision {_percents({kind: row['ap'] for kind, row in method['ap'].items()})}")
+            if method["ap"]:
+                run.say(f"{name}: average precision {_intervals(method['ap'])}, {found['films']} films")
         if leading := found["methods"][judged.best]["lead_on_logistic_regression"]:
             leads = "; ".join(
                 f"{name} {100 * row['ap']:+.1f} [{100 * row['ap_low']:+.1f}, {100 * row['ap_high']:+.1f}]"
                 for name, row in leading.items()
             )
             run.say(f"{judged.best} against {LOGISTIC}, with 95 % intervals over films: {leads}")
-        for note in judged.notes:
+        for note in found["notes"]:
             run.say(note)
         run.say(f"report: {page}")
 
@@ -211,12 +214,8 @@ def _predicted(config: "ScoreConfig") -> str:
 
 
 def _precision(record: Mapping[str, Any]) -> str:
-    """Average precision on the test films with its intervals, or why there is none."""
-    from pipelines.core.metrics import ENOUGH
-
+    """Average precision on the test films with its intervals."""
     films = record["films"]["test"]
-    if films < ENOUGH:
-        return f"average precision is not measured: {films} test films, and {ENOUGH} are needed"
     values = ", ".join(
         f"{name} {100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for (name, value), (low, high) in zip(record["test_ap"].items(), record["test_ap_95"].values(), strict=True)
@@ -224,8 +223,12 @@ def _precision(record: Mapping[str, Any]) -> str:
     return f"average precision on {films} test films with {record['genres']} genres: {values}; see `score` for details"
 
 
-def _percents(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
+def _intervals(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Average precisions in percent with their intervals."""
+    return ", ".join(
+        f"{name} {100 * row['ap']:.1f} [{100 * row['ap_low']:.1f}, {100 * row['ap_high']:.1f}]"
+        for name, row in rows.items()
+    )
 
 
 if __name__ == "__main__":

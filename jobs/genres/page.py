@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.core.store import Store
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
-from pipelines.core.metrics import AVERAGES, calibration, curve
+from pipelines.core.metrics import AVERAGES, ENOUGH, FEW, calibration, curve
 from pipelines.genres.score import LOGISTIC, Judged, ScoreConfig
 
 COLUMNS = {
@@ -25,27 +25,24 @@ COLUMNS = {
 def write_report(store: Store, judged: Judged, found: dict[str, Any], config: ScoreConfig) -> str:
     """Write PNGs and report.html from what `figures` found; returns the page's URI."""
     best = found["methods"][judged.best]["ap"]
-    totals = ", ".join(f"{name} AP {100 * best[name]['ap']:.1f}" for name in AVERAGES)
+    enough = len(judged.films) >= ENOUGH
+    totals = ", ".join(f"{name} AP {_between(best[name])}" for name in AVERAGES) if enough else found["notes"][-1]
     how = f"{config.folds} folds over films, {config.seeds} draws of them" if config.folds else "films not learnt from"
     facts = {"films": f"{len(judged.films)} of {config.input}", "scored": judged.best, "how": how}
-    if judged.notes:
-        facts["not compared"] = "; ".join(judged.notes)
+    if found["notes"]:
+        facts["notes"] = "; ".join(found["notes"])
+    about = f"Average precision ×100 of {len(judged.films)} films, with 95 % intervals of the bootstrap over films, "
+    about += f"wider below {FEW} films."
+    each = f"What {judged.best} is worth for each genre, at a probability of .5 and at the genre's own threshold. "
+    each += f"Average precision is stated from {ENOUGH} films of a genre on."
     sections = [
-        Section(
-            "Methods", "Average precision ×100 with 95 % intervals of the bootstrap over films.", [_methods(found)]
-        ),
-        Section(
-            "Genres",
-            f"What {judged.best} is worth for each genre, at a probability of .5 and at the genre's own threshold.",
-            [_bars(store, judged, found), _table(found)],
-        ),
+        *([Section("Methods", about, [_methods(found)])] if enough else []),
+        Section("Genres", each, [*_bars(store, judged, found), _table(found)]),
         Section("Precision and recall", "", [_curves(store, judged)]),
-        Section(
-            "Calibration",
-            "Whether films that get a probability have the genre as often.",
-            [_calibration(store, judged)],
-        ),
     ]
+    if enough:
+        text = "Whether films that get a probability have the genre as often."
+        sections.append(Section("Calibration", text, [_calibration(store, judged)]))
     return write_page(store.uri("report.html"), "Genres", totals, facts, sections)
 
 
@@ -74,8 +71,10 @@ def _table(found: dict[str, Any]) -> Table:
     return Table(["genre", *(COLUMNS[name] for name in there), "AP ×100"], rows)
 
 
-def _bars(store: Store, judged: Judged, found: dict[str, Any]) -> Picture:
+def _bars(store: Store, judged: Judged, found: dict[str, Any]) -> list[Picture]:
     names = [name for name in judged.films.genre_names if found["table"][name]["ap"] is not None]
+    if not names:
+        return []
     names.sort(key=lambda name: found["table"][name]["ap"])
     values, low, high = (
         100 * np.array([found["table"][name][column] for name in names]) for column in ("ap", "ap_low", "ap_high")
@@ -89,7 +88,7 @@ def _bars(store: Store, judged: Judged, found: dict[str, Any]) -> Picture:
     axis.plot(by_chance, names, "|", color=COLOURS[1], markersize=10, markeredgewidth=2, label="by chance")
     axis.set(xlabel="average precision ×100", xlim=(0, 100))
     legend_above(drawing)
-    return draw(store, "average_precision", drawing, "Average precision of each genre, with its 95 % interval.")
+    return [draw(store, "average_precision", drawing, "Average precision of each genre, with its 95 % interval.")]
 
 
 def _curves(store: Store, judged: Judged) -> Picture:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.movie_characters.fuse import FuseConfig
     from pipelines.movie_characters.generate import Plan as GeneratePlan
     from pipelines.movie_characters.identify_diffusion import IdentifyConfig
+    from pipelines.movie_characters.identify_diffusion import Outcome as IdentifyOutcome
     from pipelines.movie_characters.identify_diffusion import Plan as IdentifyPlan
     from pipelines.movie_characters.identify_gallery import ClipConfig, FaceConfig
     from pipelines.movie_characters.identify_gallery import Plan as GalleryPlan
@@ -214,7 +215,7 @@ class IdentifyDiffusion(Verb):
         if found.answered:
             each, share = found.evaluations / found.answered, found.evaluations / found.of_full
             run.say(f"{each:.0f} evaluations of the UNet per image, {share:.0%} of all")
-            run.say(f"{found.certain} with p ≤ 0.05 over the noise alone: not a probability that the answer is right")
+            run.say(_certainty(found))
         if config.preselect.folder:
             run.say(f"{found.preselected} images preselected, which saved at least {found.saved} evaluations")
         run.say(f"results: {run.store.uri(config.mode)}")
@@ -363,6 +364,17 @@ class Timeline(Verb):
         run.record |= {"films": broken, "shots": len(found.shots), "frames": frames}
         run.record["page"] = timeline_page(config, found)
         run.say(f"{len(found.shots)} shots, {frames} frames; page: {run.record['page']}")
+
+
+def _certainty(found: "IdentifyOutcome") -> str:
+    from pipelines.movie_characters.certainty import CERTAIN, MIN_IDENTITIES, MIN_IMAGES
+
+    if not found.judged:
+        return f"no certainty stated: it takes {MIN_IMAGES} images, and {MIN_IDENTITIES} identities for each"
+    return (
+        f"{found.certain} of {found.judged} answers certain (p ≤ {CERTAIN}); a network without knowledge of the "
+        f"characters has about {CERTAIN * found.judged:.0f} at most"
+    )
 
 
 def _numbers(weights: dict[str, float]) -> str:

@@ -24,8 +24,17 @@ from jobs.core.pages import (
 )
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
+from pipelines.movie_characters.metrics import mean_interval
 from pipelines.movie_characters.results import UNKNOWN, Results
-from pipelines.movie_characters.score import MapConfig, Report, ReportConfig, ScoreConfig, TopkConfig, model_row
+from pipelines.movie_characters.score import (
+    MapConfig,
+    Precisions,
+    Report,
+    ReportConfig,
+    ScoreConfig,
+    TopkConfig,
+    model_row,
+)
 from pipelines.movie_characters.timeline import Appearances, TimelineConfig
 
 NAMED = 40
@@ -60,24 +69,42 @@ def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Seri
         Store(config.output), "topk", curves({results.by or model_row(results): means}), "Mean over true classes"
     )
     first, *_ = tables.values()
-    rows = [[cls, *(float(table[cls]) for table in tables.values())] for cls in first.index]
-    totals = ", ".join(f"top-{k} {mean:.1f} %" for k, mean in means.items())
-    content = [picture, Table(["class", *(f"top-{k}" for k in tables)], rows, "Percent of a class's images")]
+    counts = results.images.value_counts()
+    rows = [
+        [cls, *(float(table[cls]) for table in tables.values()), int(counts.get(cls, len(results.images)))]
+        for cls in first.index
+    ]
+    intervals = {k: mean_interval(table.iloc[:-1] / 100, results.images) for k, table in tables.items()}
+    totals = ", ".join(
+        f"top-{k} {mean:.1f} % [{100 * intervals[k][0]:.1f}, {100 * intervals[k][1]:.1f}]" for k, mean in means.items()
+    )
+    content = [picture, Table(["class", *(f"top-{k}" for k in tables), "images"], rows, "Percent of a class's images")]
     return _page(config, "topk", "Top-k accuracy", totals, results, [Section("Accuracy", content=content)])
 
 
-def map_page(config: MapConfig, results: Results, values: pd.Series) -> str:
+def map_page(config: MapConfig, results: Results, found: Precisions) -> str:
     """Write map.html and its picture; returns the page's URI."""
+    values, mean = found.values.iloc[:-1], found.values.iloc[-1]
     drawing = figure(9, 3)
     axes = drawing.subplots()
-    axes.bar(range(len(values) - 1), values.iloc[:-1], color=COLOURS[0])
-    axes.axhline(values.iloc[-1], color=COLOURS[1], label=f"mean {values.iloc[-1]:.3f}")
+    axes.bar(range(len(values)), values, color=COLOURS[0])
+    if found.interval:
+        axes.axhline(mean, color=COLOURS[1], label=f"mean {mean:.3f}")
     axes.set(ylim=(0, 1), ylabel="average precision")
-    _name(axes.xaxis, list(values.index[:-1]), turned=True)
-    legend_above(drawing)
+    _name(axes.xaxis, list(values.index), turned=True)
+    if found.interval:
+        legend_above(drawing)
     picture = draw(Store(config.output), "average_precision", drawing)
-    table = Table(["class", "average precision"], [[name, float(value)] for name, value in values.items()])
-    totals = f"mAP {values.iloc[-1]:.3f}" + (", as the reference computes it" if config.formula == "reference" else "")
+    rows = [
+        [name, float(value), int(count)]
+        for (name, value), count in zip(found.values.items(), found.images, strict=True)
+    ]
+    table = Table(["class", "average precision", "images"], rows)
+    totals = found.note
+    if found.interval:
+        low, high = found.interval
+        totals = f"mAP {mean:.3f} [{low:.3f}, {high:.3f}]"
+        totals += ", as the reference computes it" if config.formula == "reference" else ""
     return _page(config, "map", "Average precision", totals, results, [Section("Classes", content=[picture, table])])
 
 
@@ -94,7 +121,9 @@ def report_page(config: ReportConfig, results: Results, report: Report) -> str:
         about += [["images of known classes", found.known], [f"images that are {UNKNOWN}", found.unknown]]
         about += [[f"threshold for {UNKNOWN}", report.threshold]]
         sections.append(Section("Known and unknown", content=[Table(["", "value"], about)]))
-    totals = f"{100 * report.accuracy:.1f} % answered right, mean reciprocal rank {report.reciprocal_rank:.3f}"
+    low, high = report.interval
+    totals = f"{100 * report.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] answered right, "
+    totals += f"mean reciprocal rank {report.reciprocal_rank:.3f}"
     return _page(config, "report", "Answers", totals, results, sections)
 
 

@@ -106,12 +106,16 @@ class Map(_Score):
         from jobs.movie_characters.pages import map_page
         from pipelines.movie_characters.score import write_map
 
-        values = write_map(config, plan)
-        run.record["map"] = float(values.iloc[-1])
-        run.say(f"mAP: {values.iloc[-1]:.4f}, mean over {len(values) - 1} classes")
+        found = write_map(config, plan)
+        if found.interval:
+            mean, (low, high) = float(found.values.iloc[-1]), found.interval
+            run.record |= {"map": mean, "map_95": [low, high]}
+            run.say(f"mAP: {mean:.4f} [{low:.3f}, {high:.3f}], mean over {len(found.values) - 1} classes")
+        if found.note:
+            run.say(found.note)
         run.say(_counted(plan))
         if config.plot:
-            _page(run, map_page(config, plan, values))
+            _page(run, map_page(config, plan, found))
 
 
 @score.verb

@@ -27,6 +27,7 @@ from actors.media.images import natural
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
 from pipelines.comic_characters.crop import read_csv
 from pipelines.comic_characters.embed import Embeddings, check_head, crop_instances, read_embeddings
+from pipelines.comic_characters.model import BANK, THRESHOLD, bank_of, find_model, keep, kept_bank, read_kept_bank
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
 from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
@@ -120,7 +121,7 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     if not sequences:
         raise UserError(f"{where} has no sequence")
     _check_known(sequences, vectors, errors, where)
-    bank, examples = read_bank(settings.bank, embeddings) if settings.bank else (None, {})
+    bank, examples = find_bank(config, embeddings)
     threshold = find_threshold(config, vectors, errors, people)
     return AssignPlan(sequences, labelled, vectors, errors, crops, people, bank, examples, threshold)
 
@@ -167,6 +168,13 @@ def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Inst
     return found
 
 
+def find_bank(config: ComicsConfig, embeddings: Embeddings) -> tuple[Bank | None, dict[Instance, int]]:
+    """The bank of the settings, else of the model, and which instances are its examples."""
+    if config.assign.bank is None:
+        return read_kept_bank(config, Store(config.output).read_json("embeddings.json")), {}
+    return read_bank(config.assign.bank, embeddings) if config.assign.bank else (None, {})
+
+
 def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
     """Characters and their examples. Raises UserError where a row names no instance with a vector."""
     table = read_csv(uri, "assign.bank")
@@ -180,10 +188,8 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
         if not name.strip() or instance.strip() not in rows:
             raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} has no vector")
         members.setdefault(name.strip(), []).append(rows[instance.strip()])
-    numbers = [row for of_one in members.values() for row in of_one]
-    starts = np.cumsum([0, *map(len, members.values())])[:-1]
     examples = {embeddings.instances[row]: number for number, of in enumerate(members.values()) for row in of}
-    return Bank(list(members), embeddings.vectors[numbers], starts), examples
+    return bank_of(list(members), [embeddings.vectors[of_one] for of_one in members.values()]), examples
 
 
 def names_of(instance: Instance) -> dict[Kind, str]:
@@ -202,23 +208,42 @@ def find_threshold(
     errors: dict[Instance, Any],
     people: dict[Instance, int],
 ) -> Threshold:
-    """The threshold of the settings; else fitted on the validation split, now or before on the same vectors."""
+    """The threshold of the settings; else fitted on the validation split, now or before, here or with the model.
+
+    Raises UserError where one was fitted before, but for other weights or settings.
+    """
     store, settings = Store(config.output), config.assign
     about = {"method": settings.method, "constraints": settings.constraints, "by": store.read_json("embeddings.json")}
     uri = Store(config.labels).uri("validation_sequences.json")
+    taught, why = None, "assign.threshold"
     if config.labels and storage.exists(uri):
         sequences = read_sequences(uri)
         _check_known(sequences, vectors, errors, uri)
         taught = {**about, **teach(settings, sequences, vectors, people)}
         why = f"the best of {taught['sequences']} sequences of the validation split"
-    else:
-        taught = store.read_json("threshold.json") or Store(config.trained).read_json("threshold.json")
-        if taught and any(taught[name] != value for name, value in about.items()):
-            taught = None
-        why = "what the validation split has taught before"
+    elif settings.threshold is None:
+        taught, why = _fitted_before(config, about)
     if settings.threshold is not None:
         return Threshold(settings.threshold, "assign.threshold", taught)
     return Threshold(taught["threshold"], why, taught) if taught else Threshold(DEFAULT, "the default")
+
+
+def _fitted_before(config: ComicsConfig, about: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    places = [Store(config.output), *([find_model(config.model)] if config.model else [])]
+    found = [(place.uri(THRESHOLD), place.read_json(THRESHOLD)) for place in places]
+    there = [(place, fit) for place, fit in found if fit is not None]
+    for place, fit in there:
+        if all(fit[name] == value for name, value in about.items()):
+            return fit, f"fitted before on a validation split: {place}"
+    if not there:
+        return None, ""
+    place, fit = there[-1]
+    differs = ", ".join(
+        "other weights" if name == "by" else f"assign.{name}={fit[name]}" for name in about if fit[name] != about[name]
+    )
+    raise UserError(
+        f"{place} was fitted for {differs}. Set assign.threshold, or labels with validation_sequences.json to fit it."
+    )
 
 
 def teach(
@@ -270,7 +295,10 @@ def assign(config: ComicsConfig, plan: AssignPlan) -> tuple[dict[str, Any], Assi
     """Write clusters and pictures; returns the run record's values and the clusters."""
     store, folder = Store(config.output), config.assign.folder
     if taught := plan.threshold.taught:
-        store.write_json(taught, "threshold.json")
+        store.write_json(taught, THRESHOLD)
+        keep(config, THRESHOLD, taught)
+    if plan.bank and config.assign.bank:
+        keep(config, BANK, kept_bank(plan.bank, store.read_json("embeddings.json")))
     found: list[Assigned] = []
     started = time.monotonic()
     for one in tracked(plan.sequences, Progress("assign", len(plan.sequences), "sequences")):

@@ -46,6 +46,7 @@ from pipelines.comic_characters.features import (
     ordered,
     without_features,
 )
+from pipelines.comic_characters.model import head_uri
 from pipelines.comic_characters.pairs import find_pairs
 from pipelines.comic_characters.sequences import SPLITS, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
@@ -119,13 +120,9 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     return EmbedPlan(backbone, weights, parts, todo, missing)
 
 
-def _head_uri(config: ComicsConfig) -> str:
-    return Store(config.trained).uri(config.fine_tune.folder, "model.safetensors")
-
-
 def head_weights(config: ComicsConfig) -> bytes:
     """Weights of the head that `fine-tune` wrote. Raises UserError where there are none."""
-    uri = _head_uri(config)
+    uri = head_uri(config)
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError as error:
@@ -143,7 +140,7 @@ def _about_head(config: ComicsConfig, weights: bytes) -> dict[str, Any]:
 
 def check_head(config: ComicsConfig) -> None:
     """Raise UserError where embeddings/ was computed by another head than the one that `fine-tune` wrote last."""
-    store, uri = Store(config.output), _head_uri(config)
+    store, uri = Store(config.output), head_uri(config)
     made = store.read_json("embeddings.json")
     if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
         raise UserError(f"{store.uri('embeddings')} is of another head than {uri}. Run `embed` again.")

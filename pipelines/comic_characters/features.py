@@ -20,6 +20,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
+from pipelines.comic_characters.model import backbone_uri
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
@@ -56,7 +57,7 @@ def beside(pool: Stage, cpus: float) -> Stage:
 
 def find_backbone(config: ComicsConfig) -> Backbone:
     """The weights that the settings name. Raises UserError where there are none."""
-    weights = config.features.weights or Store(config.trained).uri(config.pretrain.folder, "model.safetensors")
+    weights = backbone_uri(config)
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:

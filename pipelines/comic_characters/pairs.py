@@ -8,7 +8,7 @@ read   task    1 -> N: the pairs of some series, from pairs/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from actors.comic_characters.crops import CROPS
-from actors.comic_characters.pairs import KEY, REJECTED_PAIRS, Sizes, prepare_pairs, read_pairs
+from actors.comic_characters.pairs import KEY, REJECTED_PAIRS, Labels, Sizes, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -163,11 +163,13 @@ def tasks_of(config: ComicsConfig) -> dict[str, Stage]:
     return {"decode": config.pretrain.decode}
 
 
-def dataset(store: Store, series: set[str], sizes: Sizes) -> Dataset:
-    """The pairs of these series: face and body, uint8 (S, S, 3)."""
+def dataset(
+    store: Store, series: set[str], sizes: Sizes, labels: Labels | None = None, columns: Collection[str] = ()
+) -> Dataset:
+    """The pairs of these series: face and body, uint8 (S, S, 3), and numbers of labels by column, -1 without."""
     import ray
 
-    read: Any = partial(read_pairs, store=store, series=series, sizes=sizes)
+    read: Any = partial(read_pairs, store=store, series=series, sizes=sizes, labels=labels, names=tuple(columns))
     names = [{"part": name} for name in store.parts("pairs")]
     return ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
         read, batch_size=1, **ray_task(Stage(workers=0, num_cpus=0.5))

@@ -7,6 +7,7 @@ Contrastive Learning of Visual Representations", 2020; negatives come from all w
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -27,8 +28,18 @@ from pipelines.comic_characters.augment import views
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pairs import PARTS, PretrainPlan, dataset, decode_pairs, prepared
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
+from pipelines.comic_characters.validation import (
+    RELATIONS,
+    features_of,
+    identity_retrieval,
+    labels_of,
+    validation_of,
+    view_retrieval,
+)
 from pipelines.core.ray_data import set_context
 from pipelines.core.training import Trained, fit
+
+log = logging.getLogger(__name__)
 
 # ----------------------------------------------------------------------------------------------------------------- loss
 
@@ -79,6 +90,14 @@ def terms(
 
     batch: face and body, uint8 (N, S, S, 3), pairs by row.
     """
+    pairs = _pairs(model, batch, config, generator)
+    return {name: nt_xent(left, right, config.temperature, everyones) for name, (left, right) in pairs.items()}
+
+
+def _pairs(
+    model: nn.Module, batch: Tensors, config: PretrainConfig, generator: torch.Generator | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By term, the vectors (N, D) that should be alike."""
     seen = [
         torch.cat([views(batch[kind], config.views, generator) for _ in range(2)]).contiguous(
             memory_format=torch.channels_last
@@ -86,8 +105,7 @@ def terms(
         for kind in ("face", "body")
     ]
     faces, bodies = (vectors.chunk(2) for vectors in model(*seen))
-    pairs = {"face": faces, "body": bodies} | ({"identity": (faces[0], bodies[0])} if config.identity else {})
-    return {name: nt_xent(left, right, config.temperature, everyones) for name, (left, right) in pairs.items()}
+    return {"face": faces, "body": bodies} | ({"identity": (faces[0], bodies[0])} if config.identity else {})
 
 
 def loss(config: PretrainConfig, model: nn.Module, batch: Tensors) -> Tensor:
@@ -95,27 +113,47 @@ def loss(config: PretrainConfig, model: nn.Module, batch: Tensors) -> Tensor:
     return torch.stack([value for value, _ in terms(model, batch, config).values()]).sum()
 
 
-def evaluate(config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors]) -> dict[str, float]:
-    """valid_loss, and for each term its loss, the partner's top-1 and top-5 accuracy and its mean rank.
+def evaluate(
+    config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors], by: str = "views"
+) -> dict[str, float]:
+    """retrieval, by identities or views; valid_loss; and for each term its loss, and the partner's ranks in a batch.
 
-    The views are the same in every epoch. All values depend on the batch size.
+    The views are the same in every epoch. All values but those of retrieval depend on the batch size.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     count = 0
     generator: torch.Generator | None = None
+    sides: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    features, labels = [], []
     for batch in batches:
         device = batch["face"].device
         generator = generator or torch.Generator(device).manual_seed(config.training.seed)
         rows = len(batch["face"])
         count += rows
-        for name, (value, positions) in terms(model, batch, config, generator, everyones=False).items():
+        for name, (left, right) in _pairs(model, batch, config, generator).items():
+            value, positions = nt_xent(left, right, config.temperature, everyones=False)
+            sides[name].append((left, right))
             found = positions.float()
             sums[f"{name}_loss"] += value.item() * rows
             sums[f"{name}_acc_top1"] += (found <= 1).float().mean().item() * rows
             sums[f"{name}_acc_top5"] += (found <= 5).float().mean().item() * rows
             sums[f"{name}_mean_position"] += found.mean().item() * rows
+        if by == "identities":
+            features.append(features_of(_backbone(model), batch).cpu())
+            labels.append(torch.stack([batch[name] for name in RELATIONS], 1).cpu())
     means = {name: total / count for name, total in sums.items()}
-    return {"valid_loss": sum(value for name, value in means.items() if name.endswith("_loss")), **means}
+    ranks = [view_retrieval(*(torch.cat(side) for side in zip(*parts, strict=True))) for name, parts in sides.items()]
+    retrieval = {"view_mrr": sum(ranks) / len(ranks)}
+    if by == "identities":
+        retrieval["identity_map_at_r"] = identity_retrieval(torch.cat(features).numpy(), torch.cat(labels).numpy())
+    best = retrieval["identity_map_at_r" if by == "identities" else "view_mrr"]
+    loss_ = sum(value for name, value in means.items() if name.endswith("_loss"))
+    return {"retrieval": best, **retrieval, "valid_loss": loss_, **means}
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    assert isinstance(model, Contrastive)
+    return model.backbone
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -139,17 +177,27 @@ def pretrain(config: ComicsConfig, plan: PretrainPlan) -> tuple[dict[str, Any], 
     store.replace_table("rejected/pairs", [pa.Table.from_pandas(bad, REJECTED_PAIRS, preserve_index=False)])
     set_context()
     groups = {part: {name for name, where in plan.parts.items() if where == part} for part in PARTS}
-    datasets = {part: dataset(store, groups[part], config.backbone.sizes()) for part in ("train", "valid")}
+    sound = rows[rows.error == ""][KEY]
+    valid = sound[sound.series_id.isin(groups["valid"])]
+    known = labels_of(config.labels, valid)
+    validated = validation_of(known, len(valid))
+    log.info("%s", validated.said)
+    sizes = config.backbone.sizes()
+    datasets = {
+        "train": dataset(store, groups["train"], sizes),
+        "valid": dataset(store, groups["valid"], sizes, known, RELATIONS),
+    }
     about = {
         "backbone": asdict(config.backbone),
         "pretrain": {name: value for name, value in asdict(settings).items() if name not in ("training", "decode")},
-        "pairs": hashlib.sha256(json.dumps(rows[rows.error == ""][KEY].to_numpy().tolist()).encode()).hexdigest(),
+        "pairs": hashlib.sha256(json.dumps(sound.to_numpy().tolist()).encode()).hexdigest(),
+        "validation": [validated.by, hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()],
     }
     started = time.monotonic()
     trained = fit(
         partial(make_model, config.backbone.name, settings.dimensions),
         partial(loss, settings),
-        partial(evaluate, settings),
+        partial(evaluate, settings, by=validated.by),
         datasets,
         settings.training,
         output=store.uri(settings.folder),
@@ -169,5 +217,6 @@ def pretrain(config: ComicsConfig, plan: PretrainPlan) -> tuple[dict[str, Any], 
         "series": {part: sorted(names) for part, names in groups.items()},
         "pairs": {part: int(counts.get(part, 0)) for part in PARTS},
         "best": trained.history[trained.best_epoch - 1],
+        "best_by": {"retrieval": validated.by, "queries": validated.queries},
     }
     return record, trained

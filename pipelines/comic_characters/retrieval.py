@@ -22,6 +22,8 @@ RANKS: tuple[str, ...] = ("map_at_r", "map", "mrr", "r_precision", "cmc_1", "cmc
 character among the first 1 (precision at 1), 5 and 10. R: how many of its character there are to be found."""
 CLUSTERS: tuple[str, ...] = ("ami", "nmi", "ari", "bcubed_precision", "bcubed_recall", "bcubed_f1")
 """Adjusted and normalised mutual information, adjusted Rand index, and B-cubed."""
+ADJUSTED = ("ami", "ari")
+"""Of CLUSTERS, those that may be below 0."""
 
 
 def rank_scores(distances: np.ndarray, same: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
@@ -165,6 +167,8 @@ class Within:
     """Rows of each sequence that is clustered, and to which of these series they belong."""
     skipped: int
     """Series and sequences that have too few instances, or a single character."""
+    queries: int
+    """Instances of these series that have one to find and one to be confused with."""
 
 
 def within(rows: Labelled, least: int) -> Within:
@@ -174,13 +178,15 @@ def within(rows: Labelled, least: int) -> Within:
     """
     groups: list[np.ndarray] = []
     parts: list[tuple[int, np.ndarray]] = []
-    skipped = 0
+    skipped = queries = 0
     for name in dict.fromkeys(rows.series.tolist()):
         own = np.flatnonzero(rows.series == name)
         same, differ = rows.take(own).relations()
-        if len(own) < least or not (same.any(1) & differ.any(1)).any():
+        asked = int((same.any(1) & differ.any(1)).sum())
+        if len(own) < least or not asked:
             skipped += 1
             continue
+        queries += asked
         for number in dict.fromkeys(rows.sequences[own].tolist()):
             part = own[(rows.sequences[own] == number) & ~rows.uncertain[own]]
             if len(part) < least or len(set(rows.characters[part].tolist())) < 2:
@@ -188,7 +194,7 @@ def within(rows: Labelled, least: int) -> Within:
             else:
                 parts.append((len(groups), part))
         groups.append(own)
-    return Within(groups, parts, skipped)
+    return Within(groups, parts, skipped, queries)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,10 @@ from pipelines.comic_characters.features import (
     without_features,
 )
 from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
+from pipelines.comic_characters.model import backbone_uri
 from pipelines.comic_characters.pairs import plan_pretraining
 from pipelines.comic_characters.retrieval import (
+    ADJUSTED,
     CLUSTERS,
     RANKS,
     Across,
@@ -58,7 +60,7 @@ from pipelines.comic_characters.retrieval import (
 )
 from pipelines.comic_characters.sequences import read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.metrics import bootstrap
+from pipelines.core.metrics import ENOUGH, bootstrap, clustered, widened
 from pipelines.core.ray_data import actor_retries
 
 if TYPE_CHECKING:
@@ -223,6 +225,10 @@ def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfi
                 "nothing: add features.weights=null, or set its own weights"
             )
         other = replace(other, pretrain=replace(other.pretrain, folder=f"{folder}/pretrain"))
+    elif other.model:
+        other = replace(other, features=replace(other.features, weights=backbone_uri(other)))
+    # It trains a head of its own, here.
+    other = replace(other, model="")
     return replace(other, fine_tune=replace(other.fine_tune, folder=f"{folder}/fine-tune"))
 
 
@@ -314,6 +320,8 @@ class Found:
     """Instances of each method whose vector is random."""
     notes: dict[str, str]
     """Methods that were not available, and why."""
+    few: list[str]
+    """What is not stated because cases are too few."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values; NaN becomes None."""
@@ -382,6 +390,8 @@ def scores_of(
     if len(search.queries) < 2:
         raise UserError("The labels need two characters that are known to differ, with two instances each.")
     order = np.array([place[one] for one in rows.instances])
+    queries = {"between": len(search.queries), "within": groups.queries}
+    series = {"between": len(set(rows.series[search.queries].tolist())), "within": len(groups.series)}
     values: dict[str, dict[str, dict[str, Value]]] = {}
     told: dict[str, tuple[Across, Tally]] = {}
     # The method that others are compared with comes first.
@@ -391,24 +401,36 @@ def scores_of(
     for name in methods:
         across, inside = told[name]
         ours, ours_inside = told[OURS]
-        ranks = _values(RANKS, across.ranks, ours.ranks, settings.draws, settings.seed)
+        ranks = _values(RANKS, across.ranks, ours.ranks, queries["between"], settings.draws, settings.seed)
         # These depend on which series there are, so a bootstrap over series gives no valid interval.
         nothing = [np.nan] * 5
         clusters = {score: _value(x, *nothing) for score, x in zip(CLUSTERS, across.clusters, strict=True)}
         values[name] = {
             "between": ranks | clusters,
-            "within": _values(SCORES, inside, ours_inside, settings.draws, settings.seed),
+            "within": _values(SCORES, inside, ours_inside, queries["within"], settings.draws, settings.seed),
         }
+        for where in (where for where in PLACES if queries[where] < ENOUGH):
+            values[name][where] = {score: _value(*[np.nan] * 6) for score in SCORES}
     facts = {
         "instances": len(order),
         "series": len(set(rows.series.tolist())),
-        "characters between series": len(search.queries),
+        "characters between series": queries["between"],
         "references between series": len(search.references),
-        "series within": len(groups.series),
+        "series within": series["within"],
+        "queries within": queries["within"],
         "sequences within": len(groups.sequences),
         "series and sequences too small": groups.skipped,
     }
-    return Found(facts, values, {name: method.guessed for name, method in methods.items()}, notes)
+    few = [
+        f"no scores {where} series: {count} queries, and {ENOUGH} are needed"
+        for where, count in queries.items()
+        if count < ENOUGH
+    ] + [
+        f"no lead {where} series: {series[where]} series, and {ENOUGH} are needed"
+        for where, count in queries.items()
+        if count >= ENOUGH > series[where]
+    ]
+    return Found(facts, values, {name: method.guessed for name, method in methods.items()}, notes, few)
 
 
 def _told(
@@ -419,7 +441,8 @@ def _told(
     return across, score_within(rows, groups, vectors, seed, method.rerank)
 
 
-def _values(names: Sequence[str], tally: Tally, ours: Tally, draws: int, seed: int) -> dict[str, Value]:
+def _values(names: Sequence[str], tally: Tally, ours: Tally, queries: int, draws: int, seed: int) -> dict[str, Value]:
+    """Scores with their intervals, whose cases are the series, and how far ours are ahead, of ENOUGH series."""
     count = len(tally.sums)
     if not count:
         return {name: _value(*[np.nan] * 6) for name in names}
@@ -431,6 +454,14 @@ def _values(names: Sequence[str], tally: Tally, ours: Tally, draws: int, seed: i
     values = both(np.ones((1, count)))[0]
     low, high = bootstrap(both, count, draws, seed)
     first, second = range(len(names)), range(len(names), 2 * len(names))
+    for own, name in enumerate(names):
+        there = tally.counts[:, own] > 0
+        # Adjusted scores of chance are about 0 and may lie below.
+        if there.any() and (name not in ADJUSTED or values[own] >= 0):
+            least = clustered(tally.sums[there, own], tally.counts[there, own], queries)
+            low[own], high[own] = widened(values[own], low[own], high[own], int(there.sum()), least)
+    if count < ENOUGH:
+        values[len(names) :] = low[len(names) :] = high[len(names) :] = np.nan
     return {
         name: _value(values[own], low[own], high[own], values[ahead], low[ahead], high[ahead])
         for name, own, ahead in zip(names, first, second, strict=True)

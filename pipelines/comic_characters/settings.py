@@ -8,7 +8,6 @@ from actors.comic_characters.crops import CropConfig
 from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.core.errors import UserError
 from actors.core.stage import Stage
-from actors.core.store import Store
 from actors.models import backbones
 from pipelines.comic_characters.augment_settings import ViewsConfig
 from pipelines.comic_characters.retrieval import Rerank
@@ -35,6 +34,10 @@ class PretrainTraining(TrainingConfig):
     clip: float | None = 0.5
     drop_last: bool = True
     checkpoint_s: float = 300.0
+    monitor: str = "retrieval"
+    """Validation metric that selects the best epoch. retrieval: MAP@R of labelled characters in the validation series;
+    without labels the mean reciprocal rank of another view of each picture. valid_loss (with mode=min): the loss."""
+    mode: Literal["min", "max"] = "max"
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,12 @@ class AssignConfig:
     """Clustering method on Euclidean distances: average linkage, or DBSCAN with one neighbour."""
     threshold: float | None = None
     """Largest distance, 0 to 2, between instances of one character. null: fitted on the validation split of `labels`;
-    else the one fitted before; else 0.82."""
+    else the one fitted before, here or in `model`; else, where none was ever fitted, 0.82."""
     constraints: bool = True
     """Keep instances of one panel apart, and boxes of a panel with one char_index together."""
-    bank: str = ""
+    bank: str | None = None
     """Character bank: a CSV of examples with columns name and instance (<series>_<page>_<panel>_<face|body>_<number>).
-    Clusters close to a character's examples get its name. Empty: no names."""
+    Clusters close to a character's examples get its name. null: the bank of `model`, if it has one. Empty: no names."""
     pictures: int = 24
     """Sequences, evenly spread, that get a picture with boxes."""
 
@@ -201,8 +204,8 @@ class ComicsConfig:
     """Name of a settings file that ships with the project (jobs/comic_characters/experiments/NAME.yaml). Your settings
     override it. Empty: none."""
     model: str = ""
-    """Output of another run, a path or s3://, whose trained model is used here: weights of both stages, the settings
-    that they were trained with, and the threshold. Empty: the model in `output`."""
+    """Output of another run, or a copy of its model/ folder, a path or s3://. Its model is used here: weights of both
+    stages, the settings that they were trained with, the threshold, and the bank. Empty: the model in `output`."""
     autoscaling: bool = False
     """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -223,28 +226,6 @@ class ComicsConfig:
     """Clustering of instances into characters."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"pictures": "input"}
-
-    @property
-    def trained(self) -> str:
-        """Where the trained model is."""
-        return self.model or self.output
-
-
-def settings_of_model(model: str) -> dict[str, Any]:
-    """The settings that a model was trained with, as a tree; raises UserError where `fine-tune` has left no record."""
-    uri = Store(model).uri("runs", "fine-tune.json")
-    record = Store(model).read_json("runs", "fine-tune.json")
-    if record is None:
-        raise UserError(f"model={model} holds no model: {uri} does not exist. Set it to the output of `fine-tune`.")
-    used = record["settings"]
-    tree: dict[str, Any] = {
-        "backbone": used["backbone"],
-        "pretrain": {"folder": used["pretrain"]["folder"]},
-        "fine_tune": {name: used["fine_tune"][name] for name in ("folder", "head")},
-    }
-    if used["features"]["weights"]:
-        tree["features"] = {"weights": used["features"]["weights"]}
-    return tree
 
 
 def gpus(gpus: int) -> dict[str, float]:

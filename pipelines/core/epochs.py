@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,11 @@ from pipelines.core.curves import Row, Scalars
 from pipelines.core.progress import ProgressFile
 from pipelines.core.training_config import OWN_VALUES, TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Rows, Share, pieces, row_count
+
+TRAINING = 0.9
+"""Share of an epoch that counts as done when its training rows are, before validation."""
+INSIDE_S = 5.0
+"""Seconds between two writes of how far an epoch is."""
 
 
 def run_epochs(
@@ -86,7 +91,8 @@ class _Training:
         if empty := _agreed([name for name in self.rows if self.rows[name].empty], self.device):
             return f"there are no rows in {' and '.join(empty)}"
         self.scalars = Scalars(output, len(self.history)) if self.rank == 0 else None
-        self.report = ProgressFile(output) if self.rank == 0 else None
+        self.report = ProgressFile(output, len(self.history)) if self.rank == 0 else None
+        self.total = self.rows["train"].count
         return ""
 
     def epoch(self, saved: float) -> tuple[bool, str]:
@@ -102,11 +108,12 @@ class _Training:
         if config.drop_last:
             shares = (share for share in shares if share.rows == config.batch_size)
         total, count = train_epoch(
-            *(self.model, self.optimizer, shares, self.loss, config.accumulate),
+            *(self.model, self.optimizer, self._counted(shares), self.loss, config.accumulate),
             *(self.workers, self.autocast, config.clip),
         )
         if not count:
             return False, f"there are fewer rows in train than batch_size={config.batch_size}: lower it"
+        self.total = count
         if self.workers > 1:
             distributed.all_reduce(total)
         row: Row = {"epoch": number + 1, "train_loss": total.item() / count, "learning_rate": rate}
@@ -122,7 +129,22 @@ class _Training:
             self._add(row)
         return due, problem
 
+    def _counted(self, shares: Iterable[Share]) -> Iterator[Share]:
+        """The shares of an epoch; says how far it is, once each is dealt with."""
+        seen = 0
+        for share in shares:
+            yield share
+            seen += share.rows
+            # The rows of the first epoch are not known where they are streamed.
+            part = min(seen / self.total, 1) * TRAINING if self.total else 0
+            if self.report is not None:
+                note = f"epoch {len(self.history) + 1}: {seen:,} rows{self._latest()}"
+                self.report.write(len(self.history) + part, note, INSIDE_S)
+
     def _validated(self) -> dict[str, float]:
+        if self.report is not None:
+            note = f"epoch {len(self.history) + 1}: validation{self._latest()}"
+            self.report.write(len(self.history) + TRAINING, note, INSIDE_S)
         self.bare.eval()
         with torch.inference_mode(), self.autocast():
             return self.evaluate(self.bare, self.rows["valid"].batches(self.config.batch_size))
@@ -134,7 +156,11 @@ class _Training:
             if best_epoch(self.history, self.config) == len(self.history):
                 self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.bare.state_dict().items()}
         if self.report is not None:
-            self.report.write(len(self.history), f"{self.config.monitor} {row[self.config.monitor]:.4g}")
+            self.report.write(len(self.history), f"epoch {len(self.history)}{self._latest()}")
+
+    def _latest(self) -> str:
+        """The monitored value of the last epoch."""
+        return f", {self.config.monitor} {self.history[-1][self.config.monitor]:.4g}" if self.history else ""
 
     def save(self) -> None:
         """Make a checkpoint; all workers call it."""
@@ -147,7 +173,7 @@ class _Training:
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    shares: Iterable["Share"],
+    shares: Iterable[Share],
     loss: Callable[[nn.Module, Tensors], Tensor],
     accumulate: int = 1,
     workers: int = 1,

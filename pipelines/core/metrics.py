@@ -20,6 +20,8 @@ AVERAGES = ("micro", "macro", "weighted")
 
 ENOUGH = 10
 """Below so many cases of a kind, a rank statistic or a calibration is not reported: chance decides it."""
+FEW = 30
+"""Below so many cases, an interval of the bootstrap is widened: it is too narrow there."""
 _NORMAL = 1.959964
 """The 97.5 % point of the normal distribution."""
 
@@ -44,18 +46,38 @@ def effective(counts: Sequence[int]) -> float:
     return len(counts) ** 2 / sum(1 / count for count in counts) if len(counts) else 0.0
 
 
-def clustered(hits: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+def clustered(hits: np.ndarray, count: np.ndarray, most: float | None = None) -> tuple[float, float]:
     """The 95 % interval of a share of cases that come in groups, such as pictures of films; never of width 0.
 
-    hits, count: (G,), right cases and cases of each group. It is Wilson's for as many independent cases as have the
-    variance of the ratio between groups (Kish 1965, the design effect); where groups do not differ, for the groups.
+    hits, count: (G,), right cases and cases of each group; hits may be sums of values in 0..1. most: cases at most, the
+    sum of count if None. It is Wilson's for as many independent cases as have the variance of the ratio between groups
+    (Kish 1965, the design effect), which of few groups is as uncertain as Student's t says; where groups do not differ,
+    for the groups.
     """
+    from scipy import stats
+
     groups, share = len(count), hits.sum() / count.sum()
     residuals = hits - share * count
     variance = (residuals**2).sum() / count.sum() ** 2 * groups / max(groups - 1, 1)
+    variance *= (stats.t.ppf(0.975, max(groups - 1, 1)) / _NORMAL) ** 2
     alike = share * (1 - share)
-    cases = min(alike / variance, count.sum()) if variance > 0 else groups
+    cases = min(alike / variance, count.sum() if most is None else most) if variance > 0 else groups
     return wilson(float(share), float(max(cases, 1)))
+
+
+def widened(
+    value: float, low: float, high: float, cases: float, least: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """The interval of a bootstrap, at least as wide as another where cases are FEW, or where all draws agree.
+
+    A bootstrap draws what there is: of few cases that are all right it makes an interval of width 0. NaN stays NaN.
+
+    least: the other interval; None: Wilson's, since no mean of values in 0..1 varies more than a share does.
+    """
+    if np.isnan(value) or (cases >= FEW and high > low):
+        return low, high
+    ends = wilson(value, cases) if least is None else least
+    return float(np.nanmin([low, ends[0]])), float(np.nanmax([high, ends[1]]))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -150,7 +172,8 @@ def table(
     """One row a class, then AVERAGES: precision, recall, f1 at the thresholds (C,), support, and ap with its interval.
 
     All in 0..1. A draw holds some films twice, which lifts average precision a little, most for rare classes; the
-    interval lies high by as much. Precision is 0 where nothing is chosen; a class that does not occur has recall, f1
+    interval lies high by as much. Its cases, where these are few (`widened`), are the films that have the class, and
+    all films for AVERAGES. Precision is 0 where nothing is chosen; a class that does not occur has recall, f1
     and ap NaN.
     """
     import pandas as pd
@@ -171,7 +194,10 @@ def table(
     columns["support"] = np.concatenate([support, [support.sum()] * len(AVERAGES)])
     columns["ap"] = _precisions(scores, truth, np.ones((1, len(scores))))[0]
     low, high = bootstrap(lambda weights: _precisions(scores, truth, weights), len(scores), draws, seed)
-    return pd.DataFrame({**columns, "ap_low": low, "ap_high": high}, pd.Index([*names, *AVERAGES], name="class"))
+    cases = [*support.tolist(), *[len(scores)] * len(AVERAGES)]
+    ends = [widened(*one) for one in zip(columns["ap"], low, high, cases, strict=True)]
+    columns["ap_low"], columns["ap_high"] = np.array(ends).T
+    return pd.DataFrame(columns, pd.Index([*names, *AVERAGES], name="class"))
 
 
 def _counted(hits: np.ndarray, chosen: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:

@@ -79,7 +79,8 @@ class Progress:
 
     def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
         self.stage, self.total, self.unit = stage, total, unit
-        self.done = 0
+        self.done: float = 0
+        self._before: float = 0
         self._started = time.monotonic()
         self._interval = FIRST_S
         self._next = self._started + FIRST_S
@@ -108,10 +109,14 @@ class Progress:
     @property
     def rate(self) -> float:
         """How much is done a second, since the stage began."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count what is done; note: more that a line should say, as a loss."""
+    def resume(self, done: float) -> None:
+        """Count what an earlier run had done, which says nothing of the rate."""
+        self.done = self._before = done
+
+    def advance(self, count: float = 1, note: str = "") -> None:
+        """Count what is done, 0 to say that the stage still runs; note: more that a line should say, as a loss."""
         self.done += count
         now = time.monotonic()
         if self._task is not None and Progress._live is not None:
@@ -128,7 +133,7 @@ class Progress:
     @property
     def remaining_s(self) -> float | None:
         """Seconds left at the rate so far; None where that is not known."""
-        if self.total is None or not self.done:
+        if self.total is None or self.done <= self._before:
             return None
         return round((self.total - self.done) / self.rate, 1)
 
@@ -136,11 +141,13 @@ class Progress:
         return line(self.stage, self.done, self.total, self.unit, self.rate, self.remaining_s)
 
 
-def line(stage: str, done: int, total: int | None, unit: str, rate: float, remaining_s: float | None) -> str:
-    """Progress as a line of text."""
+def line(stage: str, done: float, total: int | None, unit: str, rate: float, remaining_s: float | None) -> str:
+    """Progress as a line of text; of what is done in part, with one digit."""
+    count = f"{done:,}" if done == int(done) else f"{done:,.1f}"
     of = "" if total is None else f" of {total:,}"
     left = "" if remaining_s is None else f", {duration(remaining_s)} left"
-    return f"{stage}: {done:,}{of} {unit}, {rate:.3g}/s{left}"
+    speed = f", {rate:.3g}/s" if rate or done else ""
+    return f"{stage}: {count}{of} {unit}{speed}{left}"
 
 
 def duration(seconds: float) -> str:
@@ -159,28 +166,62 @@ def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = 
             progress.advance(count(item))
 
 
+@contextmanager
+def ticking(progress: Progress, note: str = "") -> Iterator[None]:
+    """Show that a stage still runs, while one step of it says nothing."""
+    with _polling(lambda: progress.advance(0, note)):
+        yield
+
+
+@contextmanager
+def _polling(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` every FOLLOW_S."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(FOLLOW_S):
+            look()
+
+    # In a copy of the context, where the verb's progress file is known.
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class ProgressFile:
-    """How a training worker tells the driver how far it is: a file below the output, written once a second at most."""
+    """How a training worker tells the driver how far it is: a file below the output.
 
-    def __init__(self, output: str) -> None:
-        self._store, self._written = Store(output), -math.inf
+    begin: what was done before, by an earlier run.
+    """
 
-    def write(self, done: int, note: str) -> None:
-        """Write how much is done, and a note such as a loss."""
-        if time.monotonic() - self._written >= 1:
-            self._store.write_json({"done": done, "note": note}, PROGRESS_FILE)
+    def __init__(self, output: str, begin: float = 0) -> None:
+        self._store, self._written, self._begin = Store(output), -math.inf, begin
+
+    def write(self, done: float, note: str, every: float = 1.0) -> None:
+        """Write how much is done, and a note such as a loss, if the last time is so many seconds ago."""
+        if time.monotonic() - self._written >= every:
+            self._store.write_json({"done": done, "note": note, "begin": self._begin}, PROGRESS_FILE)
             self._written = time.monotonic()
 
 
 @contextmanager
 def following(output: str, progress: Progress) -> Iterator[None]:
     """Show what workers write into the progress file while the driver waits for them; removes the file in the end."""
-    store, over = Store(output), threading.Event()
+    store, note, known = Store(output), "workers start", False
 
-    def follow() -> None:
-        while not over.wait(FOLLOW_S):
-            if (about := store.read_json(PROGRESS_FILE)) and about["done"] != progress.done:
-                progress.advance(about["done"] - progress.done, about["note"])
+    def look() -> None:
+        nonlocal note, known
+        if about := store.read_json(PROGRESS_FILE):
+            if not known:
+                progress.resume(about["begin"])
+            known, note = True, about["note"]
+            progress.advance(about["done"] - progress.done, note)
+        else:
+            progress.advance(0, note)
 
     def clear() -> None:
         if store.read_json(PROGRESS_FILE) is not None:
@@ -188,13 +229,8 @@ def following(output: str, progress: Progress) -> Iterator[None]:
 
     # What a killed training left says nothing of this one.
     clear()
-    # In a copy of the context, where the verb's progress file is known.
-    thread = threading.Thread(target=copy_context().run, args=(follow,), daemon=True)
-    with progress:
-        thread.start()
-        try:
+    try:
+        with progress, _polling(look):
             yield
-        finally:
-            over.set()
-            thread.join()
-            clear()
+    finally:
+        clear()

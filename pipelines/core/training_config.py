@@ -92,10 +92,20 @@ def learning_rate(config: TrainingConfig, epoch: int) -> float:
 
 
 def best_epoch(history: list[Row], config: TrainingConfig) -> int:
-    """Number of the first epoch with the best monitored value; 0 where none is a number."""
-    numbers = [(row[config.monitor], int(row["epoch"])) for row in history if not math.isnan(row[config.monitor])]
+    """Number of the epoch with the best monitored value; 0 where none is a number.
+
+    Of equal values, as when all is found, the least valid_loss counts, then the first epoch.
+    """
     sign = 1 if config.mode == "min" else -1
-    return min(((sign * value, epoch) for value, epoch in numbers), default=(0, 0))[1]
+    numbers = [row for row in history if not math.isnan(row[config.monitor])]
+    ranked = (
+        (sign * row[config.monitor], _number(row.get("valid_loss", math.inf)), int(row["epoch"])) for row in numbers
+    )
+    return min(ranked, default=(0.0, 0.0, 0))[2]
+
+
+def _number(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def finished(history: list[Row], config: TrainingConfig) -> bool:

@@ -46,6 +46,8 @@ class Rows:
             names = blocks[0] if blocks else ()
             self._kept = {name: torch.cat([block[name] for block in blocks]).to(device) for name in names}
         self.empty = not rows
+        self.count = rows if self._kept is not None else None
+        """How many rows there are; None where they are streamed."""
         self._window = max(1, rows * keep_bytes // max(size, 1))
 
     def shares(self, batch_size: int, seed: Sequence[int], worker: int = 0, workers: int = 1) -> Iterator[Share]:

@@ -15,7 +15,8 @@ def judged(labels: np.ndarray, chance: np.ndarray, videos: np.ndarray, seed: int
 
     Measures: accuracy (at 0.5), roc_auc, pr_auc (average precision of "good"), brier, and gain, by how much accuracy is
     above always answering the majority. Intervals are percentiles of a bootstrap that draws whole videos, since the
-    scenes of one are not independent of each other (Field and Welsh 2007, Bootstrapping clustered data).
+    scenes of one are not independent of each other (Field and Welsh 2007, Bootstrapping clustered data). Where videos
+    are few they are wider, and never of width 0 (`metrics.widened`).
 
     Args:
         labels: (N,) 0 or 1
@@ -32,12 +33,32 @@ def judged(labels: np.ndarray, chance: np.ndarray, videos: np.ndarray, seed: int
     )
     good = float(labels.mean())
     share = max(good, 1 - good)
+    for number, (count, least) in enumerate(_least(labels, chance, videos)):
+        lows[number], highs[number] = metrics.widened(values[number], lows[number], highs[number], count, least)
+    # Gain is accuracy less the share of the majority.
+    lows[-1], highs[-1] = min(lows[-1], lows[0] - share), max(highs[-1], highs[0] - share)
     always = (share, 0.5, good, 1 - share, 0.0)
     report = {}
     for name, *numbers in zip(MEASURES, values, lows, highs, always, strict=True):
         each = zip(("value", "low", "high", "always"), numbers, strict=True)
         report[name] = {key: round(float(number), 4) for key, number in each}
     return report
+
+
+def _least(
+    labels: np.ndarray, chance: np.ndarray, videos: np.ndarray
+) -> list[tuple[float, tuple[float, float] | None]]:
+    """Of accuracy, roc_auc, pr_auc and brier: the videos that they depend on, and the least interval of few."""
+    count = np.bincount(videos)
+    hits = np.bincount(videos, (chance >= 0.5) == labels)
+    squares = np.bincount(videos, (chance - labels) ** 2)
+    good, bad = (len(np.unique(videos[labels == kind])) for kind in (1, 0))
+    return [
+        (len(count), metrics.clustered(hits, count)),
+        (min(good, bad), None),
+        (good, None),
+        (len(count), metrics.clustered(squares, count)),
+    ]
 
 
 def _measures(labels: np.ndarray, chance: np.ndarray, weights: np.ndarray) -> np.ndarray:

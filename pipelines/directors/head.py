@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from actors.core.checkpoints import Tensors
 from actors.directors.head_settings import HeadConfig
 from pipelines.core.curves import Row
+from pipelines.core.progress import Progress
 from pipelines.core.training_config import TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Share
 from pipelines.directors.frames import TRAIN, VALID, Frames
@@ -80,18 +81,22 @@ def fit_stored(work: Task, config: DirectorsConfig, about: dict[str, Any]) -> tu
     return trained.model, trained.history, trained.best_epoch
 
 
-def fit_here(work: Task, config: TrainingConfig) -> FrameHead:
-    """Train in this process, without checkpoints: for folds and comparisons whose weights are not stored."""
+def fit_here(work: Task, config: TrainingConfig, name: str = "train") -> FrameHead:
+    """Train in this process, without checkpoints: for folds and comparisons whose weights are not stored.
+
+    name: what it is called in the log.
+    """
     threads = torch.get_num_threads()
     # In layers this small, threads wait for each other longer than they compute.
     torch.set_num_threads(1)
     try:
-        return _fit_here(work, config)
+        with Progress(name, config.epochs, "epochs") as progress:
+            return _fit_here(work, config, progress)
     finally:
         torch.set_num_threads(threads)
 
 
-def _fit_here(work: Task, config: TrainingConfig) -> FrameHead:
+def _fit_here(work: Task, config: TrainingConfig, progress: Progress) -> FrameHead:
     from pipelines.core.epochs import train_epoch
 
     torch.manual_seed(config.seed)
@@ -99,22 +104,34 @@ def _fit_here(work: Task, config: TrainingConfig) -> FrameHead:
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     train, valid = ({"vector": torch.from_numpy(x), "label": torch.from_numpy(y)} for x, y in (work.train, work.valid))
     history: list[Row] = []
-    best = {}
+    best, note = {}, ""
     while not finished(history, config):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, len(history))
         head.train()
         order = torch.randperm(len(train["label"])).split(config.batch_size)
         shares = (Share({name: column[rows] for name, column in train.items()}, len(rows), True) for rows in order)
+        shares = counted(shares, progress, len(history), len(train["label"]), note)
         total, count = train_epoch(head, optimizer, shares, work.loss, config.accumulate)
         head.eval()
         with torch.inference_mode():
             values = work.values(head, [valid])
         history.append({"epoch": len(history) + 1, "train_loss": total.item() / count, **values})
+        note = f", {config.monitor} {history[-1][config.monitor]:.4g}"
+        progress.advance(len(history) - progress.done, f"epoch {len(history)}{note}")
         if best_epoch(history, config) == len(history):
             best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.load_state_dict(best)
     return head.eval()
+
+
+def counted(shares: Iterable[Share], progress: Progress, before: int, total: int, note: str) -> Iterator[Share]:
+    """The shares of an epoch; counts each once it is dealt with, as its part of the epoch after so many before."""
+    seen = 0
+    for share in shares:
+        yield share
+        seen += share.rows
+        progress.advance(before + 0.9 * seen / total - progress.done, f"epoch {before + 1}{note}")
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.core.metrics import ENOUGH
+from pipelines.core.progress import Progress, ticking, tracked
 from pipelines.directors.baselines import MANY, compared
 from pipelines.directors.frames import NONE, TEST, TRAIN, VALID, Frames
 from pipelines.directors.metrics import (
@@ -52,13 +53,16 @@ def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig
     from pipelines.directors.head import fit_here, logits, task
 
     found = Measured()
-    for number, part in enumerate(parts):
+    steps = Progress("measure", len(parts), "folds" if len(parts) > 1 else "split")
+    for number, part in enumerate(tracked(parts, steps)):
         work = task(frames, frames.labels, _thinned(part, config), len(frames.directors), config.head)
-        model = head if head is not None and number == 0 else fit_here(work, config.training)
+        model = head if head is not None and number == 0 else fit_here(work, config.training, _named(number, parts))
         valid, test = part == VALID, part == TEST
         warmth = temperature(logits(model, frames.vectors[valid]), frames.labels[valid])
         answers = logits(model, frames.vectors[test])
-        methods = {"head": log_softmax(answers / warmth, 1), **compared(frames, part, config)}
+        with ticking(steps, "baselines"):
+            others = compared(frames, part, config)
+        methods = {"head": log_softmax(answers / warmth, 1), **others}
         for name, block in methods.items():
             found.answers.setdefault(name, []).append(block)
         found.raw.append(log_softmax(answers, 1))
@@ -67,6 +71,10 @@ def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig
         if len(parts) > 1:
             log.info("measured fold %d of %d", number + 1, len(parts))
     return found
+
+
+def _named(number: int, parts: Sequence[np.ndarray]) -> str:
+    return f"train, fold {number + 1}" if len(parts) > 1 else "train, for comparison"
 
 
 def _thinned(parts: np.ndarray, config: DirectorsConfig) -> np.ndarray:
@@ -124,7 +132,7 @@ def unknown(
         strangers = np.where(strangers == TRAIN, NONE, strangers)
         parts = np.where(labels < 0, NONE, parts)
         work = task(frames, labels, _thinned(parts, config), len(left), config.head)
-        head = fit_here(work, config.training)
+        head = fit_here(work, config.training, "train, for unknown directors")
         warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
         source = f"a head trained without {directors - len(left)} of the directors"
     found: dict[str, Any] = {"strangers": source, "threshold": {}, "auroc": {}, "tested": {}}

@@ -21,6 +21,7 @@ from actors.core.store import Store
 from actors.models.backbones import check_backbone
 from actors.models.backbones import name as space
 from pipelines.core.film_vectors import read_films
+from pipelines.core.progress import Progress, ticking
 from pipelines.directors.baselines import known_style, style_importance
 from pipelines.directors.frames import STYLE, VALID, Frames, frames_of_films, frames_of_pictures, parts_of
 from pipelines.directors.measure import Measured, measure, tabled, unknown
@@ -152,7 +153,7 @@ def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
             "case": "film" if frames.films_known else "picture",
         },
         "unknown": unknown(frames, parts, head, warmth, config),
-        "importance": style_importance(frames, parts, config),
+        "importance": _importance(frames, parts, config),
         "style": _style_by_director(frames),
         "epochs": {"trained": len(history), "best": best},
         "folds": config.folds,
@@ -162,6 +163,11 @@ def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
     if isinstance(config.plot, str):
         storage.write_bytes(plot_uri(config.plot), storage.read_bytes(store.uri("curves.png")))
     return report | {"answers": answers, "raw": raw, "labels": labels, "rows": rows}
+
+
+def _importance(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> list[dict[str, Any]]:
+    with Progress("importance of style", 1, "forest") as progress, ticking(progress):
+        return style_importance(frames, parts, config)
 
 
 def plot_uri(path: str) -> str:

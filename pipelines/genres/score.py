@@ -18,7 +18,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.models.clip import EmbeddingsConfig, embed_texts, load_clip
 from pipelines.core.film_vectors import Films
-from pipelines.core.metrics import AVERAGES, difference, table
+from pipelines.core.metrics import AVERAGES, ENOUGH, difference, table
 from pipelines.genres.embed import clip
 from pipelines.genres.process import fused, read_any
 from pipelines.genres.train import LearnConfig, frames_of, learn, parts_of
@@ -293,20 +293,34 @@ def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def figures(judged: Judged, draws: int) -> dict[str, Any]:
-    """What becomes score.json: the table per genre, and each method's averages with its lead; all in 0..1."""
+    """What becomes score.json: the table per genre, and each method's averages with its lead; all in 0..1.
+
+    Average precision of fewer than ENOUGH films is not there, and a note says so: of a genre it is null, of a method
+    empty.
+    """
+    films, notes = len(judged.films), list(judged.notes)
+    genres = per_genre(judged, draws)
+    rare = [name for name in judged.films.genre_names if 0 < genres.support[name] < ENOUGH]
+    if films < ENOUGH:
+        notes.append(f"average precision and calibration are not measured: {films} films, and {ENOUGH} are needed")
+        rare = list(genres.index)
+    elif rare:
+        named = ", ".join(rare[:5]) + (f" and {len(rare) - 5} others" if len(rare) > 5 else "")
+        notes.append(f"no average precision of {named}: fewer than {ENOUGH} films have such a genre")
+    genres.loc[rare, ["ap", "ap_low", "ap_high"]] = np.nan
     methods = {}
     for name in judged.answers:
-        leading = lead(judged, name, draws)
+        leading = lead(judged, name, draws) if films >= ENOUGH else None
         methods[name] = {
-            "ap": _plain(ap(judged, name, draws)),
+            "ap": _plain(ap(judged, name, draws)) if films >= ENOUGH else {},
             "lead_on_logistic_regression": None if leading is None else _plain(leading),
         }
     return {
-        "films": len(judged.films),
+        "films": films,
         "detail": judged.best,
-        "table": _plain(per_genre(judged, draws)),
+        "table": _plain(genres),
         "methods": methods,
-        "notes": judged.notes,
+        "notes": notes,
     }
 
 

@@ -16,7 +16,7 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films, split
-from pipelines.core.metrics import average_precision, averages, bootstrap, thresholds
+from pipelines.core.metrics import ENOUGH, average_precision, averages, bootstrap, thresholds, widened
 from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres.process import fused, read_any
 
@@ -77,7 +77,8 @@ class LearnConfig(HeadConfig):
     weight_decay: float = 0.0
     """Weight decay of AdamW; 0 makes it Adam."""
     patience: int = 160
-    """Early stopping: epochs without a better validation loss."""
+    """Early stopping: epochs without a better macro average precision of the validation films, or, of fewer than 10,
+    without a better validation loss. The best epoch is kept."""
     seed: int = 0
     """Seed of the split, the initial weights and the order of films."""
     workers: int = 1
@@ -264,7 +265,7 @@ def learn(films: Films, valid: Films | None, config: LearnConfig, output: str) -
         partial(_loss, config.loss, weights if config.class_weights_crossentropy else None),
         _validate,
         {"train": _dataset(films, config), "valid": _dataset(valid, config)},
-        config.training(),
+        monitored(config.training(), valid),
         output=output,
         settings={"head": asdict(config.layers()), "loss": [config.loss, config.class_weights_crossentropy]}
         | {"films": films.ids, "valid": valid.ids, "sequence_length": config.sequence_length},
@@ -272,6 +273,18 @@ def learn(films: Films, valid: Films | None, config: LearnConfig, output: str) -
     model = GenreModel(trained.model, config, films.genre_names, np.full(classes, 0.5), dimensions)
     found = thresholds(model.probabilities(valid), valid.whole().genres, most=MOST)
     return replace(model, thresholds=found)
+
+
+def monitored(training: TrainingConfig, valid: Films) -> TrainingConfig:
+    """The descent, whose best epoch has the best macro average precision of validation, if there are ENOUGH films.
+
+    The loss of validation does not weight genres as training does, and grows with certainty while films are ranked
+    better.
+    """
+    whole = valid.whole()
+    if len(whole) < ENOUGH or not whole.genres.any():
+        return training
+    return replace(training, monitor="valid_macro_ap", mode="max")
 
 
 def _joined(films: Films, others: Films | None) -> Films:
@@ -343,7 +356,8 @@ def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[st
 def train(config: TrainConfig) -> dict[str, Any]:
     """Split films, learn, answer for the test films (test.parquet), and keep a model (model/).
 
-    Returns how many films each part has, and the macro and weighted average precision on the test films.
+    Returns how many films each part has, and the macro and weighted average precision on the test films, unless these
+    are too few.
     """
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     if not films.whole().genres.any():
@@ -364,14 +378,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.solved if config.refit is None else config.refit:
         model = learn(films, None, settings, store.uri("training"))
     model.save(store)
+    counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
+    about = {"films": counts, "genres": int((labels.sum(0) > 0).sum())}
+    if len(labels) < ENOUGH:
+        return {**about, "test_ap": {}, "note": f"{len(labels)} test films, and {ENOUGH} are needed"}
     low, high = bootstrap(lambda weights: _means(answers, labels, weights), len(labels), DRAWS, config.seed)
     found = _means(answers, labels, np.ones((1, len(labels))))[0]
-    counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
+    ends = [widened(*one, len(labels)) for one in zip(found.tolist(), low.tolist(), high.tolist(), strict=True)]
     return {
-        "films": counts,
-        "genres": int((labels.sum(0) > 0).sum()),
+        **about,
         "test_ap": dict(zip(MEANS, found.tolist(), strict=True)),
-        "test_ap_95": {name: list(ends) for name, *ends in zip(MEANS, low.tolist(), high.tolist(), strict=True)},
+        "test_ap_95": {name: list(pair) for name, pair in zip(MEANS, ends, strict=True)},
     }
 
 

@@ -45,19 +45,21 @@ from actors.movie_characters.diffusion_classifier import (
     QuestionConfig,
     StagesConfig,
     decide,
+    looks,
 )
 from actors.movie_characters.identities import Learnt, find_learnt
 from actors.movie_characters.names import Picture, group_by_class
 from actors.movie_characters.noise_losses import Loss, Weighting
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of, set_context
+from pipelines.movie_characters.certainty import CERTAIN, calibrated, in_words
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.preselect import Numbers, PreselectConfig, Preselection
 from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_about, write_csv
 
 log = logging.getLogger(__name__)
 
-CERTAINTY = (IMAGE, "answer", "p", "margin", "evaluations", "asked")
+CERTAINTY = (IMAGE, "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked")
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,9 @@ class Outcome:
     of_full: int
     """Evaluations that every identity at every one of the evenly spaced timesteps takes."""
     certain: int
-    """Answers with a p of at most 0.05."""
+    """Answers with a p of at most 0.05, judged by the other images."""
+    judged: int
+    """Answers whose certainty can be stated."""
     preselected: int = 0
     """Pictures for which the preselection left identities out."""
     saved: int = 0
@@ -307,8 +311,10 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
     answered = _answered(config, plan.identities, plan.digests, plan.chosen)
     # One that can no longer be read may have answers of some identities.
     sound = [name for name, asked in plan.chosen.items() if len(answered[name]) == len(asked)]
-    answers = {name: _decided(answered[name], name, plan) for name in sound}
-    _write_tables(store, answers, plan)
+    looked = len(looks(config.stages)) if config.method == "staged" else 1
+    answers = {name: _decided(answered[name], name, plan, looked) for name in sound}
+    p = _calibrated(answered, answers, plan)
+    _write_tables(store, answers, p, plan)
     silent = [picture.name for picture in plan.pictures if picture.name not in answers]
     write_about(store.root, f"diffusion, {config.mode}", False, answers, silent)
     every = plan.cost(range(len(plan.identities)))
@@ -319,7 +325,8 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
         Counter(row["error"] for row in bad),
         sum(answer.evaluations for answer in answers.values()),
         config.num_inference_steps * every * len(answers),
-        sum(answer.p <= 0.05 for answer in answers.values()),
+        sum(one <= CERTAIN for one in p.values()),
+        sum(np.isfinite(one) for one in p.values()),
         sum(count > 0 for count in left_out),
         sum(left_out) * each,
     )
@@ -347,14 +354,29 @@ def _evaluate(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
         yield from json.loads(row["bad"])
 
 
-def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
+def _calibrated(answered: dict[str, dict[int, np.ndarray]], answers: dict[str, Answer], plan: Plan) -> dict[str, float]:
+    """The p of each answer, judged by the other images; NaN where none can be stated.
+
+    Over the pairs that all identities had in all images: what is typical of an identity depends on the timesteps, so
+    that it is not the same over the few pairs of one that was eliminated and the many of another.
+    """
+    shared = min((len(row) for name in answers for row in answered[name].values()), default=0)
+    losses = np.full((len(answers), len(plan.identities)), np.nan)
+    for row, name in enumerate(answers):
+        for number, found in answered[name].items():
+            losses[row, number] = found[:shared].astype(np.float64).mean()
+    p = calibrated(losses, [answer.best for answer in answers.values()])
+    return dict(zip(answers, p.tolist(), strict=True))
+
+
+def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan, looked: int) -> Answer:
     """The answer for a picture, with losses of all identities: also of those that the preselection left out."""
     asked = list(plan.chosen[picture])
     spent = np.full((len(asked), max(map(len, found.values()))), np.nan)
     for row, number in enumerate(asked):
         spent[row, : len(found[number])] = found[number]
     cost = sum(len(row) * plan.cost([number]) for number, row in found.items())
-    answer = replace(decide(spent), evaluations=cost)
+    answer = replace(decide(spent, looked), evaluations=cost)
     scores = plan.preselection.scores(picture) if plan.preselection else None
     if scores is None:
         return answer
@@ -367,7 +389,7 @@ def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan) -> Answer:
     return replace(answer, losses=losses, best=asked[answer.best])
 
 
-def _write_tables(store: Store, answers: dict[str, Answer], plan: Plan) -> None:
+def _write_tables(store: Store, answers: dict[str, Answer], p: dict[str, float], plan: Plan) -> None:
     """Write the tables of each class; rows of other pictures stay."""
     import pandas as pd
 
@@ -379,13 +401,26 @@ def _write_tables(store: Store, answers: dict[str, Answer], plan: Plan) -> None:
             for name, answer in own
             for number in answer.losses.argsort(kind="stable")
         ]
+        words = in_words(np.array([p[name] for name, _ in own]))
         sure = [
-            (name, identities[one.best], one.p, one.margin, one.evaluations, len(plan.chosen[name]))
-            for name, one in own
+            (
+                name,
+                identities[one.best],
+                p[name],
+                said,
+                one.p_noise,
+                one.margin,
+                one.evaluations,
+                len(plan.chosen[name]),
+            )
+            for (name, one), said in zip(own, words, strict=True)
         ]
         for rows, columns, suffix in ((fits, RESULTS, SUFFIX), (sure, CERTAINTY, "_certainty.csv")):
             table, uri = pd.DataFrame(rows, columns=list(columns)), store.uri(f"{cls}{suffix}")
             if storage.exists(uri):
                 before = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype={IMAGE: str})
-                table = pd.concat([before[~before[IMAGE].isin(names)], table])
+                if columns is CERTAINTY and "certainty" not in before:
+                    # Of an earlier version, whose p was over the noise of one image.
+                    before["p"] = np.nan
+                table = pd.concat([before[~before[IMAGE].isin(names)], table])[list(columns)]
             write_csv(uri, table.sort_values(IMAGE, kind="stable"))

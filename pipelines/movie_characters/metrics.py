@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -78,6 +78,34 @@ def reference_precision(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
     found = answers(scores)
     right = (found == truth).groupby(found).mean()
     return right.reindex(scores.columns).fillna(0.0)
+
+
+def map_interval(
+    scores: pd.DataFrame, truth: pd.Series, formula: Literal["average_precision", "reference"], draws: int = 1000
+) -> tuple[float, float]:
+    """The 95 % interval of the mean over classes of `average_precision` or `reference_precision`.
+
+    Of the bootstrap over images, and where these are few, at least that of a share of as many images.
+    """
+    images = len(truth)
+    labels = truth.to_numpy()[:, None] == scores.columns.to_numpy()[None]
+    if formula == "reference":
+        named = (answers(scores).to_numpy()[:, None] == scores.columns.to_numpy()[None]).astype(float)
+
+        def mean(weights: np.ndarray) -> np.ndarray:
+            count = weights @ named
+            right = np.divide(weights @ (named * labels), count, out=np.zeros_like(count), where=count > 0)
+            return right.mean(1, keepdims=True)
+    else:
+        ranks = scores.rank(axis=1, ascending=False, method="average", na_option="bottom").to_numpy()
+        there = labels.any(0)
+
+        def mean(weights: np.ndarray) -> np.ndarray:
+            each = ranking.average_precision(-ranks[:, there], labels[:, there], weights)
+            return ranking.averages(each, weights @ labels[:, there])["macro"][:, None]
+
+    low, high = ranking.bootstrap(mean, images, draws)
+    return ranking.widened(float(mean(np.ones((1, images)))[0, 0]), float(low[0]), float(high[0]), images)
 
 
 def reciprocal_rank(scores: pd.DataFrame, truth: pd.Series) -> float:

@@ -114,8 +114,22 @@ def write_topk(config: TopkConfig, results: Results) -> dict[int, pd.Series]:
     return tables
 
 
-def write_map(config: MapConfig, results: Results) -> pd.Series:
-    """Write the table of average precisions, of classes that can be answered and have images; returns it."""
+@dataclass(frozen=True)
+class Precisions:
+    """What `score map` found."""
+
+    values: pd.Series
+    """By class, in 0..1; last the mean, NaN where it is not stated."""
+    images: pd.Series
+    """Images of each class, and of all."""
+    interval: tuple[float, float] | None
+    """The 95 % interval of the mean; None where it is not stated."""
+    note: str = ""
+    """Why the mean is not stated."""
+
+
+def write_map(config: MapConfig, results: Results) -> Precisions:
+    """Write the table of average precisions, of classes that can be answered and have images."""
     import pandas as pd
 
     scores, truth = by_class(results), results.images
@@ -123,10 +137,16 @@ def write_map(config: MapConfig, results: Results) -> pd.Series:
         values = ident.reference_precision(scores, truth)
     else:
         values = ident.average_precision(scores, truth).dropna()
-    values = _closed(values, "mAP")
+    counts = truth.value_counts().reindex(values.index, fill_value=0)
+    values, interval, note = _closed(values, "mAP"), None, ""
+    if len(truth) < ENOUGH:
+        values["mAP"] = np.nan
+        note = f"no mAP: only {len(truth)} images, and {ENOUGH} are needed"
+    elif len(values) > 1:
+        interval = ident.map_interval(scores, truth, config.formula)
     table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
     write_csv(Store(config.output).uri("average_precision_results.csv"), table)
-    return values
+    return Precisions(values, pd.concat([counts, pd.Series({"mAP": len(truth)})]), interval, note)
 
 
 def _closed(values: pd.Series, name: str) -> pd.Series:

@@ -73,7 +73,7 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
     return str(folder)
 
 
-def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon", levels: int = 2) -> str:
+def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon", levels: int = 2, seed: int = 0) -> str:
     """A Stable Diffusion of the classes of the real one, as a diffusers pipeline saves it: 16 numbers a token, text of
     77 tokens that are single letters, latents of half the picture's sides, and half of that with each further level."""
     import torch
@@ -82,7 +82,7 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon", le
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = letters()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     text: Any = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

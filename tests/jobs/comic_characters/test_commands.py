@@ -15,6 +15,7 @@ from actors.core import storage
 from actors.core.store import Store
 from jobs.comic_characters.__main__ import app
 from pipelines.comic_characters.embed import read_embeddings
+from pipelines.comic_characters.model import backbone_uri, keep_model
 from tests.support import corpus
 from tests.support.comics import write_comic
 from tests.support.embedded_comics import embedded_comic
@@ -71,8 +72,18 @@ def test_pretrain(ray_cluster: None, settings: list[str], tmp_path: Path) -> Non
     assert record["rows"]["in"] == record["rows"]["out"] == sum(record["pairs"].values())
     assert {part: len(series) for part, series in record["series"].items()} == {"train": 2, "valid": 1, "test": 1}
     weights = (tmp_path / "out/pretrain/model.safetensors").read_bytes()
+    assert record["best_by"]["retrieval"] == "views" and 0 < record["best"]["retrieval"] <= 1
     assert "decode: 0 rows" in run("pretrain", *settings, *TINY).output
     assert (tmp_path / "out/pretrain/model.safetensors").read_bytes() == weights
+    # With labels of two series, characters are searched instead, and this is another training.
+    series = tuple(f"{record['series'][part][0]}_" for part in ("valid", "train"))
+    sequences = json.loads((tmp_path / "sequences.json").read_text())
+    own = [one for one in sequences if one["seq_id"].startswith(series)]
+    (tmp_path / "validation_sequences.json").write_text(json.dumps(own))
+    run("pretrain", *settings, *TINY, f"labels={tmp_path}")
+    record = json.loads((tmp_path / "out/runs/pretrain.json").read_text())
+    assert record["best_by"]["retrieval"] == "identities" and record["best_by"]["queries"] >= 10
+    assert record["best"]["retrieval"] == record["best"]["identity_map_at_r"]
 
 
 @pytest.mark.slow
@@ -94,6 +105,8 @@ def test_fine_tune(ray_cluster: None, settings: list[str], tmp_path: Path) -> No
     assert record["rows"]["rejected"] == {"missing_crop": 1} and 0 < record["best"]["query_mrr"] <= 1
     assert record["stages"]["features"]["rows"] == record["rows"]["in"]
     assert (tmp_path / "out/fine-tune/model.safetensors").exists()
+    kept = {path.name for path in (tmp_path / "out/model").iterdir()}
+    assert kept == {"backbone.safetensors", "head.safetensors", "settings.json"}
     run("fine-tune", *more)
     again = json.loads((tmp_path / "out/runs/fine-tune.json").read_text())
     assert again["stages"]["features"]["rows"] == 1 and again["best"] == record["best"]
@@ -131,9 +144,9 @@ def test_a_model_is_used_on_other_comics(ray_cluster: None, settings: list[str],
     model = tmp_path / "model"
     save_head(model)
     refused = run("embed", *settings, f"model={model}", code=2).stderr
-    assert "holds no model" in refused and "runs/fine-tune.json" in refused
+    assert "holds no model" in refused and "model/settings.json" in refused
     trained = app.verbs["fine-tune"].load([f"output={model}", TINY[0], "fine_tune.head.dimensions=16"])
-    Store(str(model)).write_json({"settings": asdict(trained)}, "runs", "fine-tune.json")
+    keep_model(trained, backbone_uri(trained))
     run("crop", *settings)
     run("embed", *settings, f"model={model}")
     found = read_embeddings(Store(str(tmp_path / "out")))
@@ -144,8 +157,13 @@ def test_a_model_is_used_on_other_comics(ray_cluster: None, settings: list[str],
     made = json.loads((tmp_path / "out/embeddings.json").read_text())
     assign = trained.assign
     fit = {"method": assign.method, "constraints": assign.constraints, "by": made, "threshold": 0.41, "curve": []}
-    (model / "threshold.json").write_text(json.dumps(fit))
+    (model / "model/threshold.json").write_text(json.dumps(fit))
     assert "threshold: 0.41" in run("assign", *settings, f"model={model}", "--dry-run").output
+    # Scores compare its head and stage 1, and train an ablation's head here.
+    (tmp_path / "sequences.json").rename(tmp_path / "test_sequences.json")
+    more = [f"labels={tmp_path}", "score.photographs={model: resnet18, weights: nowhere.safetensors}"]
+    more += [f"model={model}", "score.ablations={cat: [fine_tune.head.fusion=cat]}"]
+    assert "input: 32 instances of test" in run("score", *settings, *more, "--dry-run").output
 
 
 def test_score(ray_cluster: None, settings: list[str], tmp_path: Path) -> None:

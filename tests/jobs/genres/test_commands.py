@@ -81,12 +81,28 @@ def test_from_images_to_a_table_a_model_and_a_page(output: Path, films: Path, mo
 
     assert "23 train, 3 valid, 3 test" in run("train", f"films={output}/films.npz", f"output={output}").stdout
     told = run("score", f"films={output}/films.npz", f"output={output}", "draws=20", "zero_shot=true", *model).stdout
+    few = "average precision and calibration are not measured: 3 films, and 10 are needed"
+    assert few in told and "average precision micro" not in told
+    page = (output / "report.html").read_text()
+    assert few in page and page.count("data:image/png;base64,") == 1
+    assert read(output / "score.json")["methods"]["predictions"] == {"ap": {}, "lead_on_logistic_regression": None}
+
+    run("predict", f"films={output}", f"model={output}/model", f"output={output}/answers")
+    all_of_them = f"predictions={output}/answers/known.parquet"
+    with np.load(output / "films.npz") as known:
+        named = known["ids"].tolist()
+    rows = pd.read_parquet(output / "answers" / "predictions.parquet")
+    rows[rows.id.isin(named)].to_parquet(output / "answers" / "known.parquet")
+    more = [f"output={output}", "draws=20", "zero_shot=true", *model]
+    told = run("score", f"films={output}/films.npz", all_of_them, *more).stdout
     assert "predictions: average precision micro" in told and "zero-shot CLIP: average precision" in told
+    assert "29 films" in told and "no average precision of War: fewer than 10 films have such a genre" in told
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "Western" in page and 'src="http' not in page
     assert {path.name for path in output.glob("*.png")} == {"average_precision.png", "curves.png", "calibration.png"}
+    table = read(output / "score.json")["table"]
+    assert table["War"]["ap"] is None and table["Western"]["ap_low"] < table["Western"]["ap_high"]
 
-    run("predict", f"films={output}", f"model={output}/model", f"output={output}/answers")
     rows = pd.read_parquet(output / "answers" / "predictions.parquet")
     likeliest = rows.loc[rows.groupby("id").probability.idxmax()].set_index("id").genre
     assert all(likeliest[f"tt{number}"] == list(COLOURS)[number % 3] for number in range(30))
@@ -161,7 +177,7 @@ def test_all_of_it_on_s3_with_a_kill_between_two_films(
     assert len(after) == len(list((output / "features").iterdir()))
     run("process", f"meta={s3}/meta", f"output={s3}/out")
     run("train", f"films={s3}/out/films.npz", f"output={s3}/out")
-    assert "average precision" in run("score", f"films={s3}/out/films.npz", f"output={s3}/out", "draws=20").stdout
+    assert "3 films, and 10 are needed" in run("score", f"films={s3}/out/films.npz", f"output={s3}/out").stdout
     run("predict", f"films={s3}/out", f"model={s3}/out/model", f"output={s3}/answers")
     rows = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{s3}/answers/predictions.parquet")))
     likeliest = rows.loc[rows.groupby("id").probability.idxmax()].set_index("id").genre

@@ -52,7 +52,12 @@ def test_averaged_tables_of_clip_bear_their_names(folder: Path):
 
 
 def test_map_writes_ours_and_the_reference_formula(folder: Path):
-    score("map", folder)
+    told = score("map", folder).stdout
+    # All images of the three classes are right: the interval is that of 12 cases.
+    assert "mAP: 1.0000 [0.758, 1.000], mean over 3 classes" in told and "12 images" in told
+    record = json.loads((folder / "out" / "runs" / "score-map.json").read_text())
+    assert record["map"] == 1 and record["map_95"][0] == pytest.approx(0.758, abs=1e-3)
+    assert "images</th>" in (folder / "out" / "map.html").read_text()
     file = folder / "out" / "average_precision_results.csv"
     rows = dict(line.split(",") for line in file.read_text().splitlines())
     # Zoe has no identity, so nobody can be ranked for her.
@@ -62,6 +67,16 @@ def test_map_writes_ours_and_the_reference_formula(folder: Path):
     # Zoe's first image gets the first name of three equal ones, the others that of the two who tie.
     assert float(rows["Ann"]) == pytest.approx(3 / 6)
     assert float(rows["mAP"]) == pytest.approx((3 / 6 + 1 + 1) / 3)
+
+
+def test_few_images_have_no_map(folder: Path):
+    results.write(folder / "few" / "in", {name: found for name, found in LOSSES.items() if "Zoe" not in name})
+    told = score("map", folder / "few").stdout
+    assert "no mAP: only 9 images, and 10 are needed" in told and "mAP: 1" not in told
+    assert "map" not in json.loads((folder / "few" / "out" / "runs" / "score-map.json").read_text())
+    table = (folder / "few" / "out" / "average_precision_results.csv").read_text()
+    assert table.splitlines()[-1] == "mAP,"
+    assert "only 9 images" in (folder / "few" / "out" / "map.html").read_text()
 
 
 def test_report_learns_who_is_unknown(folder: Path):

@@ -9,6 +9,7 @@ import pytest
 
 from actors.comic_characters.instances import Instance
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.comic_characters.assign import DEFAULT, Assignment, assign, consecutive, names_of, plan_assignment
 from pipelines.comic_characters.sequences import Sequence, read_sequences
@@ -63,11 +64,16 @@ def test_the_threshold_is_learnt_from_validation_and_kept(comic: tuple[ComicsCon
     assert plan_assignment(later).threshold.value == taught["threshold"]
     assert plan_assignment(of(config, threshold=0.3)).threshold.value == 0.3
     # What was learnt of one method, or of vectors of another head, says nothing of others.
-    assert plan_assignment(of(later, method="dbscan")).threshold.value == DEFAULT
+    with pytest.raises(UserError, match=r"was fitted for assign.method=agglomerative. Set assign.threshold, or labels"):
+        plan_assignment(of(later, method="dbscan"))
     made = store.read_json("embeddings.json")
     store.write_json({**made, "features": "features/z"}, "embeddings.json")
-    assert plan_assignment(later).threshold.value == DEFAULT
+    with pytest.raises(UserError, match="was fitted for other weights"):
+        plan_assignment(later)
+    assert plan_assignment(of(later, threshold=0.3)).threshold.value == 0.3
     store.write_json(made, "embeddings.json")
+    storage.delete(store.uri("threshold.json"))
+    assert plan_assignment(later).threshold.value == DEFAULT
 
 
 def test_without_labels_consecutive_panels_are_sequences(comic: tuple[ComicsConfig, list[Sequence]]) -> None:

@@ -14,6 +14,7 @@ from pipelines.comic_characters.features import Features
 from pipelines.comic_characters.retrieval import CLUSTERS, RANKS, Rerank, labelled
 from pipelines.comic_characters.score import OURS, Found, Method, fused, scores_of, trained_anew, unit, variant
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig, PretrainConfig, ScoreConfig
+from pipelines.core.metrics import wilson
 from tests.pipelines.comic_characters.test_retrieval import comic
 
 CONFIG = ComicsConfig(output="out", labels="labels", score=ScoreConfig(draws=100))
@@ -33,9 +34,11 @@ def test_face_and_body_count_alike_and_what_is_not_there_is_guessed() -> None:
     assert fused(features, ["face"], 1).vectors[1] != pytest.approx(face.vectors[1])
 
 
-def told(noises: Mapping[str, float], draws: int = 100, doubled: bool = False) -> Found:
+def told(
+    noises: Mapping[str, float], draws: int = 100, doubled: bool = False, series: int = 12, people: int = 5
+) -> Found:
     """Methods that know who is who but for so much noise."""
-    sequences, truth = comic(series=8)
+    sequences, truth = comic(series=series, people=people)
     instances = list(truth)
     places = np.random.default_rng(0).normal(size=(100, 16))
     methods = {
@@ -64,8 +67,26 @@ def test_more_noise_is_a_lower_score_and_its_interval_says_so() -> None:
         assert found.methods[OURS][place]["bcubed_f1"]["value"] > found.methods["worse"][place]["bcubed_f1"]["value"]
         assert np.isnan(found.methods["re-ranked"][place]["ami"]["value"])
         assert found.as_json()["methods"]["re-ranked"][place]["ami"]["value"] is None
-    assert found.facts["series"] == 8 and found.facts["characters between series"] == 40
+    assert found.facts["series"] == 12 and found.facts["characters between series"] == 60
+    assert found.facts["queries within"] == 240 and found.few == []
     assert found.as_json() == told({"bad": 3.0, "worse": 6.0, OURS: 1.0}, doubled=True).as_json()
+
+
+def test_few_series_have_wide_intervals_and_no_lead() -> None:
+    found = told({"bad": 3.0, OURS: 0.0}, series=3)
+    assert found.few == [f"no lead {place} series: 3 series, and 10 are needed" for place in ("between", "within")]
+    for place in ("between", "within"):
+        ours, bad = (found.methods[name][place]["map_at_r"] for name in (OURS, "bad"))
+        # All is right, in every draw: three series cannot tell that it is everywhere.
+        assert (ours["value"], ours["high"]) == (1, 1) and ours["low"] == pytest.approx(wilson(1, 3)[0], abs=1e-5)
+        assert bad["low"] < bad["value"] < bad["high"] and np.isnan([bad["ahead"], bad["ahead_low"]]).all()
+
+
+def test_few_queries_have_a_sentence_and_no_figure() -> None:
+    found = told({OURS: 0.0}, series=1)
+    assert found.few[0] == "no scores between series: 5 queries, and 10 are needed"
+    assert all(np.isnan(value["value"]) for value in found.methods[OURS]["between"].values())
+    assert found.methods[OURS]["within"]["map_at_r"]["low"] == pytest.approx(wilson(1, 1)[0], abs=1e-5)
 
 
 def test_what_could_not_be_had_is_a_row_of_the_table() -> None:

@@ -19,6 +19,7 @@ from pipelines.core.metrics import (
     effective,
     table,
     thresholds,
+    widened,
     wilson,
 )
 
@@ -191,10 +192,33 @@ def test_a_mean_over_classes_is_as_sure_as_so_many_images() -> None:
 def test_cases_in_groups_are_as_sure_as_their_groups_differ() -> None:
     ten = np.full(40, 10.0)
     # All or nothing: each group is one case. Groups that do not differ by more than chance count as their cases.
-    assert clustered(np.array([0.0, 10.0] * 20), ten) == pytest.approx(wilson(0.5, 39), abs=1e-6)
+    of_few = float((stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975)) ** 2)
+    assert clustered(np.array([0.0, 10.0] * 20), ten) == pytest.approx(wilson(0.5, 39 / of_few), abs=1e-5)
     hits = np.random.default_rng(0).binomial(10, 0.5, 40).astype(float)
     low, high = clustered(hits, ten)
     of_400 = wilson(hits.mean() / 10, 400)
     assert high - low == pytest.approx(of_400[1] - of_400[0], rel=0.2)
     # Three films that are all right are three cases, however many pictures they have.
     assert clustered(ten[:3], ten[:3]) == wilson(1.0, 3)
+    # Two groups that happen to be alike say little of others.
+    low, high = clustered(np.array([79.0, 81.0]), np.array([100.0, 100.0]))
+    assert high - low > 0.1
+
+
+def test_intervals_of_few_cases_are_as_wide_as_those_of_shares() -> None:
+    nan = float("nan")
+    assert widened(1, 1, 1, 12) == wilson(1, 12) and widened(1, 1, 1, 500) == wilson(1, 500)
+    assert widened(0.5, 0.4, 0.6, 30) == (0.4, 0.6)
+    assert widened(0.5, 0.45, 0.95, 29) == (wilson(0.5, 29)[0], 0.95)
+    assert widened(0.5, 0.45, 0.55, 29, (0.4, 0.5)) == (0.4, 0.55)
+    assert widened(0.5, nan, nan, 3) == wilson(0.5, 3)
+    assert np.isnan(widened(nan, nan, nan, 3)).all()
+
+
+def test_a_perfect_table_of_few_films_has_intervals() -> None:
+    labels = np.tile(np.eye(3), (4, 1))
+    rows = table(labels.astype(float), labels, ["a", "b", "c"], draws=50)
+    assert rows.ap.eq(1).all() and (rows.ap_low < 0.8).all()
+    assert rows.ap_low["a"] == pytest.approx(wilson(1, 4)[0]) and rows.ap_low["macro"] == pytest.approx(
+        wilson(1, 12)[0]
+    )

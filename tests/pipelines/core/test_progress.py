@@ -5,12 +5,22 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from actors.core.store import Store
-from pipelines.core.progress import PROGRESS_FILE, Progress, ProgressFile, duration, following, reporting, tracked
+from pipelines.core.progress import (
+    PROGRESS_FILE,
+    Progress,
+    ProgressFile,
+    duration,
+    following,
+    reporting,
+    ticking,
+    tracked,
+)
 
 
 @pytest.fixture
@@ -95,3 +105,41 @@ def test_the_driver_follows_a_training_and_not_what_a_killed_one_left(tmp_path: 
         while not progress.done and time.monotonic() < until:
             time.sleep(0.01)
     assert progress.done == 4 and not (tmp_path / PROGRESS_FILE).exists()
+
+
+def test_a_training_reports_inside_an_epoch_and_what_was_there_before_is_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("pipelines.core.progress.FOLLOW_S", 0.01)
+    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.05)
+    progress = Progress("train", 30, "epochs")
+    with caplog.at_level(logging.INFO), following(str(tmp_path), progress):
+        # Nobody has written anything yet, and still it is told that it runs.
+        _until(lambda: bool(caplog.messages))
+        assert caplog.messages[0] == "train: 0 of 30 epochs, workers start"
+        ProgressFile(str(tmp_path), begin=20).write(20, "epoch 21: 0 rows")
+        _until(lambda: progress.done == 20)
+        assert progress.rate == 0 and progress.remaining_s is None
+        ProgressFile(str(tmp_path), begin=20).write(20.45, "epoch 21: 640 rows")
+        before = len(caplog.messages)
+        _until(lambda: len(caplog.messages) > before and progress.done > 20)
+    assert "train: 20.4 of 30 epochs" in caplog.messages[-1] and "left, epoch 21: 640 rows" in caplog.messages[-1]
+
+
+def test_a_silent_step_still_says_that_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr("pipelines.core.progress.FOLLOW_S", 0.01)
+    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.05)
+    with caplog.at_level(logging.INFO), ticking(Progress("measure", 1, "split"), "baselines"):
+        _until(lambda: len(caplog.messages) > 1)
+    assert set(caplog.messages) == {"measure: 0 of 1 split, baselines"}
+    # The intervals grow.
+    times = [record.created for record in caplog.records]
+    _until(lambda: time.time() - times[-1] > 0.3)
+    assert len(caplog.records) == len(times)
+
+
+def _until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.005)

@@ -55,6 +55,18 @@ def test_training_ends_when_nothing_gets_better_for_as_long_as_patience_lasts() 
     assert not finished(history[:5], endless) and finished(history, endless)
 
 
+def test_of_epochs_that_find_all_the_one_of_least_loss_is_best() -> None:
+    history: list[Row] = [
+        {"epoch": 1, "found": 0.5, "valid_loss": 0.1},
+        {"epoch": 2, "found": 1.0, "valid_loss": 3.0},
+        {"epoch": 3, "found": 1.0, "valid_loss": 2.0},
+        {"epoch": 4, "found": 1.0, "valid_loss": float("nan")},
+        {"epoch": 5, "found": float("nan"), "valid_loss": 0.0},
+    ]
+    assert best_epoch(history, TrainingConfig(monitor="found", mode="max")) == 3
+    assert best_epoch(history[4:], TrainingConfig(monitor="found", mode="max")) == 0
+
+
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"patience": 0}, {"learning_rate": 0.0}, {"seed": -1}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,5 +1,6 @@
 """What is learned is measured on what was not seen, and the leak of a split by picture shows."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_films_that_are_recognised_are_no_directors():
         assert (table["head"]["film_top1"] is None) == (split == "frame")
         assert table["majority"]["picture_top1"] == pytest.approx(0.25, abs=0.05)
     assert max(shares["film"]) < 0.5 and min(shares["frame"]) > 0.75
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_measuring_says_how_far_it_is(folds: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.001)
+    monkeypatch.setattr("pipelines.core.progress.FOLLOW_S", 0.001)
+    frames = invented(of_director=0.8, of_film=0.8)
+    with caplog.at_level(logging.INFO):
+        measure(frames, parts_of(frames, config(), "film", folds), config(), None)
+    told = caplog.messages
+    name = "train, fold 2" if folds else "train, for comparison"
+    inside = [one for one in told if one.startswith(f"{name}: ") and "left, epoch 1" in one]
+    assert inside and any("valid_loss" in one for one in told)
+    assert any(one.startswith("measure: 0 of") and one.endswith("baselines") for one in told)
 
 
 def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_better():

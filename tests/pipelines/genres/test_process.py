@@ -21,6 +21,7 @@ from pipelines.genres.train import (
     TrainConfig,
     learn,
     load_model,
+    monitored,
     parts_of,
     predict,
     train,
@@ -337,3 +338,11 @@ def test_real_films_are_told_better_than_by_logistic_regression(tmp_path: Path) 
     found = figures(judged, 20)["methods"]["mean"]["ap"]
     assert found["macro"]["ap"] > 0.285 and found["weighted"]["ap"] > 0.455
     assert ZERO_SHOT in judged.notes[0]
+
+
+def test_a_descent_keeps_the_epoch_that_ranks_best_where_validation_is_enough() -> None:
+    training = LearnConfig(head="attention").training()
+    assert (monitored(training, made(10)).monitor, monitored(training, made(10)).mode) == ("valid_macro_ap", "max")
+    assert monitored(training, made(9)) == training and training.monitor == "valid_loss"
+    nothing = replace(made(20), genres=np.zeros_like(made(20).genres))
+    assert monitored(training, nothing) == training

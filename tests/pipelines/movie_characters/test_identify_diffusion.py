@@ -11,6 +11,7 @@ from PIL import Image
 
 from actors.movie_characters.answers import write_answers
 from actors.movie_characters.diffusion import embed_prompt, load_texts
+from actors.movie_characters.diffusion_classifier import StagesConfig
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, find_learnt, write_embedding
 from pipelines.movie_characters.identify_diffusion import (
     IdentifyConfig,
@@ -128,11 +129,44 @@ def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None
     ]
     assert [row[1] for row in table(config, "Anna_results.csv")[1:]] == ["Ann_2", "Ann_1", "Anna_1"]
     sure = table(config, "Ann_certainty.csv")
-    assert sure[0] == ["GT Image name", "answer", "p", "margin", "evaluations", "asked"]
-    assert sure[2] == ["Ann_9.png", "Anna_1", "0.0", "inf", "9", "3"]
+    assert sure[0] == ["GT Image name", "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked"]
+    few = "not stated: it takes 20 images, and 3 identities"
+    assert sure[2] == ["Ann_9.png", "Anna_1", "", few, "0.0", "inf", "9", "3"]
+    assert (outcome.certain, outcome.judged) == (0, 0)
     # A list of fewer pictures leaves the rows of others.
     identify(replace(config, input=f"{config.input}/Ann_9.png"), plan_identify(config))
     assert len(table(config, "Ann_results.csv")) == 7
+
+
+def test_certainty_is_judged_over_the_pairs_that_all_had_by_the_images_of_the_run(
+    config: IdentifyConfig, tmp_path: Path
+) -> None:
+    config = replace(config, method="staged", stages=StagesConfig(samples=(2, 4), keep=(3, 1)))
+    random = np.random.default_rng(0)
+    names = [f"Ann_{number}.png" for number in range(12)] + [f"Anna_{number}.png" for number in range(12)]
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / name)
+    losses = random.normal(5, 0.1, (24, 3, 4)).astype(np.float32)
+    losses[:9, 0] -= 1
+    losses[9:12, 2] -= 1
+    losses[12:20, 1] -= 1
+    losses[20:, 2] -= 1
+    # Pairs that only two of them had, in favour of the third, who is behind on all that are shared.
+    losses[:, 2, 2:] = np.nan
+    plan = plan_identify(config)
+    answer(config, plan, names, losses)
+    # A file of an earlier version: its p was of one image.
+    Path(config.output, config.mode, "Ann_certainty.csv").write_text(
+        "GT Image name,answer,p,margin,evaluations,asked\nAnn_77.png,Ann_1,1e-16,9.0,9,3\n"
+    )
+    outcome = identify(config, replace(plan_identify(config), missing={}))
+    rows = {row[0]: row for name in ("Ann", "Anna") for row in table(config, f"{name}_certainty.csv")[1:]}
+    assert rows["Ann_77.png"][:4] == ["Ann_77.png", "Ann_1", "", ""] and outcome.judged == 24
+    first = [row for name, row in rows.items() if name in names[:9]]
+    assert {(row[1], row[3]) for row in first} == {("Ann_1", "certain")}
+    assert all(0 < float(row[2]) <= 0.05 for row in first)
+    assert outcome.certain == sum(row[3] == "certain" for row in rows.values())
+    assert {rows[name][3] for name in names[9:12]} == {"not certain"}
 
 
 def test_a_class_counts_the_evaluations_of_all_its_identities(config: IdentifyConfig, tmp_path: Path) -> None:
