@@ -106,11 +106,8 @@ def scores(folder: Path, results: str) -> dict[str, object]:
     arguments = ["score", "report", f"input={folder / results}", f"output={folder / 'scores'}", "plot=false"]
     scored = CliRunner().invoke(app, arguments)
     assert scored.exit_code == 0, scored.output
-    return (
-        pd.read_csv(folder / "scores" / "answers.csv")
-        .set_index("GT Image name")[["GT_cls", "answer"]]
-        .T.to_dict("list")
-    )
+    answers = pd.read_csv(folder / "scores" / "answers.csv").set_index("GT Image name")[["GT_cls", "answer"]]
+    return {str(name): list(row) for name, *row in answers.itertuples()}
 
 
 def test_a_manifest_says_of_which_class_images_are_through_to_the_figures(
