@@ -89,6 +89,8 @@ def read_boxes(uri: str) -> pd.DataFrame:
     rows = rows.rename(columns={"x1": "x_1"})
     if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:
         raise UserError(f"boxes={uri} has no {', '.join(missing)}; it has {', '.join(rows.columns) or 'nothing'}")
+    if rows.empty:
+        raise UserError(f"boxes={uri} has no rows, so there is nothing to cut out")
     rows.insert(0, "line", np.arange(2, len(rows) + 2))
     return rows[["line", *NAME, "char_index", *BOX]].apply(lambda one: one.str.strip() if one.name != "line" else one)
 
