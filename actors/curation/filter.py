@@ -19,7 +19,7 @@ import pandas as pd
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
+from actors.curation.scenes import FEATURES
 
 if TYPE_CHECKING:
     import xgboost

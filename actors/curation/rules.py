@@ -10,10 +10,10 @@ import pyarrow as pa
 from actors.core.catalog import Part, PartWriter
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.duplicates import FARTHEST
 from actors.curation.filter import Filter
 from actors.curation.perceptual_hash import HASH_BYTES
+from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES, strings, with_new_captions
 
 REASONS = (

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from actors.core.catalog import Part
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.perceptual_hash import HASH_BYTES
+from actors.curation.scenes import FEATURES
 
 ORIGIN = ("film", "version")
 """Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
@@ -164,7 +164,7 @@ SELECTION = ("scenes", "places", "rejected")
 """Tables that are replaced together, by each selection."""
 NARROW = (
     *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
-    *("decoder", "decoded", "source", "scenes", "fetch_s", "cut_s", "latents_s"),
+    *("decoder", "decoded", "source", "scenes", "window", "fetch_s", "cut_s", "latents_s"),
 )
 """What is always read of a row: whether it counts, and what it cost."""
 Look = Callable[[pd.DataFrame], pd.DataFrame]

@@ -17,11 +17,12 @@ from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.curation.cut import FramesConfig, Windows, cut, film_row, scene_row
+from actors.curation.cut import cut, film_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.guard import guarded
 from actors.curation.motion import MotionConfig
 from actors.curation.origin import times, with_times
+from actors.curation.scenes import FramesConfig, Windows, scene_row
 from actors.curation.tables import ORIGIN, SCORES, THUMBNAILS
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
@@ -122,9 +123,11 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
     }
 
     def finished(row: Row, step: str, **more: Any) -> Row:
+        # A window of a named scene has its times, and is of it.
         scene = cuts.get(row["scene_id"], {"first": 0, "end": -1})
+        of = row.get("of", row["scene_id"])
         about = {**video, "first": scene["first"], "end": scene["end"], "step": step if row["error"] else ""}
-        about |= {"film": source, "version": with_times(version, codes.get(row["scene_id"], 0))}
+        about |= {"film": source, "version": with_times(version, codes.get(of, 0))}
         return {**row, **about, "attempts": fetched["attempts"], **more}
 
     def lost(code: str, message: str, step: str, attempts: int) -> Iterator[Row]:

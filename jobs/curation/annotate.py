@@ -31,8 +31,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.filter import load_filter, place
+from actors.curation.scenes import FEATURES
 from pipelines.curation.annotate import (
     AHEAD,
     BACK,

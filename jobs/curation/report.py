@@ -24,8 +24,8 @@ from markupsafe import Markup
 
 from actors.core import storage
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.export import clip_name
+from actors.curation.scenes import FEATURES
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings

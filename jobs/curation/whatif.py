@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from actors.curation.cut import FEATURES
 from actors.curation.rules import JUDGED, spaces, steadiness
+from actors.curation.scenes import FEATURES
 
 ROWS = 200_000
 """Scenes that the page holds at most; 2 to 5 MB."""

@@ -20,9 +20,9 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import write_clips
-from actors.curation.cut import FEATURES
 from actors.curation.export import clip_name
 from actors.curation.filter import Filter
+from actors.curation.scenes import FEATURES
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.rows import rows_now, with_places
 from pipelines.curation.settings import CurationConfig

@@ -99,6 +99,7 @@ class Done:
     def _named(self, video: Video, rows: Rows, now: Origin, left: Left) -> None:
         """The scenes that the input names, and those that it names no more."""
         known = {""}
+        windows = _windows(rows, {scene.scene_id for span in video.spans or () for scene in span.scenes})
         for span in video.spans or ():
             for scene in span.scenes:
                 known.add(scene.scene_id)
@@ -106,11 +107,16 @@ class Done:
                 if numbers is None:
                     continue
                 code, before = times(span.start_s, span.end_s, scene.first, scene.end), len(left.stale)
+                parts = 0
+                for name in windows.get(scene.scene_id, ()):
+                    known.add(name)
+                    part = self._counts(rows[name], now, code, name, left)
+                    parts += part is not None and self._state[part] >= FAILED
                 best = self._counts(numbers, now, code, scene.scene_id, left)
                 if best is None:
                     left.scenes_changed += any(same_film(old, now) for _, old in left.stale[before:])
                     continue
-                if self._state[best] >= FAILED:
+                if self._state[best] >= FAILED and parts >= self._scenes[best]:
                     left.have.add(scene.scene_id)
                 if self._caption[best] != hash(scene.caption):
                     left.captions[scene.scene_id] = scene.caption
@@ -140,6 +146,16 @@ class Done:
     def _order(self, number: int) -> tuple[int, float]:
         # Of failed ones the last counts, whether it is to be tried again or not.
         return (0, 1, 1, 2)[self._state[number]], self._written[number]
+
+
+def _windows(rows: Rows, named: set[str]) -> dict[str, list[str]]:
+    """Ids of windows of the scenes that the input names, by the scene's."""
+    found: dict[str, list[str]] = {}
+    for name in rows:
+        scene_id, mark, number = name.rpartition("_w")
+        if mark and number.isdecimal() and scene_id in named and name not in named:
+            found.setdefault(scene_id, []).append(name)
+    return found
 
 
 def _listed(numbers: int | list[int]) -> list[int]:

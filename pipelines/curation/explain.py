@@ -13,9 +13,9 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.filter import load_filter, place
 from actors.curation.rules import COMPARED, steadiness
+from actors.curation.scenes import FEATURES
 from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, strings
 from pipelines.curation.settings import CurationConfig
 

@@ -15,7 +15,6 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
-from actors.curation.cut import FEATURES
 from actors.curation.filter import (
     ATTRIBUTE,
     BINS,
@@ -26,6 +25,7 @@ from actors.curation.filter import (
     inner_fold,
     train_models,
 )
+from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.labels import majority, read_labels
 from pipelines.curation.rows import rows_now

@@ -11,7 +11,7 @@ from actors.core.catalog import Replacement
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.cut import scene_row
+from actors.curation.scenes import scene_row
 from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STALE, URLS
 from pipelines.curation.done import Done, Left, Origin
 from pipelines.curation.export import renew_clips

@@ -155,10 +155,14 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
     planned = scenes.step == "plan"
     passed = films[films.step != "plan"].set_index("video_id").reindex(videos.index)
     expected = videos.where(videos >= 0, passed.scenes)
-    have = scenes[~planned].groupby("video_id").size().reindex(videos.index, fill_value=0)
+    # Windows of scenes that the input names are no scenes of the input; these tell how many there are.
+    windows = ((scenes.window >= 0) & scenes.video_id.isin(videos.index[videos >= 0])).to_numpy()
+    parts = scenes.video_id[windows].value_counts().reindex(videos.index, fill_value=0)
+    told = scenes[~planned].groupby("video_id").scenes.sum().reindex(videos.index, fill_value=0)
+    have = scenes[~planned & ~windows].groupby("video_id").size().reindex(videos.index, fill_value=0)
     # More than a failed pass had: it was tried again, and ended before its film was.
     halfway = (videos < 0) & (passed.error != "") & (have > expected)
-    missing = expected.isna() | (have < expected) | halfway
+    missing = expected.isna() | (have < expected) | (parts < told) | halfway
     if missing.any():
         some = ", ".join(missing.index[missing][:5])
         raise IncompleteError(f"{missing.sum()} videos have scenes without a row ({some}): run the same command again")
@@ -169,7 +173,7 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
             f"{extra.sum()} videos have more scenes in scores/ than in the input ({some}): the input has changed. "
             "Run `score` or `run` to plan it again."
         )
-    return int(expected.sum() + planned.sum())
+    return int(expected.sum() + planned.sum() + windows.sum())
 
 
 def inventory(store: Store) -> tuple[int, dict[str, Any]]:

@@ -27,10 +27,10 @@ import pyarrow as pa
 from actors.core.catalog import Replacement, replaced
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.duplicates import near_duplicates
 from actors.curation.filter import Filter, load_filter, place
 from actors.curation.rules import HASH, JUDGED, REASONS, judge, rejections, write_decisions
+from actors.curation.scenes import FEATURES
 from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, SELECTION, strings
 from pipelines.curation.rows import (
     IncompleteError,

@@ -15,7 +15,6 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig
 from actors.curation.clips import EFFORTS, ClipsConfig
-from actors.curation.cut import FramesConfig, Windows, WindowsConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
@@ -24,6 +23,7 @@ from actors.curation.motion import FLOWS, MotionConfig
 from actors.curation.presets import load_preset
 from actors.curation.raft import check_raft
 from actors.curation.rules import SelectConfig
+from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
 from actors.curation.videos import CutConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
@@ -41,7 +41,7 @@ RETRYABLE = RETRYABLE_FETCH | {
 """Error codes of rows that may succeed when they are tried again."""
 
 
-UNDIVIDED = {"windows.length_s": 0.0, "windows.overlap_s": 0}
+UNDIVIDED = {"windows.length_s": 0.0, "windows.overlap_s": 0, "windows.named": False}
 """How outputs of earlier versions were measured."""
 
 
@@ -153,7 +153,7 @@ class CurationConfig:
     shots: ShotsConfig = field(default_factory=ShotsConfig)
     """How films without metadata are cut into scenes by shot detection."""
     windows: WindowsConfig = field(default_factory=WindowsConfig)
-    """How shots of films without metadata are divided that are too long to be one scene."""
+    """How shots are divided that are too long to be one scene."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
     """How videos are downloaded."""
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -222,7 +222,8 @@ def _windows(config: CurationConfig) -> dict[str, float]:
         longest = config.frames.max * config.frames.interval_ms / 1000
         length = longest if before is None else before.get("windows.length_s", 0.0)
     rest = (before or {}).get("windows.rest", config.frames.min)
-    return {"windows.length_s": length, "windows.overlap_s": overlap if length else 0, "windows.rest": rest}
+    about = {"windows.length_s": length, "windows.overlap_s": overlap if length else 0, "windows.rest": rest}
+    return about | {"windows.named": config.windows.named}
 
 
 def windows(config: CurationConfig) -> Windows:
@@ -232,7 +233,7 @@ def windows(config: CurationConfig) -> Windows:
     samples, overlap = (
         int(settings[f"windows.{name}"] * 1000 / config.frames.interval_ms + 1e-6) for name in ("length_s", "overlap_s")
     )
-    return Windows(samples, min(overlap, max(0, samples - 1)), int(settings["windows.rest"]))
+    return Windows(samples, min(overlap, max(0, samples - 1)), int(settings["windows.rest"]), config.windows.named)
 
 
 def check(config: CurationConfig) -> None:

@@ -34,9 +34,10 @@ from actors.core.child import Child
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.latents import LatentsConfig, encode, latent_distances
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig
 from actors.curation.tables import SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 

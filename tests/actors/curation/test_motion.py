@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import FLOWS, MotionConfig, farneback_speeds, rgb_differences, scaled_speeds
+from actors.curation.scenes import FramesConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from tests.support import films

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Row
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
 from actors.curation.perceptual_hash import HASH_BYTES, frame_hash, scene_hash
+from actors.curation.scenes import FramesConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from tests.support.films import BIKES_CUTS, bikes_mp4, film, samples_folder, truncated

@@ -11,8 +11,8 @@ import pytest
 from actors.core.stage import Row
 from actors.curation import clips, cut
 from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import FramesConfig
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig
 from actors.media import film as films_of
 from actors.media.film import Film, VideoConfig
 from actors.media.shots import ShotsConfig

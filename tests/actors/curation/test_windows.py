@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Row
-from actors.curation.cut import FramesConfig, Windows, WindowsConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from tests.support import films
@@ -22,6 +23,17 @@ def divided(path: Path, windows: Windows, skip: frozenset[str] = frozenset(), **
     settings = VideoConfig(), FramesConfig(**frames), ShotsConfig("adaptive"), MotionConfig(flow="scaled")
     *scenes, film = (row for row in cut(str(path), "v", None, skip, *settings, windows) if row)
     return scenes, film
+
+
+def listed(
+    path: Path, scenes: list[tuple[int, int]], windows: Windows, skip: frozenset[str] = frozenset()
+) -> list[Row]:
+    """Rows of one span over the whole film, whose scenes are given by their frames."""
+    about = {"clip_id": "c", "caption": "so"}
+    named = [{**about, "scene_id": f"c_{i}", "ordinal": i, "first": a, "end": b} for i, (a, b) in enumerate(scenes)]
+    settings = VideoConfig(), FramesConfig(max=20), ShotsConfig(), MotionConfig(flow="scaled")
+    span = [{"start_s": 0.0, "end_s": None, "scenes": named}]
+    return [row for row in cut(str(path), "v", span, skip, *settings, windows) if row and row["scene_id"]]
 
 
 def spans(rows: list[Row]) -> list[tuple[int, int]]:
@@ -133,6 +145,41 @@ def test_a_shot_that_is_not_divided_is_counted_and_not_measured(tmp_path: Path) 
     (long, short), _ = divided(path, Windows(0, 0, 4), max=10)
     assert (long["no_frames"], long["frames"], long["window"]) == (20, None, -1) and long["thumbnail"]
     assert short["no_frames"] == 6 and short["frames"] is not None
+
+
+def test_scenes_that_metadata_names_are_divided_on_request(tmp_path: Path) -> None:
+    path = films.film(tmp_path / "film.mp4", (300,))
+    scenes = [(0, 60), (60, 258), (258, 300)]
+    whole = listed(path, scenes, Windows(20, 0, 4))
+    assert [(row["scene_id"], row["no_frames"], row["frames"] is None) for row in whole] == [
+        ("c_0", 10, False),
+        ("c_1", 33, True),
+        ("c_2", 7, False),
+    ]
+    rows = listed(path, scenes, Windows(20, 0, 4, named=True))
+    ids = ["c_0", "c_1_w0", "c_1_w1", "c_1", "c_2"]
+    assert [row["scene_id"] for row in rows] == ids
+    assert spans(rows) == [(0, 60), (60, 180), (180, 258), (60, 258), (258, 300)]
+    # 13 samples are no rest; each window is measured, the scene itself is not.
+    assert [row["no_frames"] for row in rows] == [10, 20, 13, 33, 7]
+    assert [row["frames"] is None for row in rows] == [False, False, False, True, False]
+    assert [row["window"] for row in rows] == [-1, 0, 1, -1, -1]
+    assert [row.get("scenes", 0) for row in rows] == [0, 0, 0, 2, 0]
+    assert [row["clip_id"] for row in rows] == ["c", "c_1_w0", "c_1_w1", "c", "c"]
+    assert {row["caption"] for row in rows} == {"so"} and [row["ordinal"] for row in rows] == [0, 1, 1, 1, 2]
+    for row, one in zip((rows[0], rows[3], rows[4]), whole, strict=True):
+        assert all(row[name] == one[name] for name in ("start_s", "end_s", "no_frames", "phash", "thumbnail", "error"))
+
+
+def test_a_named_scene_that_breaks_off_has_the_windows_that_are_whole(tmp_path: Path) -> None:
+    path = films.film(tmp_path / "film.mp4", (300,))
+    rows = listed(path, [(0, 400)], Windows(20, 0, 4, named=True))
+    assert [(row["scene_id"], row["error"]) for row in rows] == [
+        ("c_0_w0", ""),
+        ("c_0_w1", ""),
+        ("c_0_w2", "scene_beyond_span"),
+        ("c_0", "scene_beyond_span"),
+    ]
 
 
 @pytest.mark.parametrize("settings", [{"length_s": -1}, {"overlap_s": -1}, {"length_s": 5, "overlap_s": 5}])

@@ -10,8 +10,9 @@ import pytest
 
 from actors.core.stage import Row
 from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig
 from actors.media.film import FilmError, VideoConfig, open_film
 from actors.media.shots import ShotsConfig
 from tests.support import films

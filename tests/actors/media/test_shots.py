@@ -9,8 +9,9 @@ import pytest
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, detect
 from scenedetect.detector import FlashFilter
 
-from actors.curation.cut import FramesConfig, cut
+from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FramesConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import CutFinder, CutScore, ShotsConfig, score_cuts
 from tests.support import films

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
+from actors.curation.scenes import FEATURES
 from jobs.core import verbs
 from jobs.curation.__main__ import app
 from jobs.curation.verb import caption

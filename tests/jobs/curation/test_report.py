@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.filter import save_filter
+from actors.curation.scenes import FEATURES
 from actors.curation.tables import CAPTIONS, PLACES, REJECTED, SCENES, THUMBNAILS
 from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report

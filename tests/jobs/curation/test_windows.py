@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import av
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support import films
@@ -40,3 +42,36 @@ def test_single_shot_films_become_windows_that_add_up(ray_cluster: None, tmp_pat
     # Another bound is a rule for what is there: nothing is measured or divided again.
     run_here("run", output, "frames.max=10")
     assert (table(output, "scenes").reason == "too_long").sum() == (scenes.no_frames > 10).sum()
+
+
+def test_named_scenes_become_windows_and_what_is_lost_of_them_is_measured_again(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    path = films.film(tmp_path / "a.mp4", (360,))
+    table_of = tmp_path / "scenes.csv"
+    table_of.write_text(f"video_id,url,start,end,caption\na,{path},0,12,long\na,{path},12,15,short\n")
+    output = tmp_path / "out"
+    settings = [f"input={table_of}", f"output={output}", "windows.named=true", "frames.max=20", *FAST]
+    rules = ["select.min_velocity=0", "select.max_rgb_diff=1e9"]
+    run_here("run", *settings, *rules)
+    scenes = table(output, "scenes").set_index("scene_id")
+    assert sorted(scenes.index) == ["a.0_0", "a.0_0_w0", "a.0_0_w1", "a.0_0_w2", "a.1_0"]
+    assert scenes.reason.to_dict()["a.0_0"] == "too_long" and scenes.drop(index="a.0_0").kept.all()
+    assert scenes.caption["a.0_0_w1"] == "long"
+    parts = list((output / "scores").iterdir())
+    before = {part.name: part.read_bytes() for part in parts}
+    run_here("run", *settings, *rules)
+    assert {part.name for part in (output / "scores").iterdir()} == before.keys()
+
+    # A part with a window is lost: what is measured again is what it was.
+    lost = next(part for part in parts if "a.0_0_w1" in pq.read_table(part)["scene_id"].to_pylist())
+    lost.unlink()
+    assert "have scenes without a row" in run_here("select", output, code=1).output
+    run_here("run", *settings, *rules)
+    again = table(output, "scenes").set_index("scene_id")
+    columns = ["start_s", "end_s", "max_rgb_diff", "no_frames", "window", "kept", "reason"]
+    pd.testing.assert_frame_equal(again[columns].sort_index(), scenes[columns].sort_index())
+    # Other times of the scene make other windows.
+    table_of.write_text(f"video_id,url,start,end,caption\na,{path},0,7,long\na,{path},12,15,short\n")
+    run_here("run", *settings, *rules)
+    assert sorted(table(output, "scenes").scene_id) == ["a.0_0", "a.0_0_w0", "a.0_0_w1", "a.1_0"]

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.store import Store
-from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
+from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import ORIGIN, SCORES, VIDEOS
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig

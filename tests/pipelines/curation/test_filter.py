@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from actors.core.store import Store
-from actors.curation.cut import FEATURES
 from actors.curation.filter import Filter, load_filter, save_filter
+from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.fit_filter import FitConfig, Labelled, fit, read_labelled
 from pipelines.curation.labels import write_labels

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.core.stage import Row, Stage
-from actors.curation.cut import FramesConfig
+from actors.curation.scenes import FramesConfig
 from actors.curation.videos import cut_videos
 from actors.media.shots import ShotsConfig
 from pipelines.curation.frames import frames_of

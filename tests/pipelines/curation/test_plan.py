@@ -11,7 +11,7 @@ import pytest
 
 import pipelines.curation.plan
 from actors.core.store import Store
-from actors.curation.cut import FramesConfig
+from actors.curation.scenes import FramesConfig
 from actors.curation.tables import SCORES
 from pipelines.curation.input import MetadataError
 from pipelines.curation.plan import Plan, make_plan

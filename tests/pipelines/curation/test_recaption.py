@@ -9,7 +9,7 @@ import pytest
 import pipelines.curation.recaption
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig, CaptionServiceError, Refusal, prompt
-from actors.curation.cut import FramesConfig
+from actors.curation.scenes import FramesConfig
 from actors.curation.tables import CAPTIONS
 from pipelines.curation.recaption import Recaptioned, estimate, forget_failed, recaption, unasked
 from pipelines.curation.rows import captions

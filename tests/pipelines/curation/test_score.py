@@ -14,9 +14,9 @@ import pytest
 from actors.core.child import CHILD
 from actors.core.stage import Batch
 from actors.core.store import Store
-from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
+from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import SCORES, THUMBNAILS
 from actors.curation.videos import cut_videos, fetch_video, write_rows
 from actors.media.film import VideoConfig

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.curation.cut import FEATURES, FramesConfig
 from actors.curation.filter import Filter, save_filter
 from actors.curation.rules import REASONS, SelectConfig, judge
+from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.rows import IncompleteError

@@ -1,0 +1,244 @@
+"""A scene while the frames of its film pass: sampled, divided where it is too long, and measured on its pixels."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from actors.core.errors import UserError
+from actors.core.stage import Row
+from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
+from actors.curation.perceptual_hash import scene_hash
+from actors.media.film import ROUNDING_S, Film, Picture
+from actors.media.images import encode_jpeg
+
+FEATURES = ("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "mse", "cos_sim", "no_frames")
+"""The seven features, in the order that a classifier expects."""
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Which frames of a scene are sampled."""
+
+    interval_ms: int = 250
+    """Milliseconds between sampled frames, counted from the scene's own start; at least 1. Features depend on it."""
+    size: int = 240
+    """Side of sampled frames in pixels, at least 16: scaled to this short side, then cropped to a square about the
+    centre. Features depend on it; smaller is faster."""
+    min: int = 4
+    """Fewest sampled frames of a scene that may be kept, at least 2; shorter scenes are dropped as too_short."""
+    max: int = 60
+    """Most sampled frames of a scene that may be kept. Longer scenes are dropped as too_long and not measured, so that
+    the frames of a row stay below 10 MB."""
+
+    def __post_init__(self) -> None:
+        if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:
+            raise UserError(f"frames: interval_ms must be at least 1, size at least 16, and 2 <= min <= max: {self}")
+
+
+@dataclass(frozen=True)
+class WindowsConfig:
+    """How shots that are too long to be one scene are divided."""
+
+    length_s: float | None = None
+    """Seconds of a window, at most frames.max samples; null: frames.max samples, or what the output was begun with.
+    0: shots are not divided, and dropped as too_long."""
+    overlap_s: float = 0
+    """Seconds that a window shares with the one before it, less than its length."""
+    named: bool = False
+    """Also divide scenes that metadata names, where they have more than frames.max samples. They keep a row of their
+    own, which is too_long."""
+
+    def __post_init__(self) -> None:
+        if self.overlap_s < 0 or (self.length_s or 0) < 0 or (self.length_s and self.overlap_s >= self.length_s):
+            raise UserError(f"windows: length_s must be 0 or more, and overlap_s from 0 to below it: {self}")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How shots are divided, in sampled frames."""
+
+    samples: int
+    """Most of a window; 0: shots are not divided."""
+    overlap: int
+    """Shared with the window before."""
+    rest: int
+    """A rest of fewer joins the window before it: the two are made equal."""
+    named: bool = False
+    """Whether scenes that metadata names are divided, too."""
+
+
+UNDIVIDED = Windows(0, 0, 0)
+"""Each shot is one scene."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    """A sampled frame, and what is known of the pictures from it to before the next one."""
+
+    time: float
+    image: np.ndarray | None
+    shown: float
+    """When the latest of its pictures came."""
+    longest_hold: float = 0.0
+    pictures: int = 0
+    damaged: int = 0
+    interlaced: int = 0
+
+
+class Scene:
+    """A scene while its frames pass: samples them, and becomes a row at its end, or one for each of its windows."""
+
+    def __init__(
+        self, film: Film, config: FramesConfig, motion: MotionConfig, about: Row, windows: Windows = UNDIVIDED
+    ) -> None:
+        self._film, self._config, self._motion, self._about = film, config, motion, about
+        self._windows = windows
+        short = min(film.width, film.height)
+        self._width, self._height = (round(side * config.size / short) for side in (film.width, film.height))
+        self._start = math.nan
+        self._due = 0
+        self._samples: list[_Sample] = []
+        self.count = 0
+        """How many scenes it has become so far."""
+
+    def add(self, picture: Picture, from_s: float = -math.inf) -> None:
+        """Take a picture; from_s: when the scene begins, where it begins while the picture is held."""
+        time = max(picture.time, from_s)
+        if self._samples:
+            self._samples[-1].longest_hold = max(self._samples[-1].longest_hold, time - self._samples[-1].shown)
+        else:
+            self._start = time
+        passed = (time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
+        if passed >= self._due:
+            self._due = math.floor(passed) + 1
+            self._samples.append(_Sample(time, self._image(picture), time))
+        sample = self._samples[-1]
+        sample.shown = time
+        sample.pictures += 1
+        sample.damaged += picture.damaged
+        sample.interlaced += picture.interlaced
+
+    def _image(self, picture: Picture) -> np.ndarray | None:
+        # Of a scene that is too long anyway one frame is enough, for its thumbnail.
+        if not self._windows.samples and len(self._samples) >= self._config.max:
+            if len(self._samples) == self._config.max:
+                for sample in self._samples[1:]:
+                    sample.image = None
+            return None
+        image = picture.scaled(self._width, self._height)
+        top, left = (self._height - self._config.size) // 2, (self._width - self._config.size) // 2
+        # A copy, since a view would keep what is cropped.
+        return image[top : top + self._config.size, left : left + self._config.size].copy()
+
+    def passed(self, skip: Collection[str]) -> Iterator[Row]:
+        """Rows of the windows that have ended, whatever comes; skip: scenes that need no row."""
+        while self._windows.samples:
+            count = self._fitting()
+            if len(self._samples) < count + max(1, self._windows.rest):
+                return
+            yield from self._window(count, self._samples[count].time, skip)
+
+    def ended(self, end_s: float, skip: Collection[str], error: str = "", message: str = "") -> Iterator[Row]:
+        """Rows of the windows that are left, or of the scene where it is not divided; an error is that of the last."""
+        if self._windows.samples:
+            yield from self.passed(skip)
+            count, left = self._fitting(), len(self._samples)
+            if count < left:
+                overlap = self._windows.overlap
+                half = (left + overlap + 1) // 2
+                if not error and left - count < self._windows.rest <= left + overlap - half:
+                    count = half
+                yield from self._window(count, self._samples[count].time, skip)
+        yield from self._window(len(self._samples), end_s, skip, error, message)
+
+    def _fitting(self) -> int:
+        """How many of the samples make up the next window."""
+        most = self._windows.samples
+        # Pictures that are held may make it long with few samples.
+        end_s = self._samples[0].time + (most + 1) * self._config.interval_ms / 1000 - ROUNDING_S
+        times = [sample.time for sample in self._samples[1 : most + 1]]
+        before = bisect_left(times, end_s)
+        return before + 1 if before == len(times) < most else max(1, before)
+
+    def _window(
+        self, count: int, end_s: float, skip: Collection[str], error: str = "", message: str = ""
+    ) -> Iterator[Row]:
+        """The row of the first samples, which are let go of."""
+        samples, last = self._samples[:count], count == len(self._samples)
+        about = dict(self._about)
+        if self.count or not last:
+            about |= {name: f"{about[name]}_w{self.count}" for name in ("clip_id", "scene_id")}
+            about |= {"ordinal": about["ordinal"] + self.count, "window": self.count}
+        self._samples = self._samples[max(1, count - self._windows.overlap) :] if not last else []
+        self.count += 1
+        if about["scene_id"] not in skip:
+            yield self._row(about, samples, end_s, error, message)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether it has more samples than may be kept, so far."""
+        return len(self._samples) > self._config.max
+
+    def row(self, end_s: float, error: str = "", message: str = "") -> Row:
+        """The scene's row; with an error code where it could not be had whole."""
+        return self._row(self._about, self._samples, end_s, error, message)
+
+    def _row(self, about: Row, samples: list[_Sample], end_s: float, error: str, message: str) -> Row:
+        damaged = sum(sample.damaged for sample in samples)
+        if not error and damaged:
+            error, message = "decode_error", f"{damaged} of its frames are damaged"
+        row = {**scene_row(about, error, message), "window": about.get("window", -1)}
+        row |= {"start_s": samples[0].time, "end_s": end_s, "width": self._film.width, "height": self._film.height}
+        row["longest_hold_s"] = max(end_s - samples[-1].shown, *(sample.longest_hold for sample in samples))
+        row["clock_jumps"] = self._film.jumps_before(end_s)
+        row["interlaced"] = 2 * sum(sample.interlaced for sample in samples) > sum(
+            sample.pictures for sample in samples
+        )
+        images = [sample.image for sample in samples if sample.image is not None]
+        row["thumbnail"] = _thumbnail(images[len(images) // 2])
+        if error:
+            return row
+        row["no_frames"] = len(samples)
+        if 2 <= len(samples) <= self._config.max:
+            frames = np.stack(images)
+            differences = rgb_differences(frames)
+            row |= {"max_rgb_diff": differences.max(), "mean_rgb_diff": differences.mean(), "frames": frames}
+            row["phash"] = scene_hash(frames)
+            if self._motion.flow in FLOWS:
+                speeds = FLOWS[self._motion.flow](frames)
+                row |= {"max_velocity": speeds.max(), "mean_velocity": speeds.mean()}
+        return row
+
+
+def scene_row(about: Row, error: str = "", message: str = "") -> Row:
+    """A scene's row before anything is measured: `about` names it, every number is missing."""
+    return {
+        **about,
+        **dict.fromkeys(("start_s", "end_s", *FEATURES[:-1]), math.nan),
+        "width": 0,
+        "height": 0,
+        "no_frames": 0,
+        "longest_hold_s": math.nan,
+        "clock_jumps": 0,
+        "interlaced": False,
+        "window": -1,
+        "phash": None,
+        "frames": None,
+        "thumbnail": b"",
+        "error": error,
+        "message": message,
+    }
+
+
+def named_by(scene: Row) -> Row:
+    """What names a scene of the metadata."""
+    return {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
+
+
+def _thumbnail(frame: np.ndarray) -> bytes:
+    small = cv2.resize(frame, (120, 120), interpolation=cv2.INTER_AREA)
+    return encode_jpeg(small, quality=80)
