@@ -139,13 +139,14 @@ def write_map(config: MapConfig, results: Results) -> Precisions:
         values = ident.average_precision(scores, truth).dropna()
     counts = truth.value_counts().reindex(values.index, fill_value=0)
     values, interval, note = _closed(values, "mAP"), None, ""
+    # The file is the reference's, for programs: it has the mean of however few.
+    table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
+    write_csv(Store(config.output).uri("average_precision_results.csv"), table)
     if len(truth) < ENOUGH:
         values["mAP"] = np.nan
         note = f"no mAP: only {len(truth)} images, and {ENOUGH} are needed"
     elif len(values) > 1:
         interval = ident.map_interval(scores, truth, config.formula)
-    table = pd.DataFrame({"query_id": values.index, "average_precision": values.to_numpy()})
-    write_csv(Store(config.output).uri("average_precision_results.csv"), table)
     return Precisions(values, pd.concat([counts, pd.Series({"mAP": len(truth)})]), interval, note)
 
 

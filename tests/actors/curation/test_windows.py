@@ -25,15 +25,13 @@ def divided(path: Path, windows: Windows, skip: frozenset[str] = frozenset(), **
     return scenes, film
 
 
-def listed(
-    path: Path, scenes: list[tuple[int, int]], windows: Windows, skip: frozenset[str] = frozenset()
-) -> list[Row]:
+def listed(path: Path, scenes: list[tuple[int, int]], windows: Windows) -> list[Row]:
     """Rows of one span over the whole film, whose scenes are given by their frames."""
     about = {"clip_id": "c", "caption": "so"}
     named = [{**about, "scene_id": f"c_{i}", "ordinal": i, "first": a, "end": b} for i, (a, b) in enumerate(scenes)]
     settings = VideoConfig(), FramesConfig(max=20), ShotsConfig(), MotionConfig(flow="scaled")
     span = [{"start_s": 0.0, "end_s": None, "scenes": named}]
-    return [row for row in cut(str(path), "v", span, skip, *settings, windows) if row and row["scene_id"]]
+    return [row for row in cut(str(path), "v", span, frozenset(), *settings, windows) if row and row["scene_id"]]
 
 
 def spans(rows: list[Row]) -> list[tuple[int, int]]:
