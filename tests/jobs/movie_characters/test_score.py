@@ -76,7 +76,7 @@ def test_few_images_have_no_map(folder: Path):
     assert "map" not in json.loads((folder / "few" / "out" / "runs" / "score-map.json").read_text())
     table = (folder / "few" / "out" / "average_precision_results.csv").read_text()
     # The reference's file is data: what it is worth is said where people read.
-    assert table.splitlines()[-1].startswith("mAP,0.")
+    assert float(table.splitlines()[-1].removeprefix("mAP,")) > 0
     assert "only 9 images" in (folder / "few" / "out" / "map.html").read_text()
 
 
