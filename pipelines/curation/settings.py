@@ -214,7 +214,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     }
 
 
-def _windows(config: CurationConfig) -> dict[str, float]:
+def _windows(config: CurationConfig) -> dict[str, Any]:
     """How shots are divided: what the settings leave open is as the output was begun, since thresholds may change."""
     before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
     length, overlap = config.windows.length_s, config.windows.overlap_s
