@@ -5,9 +5,11 @@ The network sees all of a picture between bars, or its middle; never a picture t
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,13 +56,28 @@ def check_backbone(config: BackboneConfig) -> None:
         raise UserError(f"backbone.model={name}: no config.json there; give a folder as timm saves it")
     if name in RESNETS:
         return
-    import timm
-
-    if not timm.is_model(name):
-        near = ", ".join(get_close_matches(name, [*RESNETS, *timm.list_models()], 3, 0.3))
+    # As timm takes a name: what stands behind the dot are weights.
+    if name.partition(".")[0] not in timm_names():
+        near = ", ".join(get_close_matches(name, sorted(timm_names() | {*RESNETS}), 3, 0.3))
         raise UserError(
             f"backbone.model={name} is no folder, no ResNet of torchvision, no name of timm; near it: {near}"
         )
+
+
+@lru_cache(1)
+def timm_names() -> frozenset[str]:
+    """The names of timm's models, old ones too, as its files register them: to import it takes seconds."""
+    # Of the package: to find what is in it would import it.
+    spec = find_spec("timm")
+    names: set[str] = set()
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for text in (path.read_text() for path in Path(folder, "models").glob("*.py")):
+            names.update(re.findall(r"^@register_model\n(?:@.*\n)*def (\w+)\(", text, re.MULTILINE))
+            for block in re.findall(
+                r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.MULTILINE | re.DOTALL
+            ):
+                names.update(re.findall(r"^\s*['\"]([^'\".]+)[^'\"]*['\"]\s*:", block, re.MULTILINE))
+    return frozenset(names)
 
 
 def _folder(model: str) -> Path | None:

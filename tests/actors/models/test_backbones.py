@@ -10,7 +10,7 @@ from PIL import Image
 
 from actors.directors.pictures import ViewsConfig, random_view, read_pictures
 from actors.media.images import Shape
-from actors.models.backbones import Backbone, BackboneConfig, check_backbone, input_shape, name
+from actors.models.backbones import Backbone, BackboneConfig, check_backbone, input_shape, name, timm_names
 from tests.support.tiny_models import backbone
 
 SHAPE = Shape(32, mode="longest", fill=116)
@@ -140,3 +140,12 @@ def test_a_folder_has_one_name_wherever_it_lies(folder: str, tmp_path: Path):
 def test_what_cannot_be_had_is_refused_before_the_run(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         check_backbone(BackboneConfig(**settings))
+
+
+def test_names_are_those_that_timm_registers() -> None:
+    import timm
+
+    assert timm_names() >= set(timm.list_models())
+    assert all(timm.is_model(name) for name in timm_names())
+    old = timm.models._registry._model_entrypoints.keys() - set(timm.list_models())
+    assert old and old <= timm_names()
