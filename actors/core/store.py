@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -152,8 +153,9 @@ class Store:
             new.commit(absorbed=absorbed)
 
     def write_json(self, value: Any, *names: str) -> None:
-        """Write a JSON file."""
-        storage.write_bytes(self.uri(*names), json.dumps(value, indent=1, ensure_ascii=False).encode())
+        """Write a JSON file; numbers of numpy are numbers."""
+        text = json.dumps(value, indent=1, ensure_ascii=False, default=_number)
+        storage.write_bytes(self.uri(*names), text.encode())
 
     def read_json(self, *names: str) -> Any:
         """Read a JSON file; None where there is none. Raises UserError where it is damaged: we write whole files."""
@@ -163,6 +165,12 @@ class Store:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.uri(*names)} is damaged ({error}). Remove it, or restore it.") from error
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has: {value!r}")
 
 
 def _parsed(uri: str, data: bytes, columns: Sequence[str] | None, optional: Sequence[str]) -> pa.Table | None:

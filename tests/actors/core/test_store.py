@@ -97,3 +97,12 @@ def test_files_that_are_not_parts_are_left_alone(store: Store):
     assert store.parts("t") == [store.numbered(0)]
     assert store.read_json("t", "about.json") == {"a": "é"}
     assert store.read_json("t", "none.json") is None
+
+
+def test_numbers_of_numpy_are_written_as_numbers_and_what_json_has_not_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_json({"count": np.int64(3), "share": np.float32(0.5), "all": np.bool_(True)}, "a.json")
+    assert store.read_json("a.json") == {"count": 3, "share": 0.5, "all": True}
+    with pytest.raises(TypeError, match="set is nothing that JSON has"):
+        store.write_json({"names": {"a"}}, "a.json")
+    assert store.read_json("a.json")["count"] == 3
