@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
+# A shell starts what runs in its background without SIGINT, and what that starts would have none to be tested with.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # On loopback no token is needed, and making one would write into the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # What costs a test seconds of imports: workers that Ray ends after a second without work and starts again, and an actor

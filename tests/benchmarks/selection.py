@@ -71,6 +71,7 @@ def _rows(numbers: np.ndarray, random: np.random.Generator) -> pa.Table:
         "height": [360] * count,
         **{name: np.where(failed, np.nan, values) for name, values in measured.items()},
         "no_frames": np.where(failed, 0, random.integers(2, 70, count)),
+        "window": [-1] * count,
         "phash": [random.bytes(HASH_BYTES) for _ in range(count)],
         "step": np.where(failed, "cut", ""),
         "error": np.where(failed, "decode_error", ""),
