@@ -51,6 +51,7 @@ class Done:
     ) -> None:
         """again: error codes whose rows do not count as done, where they were written before that time."""
         self._keep = config.videos.changed == "keep"
+        self._divided = config.windows.named
         self._rows: dict[str, Rows] = {}
         columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes", "written", "caption"]
         parts: list[list[np.ndarray]] = []
@@ -99,7 +100,9 @@ class Done:
     def _named(self, video: Video, rows: Rows, now: Origin, left: Left) -> None:
         """The scenes that the input names, and those that it names no more."""
         known = {""}
-        windows = _windows(rows, {scene.scene_id for span in video.spans or () for scene in span.scenes})
+        windows: dict[str, list[str]] = {}
+        if self._divided:
+            windows = _windows(rows, {scene.scene_id for span in video.spans or () for scene in span.scenes})
         for span in video.spans or ():
             for scene in span.scenes:
                 known.add(scene.scene_id)

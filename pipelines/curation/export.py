@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -302,10 +302,11 @@ def _clips(store: Store, kept: Sequence[Row], caption: Caption) -> list[Clip]:
 
 def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
     """Write the layouts of scenes that have a clip: where a preset is set, of the clips that they become by it."""
-    stage = _stage(config)
+    stage, store = _stage(config), Store(config.output)
     if config.export.preset:
+        # Those of clips/ would go out of date.
+        write_layouts(store, [], replace(config.export, layout=""), stage)
         return fit_clips(config, kept, stage).told()
-    store = Store(config.output)
     write_layouts(store, _clips(store, kept, config.export.caption), config.export, stage)
     return ""
 

@@ -48,8 +48,9 @@ def write_layouts(store: Store, clips: Sequence[Clip], export: ExportConfig, sta
     changed = [path for path in digests if path not in sound]
     stale = made["files"].keys() - digests.keys()
     if changed or stale:
-        # A file that is being written counts as none of before, wherever this is killed.
-        store.write_json({"files": {path: digests[path] for path in sound}}, MADE)
+        # Wherever this is killed: what is being written is not sound, and what is being removed is not forgotten.
+        files_now = dict.fromkeys([*changed, *stale], "") | {path: digests[path] for path in sound}
+        store.write_json({**made, "files": files_now}, MADE)
     with ThreadPoolExecutor(WRITERS) as pool:
         new = [path for path in changed if path in files]
         list(pool.map(lambda path: storage.write_bytes(store.uri(path), files[path]), new))

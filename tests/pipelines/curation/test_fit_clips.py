@@ -100,6 +100,15 @@ def test_a_preset_makes_a_folder_that_trainers_load(settings: CurationConfig, tm
     ]
 
 
+def test_layouts_of_clips_go_where_a_preset_takes_their_place(settings: CurationConfig) -> None:
+    output = Path(settings.output)
+    export(replace(settings, export=replace(settings.export, preset="", layout="jsonl,sidecar")))
+    assert (output / "dataset.jsonl").exists() and list((output / "clips").rglob("*.txt"))
+    export(settings)
+    assert not (output / "dataset.jsonl").exists() and not list((output / "clips").rglob("*.txt"))
+    assert (output / "mine" / "dataset.jsonl").exists()
+
+
 def test_what_is_there_stays_and_what_has_changed_is_renewed(settings: CurationConfig, tmp_path: Path) -> None:
     root = Path(settings.output, "mine")
     export(settings)

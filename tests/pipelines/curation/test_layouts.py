@@ -121,6 +121,17 @@ def test_new_captions_reach_every_file_that_tells_them_and_no_other(exported: Cu
     assert (output / "clips/b/b.0_0.txt").read_text() == "a street at night"
     assert lines(output / "dataset.jsonl")[2]["caption"] == "a street at night"
 
+    # As a kill leaves it that came while all were written: none is sound, and none forgotten.
+    made = json.loads((output / "export_layouts.json").read_text())
+    left = made | {"files": dict.fromkeys(made["files"], "")}
+    (output / "export_layouts.json").write_text(json.dumps(left))
+    (output / "dataset.jsonl").write_text("torn")
+    renew_exported(exported)
+    assert (
+        json.loads((output / "export_layouts.json").read_text()) == made and len(lines(output / "dataset.jsonl")) == 3
+    )
+    (output / "export_layouts.json").write_text(json.dumps(left))
+
     # Layouts that are no longer wanted would go out of date: they go.
     export(replace(exported, export=replace(exported.export, layout="jsonl", caption="caption")))
     assert lines(output / "dataset.jsonl")[2]["caption"] == ""
