@@ -32,7 +32,7 @@ from actors.curation.tables import (
     with_origin,
 )
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
-from pipelines.curation.fit_clips import fit_clips, renew_fitted
+from pipelines.curation.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.layouts import renew_layouts, write_layouts
 from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
 KEPT += ["width", "height", "clock_jumps"]
 """What export needs to know of a scene."""
-MADE = "export.json"
-"""Settings that clips/ was made with; not in there, where every name is a video's."""
 OLDER = "export_older.json"
 """Clips made with settings before these, which are still to be replaced: bytes by name."""
 SILENCED = "export_silenced.json"

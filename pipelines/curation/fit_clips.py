@@ -23,6 +23,8 @@ from pipelines.core.ray_data import ray_task, rows_of, set_context
 from pipelines.curation.layouts import renew_layouts, write_layouts
 from pipelines.curation.settings import CurationConfig
 
+MADE = "export.json"
+"""Settings that clips/ was made with; not in there, where every name is a video's."""
 FITTED = "export_presets.json"
 """The presets that there are folders of, by the folder's name."""
 ABOUT = "clips.json"
@@ -36,6 +38,8 @@ class Fitted:
     folder: str
     """Below the output."""
     preset: Preset
+    source: Any = None
+    """The settings that clips/ was made with."""
     scenes: list[tuple[Row, list[Bucket]]] = field(default_factory=list)
     """Kept scenes, each with its clips one behind the other."""
     dropped: list[tuple[Row, str]] = field(default_factory=list)
@@ -51,7 +55,7 @@ class Fitted:
     def names(self, row: Row, buckets: Sequence[Bucket]) -> list[str]:
         """Names of a scene's clips below clips/, others where they would be other clips."""
         about = {name: row[name] for name in ("video_id", "scene_id", "start_s", "end_s", *ORIGIN)}
-        made = json.dumps([about, asdict(self.preset), [str(bucket) for bucket in buckets], CRF, EFFORT])
+        made = json.dumps([about, self.source, asdict(self.preset), [str(bucket) for bucket in buckets], CRF, EFFORT])
         name = f"{sample_key(row)}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
         return [f"{name}.mp4"] if len(buckets) == 1 else [f"{name}_{k}.mp4" for k in range(len(buckets))]
 
@@ -74,9 +78,9 @@ def _listed(counts: Counter[str]) -> str:
     return f" ({some})" if some else ""
 
 
-def plan_fitted(folder: str, preset: Preset, kept: Sequence[Row]) -> Fitted:
-    """What kept scenes become by a preset."""
-    fitted = Fitted(folder, preset)
+def plan_fitted(store: Store, folder: str, preset: Preset, kept: Sequence[Row]) -> Fitted:
+    """What kept scenes become by a preset; store: the output."""
+    fitted = Fitted(folder, preset, store.read_json(MADE))
     for row in kept:
         found = buckets_of(preset, row["width"], row["height"], row["end_s"] - row["start_s"])
         if isinstance(found, str):
@@ -89,7 +93,7 @@ def plan_fitted(folder: str, preset: Preset, kept: Sequence[Row]) -> Fitted:
 def fitted_of(config: CurationConfig, kept: Sequence[Row]) -> Fitted:
     """What kept scenes become by export.preset."""
     folder = PurePosixPath(config.export.preset).stem
-    return plan_fitted(folder, load_preset(config.export.preset), kept)
+    return plan_fitted(Store(config.output), folder, load_preset(config.export.preset), kept)
 
 
 def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> Fitted:
@@ -117,7 +121,7 @@ def renew_fitted(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> N
     store = Store(config.output)
     for folder, settings in (store.read_json(FITTED) or {}).items():
         root = Store(store.uri(folder))
-        fitted = plan_fitted(folder, TypeAdapter(Preset).validate_python(settings), kept)
+        fitted = plan_fitted(store, folder, TypeAdapter(Preset).validate_python(settings), kept)
         renew_layouts(root, partial(fitted.clips, root, _clips(root)), stage)
 
 

@@ -6,8 +6,8 @@ from statistics import median
 
 from actors.core.store import Store
 from actors.curation.layouts import Caption, text_of
-from pipelines.curation.export import MADE, kept_scenes
-from pipelines.curation.fit_clips import ABOUT, FITTED
+from pipelines.curation.export import kept_scenes
+from pipelines.curation.fit_clips import ABOUT, FITTED, MADE
 
 REPEATED = 0.01
 """Of the scenes; a caption of more, and of more than two, is no description of each."""

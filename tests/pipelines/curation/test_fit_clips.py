@@ -127,6 +127,11 @@ def test_what_is_there_stays_and_what_has_changed_is_renewed(settings: CurationC
         path: stamp for path, stamp in before.items() if path.endswith(".mp4")
     }
 
+    # Clips that were encoded anew are brought to the preset anew.
+    export(replace(settings, export=replace(settings.export, crf=30)))
+    finer = {path for path in stamps(root) if path.endswith(".mp4")}
+    assert len(finer) == 4 and not finer & before.keys()
+
     # Other sizes make other clips, of which none keeps an old one's name.
     other = tmp_path / "mine.yaml"
     other.write_text(PRESET.replace("96, 64", "64, 48"))
