@@ -21,11 +21,11 @@ from actors.media.film import (
     Picture,
     SeekError,
     VideoConfig,
-    in_shots,
     open_film,
     visited,
 )
-from actors.media.shots import ShotsConfig
+from actors.media.in_shots import in_shots
+from actors.media.shots import BETWEEN, ShotsConfig
 
 SPARE_FRAMES = 2
 """A listed scene may end this many frames after its span: times and rates in metadata are rounded."""
@@ -50,11 +50,11 @@ class _Named:
         about = self._about | {"clip_id": scene["scene_id"]}
         self._parts = Scene(film, frames, motion, about, windows) if windows.named else None
 
-    def add(self, picture: Picture, from_s: float = -math.inf) -> Iterator[Row]:
-        """Take a picture; yields rows of windows that have ended."""
-        self._whole.add(picture, from_s)
+    def add(self, picture: Picture, from_s: float = -math.inf, cut: bool = False) -> Iterator[Row]:
+        """Take a picture, maybe the first after a cut; yields rows of windows that have ended."""
+        self._whole.add(picture, from_s, cut)
         if self._parts:
-            self._parts.add(picture, from_s)
+            self._parts.add(picture, from_s, cut)
             if self._whole.too_long:
                 yield from map(self._window, self._parts.passed(self._skip))
 
@@ -87,8 +87,11 @@ class _Span:
     def done(self) -> bool:
         return not self._waiting and not self._open
 
-    def feed(self, picture: Picture, before: Picture | None) -> Iterator[Row]:
-        """Take the next picture of the film and the one before it; yields rows of scenes that have ended."""
+    def feed(self, picture: Picture, before: Picture | None, cut: bool = False) -> Iterator[Row]:
+        """Take the next picture of the film and the one before it; yields rows of scenes that have ended.
+
+        cut: a shot ends before the picture.
+        """
         if self.end_s is not None and picture.time >= self.end_s - ROUNDING_S:
             yield from self._hold(before)
             yield from self._end(before.until if before else picture.time, "scene_beyond_span", SPARE_FRAMES)
@@ -99,7 +102,7 @@ class _Span:
             if scene.end == self._count:
                 yield from scene.ended(before.until if before else picture.time)
             else:
-                yield from scene.add(picture)
+                yield from scene.add(picture, cut=cut)
                 still.append(scene)
         self._open = still
         self._count += 1
@@ -173,8 +176,9 @@ def cut(
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
+    device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu", video.max_pixels)
+        film = open_film(path, video.decoder, device, video.max_pixels)
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
@@ -183,7 +187,8 @@ def cut(
         yield film_row(None, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
         return
     if spans is None:
-        yield from _cut_shots(film, video_id, skip, frames, shots, motion, windows)
+        found = in_shots(film, shots, device)
+        yield from _cut_shots(film, found, video_id, skip, frames, motion, windows)
         return
     cut_spans = partial(_cut_spans, spans=spans, frames=frames, motion=motion, windows=UNDIVIDED if seek else windows)
     if seek and video.decoder == "pyav":
@@ -195,7 +200,8 @@ def cut(
             return
         except SeekError:
             film, skip = open_film(path, "pyav", max_pixels=video.max_pixels), frozenset(done)
-    yield from cut_spans(film, skip=skip, seek=False)
+    numbered = in_shots(film, shots, device) if shots.check_named and not seek else None
+    yield from cut_spans(film, skip=skip, seek=False, numbered=numbered)
 
 
 def film_row(film: Film | None, scenes: int, error: str = "", message: str = "") -> Row:
@@ -219,7 +225,9 @@ def _cut_spans(
     motion: MotionConfig,
     windows: Windows,
     seek: bool,
+    numbered: Iterator[tuple[int, Picture]] | None = None,
 ) -> Iterator[Row | None]:
+    """Rows of scenes that metadata names; numbered: the pictures by their shots, where cuts inside are to be told."""
     count = _count(spans)
     spans = [{**span, "scenes": [s for s in span["scenes"] if s["scene_id"] not in skip]} for span in spans]
     spans = [span for span in spans if span["scenes"]]
@@ -230,14 +238,16 @@ def _cut_spans(
     before = None
     times = [(span.start_s, span.end_s) for span in waiting]
     steady = all(span.get("steady", False) for span in spans)
-    for picture in visited(film, times, steady) if seek else film.pictures:
+    shot = -2
+    for number, picture in numbered or ((0, one) for one in (visited(film, times, steady) if seek else film.pictures)):
         if picture is None:
             before = None
             continue
+        ends, shot = number != shot and shot >= 0, number
         while waiting and picture.time >= waiting[0].start_s - ROUNDING_S:
             live.append(waiting.popleft())
         for span in live:
-            yield from span.feed(picture, before)
+            yield from span.feed(picture, before, ends)
         live = [span for span in live if not span.done]
         before = picture
         if not waiting and not live:
@@ -252,10 +262,10 @@ def _cut_spans(
 
 def _cut_shots(
     film: Film,
+    found: Iterator[tuple[int, Picture]],
     video_id: str,
     skip: frozenset[str],
     frames: FramesConfig,
-    shots: ShotsConfig,
     motion: MotionConfig,
     windows: Windows,
 ) -> Iterator[Row | None]:
@@ -267,18 +277,29 @@ def _cut_shots(
 
     scene = begin()
     beat = Beat()
-    end = 0.0
-    for shot, picture in in_shots(film, shots):
+    end = until = between_s = 0.0
+    for shot, picture in found:
+        yield from beat
+        until = picture.until
+        if shot == BETWEEN:
+            between_s += until - picture.time
+            continue
         if shot != number:
+            scene.trimmed_after_s = between_s
             yield from scene.ended(end, skip)
             number, scenes = shot, scenes + scene.count
             scene = begin()
+        if not scene.begun:
+            scene.trimmed_before_s = between_s
         scene.add(picture)
         yield from scene.passed(skip)
-        end = picture.until
-        yield from beat
+        end, between_s = until, 0.0
     code, message = "", ""
     if film.truncated:
-        code, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
-    yield from scene.ended(end, skip, code, message)
+        code, message = "truncated", f"the film breaks off at {until:.3f} s, before its declared end"
+    if scene.begun:
+        scene.trimmed_after_s = between_s
+        yield from scene.ended(end, skip, code, message)
+    elif not code:
+        code, message = "no_shot", f"all {until:.3f} s of the film are a transition"
     yield film_row(film, scenes + scene.count, code, message)

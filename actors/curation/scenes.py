@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -87,6 +87,8 @@ class _Sample:
     pictures: int = 0
     damaged: int = 0
     interlaced: int = 0
+    cuts: list[float] = field(default_factory=list)
+    """When shots end, in seconds."""
 
 
 class Scene:
@@ -104,9 +106,20 @@ class Scene:
         self._samples: list[_Sample] = []
         self.count = 0
         """How many scenes it has become so far."""
+        self.trimmed_before_s = self.trimmed_after_s = 0.0
+        """Seconds of a transition that are left out before and after it."""
 
-    def add(self, picture: Picture, from_s: float = -math.inf) -> None:
-        """Take a picture; from_s: when the scene begins, where it begins while the picture is held."""
+    @property
+    def begun(self) -> bool:
+        """Whether it has a picture."""
+        return bool(self._samples)
+
+    def add(self, picture: Picture, from_s: float = -math.inf, cut: bool = False) -> None:
+        """Take a picture; from_s: when the scene begins, where it begins while the picture is held.
+
+        cut: the picture is the first after a cut, inside the scene unless it is its own first.
+        """
+        cut &= self.begun
         time = max(picture.time, from_s)
         if self._samples:
             self._samples[-1].longest_hold = max(self._samples[-1].longest_hold, time - self._samples[-1].shown)
@@ -119,6 +132,8 @@ class Scene:
         sample = self._samples[-1]
         sample.shown = time
         sample.pictures += 1
+        if cut:
+            sample.cuts.append(time)
         sample.damaged += picture.damaged
         sample.interlaced += picture.interlaced
 
@@ -173,6 +188,8 @@ class Scene:
         if self.count or not last:
             about |= {name: f"{about[name]}_w{self.count}" for name in ("clip_id", "scene_id")}
             about |= {"ordinal": about["ordinal"] + self.count, "window": self.count}
+        about["trimmed_before_s"] = 0.0 if self.count else self.trimmed_before_s
+        about["trimmed_after_s"] = self.trimmed_after_s if last else 0.0
         self._samples = self._samples[max(1, count - self._windows.overlap) :] if not last else []
         self.count += 1
         if about["scene_id"] not in skip:
@@ -191,7 +208,9 @@ class Scene:
         damaged = sum(sample.damaged for sample in samples)
         if not error and damaged:
             error, message = "decode_error", f"{damaged} of its frames are damaged"
-        row = {**scene_row(about, error, message), "window": about.get("window", -1)}
+        row = scene_row(about, error, message)
+        row |= {name: about[name] for name in ("window", "trimmed_before_s", "trimmed_after_s") if name in about}
+        row["cuts_inside"] = ",".join(f"{time:.3f}" for sample in samples for time in sample.cuts)
         row |= {"start_s": samples[0].time, "end_s": end_s, "width": self._film.width, "height": self._film.height}
         row["longest_hold_s"] = max(end_s - samples[-1].shown, *(sample.longest_hold for sample in samples))
         row["clock_jumps"] = self._film.jumps_before(end_s)
@@ -226,6 +245,9 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "clock_jumps": 0,
         "interlaced": False,
         "window": -1,
+        "trimmed_before_s": 0.0,
+        "trimmed_after_s": 0.0,
+        "cuts_inside": "",
         "phash": None,
         "frames": None,
         "thumbnail": b"",

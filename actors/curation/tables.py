@@ -20,6 +20,9 @@ SEEN = (
     ("clock_jumps", pa.int32()),
     ("interlaced", pa.bool_()),
     ("window", pa.int32()),
+    ("trimmed_before_s", pa.float32()),
+    ("trimmed_after_s", pa.float32()),
+    ("cuts_inside", pa.string()),
 )
 """Columns that say what is odd about a scene; rows of earlier versions lack them."""
 LATER = (*ORIGIN, *(name for name, _ in SEEN))

@@ -20,9 +20,10 @@ from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.media.film import Beat, Film, FilmError, Picture, in_shots, open_film
+from actors.media.film import Beat, Film, FilmError, Picture, open_film
 from actors.media.images import encode_jpeg
-from actors.media.shots import ShotsConfig
+from actors.media.in_shots import in_shots
+from actors.media.shots import BETWEEN, ShotsConfig
 
 AHEAD_S = 2.0
 """A time at most this many seconds ahead is reached by decoding, not by seeking."""
@@ -213,9 +214,9 @@ def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -
         raise FilmError("truncated", f"the film ends at {end:.3f} s, before its declared end")
     ends = np.array([*times[1:], end])
     there = (ends > config.begin * end) & (np.array(times) < config.end * end)
-    found = np.flatnonzero(there & np.array(sound))
+    found = np.flatnonzero(there & np.array(sound) & (np.array(shots) != BETWEEN))
     chosen = set(random.choice(found, min(config.per_film, len(found)), replace=False).tolist())
-    edges = [times[shots.index(shot)] for shot in range(shots[-1] + 1)] + [end]
+    edges = [times[shots.index(shot)] for shot in range(max(shots) + 1)] + [end]
     film = open_film(uri)
     rows = []
     for number, picture in enumerate(film.pictures):

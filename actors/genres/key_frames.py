@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from actors.core.stage import Row
-from actors.media.film import Beat, FilmError, VideoConfig, in_shots, open_film
+from actors.media.film import Beat, FilmError, VideoConfig, open_film
 from actors.media.images import Shape, square
-from actors.media.shots import ShotsConfig
+from actors.media.in_shots import in_shots
+from actors.media.shots import BETWEEN, ShotsConfig
 
 INTERVAL_S = 0.25
 """The middle of a shot is looked for among pictures that are this far apart, or an eighth of the shot."""
@@ -24,8 +25,9 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
+    device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, "cuda" if video.num_gpus > 0 else "cpu", video.max_pixels)
+        film = open_film(path, video.decoder, device, video.max_pixels)
     except FilmError as error:
         yield {"number": -1, "images": 0, "error": error.code, "message": str(error)}
         return
@@ -39,18 +41,24 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
         image = square(middle.of(start, end), shape)
         return {"number": shot, "name": name, "start_s": start, "end_s": end, "image": image}
 
-    for number, picture in in_shots(film, shots):
+    for number, picture in in_shots(film, shots, device):
+        yield from beat
+        if number == BETWEEN:
+            continue
         if number != shot:
             yield row()
             shot, start, middle = number, picture.time, _Middle()
         middle.add(picture.time, lambda picture=picture: picture.scaled(*size))
         end = picture.until
-        yield from beat
-    yield row()
     error, message = "", ""
+    if middle.begun:
+        yield row()
+        shot += 1
+    else:
+        error, message = "no_shot", "all of the film is a transition"
     if film.truncated:
         error, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
-    yield {"number": -1, "images": shot + 1, "error": error, "message": message}
+    yield {"number": -1, "images": shot, "error": error, "message": message}
 
 
 class _Middle:
@@ -59,6 +67,10 @@ class _Middle:
     def __init__(self) -> None:
         self._kept: list[tuple[float, np.ndarray]] = []
         self._interval_s = INTERVAL_S
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._kept)
 
     def add(self, time_s: float, picture: Any) -> None:
         if self._kept and time_s < self._kept[-1][0] + self._interval_s:

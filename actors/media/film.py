@@ -28,7 +28,6 @@ from actors.core.stage import Stage
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
-from actors.media.shots import CutFinder, ShotsConfig
 from actors.media.streams import film_stream, sound_stream
 from actors.media.whole import has_index, is_whole, lacks_samples
 
@@ -363,37 +362,6 @@ def _near(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float, 
         end = max(end, end_s)
     if starts:
         yield begin, end, starts
-
-
-def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:
-    """The pictures of a film in order, each with the number of its shot from 0, as soon as that is known.
-
-    Where pictures are missing a shot ends, whatever the detector.
-    """
-    shrink = min(1.0, shots.width / film.width)
-    small = round(film.width * shrink), round(film.height * shrink)
-    shot = first = 0
-    finder = None if shots.detector == "none" else CutFinder(shots)
-    cuts: set[int] = set()
-    held: deque[tuple[int, Picture]] = deque()
-
-    def told(keep: int) -> Iterator[tuple[int, Picture]]:
-        nonlocal shot
-        while len(held) > keep:
-            index, picture = held.popleft()
-            shot += index > 0 and (index in cuts or picture.after_hole)
-            yield shot, picture
-
-    for index, picture in enumerate(film.pictures):
-        if picture.after_hole:
-            yield from told(0)
-            first, finder = index, CutFinder(shots) if finder else None
-        held.append((index, picture))
-        if finder:
-            found = finder.feed(picture.scaled(*small, smooth=False), picture.time)
-            cuts.update(first + cut for cut in found if cut > 0)
-        yield from told(finder.delay if finder else 0)
-    yield from told(0)
 
 
 class Beat:

@@ -1,4 +1,4 @@
-"""Where a film cuts: PySceneDetect's detectors, fed from the decode pass that serves everything else."""
+"""How shots are found: settings, PySceneDetect's detectors fed from the one decode pass, and how finds are scored."""
 
 from bisect import bisect_left
 from collections import deque
@@ -10,19 +10,42 @@ import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
+from actors.media.transnet import check_transnet
+
+Detector = Literal["none", "content", "adaptive", "gradual", "hybrid", "transnetv2"]
+NETWORKS = ("hybrid", "transnetv2")
+"""Detectors with a network."""
+BETWEEN = -1
+"""In place of the number of a shot: the picture is of a transition, and belongs to none."""
+
 
 @dataclass(frozen=True)
 class ShotsConfig:
     """Shot detection in films without metadata."""
 
-    detector: Literal["none", "content", "adaptive"] = "adaptive"
-    """Shot detector, as PySceneDetect names them; none: the whole film is one scene."""
+    detector: Detector | None = None
+    """Shot detector. gradual: cuts, dissolves and fades; hybrid: the same, with a network where that is in doubt;
+    transnetv2: the network throughout, which also sees wipes; content, adaptive: those of PySceneDetect, cuts only;
+    none: the whole film is one scene. hybrid and transnetv2 need the extra `transnetv2`. null: gradual, or the one that
+    the output was begun with."""
     threshold: float | None = None
-    """Frame score above which a shot starts; null: PySceneDetect's default (content 27, adaptive 3)."""
+    """From where on a shot starts; null: the detector's default. content: frame score (27); adaptive: frame score
+    divided by those about it (3); gradual: change of a frame divided by those about it (1.7); hybrid, transnetv2:
+    probability (0.5)."""
     min_length_s: float = 0.6
     """Shortest shot in seconds; a cut sooner after the last one is ignored."""
     width: int = 256
     """Width in pixels at which frames are compared; smaller is faster and less exact."""
+    trim_transitions: bool = True
+    """Frames of a dissolve, fade or wipe belong to no shot; false: the next shot starts in their middle."""
+    check_named: bool = False
+    """Also look for cuts inside scenes that metadata names; the column `cuts_inside` tells when, in seconds."""
+    weights: str | None = None
+    """Weights of the network, as a path on each worker; null: those of the package."""
+
+    def __post_init__(self) -> None:
+        if self.detector in NETWORKS:
+            check_transnet(self.weights)
 
 
 class _MeanDifference:

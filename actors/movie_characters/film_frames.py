@@ -16,9 +16,10 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, FilmError, VideoConfig, in_shots, open_film
+from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, FilmError, VideoConfig, open_film
 from actors.media.images import encode_jpeg
-from actors.media.shots import ShotsConfig
+from actors.media.in_shots import in_shots
+from actors.media.shots import BETWEEN, ShotsConfig
 from actors.movie_characters.names import film_frame_name, frame_name
 
 QUALITY = 95
@@ -115,20 +116,26 @@ def frames_of_shots(
     shot: Row = {"shot": 0, "start_s": 0.0, "end_s": 0.0, "times": [], "jpegs": []}
     beat = Beat()
     for number, picture in in_shots(film, shots):
-        if number != shot["shot"]:
-            yield shot
+        yield from beat
+        if number == BETWEEN:
+            continue
+        if number != shot["shot"] or not shot["end_s"]:
+            if shot["end_s"]:
+                yield shot
             shot = {"shot": number, "start_s": picture.time, "end_s": 0.0, "times": [], "jpegs": []}
         due = shot["times"][-1] + every_s if shot["times"] else shot["start_s"]
         if picture.time >= due - ROUNDING_S and not picture.damaged:
             shot["times"].append(picture.time)
             shot["jpegs"].append(encode_jpeg(picture.scaled(*size), QUALITY))
         shot["end_s"] = picture.until
-        yield from beat
-    yield shot
     code, message = "", ""
+    if shot["end_s"]:
+        yield shot
+    else:
+        code, message = "no_shot", "all of the film is a transition"
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
-    yield {"shot": -1, "shots": shot["shot"] + 1, "error": code, "message": message}
+    yield {"shot": -1, "shots": shot["shot"] + bool(shot["end_s"]), "error": code, "message": message}
 
 
 def write_frames(

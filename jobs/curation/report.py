@@ -112,6 +112,9 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     return uri
 
 
+SEEN_HERE = ["window", "trimmed_before_s", "trimmed_after_s", "cuts_inside"]
+"""Columns of the census that rows of earlier versions lack."""
+
 # ------------------------------------------------------------------------------------------------------- the first pass
 
 
@@ -127,6 +130,10 @@ class _Census:
     """Scenes by group of near-duplicates."""
     windows: int = 0
     """Scenes that are windows of a shot that is too long to be one."""
+    trimmed: int = 0
+    """Scenes beside a dissolve or fade, which is left out."""
+    with_cuts: int = 0
+    """Scenes of the metadata in which a cut was found."""
     whatif: WhatIf = field(default_factory=WhatIf)
     sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
     """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
@@ -149,9 +156,12 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", "window"], ["window"]):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *SEEN_HERE], SEEN_HERE):
         rows = part.to_pandas()
         census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
+        if "trimmed_before_s" in rows:
+            census.trimmed += int(((rows.trimmed_before_s > 0) | (rows.trimmed_after_s > 0)).sum())
+            census.with_cuts += int((rows.cuts_inside.fillna("") != "").sum())
         census.whatif.add(rows[list(COLUMNS)])
         census.duplicates.update(rows.duplicate_group.dropna().astype(int))
         census.failed.update(rows.error[rows.error != ""])
@@ -308,7 +318,13 @@ def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
 
 def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
     """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
-    note = f"{census.windows} of them windows of long shots" if census.windows else ""
+    about = {
+        "windows of long shots": census.windows,
+        "beside a dissolve or fade, which belongs to no scene": census.trimmed,
+        "with a cut inside": census.with_cuts,
+    }
+    parts = [f"{n} {what}" for what, n in about.items() if n]
+    note = f"of them {'; '.join(parts)}" if parts else ""
     steps = [("in", "rows in", note, rows_in)]
     steps += [("failed", code, "", n) for code, n in census.failed.most_common()]
     steps += [("dropped", reason, rules.get(reason, ""), n) for reason, n in dropped.items()]

@@ -6,7 +6,7 @@ measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ an
 """
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from actors.core import storage
@@ -26,7 +26,7 @@ from actors.curation.rules import SelectConfig
 from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
 from actors.curation.videos import CutConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shots import NETWORKS, ShotsConfig
 from actors.models.clip import EmbeddingsConfig
 
 RETRYABLE = RETRYABLE_FETCH | {
@@ -41,7 +41,14 @@ RETRYABLE = RETRYABLE_FETCH | {
 """Error codes of rows that may succeed when they are tried again."""
 
 
-UNDIVIDED = {"windows.length_s": 0.0, "windows.overlap_s": 0, "windows.named": False}
+EARLIER = {
+    "windows.length_s": 0.0,
+    "windows.overlap_s": 0,
+    "windows.named": False,
+    "shots.trim_transitions": True,
+    "shots.check_named": False,
+    "shots.weights": None,
+}
 """How outputs of earlier versions were measured."""
 
 
@@ -180,7 +187,7 @@ class CurationConfig:
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""
-        return CutConfig(self.video, self.frames, self.shots, self.motion, windows(self))
+        return CutConfig(self.video, self.frames, _shots(self), self.motion, windows(self))
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     return {
         "frames.interval_ms": config.frames.interval_ms,
         "frames.size": config.frames.size,
-        **{f"shots.{name}": value for name, value in asdict(config.shots).items()},
+        **{f"shots.{name}": value for name, value in asdict(_shots(config)).items()},
         "video.decoder": config.video.decoder,
         "motion.flow": config.motion.flow,
         "motion.weights": config.motion.weights if config.motion.flow == "raft" else None,
@@ -212,6 +219,14 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
         "latents.dtype": config.latents.precision,
         **_windows(config),
     }
+
+
+def _shots(config: CurationConfig) -> ShotsConfig:
+    """How shots are found: a detector that is not set is the one that the output was begun with."""
+    if config.shots.detector is not None:
+        return config.shots
+    before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by") or {}
+    return replace(config.shots, detector=before.get("shots.detector", "gradual"))
 
 
 def _windows(config: CurationConfig) -> dict[str, Any]:
@@ -245,8 +260,11 @@ def check(config: CurationConfig) -> None:
         )
     if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
-    if config.video.decoder == "pyav" and config.video.num_gpus > 0:
-        raise UserError("video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec")
+    if config.video.decoder == "pyav" and config.video.num_gpus > 0 and config.shots.detector not in NETWORKS:
+        raise UserError(
+            "video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec, or a network for "
+            "shots.detector"
+        )
     made = Store(config.output).read_json("plan", "settings.json") or {}
     length, every = config.windows.length_s, config.frames.interval_ms
     if length and not made and not config.frames.min <= length * 1000 / every + 1e-6 < config.frames.max + 1:
@@ -266,7 +284,7 @@ def check(config: CurationConfig) -> None:
             raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
         check_raft(config.motion.weights)
     before, now = made.get("measured_by"), measured_by(config)
-    if before is not None and (before := {**UNDIVIDED, "windows.rest": now["windows.rest"], **before}) != now:
+    if before is not None and (before := {**EARLIER, "windows.rest": now["windows.rest"], **before}) != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
         raise UserError(

@@ -132,7 +132,7 @@ def test_bounds_are_themselves_allowed(settings: dict[str, Any]):
     [
         ({"frames": FramesConfig(interval_ms=500)}, "frames.interval_ms=250 there, 500 here"),
         ({"frames": FramesConfig(size=120)}, "frames.size=240 there, 120 here"),
-        ({"shots": ShotsConfig(detector="content")}, "shots.detector=adaptive there, content here"),
+        ({"shots": ShotsConfig(detector="content")}, "shots.detector=gradual there, content here"),
         ({"motion": MotionConfig(flow="scaled")}, "motion.flow=farneback there, scaled here"),
         ({"video": VideoConfig(decoder="torchcodec")}, "video.decoder=pyav there, torchcodec here"),
     ],
