@@ -28,7 +28,7 @@ from actors.core.stage import Stage
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
-from actors.media.shots import CutFinder, ShotsConfig
+from actors.media.shots import ShotsConfig
 from actors.media.streams import film_stream, sound_stream
 from actors.media.whole import has_index, is_whole, lacks_samples
 
@@ -370,6 +370,9 @@ def in_shots(film: Film, shots: ShotsConfig) -> Iterator[tuple[int, Picture]]:
 
     Where pictures are missing a shot ends, whatever the detector.
     """
+    # Importing scenedetect takes a tenth of a second, which a refused setting need not cost.
+    from actors.media.cut_finder import CutFinder
+
     shrink = min(1.0, shots.width / film.width)
     small = round(film.width * shrink), round(film.height * shrink)
     shot = first = 0

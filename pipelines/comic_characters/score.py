@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
 from actors.comic_characters.instances import FEATURES, KEY, REJECTED_INSTANCES, Instance, as_instance
+from actors.comic_characters.network_settings import feature_size
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.models import backbones
-from pipelines.comic_characters.embed import head_weights, read_embeddings
+from pipelines.comic_characters.embed import check_known, head_weights, read_embeddings, read_rejected
 from pipelines.comic_characters.features import (
     Features,
     Source,
@@ -107,7 +108,7 @@ class Method:
 
 
 def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> ScorePlan:
-    """Find what to score. Raises UserError where there are no labels, or no vectors.
+    """Find what to score. Raises UserError where there are no labels, vectors or weights.
 
     others: the settings of each ablation, with those in which it differs.
     """
@@ -115,13 +116,16 @@ def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> Sco
         raise UserError("labels: this setting is required")
     variants = {name: variant(config, name, other) for name, other in others.items()}
     uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
-    instances = list(dict.fromkeys(one for sequence in read_sequences(uri) for one in sequence.instances))
+    sequences = read_sequences(uri)
+    instances = list(dict.fromkeys(one for sequence in sequences for one in sequence.instances))
     if config.score.parts == "both":
         instances = [one for one in instances if None not in one]
     if not instances:
         raise UserError(f"{uri} has no instance to score")
     store = Store(config.output)
     found = read_embeddings(store)
+    check_known(sequences, {*found.instances, *read_rejected(store)}, uri)
+    head_weights(config)
     sources, notes = find_sources(config)
     todo = {name: without_features(store, source.folder, instances) for name, source in sources.items()}
     return ScorePlan(instances, dict(zip(found.instances, found.vectors, strict=True)), sources, todo, notes, variants)
@@ -172,7 +176,7 @@ def _guessed(vectors: np.ndarray, there: np.ndarray, seed: int) -> Method:
 
 def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Method:
     """Vectors of faces or bodies alone, by the head of stage 2."""
-    from actors.comic_characters.network import embed, feature_size, load_head
+    from actors.comic_characters.network import embed, load_head
 
     head = load_head(config.fine_tune.head, feature_size(config.backbone.name), head_weights(config))
     there = np.array([getattr(one, kind) is not None for one in features])
@@ -239,7 +243,7 @@ def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
 
 def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
     """Train an ablation and store its vectors of these instances, unless they are stored already; returns where."""
-    from actors.comic_characters.network import embed, feature_size, load_head
+    from actors.comic_characters.network import embed, load_head
     from pipelines.comic_characters.pretrain import pretrain
 
     store = Store(config.output)

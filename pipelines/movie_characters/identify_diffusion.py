@@ -171,9 +171,17 @@ class Plan:
 
 
 def check_identify(config: DiffusionSettings) -> list[Learnt]:
-    """Find the identities; raises UserError where there are none, or the model or an extra is missing."""
+    """Find the identities; raises UserError where model or extra is missing, or the mode needs what they lack."""
     check_diffusion(config.sd_model_name, "sd_model_name")
-    return find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    learnt = find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
+        raise UserError(
+            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
+            "by textual inversion. Set imagic_pipe=false."
+        )
+    for one in learnt:
+        one.check(config.alpha)
+    return learnt
 
 
 def plan_identify(config: IdentifyConfig) -> Plan:
@@ -197,10 +205,7 @@ def plan_identify(config: IdentifyConfig) -> Plan:
 
 
 def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
-    """The identities as the mode has them, and for each a digest of its own weights, "" where it has none.
-
-    Raises UserError where the mode needs what they lack.
-    """
+    """The identities as the mode has them, and for each a digest of its own weights, "" where it has none."""
     texts: list[Texts] = []
 
     def embed(prompt: str) -> np.ndarray:
@@ -208,11 +213,6 @@ def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Id
             texts.append(load_texts(config.sd_model_name, config.clip_model_name))
         return embed_prompt(texts[0], prompt)[0].numpy()
 
-    if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
-        raise UserError(
-            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
-            "by textual inversion. Set imagic_pipe=false."
-        )
     single = [_identity(one, one.blend(config.alpha, embed), config.imagic_pipe) for one in learnt]
     weights = [one.weights if config.imagic_pipe else "" for one in learnt]
     if not config.category_class:

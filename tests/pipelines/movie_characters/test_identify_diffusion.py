@@ -16,6 +16,7 @@ from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, fi
 from pipelines.movie_characters.identify_diffusion import (
     IdentifyConfig,
     Plan,
+    check_identify,
     conditions,
     identify,
     plan_identify,
@@ -76,7 +77,7 @@ def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp
     assert anna.condition == pytest.approx(blends["Anna_1"], abs=1e-6)
     own = replace(config, imagic_pipe=True)
     with pytest.raises(ValueError, match="3 identities have neither a LoRA nor a UNet, such as Ann_1"):
-        conditions(own, learnt)
+        check_identify(own)
     for one in learnt:
         (tmp_path / "ids" / one.name / LORA).write_bytes(one.name.encode())
     with_lora, weights = conditions(own, find_learnt(config.imagic_pretrained_path, "x"))
