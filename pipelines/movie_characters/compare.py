@@ -308,7 +308,8 @@ class Comparison:
     mcnemar: pd.DataFrame
     """A row per filter and pair: filter, first, second, only_first, only_second (images that only one has right), p."""
     topk: pd.DataFrame
-    """Images as they are, or through the first filter: a row per model, a column per k, in percent."""
+    """Images as they are, or through the first filter: model, k, accuracy, low, high; in 0..1. The accuracy is the
+    unweighted mean over true classes."""
     alpha: pd.DataFrame
     """A row per value: alpha, accuracy, low, high."""
 
@@ -336,19 +337,17 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
         for first, second in itertools.combinations(config.models, 2)
     ]
     first_filter = NONE if NONE in config.filters else next(iter(config.filters))
-    curves = {
-        model: topk_curve(found[model, first_filter, None], range(1, config.k_range + 1)) for model in config.models
-    }
+    ks = range(1, config.k_range + 1)
+    curves = {model: topk_curve(found[model, first_filter, None], ks) for model in config.models}
     compared = Comparison(
         pd.DataFrame(rows, columns=columns),
         pd.DataFrame(tests, columns=["filter", "first", "second", "only_first", "only_second", "p"]),
-        pd.DataFrame(curves).T.rename_axis("model"),
+        pd.concat(curves, names=["model"]).reset_index("model").reset_index(drop=True),
         pd.DataFrame(swept, columns=["alpha", "accuracy", "low", "high"]).sort_values("alpha"),
     )
     store = Store(config.output)
-    for name in ("accuracy", "mcnemar", "alpha"):
+    for name in ("accuracy", "mcnemar", "topk", "alpha"):
         write_csv(store.uri(f"{name}.csv"), getattr(compared, name))
-    write_csv(store.uri("topk.csv"), compared.topk.reset_index())
     return compared
 
 
