@@ -170,7 +170,7 @@ def find_bank(config: ComicsConfig, embeddings: Embeddings) -> tuple[Bank | None
 
 
 def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
-    """Characters and their examples. Raises UserError where a row names no instance with a vector."""
+    """Characters and their examples. Raises UserError where a row names no instance with a vector, or another's."""
     table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
         raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
@@ -178,10 +178,16 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
     for number, one in enumerate(embeddings.instances):
         rows.update(dict.fromkeys(names_of(one).values(), number))
     members: dict[str, list[int]] = {}
+    owners: dict[int, str] = {}
     for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
         if not name.strip() or instance.strip() not in rows:
             raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} has no vector")
-        members.setdefault(name.strip(), []).append(rows[instance.strip()])
+        row, name = rows[instance.strip()], name.strip()
+        if (other := owners.setdefault(row, name)) != name:
+            raise UserError(
+                f"assign.bank={uri}: line {line}: {instance} is listed under two characters, {other} and {name}"
+            )
+        members.setdefault(name, []).append(row)
     examples = {embeddings.instances[row]: number for number, of in enumerate(members.values()) for row in of}
     return bank_of(list(members), [embeddings.vectors[of_one] for of_one in members.values()]), examples
 

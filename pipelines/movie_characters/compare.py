@@ -159,6 +159,16 @@ def images_of(config: CompareConfig, name: str, pictures: Sequence[Picture]) -> 
     return [root.uri("images", label(config, name), f"{stem(one.name)}.png") for one in pictures]
 
 
+def check_filtered_names(pictures: Sequence[Picture], setting: str) -> None:
+    """Raise UserError where two images would be one once they are filtered: files are named STEM.png."""
+    known: dict[str, Picture] = {}
+    for one in pictures:
+        if (other := known.setdefault(stem(one.name), one)) is not one:
+            raise UserError(
+                f"{setting}: {other.name} and {one.name} would both be filtered into {stem(one.name)}.png. Rename one."
+            )
+
+
 def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str, str]]:
     """Write the missing images of all filters; returns rows of REJECTED."""
     import ray
@@ -207,6 +217,8 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     """Find the images and check the settings of all models; raises UserError for what cannot work."""
     pictures = find_pictures(config.input, "input")
     others = find_pictures(config.validation, "validation") if config.validation else []
+    for setting, some in (("input", pictures), ("validation", others)):
+        check_filtered_names(some, setting)
     if both := {one.uri for one in pictures} & {one.uri for one in others}:
         raise UserError(f"validation: {min(both)} is in input too. Use other images for validation.")
     lessons = _runs(teaching(config), others, []) if others else []
