@@ -10,7 +10,7 @@ from actors.movie_characters.names import Picture
 from pipelines.core.metrics import wilson
 from pipelines.movie_characters import compare as robustness
 from pipelines.movie_characters.compare import CompareConfig
-from pipelines.movie_characters.identify_gallery import ClipSettings, FaceSettings
+from pipelines.movie_characters.gallery_settings import ClipSettings, FaceSettings
 from pipelines.movie_characters.models import (
     ClipModel,
     DiffusionModel,
