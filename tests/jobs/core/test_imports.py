@@ -79,6 +79,10 @@ def test_a_refused_setting_imports_no_model_and_no_cluster(capability: str) -> N
         "comic_characters embed output={0}/out features.weights={0}/a.mp4",
         "comic_characters score output={0}/out labels={0}/none",
         "comic_characters assign output={0}/out",
+        "curation run input={0}/none output={0}/out latents.model=tiny",
+        "curation run input={0}/films output={0}/out export.preset=none",
+        "curation evaluate input={0}/films output={0}/out embeddings.model=ViT-B-33",
+        "curation recaption input={0}/films output={0}/out",
         "directors train input={0}/ids output={0}/out pictures.backbone.model=resnet51",
     ],
 )
