@@ -66,13 +66,11 @@ def extract_page(config: ExtractConfig, done: Extracted) -> str:
 def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:
     """Write topk.html and its picture; returns the page's URI."""
     model = results.by or model_row(results)
-    curve = pd.DataFrame(
-        [
-            [model, k, table.iloc[-1] / 100, *mean_interval(table.iloc[:-1] / 100, results.images)]
-            for k, table in tables.items()
-        ],
-        columns=["model", "k", "accuracy", "low", "high"],
-    )
+    means = [
+        (k, float(table.iloc[-1]) / 100, *mean_interval(table.iloc[:-1] / 100, results.images))
+        for k, table in tables.items()
+    ]
+    curve = pd.DataFrame(means, columns=["k", "accuracy", "low", "high"]).assign(model=model)
     picture = draw(Store(config.output), "topk", curves(curve), MEAN_OVER_CLASSES)
     first, *_ = tables.values()
     counts = results.images.value_counts()
@@ -81,8 +79,7 @@ def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Seri
         for cls in first.index
     ]
     totals = ", ".join(
-        f"top-{row.k} {100 * row.accuracy:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        for row in curve.itertuples()
+        f"top-{k} {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for k, mean, low, high in means
     )
     content = [picture, Table(["class", *(f"top-{k}" for k in tables), "images"], rows, "Percent of a class's images")]
     return _page(config, "topk", "Top-k accuracy", totals, results, [Section("Accuracy", content=content)])
