@@ -11,32 +11,18 @@ from torch.nn.functional import normalize
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from actors.comic_characters.crops import prepare, with_features
-from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
+from actors.comic_characters.network_settings import RESNETS, BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 
-RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (Bottleneck, [3, 4, 23, 3]),
-}
-"""Kind and number of blocks, as in torchvision; resnet10 is for CPUs."""
-
 
 def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
     """An untrained ResNet without its last layer: (N, 3, S, S) to features (N, `feature_size`)."""
-    block, layers = RESNETS[name]
-    backbone = ResNet(block, layers, norm_layer=norm)
+    expansion, layers = RESNETS[name]
+    backbone = ResNet(BasicBlock if expansion == 1 else Bottleneck, layers, norm_layer=norm)
     backbone.add_module("fc", nn.Identity())
     return backbone.to(memory_format=torch.channels_last)
-
-
-def feature_size(name: str) -> int:
-    """Number of features of a ResNet."""
-    return 512 * RESNETS[name][0].expansion
 
 
 class Head(nn.Module):

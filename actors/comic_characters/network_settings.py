@@ -7,6 +7,20 @@ from actors.comic_characters.crops import Kind
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 
+RESNETS: dict[str, tuple[int, list[int]]] = {
+    "resnet10": (1, [1, 1, 1, 1]),
+    "resnet18": (1, [2, 2, 2, 2]),
+    "resnet34": (1, [3, 4, 6, 3]),
+    "resnet50": (4, [3, 4, 6, 3]),
+    "resnet101": (4, [3, 4, 23, 3]),
+}
+"""Expansion (4: bottlenecks) and number of blocks, as in torchvision; resnet10 is for CPUs."""
+
+
+def feature_size(name: str) -> int:
+    """Number of features of a ResNet."""
+    return 512 * RESNETS[name][0]
+
 
 @dataclass(frozen=True)
 class BackboneConfig:

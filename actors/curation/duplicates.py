@@ -13,8 +13,6 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from actors.core.errors import UserError
 
@@ -121,6 +119,10 @@ class _Components:
             self._merge(found)
 
     def _merge(self, found: list[np.ndarray]) -> None:
+        # Importing scipy takes time, which a refused setting need not cost.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         a, b = np.concatenate(found, axis=1)
         size = len(self.labels)
         _, joined = connected_components(coo_array((np.ones(len(a), bool), (a, b)), (size, size)), directed=False)

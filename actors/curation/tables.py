@@ -1,10 +1,11 @@
 """Schemas of the tables of a curated corpus, and how rows of scores/ are read."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +13,10 @@ from actors.core.catalog import Part
 from actors.core.store import Store
 from actors.curation.perceptual_hash import HASH_BYTES
 from actors.curation.scenes import FEATURES
+
+if TYPE_CHECKING:
+    # Settings import this file, and importing pandas takes time that a refused one need not cost.
+    import pandas as pd
 
 ORIGIN = ("film", "version")
 """Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
@@ -170,7 +175,7 @@ NARROW = (
     *("decoder", "decoded", "source", "scenes", "window", "fetch_s", "cut_s", "latents_s"),
 )
 """What is always read of a row: whether it counts, and what it cost."""
-Look = Callable[[pd.DataFrame], pd.DataFrame]
+Look = Callable[["pd.DataFrame"], "pd.DataFrame"]
 """What is made of the rows of a part; it returns a row for each that it is given."""
 
 
@@ -202,6 +207,8 @@ def read_rows(
 
 def current(rows: pa.Table, stale: pa.Table) -> pa.Array:
     """Which rows (of ids and ORIGIN) are of the films and times that the input has: all but those in plan/stale."""
+    import pandas as pd
+
     keys = ["video_id", "scene_id", *ORIGIN]
     if not len(stale):
         return pa.array(np.ones(len(rows), bool))
@@ -220,6 +227,8 @@ def with_origin(rows: pa.Table) -> pa.Table:
 
 def with_new_captions(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the captions that the input has now; they have video_id, scene_id and caption."""
+    import pandas as pd
+
     new = store.read_table("plan/captions", NEW_CAPTIONS, again=PLAN_AGAIN).to_pandas(types_mapper=strings)
     if new.empty:
         return rows
@@ -242,4 +251,6 @@ def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:
 
 def strings(kind: pa.DataType) -> Any:
     """Types for `Table.to_pandas`: strings stay Arrow's, at a fraction of the memory."""
+    import pandas as pd
+
     return pd.StringDtype("pyarrow", na_value=np.nan) if pa.types.is_string(kind) else None

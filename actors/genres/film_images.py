@@ -13,7 +13,7 @@ from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row, Stage
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
-from actors.media.images import IMAGE_SUFFIXES, Shape, natural
+from actors.media.images import IMAGE_SUFFIXES, Shape, images_among, natural
 from actors.media.shots import ShotsConfig
 
 SHOTS_AT_ONCE = 16
@@ -33,10 +33,13 @@ class ImagesConfig:
 
 
 def list_images(film: Row) -> list[Row]:
-    """The images below a film's folder as rows; of a folder without any, one row that says so."""
+    """The images below a film's folder as rows; of a folder without any, one row that says so.
+
+    Other files beside the images are named in a warning.
+    """
     about = {"film": film["film"], "start_s": 0.0, "error": "", "message": ""}
     try:
-        entries = list(storage.listing(film["uri"], IMAGE_SUFFIXES, as_input=True))
+        entries = images_among(storage.listing(film["uri"], as_input=True), film["uri"])
     except PermissionError as error:
         message = f"{film['uri']} cannot be read: {error.strerror or error}"
         nothing = {"number": -1, "images": 0, "name": "", "uri": film["uri"]}

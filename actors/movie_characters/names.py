@@ -88,7 +88,11 @@ def checked_class(cls: str, what: str) -> str:
 
 @lru_cache(1 << 16)
 def identity_class(name: str) -> str:
-    """The class of an identity CLASS_NUMBER, of a drawn image, or of what stands for all of a class by its name."""
+    """The class of an identity CLASS_NUMBER, of a drawn image, or of what stands for all of a class by its name.
+
+    It is for results that do not say the classes of their identities: a name with another ending is taken for a class,
+    as of `Harry_Potter`. Where it is known to be an identity or an image, `class_of` reads it.
+    """
     cls, _, number = stem(name).rpartition("_")
     return class_of(name) if cls and (number.isdigit() or _DRAWN.search(stem(name))) else stem(name)
 

@@ -268,15 +268,17 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
     first = first_rejections(store, table) if table else []
     told = verb.summary(record, store) if root is not None else []
     print(*told, *first, *run.lines, sep="\n", end="\n" if told or run.lines else "", flush=True)
-    if record["status"] == "rejected":
-        print(
-            f"failed: {rejected} rows rejected, and --max-rejected allows {max_rejected}", file=sys.stderr, flush=True
-        )
-        raise typer.Exit(REJECTED)
-    if record["status"] == "failed":
-        print(f"failed: {record['error']}", file=sys.stderr, flush=True)
-        raise typer.Exit(FAILED)
+    _exit_unless_done(record, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
     return run
+
+
+def _exit_unless_done(record: Mapping[str, Any], too_many: str) -> None:
+    """Print why a run that has ended counts as failed, and raise typer.Exit with its code; too_many: rejected rows."""
+    codes = {"rejected": (REJECTED, too_many), "failed": (FAILED, record["error"])}
+    if record["status"] in codes:
+        code, reason = codes[record["status"]]
+        print(f"failed: {reason}", file=sys.stderr, flush=True)
+        raise typer.Exit(code)
 
 
 def _tell_preview(config: Any, preview: Preview) -> None:

@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from actors.core import storage
-from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.models.clip import check_clip
 from jobs.core.status import Status
 from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, listed
 
 if TYPE_CHECKING:
+    from pipelines.core.film_vectors import Films
     from pipelines.genres.embed import EmbedConfig, EmbedPlan
+    from pipelines.genres.predict import PredictConfig, PredictPlan
     from pipelines.genres.process import ProcessConfig
     from pipelines.genres.score import ScoreConfig
-    from pipelines.genres.train import PredictConfig, TrainConfig
+    from pipelines.genres.train import TrainConfig, TrainPlan
 
 app = Verbs(__doc__)
 app.verb(Status)
@@ -107,22 +106,25 @@ class Train(Verb):
 
         return TrainConfig
 
-    def preview(self, config: "TrainConfig", plan: None) -> Preview:
-        from pipelines.genres.process import read_any
+    def plan(self, config: "TrainConfig") -> "TrainPlan":
+        from pipelines.genres.train import plan_train
 
-        films = read_any(config.input).whole()
+        return plan_train(config)
+
+    def preview(self, config: "TrainConfig", plan: "TrainPlan") -> Preview:
+        films = plan.films.whole()
         workers = Stage(config.workers, 1.0, config.num_gpus, config.batch_size)
         names = ("model/model.safetensors", "model/config.json", "test.parquet", "runs/train.json")
         artefacts = _places(config.output, *names, *(() if config.solved else ("training",)))
         facts = [f"input: {len(films)} films with {len(films.genre_names)} genres"]
         return Preview(facts, artefacts, {} if config.solved else {"train": workers})
 
-    def work(self, config: "TrainConfig", plan: None, run: Run) -> None:
+    def work(self, config: "TrainConfig", plan: "TrainPlan", run: Run) -> None:
         from pipelines.genres.train import train
 
         if not config.solved:
             run.ray()
-        run.record |= train(config)
+        run.record |= train(config, plan)
         counts = ", ".join(f"{count} {part}" for part, count in run.record["films"].items())
         run.say(f"films: {counts}")
         if run.record["test_ap"]:
@@ -137,25 +139,26 @@ class Predict(Verb):
     """Predict the genres of films, with probabilities."""
 
     def settings(self) -> "type[PredictConfig]":
-        from pipelines.genres.train import PredictConfig
+        from pipelines.genres.predict import PredictConfig
 
         return PredictConfig
 
-    def preview(self, config: "PredictConfig", plan: None) -> Preview:
-        from pipelines.genres.process import read_any
-        from pipelines.genres.train import load_model
+    def plan(self, config: "PredictConfig") -> "PredictPlan":
+        from pipelines.genres.predict import plan_predict
 
-        model = load_model(config.model)
+        return plan_predict(config)
+
+    def preview(self, config: "PredictConfig", plan: "PredictPlan") -> Preview:
         facts = [
-            f"input: {len(read_any(config.input).whole())} films",
-            f"model: {model.learn.head}, {len(model.genre_names)} genres",
+            f"input: {len(plan.films.whole())} films",
+            f"model: {plan.about['learn']['head']}, {len(plan.about['thresholds'])} genres",
         ]
         return Preview(facts, _places(config.output, "predictions.parquet", "runs/predict.json"))
 
-    def work(self, config: "PredictConfig", plan: None, run: Run) -> None:
-        from pipelines.genres.train import predict
+    def work(self, config: "PredictConfig", plan: "PredictPlan", run: Run) -> None:
+        from pipelines.genres.predict import predict
 
-        count, chosen = predict(config)
+        count, chosen = predict(config, plan)
         run.record["films"] = count
         counts = {str(name): int(films) for name, films in chosen.sort_values(ascending=False).items()}
         run.say(f"{count} films{listed(counts)}")
@@ -171,26 +174,25 @@ class Score(Verb):
 
         return ScoreConfig
 
-    def plan(self, config: "ScoreConfig") -> None:
-        if config.zero_shot:
-            check_clip(config.embeddings)
+    def plan(self, config: "ScoreConfig") -> "Films":
+        from pipelines.genres.score import plan_score
 
-    def preview(self, config: "ScoreConfig", plan: None) -> Preview:
-        from pipelines.genres.process import read_any
+        return plan_score(config)
 
-        what = f"{config.folds} folds of {', '.join(config.heads)}" if config.folds else _predicted(config)
-        facts = [f"input: {len(read_any(config.input).whole())} films", f"to score: {what}"]
+    def preview(self, config: "ScoreConfig", plan: "Films") -> Preview:
+        from pipelines.genres.score import predicted
+
+        what = f"{config.folds} folds of {', '.join(config.heads)}" if config.folds else predicted(config)
+        facts = [f"input: {len(plan.whole())} films", f"to score: {what}"]
         return Preview(facts, _places(config.output, "score.json", "report.html", "runs/score.json"))
 
-    def work(self, config: "ScoreConfig", plan: None, run: Run) -> None:
+    def work(self, config: "ScoreConfig", plan: "Films", run: Run) -> None:
         from jobs.genres.page import write_report
         from pipelines.genres.score import LOGISTIC, figures, judge
 
-        if not config.folds and not storage.exists(_predicted(config)):
-            raise UserError(f"{_predicted(config)} does not exist. Run `train` or `predict` first, or set folds=5.")
         if config.folds and any(name != "mean" for name in config.heads):
             run.ray()
-        judged = judge(config)
+        judged = judge(config, plan)
         found = figures(judged, config.draws)
         run.store.write_json(found, "score.json")
         page = write_report(run.store, judged, found, config)
@@ -207,10 +209,6 @@ class Score(Verb):
         for note in found["notes"]:
             run.say(note)
         run.say(f"report: {page}")
-
-
-def _predicted(config: "ScoreConfig") -> str:
-    return config.predictions or Store(config.output).uri("test.parquet")
 
 
 def _precision(record: Mapping[str, Any]) -> str:

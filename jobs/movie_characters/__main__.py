@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pipelines.movie_characters.extract import ExtractConfig
     from pipelines.movie_characters.extract import Plan as ExtractPlan
     from pipelines.movie_characters.fuse import FuseConfig
+    from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig
     from pipelines.movie_characters.generate import Plan as GeneratePlan
     from pipelines.movie_characters.identify_diffusion import IdentifyConfig
     from pipelines.movie_characters.identify_diffusion import Outcome as IdentifyOutcome
     from pipelines.movie_characters.identify_diffusion import Plan as IdentifyPlan
-    from pipelines.movie_characters.identify_gallery import ClipConfig, FaceConfig
     from pipelines.movie_characters.identify_gallery import Plan as GalleryPlan
     from pipelines.movie_characters.personalise import Plan as PersonalisePlan
     from pipelines.movie_characters.timeline import TimelineConfig, TimelinePlan
@@ -90,7 +90,9 @@ class _Gallery(Verb):
         return plan_identification(config)
 
     def preview(self, config: "ClipConfig | FaceConfig", plan: "GalleryPlan") -> Preview:
-        from pipelines.movie_characters.identify_gallery import method_of, root_of, stages_of
+        from pipelines.movie_characters.gallery_settings import root_of
+        from pipelines.movie_characters.gallery_vectors import stages_of
+        from pipelines.movie_characters.identify_gallery import method_of
 
         facts = [
             f"input: {len(plan.images)} images to identify",
@@ -120,7 +122,7 @@ class IdentifyClip(_Gallery):
     """Identify images by CLIP, with a gallery, texts or a trained probe: CLASS_results.csv. Rerun to resume."""
 
     def settings(self) -> "type[ClipConfig]":
-        from pipelines.movie_characters.identify_gallery import ClipConfig
+        from pipelines.movie_characters.gallery_settings import ClipConfig
 
         return ClipConfig
 
@@ -130,7 +132,7 @@ class IdentifyFaces(_Gallery):
     """Identify images by their largest face, with a gallery: CLASS_results.csv, cosines. Rerun to resume."""
 
     def settings(self) -> "type[FaceConfig]":
-        from pipelines.movie_characters.identify_gallery import FaceConfig
+        from pipelines.movie_characters.gallery_settings import FaceConfig
 
         return FaceConfig
 

@@ -41,6 +41,7 @@ NAMED = 40
 """Most classes whose names a figure shows."""
 
 
+MEAN_OVER_CLASSES = "Mean over true classes, with 95 % intervals"
 SHOWN = 6
 """Frames per category that a page shows."""
 
@@ -64,19 +65,21 @@ def extract_page(config: ExtractConfig, done: Extracted) -> str:
 
 def topk_page(config: TopkConfig, results: Results, tables: Mapping[int, pd.Series]) -> str:
     """Write topk.html and its picture; returns the page's URI."""
-    means = {k: table.iloc[-1] for k, table in tables.items()}
-    picture = draw(
-        Store(config.output), "topk", curves({results.by or model_row(results): means}), "Mean over true classes"
-    )
+    model = results.by or model_row(results)
+    means = [
+        (k, float(table.iloc[-1]) / 100, *mean_interval(table.iloc[:-1] / 100, results.images))
+        for k, table in tables.items()
+    ]
+    curve = pd.DataFrame(means, columns=["k", "accuracy", "low", "high"]).assign(model=model)
+    picture = draw(Store(config.output), "topk", curves(curve), MEAN_OVER_CLASSES)
     first, *_ = tables.values()
     counts = results.images.value_counts()
     rows = [
         [cls, *(float(table[cls]) for table in tables.values()), int(counts.get(cls, len(results.images)))]
         for cls in first.index
     ]
-    intervals = {k: mean_interval(table.iloc[:-1] / 100, results.images) for k, table in tables.items()}
     totals = ", ".join(
-        f"top-{k} {mean:.1f} % [{100 * intervals[k][0]:.1f}, {100 * intervals[k][1]:.1f}]" for k, mean in means.items()
+        f"top-{k} {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" for k, mean, low, high in means
     )
     content = [picture, Table(["class", *(f"top-{k}" for k in tables), "images"], rows, "Percent of a class's images")]
     return _page(config, "topk", "Top-k accuracy", totals, results, [Section("Accuracy", content=content)])
@@ -140,9 +143,8 @@ def compare_page(config: CompareConfig, compared: Comparison) -> str:
             [_table(compared.mcnemar)],
         ),
     ]
-    means: dict[str, dict[int, float]] = compared.topk.T.to_dict()  # pyright: ignore[reportAssignmentType]
-    shown = draw(store, "topk", curves(means), "Mean over true classes")
-    sections.append(Section("Top-k", content=[shown, _table(compared.topk.reset_index())]))
+    shown = draw(store, "topk", curves(compared.topk), MEAN_OVER_CLASSES)
+    sections.append(Section("Top-k", content=[shown, _table(compared.topk)]))
     if len(compared.alpha):
         swept = draw(store, "alpha", alpha_curve(compared.alpha), f"Alpha of {config.alpha_model}, undisturbed")
         sections.append(Section("Alpha", content=[swept, _table(compared.alpha)]))
@@ -264,14 +266,16 @@ def _page(config: ScoreConfig, name: str, title: str, totals: str, results: Resu
     return write_page(Store(config.output).uri(f"{name}.html"), title, totals, facts, sections)
 
 
-def curves(models: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Top-k accuracy in percent over k, one line per model."""
+def curves(table: pd.DataFrame) -> Figure:
+    """Top-k accuracy in percent over k, one line per model with its interval; columns model, k, accuracy, low, high."""
     drawing = figure(6, 3.5)
     axes = drawing.subplots()
-    for number, (model, means) in enumerate(models.items()):
-        axes.plot(list(means), list(means.values()), "o-", color=COLOURS[number % len(COLOURS)], label=model)
+    for number, (model, rows) in enumerate(table.groupby("model", sort=False)):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(rows.k, 100 * rows.accuracy, "o-", color=colour, label=str(model))
+        axes.fill_between(rows.k, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.15)
     axes.set(xlabel="k", ylabel="top-k accuracy, %", ylim=(0, 102))
-    axes.set_xticks(sorted({k for means in models.values() for k in means})[:50])
+    axes.set_xticks(sorted(set(table.k))[:50])
     legend_above(drawing)
     return drawing
 

@@ -19,14 +19,21 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.crops import BOX, CROPS, Kind, decode, instance_name
-from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance, as_instance
+from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
 from pipelines.comic_characters.crop import read_csv
-from pipelines.comic_characters.embed import Embeddings, check_head, crop_instances, read_embeddings
+from pipelines.comic_characters.embed import (
+    Embeddings,
+    check_head,
+    check_known,
+    crop_instances,
+    read_embeddings,
+    read_rejected,
+)
 from pipelines.comic_characters.model import BANK, THRESHOLD, bank_of, find_model, keep, kept_bank, read_kept_bank
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
 from pipelines.comic_characters.sequences import Sequence, read_sequences
@@ -110,8 +117,7 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     store, settings = Store(config.output), config.assign
     embeddings = read_embeddings(store)
     check_head(config)
-    rejected = store.read_table("rejected/embed", REJECTED_INSTANCES).to_pylist()
-    errors = {as_instance(row): (row["error"], row["message"]) for row in rejected}
+    errors = read_rejected(store)
     vectors = dict(zip(embeddings.instances, embeddings.vectors, strict=True))
     crops = store.read_table("crops", CROPS).to_pandas()
     people = find_people(crops, vectors)
@@ -120,22 +126,10 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
     if not sequences:
         raise UserError(f"{where} has no sequence")
-    _check_known(sequences, vectors, errors, where)
+    check_known(sequences, {*vectors, *errors}, where)
     bank, examples = find_bank(config, embeddings)
     threshold = find_threshold(config, vectors, errors, people)
     return AssignPlan(sequences, labelled, vectors, errors, crops, people, bank, examples, threshold)
-
-
-def _check_known(
-    sequences: Iterable[Sequence], vectors: dict[Instance, Any], errors: dict[Instance, Any], where: str
-) -> None:
-    unknown = [i for one in sequences for i in one.instances if i not in vectors and i not in errors]
-    if unknown:
-        series, page, face, body = unknown[0]
-        raise UserError(
-            f"{where} has {len(unknown)} instances that are not in embeddings/, such as face {face} and body {body} of "
-            f"{series}_{page}. Run `embed` with the same labels."
-        )
 
 
 def consecutive(instances: Iterable[Instance], panels: int) -> list[Sequence]:
@@ -176,7 +170,7 @@ def find_bank(config: ComicsConfig, embeddings: Embeddings) -> tuple[Bank | None
 
 
 def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
-    """Characters and their examples. Raises UserError where a row names no instance with a vector."""
+    """Characters and their examples. Raises UserError where a row names no instance with a vector, or another's."""
     table = read_csv(uri, "assign.bank")
     if not {"name", "instance"} <= set(table.columns) or table.empty:
         raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
@@ -184,10 +178,16 @@ def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, in
     for number, one in enumerate(embeddings.instances):
         rows.update(dict.fromkeys(names_of(one).values(), number))
     members: dict[str, list[int]] = {}
+    owners: dict[int, str] = {}
     for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
         if not name.strip() or instance.strip() not in rows:
             raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} has no vector")
-        members.setdefault(name.strip(), []).append(rows[instance.strip()])
+        row, name = rows[instance.strip()], name.strip()
+        if (other := owners.setdefault(row, name)) != name:
+            raise UserError(
+                f"assign.bank={uri}: line {line}: {instance} is listed under two characters, {other} and {name}"
+            )
+        members.setdefault(name, []).append(row)
     examples = {embeddings.instances[row]: number for number, of in enumerate(members.values()) for row in of}
     return bank_of(list(members), [embeddings.vectors[of_one] for of_one in members.values()]), examples
 
@@ -218,7 +218,7 @@ def find_threshold(
     taught, why = None, "assign.threshold"
     if config.labels and storage.exists(uri):
         sequences = read_sequences(uri)
-        _check_known(sequences, vectors, errors, uri)
+        check_known(sequences, {*vectors, *errors}, uri)
         taught = {**about, **teach(settings, sequences, vectors, people)}
         why = f"the best of {taught['sequences']} sequences of the validation split"
     elif settings.threshold is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,8 @@ from actors.comic_characters.instances import (
     read_rows,
     write_vectors,
 )
+from actors.comic_characters.network_settings import feature_size
+from actors.comic_characters.weights import check_head_weights
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -48,7 +51,7 @@ from pipelines.comic_characters.features import (
 )
 from pipelines.comic_characters.model import head_uri
 from pipelines.comic_characters.pairs import find_pairs
-from pipelines.comic_characters.sequences import SPLITS, read_sequences
+from pipelines.comic_characters.sequences import SPLITS, Sequence, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, set_context
@@ -99,12 +102,9 @@ def crop_instances(crops: pd.DataFrame) -> list[Instance]:
 
 def plan_embedding(config: ComicsConfig) -> EmbedPlan:
     """Find the instances and what is missing. Raises UserError where there are no instances, no backbone or no head."""
-    from actors.comic_characters.network import feature_size, load_head
-
     store = Store(config.output)
     backbone = find_backbone(config)
     weights = head_weights(config)
-    load_head(config.fine_tune.head, feature_size(config.backbone.name), weights)
     wanted = set(crop_instances(store.read_table("crops", CROPS).to_pandas()))
     for split in SPLITS:
         uri = Store(config.labels).uri(f"{split}_sequences.json")
@@ -121,12 +121,14 @@ def plan_embedding(config: ComicsConfig) -> EmbedPlan:
 
 
 def head_weights(config: ComicsConfig) -> bytes:
-    """Weights of the head that `fine-tune` wrote. Raises UserError where there are none."""
+    """Weights of the head that `fine-tune` wrote. Raises UserError where there are none, or of another head."""
     uri = head_uri(config)
     try:
-        return storage.read_bytes(uri)
+        weights = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise UserError(f"{uri} does not exist. Run `fine-tune` first, or set model to the output of one.") from error
+    check_head_weights(config.fine_tune.head, feature_size(config.backbone.name), weights, uri)
+    return weights
 
 
 def _made_by(config: ComicsConfig, backbone: Backbone, weights: bytes) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def embed(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
 def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
     import ray
 
-    from actors.comic_characters.network import InstanceEmbedder, feature_size
+    from actors.comic_characters.network import InstanceEmbedder
 
     stages = fitted(*stages_of(config), config.autoscaling)
     set_context()
@@ -238,3 +240,20 @@ def read_embeddings(store: Store) -> Embeddings:
         raise UserError(f"{store.uri('embeddings')} has no vectors. Run `embed` first.")
     instances = ordered(found)
     return Embeddings(instances, np.stack([found[one] for one in instances]))
+
+
+def read_rejected(store: Store) -> dict[Instance, tuple[str, str]]:
+    """Code and message of the instances without a vector, from rejected/embed."""
+    rows = store.read_table("rejected/embed", REJECTED_INSTANCES).to_pylist()
+    return {as_instance(row): (row["error"], row["message"]) for row in rows}
+
+
+def check_known(sequences: Iterable[Sequence], known: Collection[Instance], where: str) -> None:
+    """Raise UserError where sequences have instances that `embed` has not seen; where: the file of the sequences."""
+    unknown = [i for one in sequences for i in one.instances if i not in known]
+    if unknown:
+        series, page, face, body = unknown[0]
+        raise UserError(
+            f"{where} has {len(unknown)} instances that are not in embeddings/, such as face {face} and body {body} of "
+            f"{series}_{page}. Run `embed` with the same labels."
+        )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.instances import FEATURES, KEY, KEY_TYPES, Instance, as_instance, write_features
+from actors.comic_characters.weights import check_backbone_weights
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -56,12 +57,13 @@ def beside(pool: Stage, cpus: float) -> Stage:
 
 
 def find_backbone(config: ComicsConfig) -> Backbone:
-    """The weights that the settings name. Raises UserError where there are none."""
+    """The weights that the settings name. Raises UserError where there are none, or of another network."""
     weights = backbone_uri(config)
     try:
         data = storage.read_bytes(weights)
     except FileNotFoundError as error:
         raise UserError(f"{weights} does not exist. Run `pretrain` first, or set model or features.weights.") from error
+    check_backbone_weights(config.backbone.name, data, weights)
     about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 

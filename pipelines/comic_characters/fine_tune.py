@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.instances import REJECTED_INSTANCES, Instance
+from actors.comic_characters.network_settings import feature_size
 from actors.core.checkpoints import Tensors
 from actors.core.errors import UserError
 from actors.core.store import Store
@@ -225,7 +226,7 @@ def evaluate(config: FineTuneConfig, model: nn.Module, batches: Iterable[Tensors
 
 def make_model(config: FineTuneConfig, backbone: str) -> nn.Module:
     """An untrained head."""
-    from actors.comic_characters.network import Head, feature_size
+    from actors.comic_characters.network import Head
 
     return Head(config.head, feature_size(backbone))
 
@@ -234,7 +235,6 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
     """Compute missing features, then train; resumes. Returns the run record's values and the training."""
     import ray
 
-    from actors.comic_characters.network import feature_size
     from pipelines.core.training import fit
 
     store, settings = Store(config.output), config.fine_tune

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from actors.comic_characters.network import feature_size, make_backbone
+from actors.comic_characters.network import make_backbone
+from actors.comic_characters.network_settings import feature_size
 from actors.comic_characters.pairs import KEY, REJECTED_PAIRS
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store

@@ -9,27 +9,25 @@ score   driver  ranks and clusters of every method, with intervals from a bootst
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
-from actors.comic_characters.instances import FEATURES, KEY, REJECTED_INSTANCES, Instance, as_instance
+from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.models import backbones
-from pipelines.comic_characters.embed import head_weights, read_embeddings
+from pipelines.comic_characters.ablations import read_vectors, run_ablations, variant
+from pipelines.comic_characters.embed import check_known, head_weights, read_embeddings, read_rejected
 from pipelines.comic_characters.features import (
     Features,
     Source,
@@ -39,9 +37,6 @@ from pipelines.comic_characters.features import (
     source_of,
     without_features,
 )
-from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
-from pipelines.comic_characters.model import backbone_uri
-from pipelines.comic_characters.pairs import plan_pretraining
 from pipelines.comic_characters.retrieval import (
     ADJUSTED,
     CLUSTERS,
@@ -49,7 +44,6 @@ from pipelines.comic_characters.retrieval import (
     Across,
     Between,
     Labelled,
-    Rerank,
     Tally,
     Within,
     between,
@@ -58,20 +52,15 @@ from pipelines.comic_characters.retrieval import (
     score_within,
     within,
 )
+from pipelines.comic_characters.score_methods import Method, fused, only, unit
 from pipelines.comic_characters.sequences import read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.metrics import ENOUGH, bootstrap, clustered, widened
-from pipelines.core.ray_data import actor_retries
-
-if TYPE_CHECKING:
-    from actors.comic_characters.network import Parts
 
 log = logging.getLogger(__name__)
 
 OURS = "stage 2"
 """The method that others are compared with: the vectors of `embed`."""
-VECTORS = pa.schema([*(FEATURES.field(name) for name in KEY), ("vector", pa.list_(pa.float32()))])
-"""The stored vectors of an ablation: one row per instance."""
 SCORES = (*RANKS, *CLUSTERS)
 PLACES = ("between", "within")
 """Across all series at once, and in each series alone."""
@@ -95,19 +84,8 @@ class ScorePlan:
     """Settings of the ablations, as `variant` returns them."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to make vectors."""
-
-    vectors: np.ndarray
-    """float32 (N, D) of length 1."""
-    guessed: int = 0
-    """How many of them are random, because the instance has no such part."""
-    rerank: Rerank | None = None
-
-
 def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> ScorePlan:
-    """Find what to score. Raises UserError where there are no labels, or no vectors.
+    """Find what to score. Raises UserError where there are no labels, vectors or weights.
 
     others: the settings of each ablation, with those in which it differs.
     """
@@ -115,13 +93,16 @@ def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> Sco
         raise UserError("labels: this setting is required")
     variants = {name: variant(config, name, other) for name, other in others.items()}
     uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
-    instances = list(dict.fromkeys(one for sequence in read_sequences(uri) for one in sequence.instances))
+    sequences = read_sequences(uri)
+    instances = list(dict.fromkeys(one for sequence in sequences for one in sequence.instances))
     if config.score.parts == "both":
         instances = [one for one in instances if None not in one]
     if not instances:
         raise UserError(f"{uri} has no instance to score")
     store = Store(config.output)
     found = read_embeddings(store)
+    check_known(sequences, {*found.instances, *read_rejected(store)}, uri)
+    head_weights(config)
     sources, notes = find_sources(config)
     todo = {name: without_features(store, source.folder, instances) for name, source in sources.items()}
     return ScorePlan(instances, dict(zip(found.instances, found.vectors, strict=True)), sources, todo, notes, variants)
@@ -144,49 +125,6 @@ def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str
     return sources, {}
 
 
-# -------------------------------------------------------------------------------------------------------------- vectors
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (N, D) divided by their length; of zeros, zeros."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def fused(features: Sequence[Features], kinds: Sequence[str], seed: int) -> Method:
-    """The sum of the normalised features of face and body, or of one of them; without such a part, a random vector."""
-    width = next((len(part) for one in features for part in one[:2] if part is not None), 1)
-    total = np.zeros((len(features), width), np.float32)
-    for row, one in enumerate(features):
-        for kind in kinds:
-            if (part := getattr(one, kind)) is not None:
-                total[row] += part / max(float(np.linalg.norm(part)), 1e-12)
-    there = np.array([any(getattr(one, kind) is not None for kind in kinds) for one in features])
-    return _guessed(unit(total), there, seed)
-
-
-def _guessed(vectors: np.ndarray, there: np.ndarray, seed: int) -> Method:
-    random = np.random.default_rng(seed)
-    guesses = unit(random.normal(size=vectors.shape).astype(np.float32))
-    return Method(np.where(there[:, None], vectors, guesses), int((~there).sum()))
-
-
-def only(config: ComicsConfig, features: Sequence[Features], kind: str) -> Method:
-    """Vectors of faces or bodies alone, by the head of stage 2."""
-    from actors.comic_characters.network import embed, feature_size, load_head
-
-    head = load_head(config.fine_tune.head, feature_size(config.backbone.name), head_weights(config))
-    there = np.array([getattr(one, kind) is not None for one in features])
-    parts: list[Parts] = [
-        (one.face, None) if kind == "face" else (None, one.body)
-        for one, known in zip(features, there, strict=True)
-        if known
-    ]
-    vectors = np.zeros((len(features), config.fine_tune.head.dimensions), np.float32)
-    if parts:
-        vectors[there] = embed(head, parts)
-    return _guessed(vectors, there, config.score.seed)
-
-
 def methods_of(
     config: ComicsConfig, plan: ScorePlan, features: Mapping[str, Mapping[Instance, Features]], sound: list[Instance]
 ) -> dict[str, Method]:
@@ -204,104 +142,6 @@ def methods_of(
     if config.score.rerank:
         found[f"{OURS}, re-ranked"] = replace(found[OURS], rerank=config.score.rerank)
     return found
-
-
-# ------------------------------------------------------------------------------------------------------------ ablations
-
-
-def variant(config: ComicsConfig, name: str, other: ComicsConfig) -> ComicsConfig:
-    """Settings of an ablation, whose trainings have folders of their own; an equal stage is not trained again.
-
-    Raises UserError where it differs in settings that are not of a training.
-    """
-    folder = f"{config.score.folder}/ablations/{name}"
-    groups = {group: getattr(config, group) for group in ("pretrain", "fine_tune", "features", "score")}
-    if replace(other, **groups, backbone=replace(other.backbone, name=config.backbone.name)) != config:
-        raise UserError(f"score.ablations.{name}: only pretrain, fine_tune, features and backbone.name can differ")
-    if other.pretrain != config.pretrain or other.backbone != config.backbone:
-        if other.features.weights and other.features.weights == config.features.weights:
-            raise UserError(
-                f"score.ablations.{name}: with features.weights={other.features.weights} another pretraining changes "
-                "nothing: add features.weights=null, or set its own weights"
-            )
-        other = replace(other, pretrain=replace(other.pretrain, folder=f"{folder}/pretrain"))
-    elif other.model:
-        other = replace(other, features=replace(other.features, weights=backbone_uri(other)))
-    # It trains a head of its own, here.
-    other = replace(other, model="")
-    return replace(other, fine_tune=replace(other.fine_tune, folder=f"{folder}/fine-tune"))
-
-
-def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
-    """Whether an ablation has a stage 1 of its own."""
-    return other.pretrain.folder != config.pretrain.folder and not other.features.weights
-
-
-def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
-    """Train an ablation and store its vectors of these instances, unless they are stored already; returns where."""
-    from actors.comic_characters.network import embed, feature_size, load_head
-    from pipelines.comic_characters.pretrain import pretrain
-
-    store = Store(config.output)
-    if trained_anew(config, other):
-        pretrain(other, plan_pretraining(other))
-    plan = plan_fine_tuning(other)
-    labels = [asdict(one) for one in (*plan.train, *plan.valid)]
-    about = json.dumps([plan.backbone.folder, asdict(other.fine_tune), labels, instances], default=str)
-    name = f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.parquet"
-    folder = other.fine_tune.folder.rpartition("/")[0]
-    if name in store.parts(folder):
-        return store.uri(folder, name)
-    fine_tune(other, plan)
-    extract_by(other, source_of(other, plan.backbone), without_features(store, plan.backbone.folder, instances))
-    features = read_features(store, plan.backbone.folder, instances)
-    sound = [one for one in instances if not features[one].error]
-    head = load_head(other.fine_tune.head, feature_size(other.backbone.name), head_weights(other))
-    vectors = embed(head, [(features[one].face, features[one].body) for one in sound])
-    rows = [{**dict(zip(KEY, one, strict=True)), "vector": vector} for one, vector in zip(sound, vectors, strict=True)]
-    store.write_table(pa.Table.from_pylist(rows, VECTORS), folder, name)
-    return store.uri(folder, name)
-
-
-def cpus_of(other: ComicsConfig) -> float:
-    """CPUs that an ablation holds at once: those of its training, and one to read."""
-    return 1 + max(one.workers * one.num_cpus for one in (other.pretrain.training, other.fine_tune.training))
-
-
-def run_ablations(
-    config: ComicsConfig, variants: Mapping[str, ComicsConfig], instances: list[Instance]
-) -> dict[str, str]:
-    """Train all ablations, as many at once as the cluster has CPUs for; returns where the vectors of each are."""
-    import ray
-
-    there = ray.cluster_resources().get("CPU", 0)
-    growing = config.autoscaling or not there
-    work: Any = ray.remote(num_cpus=0, max_retries=actor_retries()["max_task_retries"])(ablate)
-    running: dict[Any, str] = {}
-    found: dict[str, str] = {}
-    waiting = list(variants)
-    while waiting or running:
-        while waiting:
-            asked = sum(cpus_of(variants[name]) for name in (*running.values(), waiting[0]))
-            if running and not growing and asked > there:
-                break
-            name = waiting.pop(0)
-            log.info("ablation %s: training", name)
-            running[work.remote(config, variants[name], instances)] = name
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        name = running.pop(done)
-        found[name] = ray.get(done)
-        log.info("ablation %s: done", name)
-    return {name: found[name] for name in variants}
-
-
-def read_vectors(uri: str) -> dict[Instance, np.ndarray]:
-    """The vectors that `ablate` has stored."""
-    rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
-    return {as_instance(row): np.array(row["vector"], np.float32) for row in rows}
-
-
-# --------------------------------------------------------------------------------------------------------------- scores
 
 
 Value = dict[str, float]
@@ -421,7 +261,13 @@ def scores_of(
         "sequences within": len(groups.sequences),
         "series and sequences too small": groups.skipped,
     }
-    few = [
+    guessed = {name: method.guessed for name, method in methods.items()}
+    return Found(facts, values, guessed, notes, _too_few(queries, series))
+
+
+def _too_few(queries: Mapping[str, int], series: Mapping[str, int]) -> list[str]:
+    """What is not stated because there are too few queries, or series, by PLACES."""
+    return [
         f"no scores {where} series: {count} queries, and {ENOUGH} are needed"
         for where, count in queries.items()
         if count < ENOUGH
@@ -430,7 +276,6 @@ def scores_of(
         for where, count in queries.items()
         if count >= ENOUGH > series[where]
     ]
-    return Found(facts, values, {name: method.guessed for name, method in methods.items()}, notes, few)
 
 
 def _told(

@@ -1,6 +1,10 @@
 """Every training of the project, on Ray Train: seeded, in the store, and continued by the same call after a kill.
 
 `fit` trains by epochs on Ray datasets. It stands on `train`, `report` and `restore`, which serve loops of other kinds.
+
+One worker or several see the same batches and make the same steps, up to rounding: of every batch each takes its part,
+and gradients are weighted by rows. To that end each worker reads all rows; where reading is dear (pictures to decode),
+give `materialize()`d datasets. Layers that draw (dropout) or look across rows (batch norm) do so per worker.
 """
 
 from __future__ import annotations
@@ -53,11 +57,6 @@ def fit(
 ) -> Trained:
     """Train by epochs; the same call after a kill goes on from the last checkpoint and ends as if nothing had happened.
 
-    One worker or several see the same batches and make the same steps, up to rounding: of every batch each takes its
-    part, and gradients are weighted by rows. To that end each worker reads all rows; where reading is dear
-    (pictures to decode), give `materialize()`d datasets. Layers that draw (dropout) or look across
-    rows (batch norm) do so per worker.
-
     Args:
         make_model: builds the model with its first weights; parameters without `requires_grad` are not trained.
         loss: the mean loss over the rows of a batch, a scalar. It calls `model(...)` itself, not its methods or parts,
@@ -76,8 +75,6 @@ def fit(
             that is too small.
         ray.train.TrainingFailedError: the functions raised, or workers died three times.
     """
-    from safetensors.torch import save
-
     from pipelines.core.epochs import run_epochs
 
     if set(datasets) != {"train", "valid"}:
@@ -96,6 +93,15 @@ def fit(
         datasets=datasets,
         total=config.epochs,
     )
+    return _kept(result, make_model, config, store)
+
+
+def _kept(
+    result: ray_train.Result, make_model: Callable[[], nn.Module], config: TrainingConfig, store: Store
+) -> Trained:
+    """Write weights and curves of a training that has ended; returns it with the best weights."""
+    from safetensors.torch import save
+
     assert result.return_value is not None
     resumed_from, problem = result.return_value
     if problem:
@@ -142,16 +148,13 @@ def train(
         total: how many units of progress there are at most; workers tell how far they are by a ProgressFile.
 
     Returns:
-        the result, with the last `metrics`, the `checkpoint` that `restore` reads, and as `return_value` what the first
-        worker's loop returned
+        the result: last `metrics`, `checkpoint` (for `restore`), and `return_value`, that of the first worker's loop
 
     Raises:
         UserError: the cluster is too small for the workers.
         ray.train.TrainingFailedError: the loop raised, or workers died three times.
     """
     from ray import train as ray_train
-    from ray.data import ExecutionOptions
-    from ray.data.dataset import MaterializedDataset
     from ray.train.torch import TorchTrainer
 
     from pipelines.core.epochs import seed_all
@@ -160,31 +163,47 @@ def train(
         seed_all(seed + ray_train.get_context().get_world_rank())
         return loop()
 
-    datasets = datasets or {}
-    reads = any(not isinstance(dataset, MaterializedDataset) for dataset in datasets.values())
-    check_room("CPU", workers, num_cpus, keep=1 if reads else 0)
-    check_room("GPU", workers, num_gpus)
-    described = json.dumps([settings, seed], sort_keys=True)
     trainer = TorchTrainer(
         seeded,
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=num_gpus > 0,
-            resources_per_worker={"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})},
-        ),
-        run_config=ray_train.RunConfig(
-            name=hashlib.sha256(described.encode()).hexdigest()[:16],
-            storage_path=storage.join(storage.absolute(output), "checkpoints"),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray_train.FailureConfig(max_failures=2),
-        ),
-        datasets=dict(datasets),
-        dataset_config=ray_train.DataConfig(
-            datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
-        ),
+        scaling_config=_room(workers, num_cpus, num_gpus, datasets or {}),
+        run_config=_run(json.dumps([settings, seed], sort_keys=True), output),
+        datasets=dict(datasets or {}),
+        dataset_config=_whole(),
     )
     with following(storage.absolute(output), Progress("train", total, unit)):
         return trainer.fit()
+
+
+def _room(workers: int, num_cpus: float, num_gpus: float, datasets: dict[str, Dataset]) -> ray_train.ScalingConfig:
+    """The workers and what each holds; raises UserError where the cluster is too small."""
+    from ray import train as ray_train
+    from ray.data.dataset import MaterializedDataset
+
+    reads = any(not isinstance(dataset, MaterializedDataset) for dataset in datasets.values())
+    check_room("CPU", workers, num_cpus, keep=1 if reads else 0)
+    check_room("GPU", workers, num_gpus)
+    each = {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})}
+    return ray_train.ScalingConfig(num_workers=workers, use_gpu=num_gpus > 0, resources_per_worker=each)
+
+
+def _whole() -> ray_train.DataConfig:
+    """Every worker gets all rows, in one order."""
+    from ray import train as ray_train
+    from ray.data import ExecutionOptions
+
+    return ray_train.DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True))
+
+
+def _run(described: str, output: str) -> ray_train.RunConfig:
+    """Where checkpoints are: those of the same description are continued."""
+    from ray import train as ray_train
+
+    return ray_train.RunConfig(
+        name=hashlib.sha256(described.encode()).hexdigest()[:16],
+        storage_path=storage.join(storage.absolute(output), "checkpoints"),
+        checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
+        failure_config=ray_train.FailureConfig(max_failures=2),
+    )
 
 
 def check_room(resource: str, workers: int, each: float = 1, keep: float = 0) -> None:

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
@@ -202,6 +201,8 @@ def stages_of(config: CurationConfig) -> tuple[dict[str, Stage], dict[str, Stage
 
 
 def _score(plan: Plan, config: CurationConfig) -> None:
+    import ray
+
     set_context()
     stages = fitted(*stages_of(config), config.autoscaling)
     model: Any = stages["embeddings"]
@@ -220,12 +221,16 @@ def _score(plan: Plan, config: CurationConfig) -> None:
 
 def write_scores(batch: Batch, about: Any, texts: Any, store: Store, model: str) -> Batch:
     """As `score_scenes`; about and texts are references, so that the plan does not travel with every task."""
+    import ray
+
     places, vectors = ray.get(texts)
     return score_scenes(batch, ray.get(about), places, vectors, store, model)
 
 
 def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[str, int], np.ndarray]:
     """Each text's row in a matrix float32 (N, D)."""
+    import ray
+
     if not texts:
         return {}, np.zeros((0, 0), np.float32)
     rows = ray.data.from_items([{"text": text} for text in texts])

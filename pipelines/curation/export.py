@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import ray
 
 from actors.core import storage
 from actors.core.stage import Row, Stage
@@ -318,6 +317,8 @@ def _clip(row: Row) -> str:
 
 
 def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
+    import ray
+
     set_context()
 
     def film(row: Row) -> tuple[str, str]:

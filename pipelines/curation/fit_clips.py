@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import ray
 from pydantic import TypeAdapter
 
 from actors.core import storage
@@ -130,6 +129,8 @@ def _clips(root: Store) -> set[str]:
 
 
 def _write(store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, list[Bucket]]], stage: Stage) -> None:
+    import ray
+
     if not todo:
         return
     set_context()

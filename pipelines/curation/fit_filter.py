@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.labels import majority, read_labels
 from pipelines.curation.rows import rows_now
+
+if TYPE_CHECKING:
+    import xgboost
 
 LEAST_FOLDS = 3
 """One to judge, one to stop by, one to learn from."""
@@ -130,19 +133,37 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     workers = labelled.workers(config)
     parts = (narrow, plan, count)
     models = train_models(*parts) if workers == 1 else _models_on_ray(*parts, workers, config.output)
-    said = _said(narrow, plan, models)
-    labels, chance = table.label.to_numpy(int), said[1.0]
     final = xgboost.Booster(model_file=bytearray(models[-1]))
+    report = _report(labelled, config, _said(narrow, plan, models), order, final)
+    known = {
+        "measured_by": labelled.measured_by,
+        "versions": {name: version(name) for name in ("xgboost", "scikit-learn", "numpy")},
+        "report": report | {"folds": count, "notes": notes},
+        "spread": _spread(table),
+    }
+    final.set_attr(**{ATTRIBUTE: json.dumps(known)})
+    return Filter(bytes(final.save_raw("json")), known)
+
+
+def _report(
+    labelled: Labelled, config: FitConfig, said: dict[float, np.ndarray], order: np.ndarray, final: "xgboost.Booster"
+) -> dict[str, Any]:
+    """How well the filter does on videos that it was not trained on, by the share of videos that it was trained on.
+
+    said: probabilities by share; order: the place of each scene's video among them, 0 to 1.
+    """
+    table = labelled.scenes
+    video = np.unique(table.video_id.to_numpy(str), return_inverse=True)[1]
+    labels, chance = table.label.to_numpy(int), said[1.0]
     gain: dict[str, Any] = final.get_score(importance_type="total_gain")
     whole = sum(gain.values()) or 1.0
-    report = {
+    return {
         "scenes": len(table),
         "good": int(labels.sum()),
         "bad": int((1 - labels).sum()),
-        "videos": len(videos),
+        "videos": table.video_id.nunique(),
         "people": labelled.people,
         "lost": labelled.lost,
-        "folds": count,
         "seed": config.seed,
         "rounds": final.num_boosted_rounds(),
         "metrics": judged(labels, chance, video, config.seed),
@@ -156,16 +177,7 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
             }
             for share in said
         ],
-        "notes": notes,
     }
-    known = {
-        "measured_by": labelled.measured_by,
-        "versions": {name: version(name) for name in ("xgboost", "scikit-learn", "numpy")},
-        "report": report,
-        "spread": _spread(table),
-    }
-    final.set_attr(**{ATTRIBUTE: json.dumps(known)})
-    return Filter(bytes(final.save_raw("json")), known)
 
 
 def _spread(table: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:

@@ -1,19 +1,21 @@
 """The sampled frames of chosen scenes, decoded once more: for what is done after the choice."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
-
-import ray
-from ray.data import Dataset
+from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Row, Stage
 from actors.curation.videos import cut_frames
 from pipelines.core.ray_data import ray_task, set_context
 from pipelines.curation.settings import CurationConfig
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Dataset:
@@ -27,6 +29,7 @@ def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Da
         scenes: sound rows of scores/, each with video_id, uri, clip_id, scene_id, caption, start_s, end_s.
         stage: what one decoding task holds, as it fits the cluster.
     """
+    import ray
 
     def film(row: Row) -> tuple[str, str]:
         return row["video_id"], row["uri"]

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import ray
-
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
@@ -96,6 +94,8 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
 
 
 def _write_shards(store: Store, shards: Sequence[Any], stage: Stage) -> None:
+    import ray
+
     if shards:
         set_context()
         rows = ray.data.from_items(list(shards), override_num_blocks=len(shards))

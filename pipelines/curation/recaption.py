@@ -7,16 +7,17 @@ write    driver   1 -> 1: a part of captions/ for each answer, so that what was 
 Answers are gathered into one part at the end. Nothing else is changed: `select` reads what is there.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from actors.core import storage
 from actors.core.stage import Row, Stage
@@ -41,6 +42,9 @@ from pipelines.curation.frames import frames_of
 from pipelines.curation.rows import answers, captions, current_answers
 from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 

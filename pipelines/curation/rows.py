@@ -87,7 +87,7 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     read = in_tasks(read_rows, [(store, group, columns, look, stale) for group in groups], len(parts) > MANY_PARTS)
-    notes = _notes(store, [path for _, torn in read for path in torn])
+    torn = [path for _, some in read for path in some]
     whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
     del read
     rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
@@ -95,6 +95,7 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     planned = (rows.step == "plan").to_numpy()
     if videos.empty and not planned.any():
         raise UserError(f"{store.root} has no plan, so it is not the output of a run. Check the path.")
+    notes = _notes(store, torn)
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
     # Its place in the input may have changed since, as when a film was added to a folder.
     video = videos.index.get_indexer(pd.Index(rows.video_id))

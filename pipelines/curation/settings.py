@@ -22,8 +22,8 @@ from actors.curation.layouts import LAYOUTS, SHARDS, Caption
 from actors.curation.motion import FLOWS, MotionConfig
 from actors.curation.presets import load_preset
 from actors.curation.raft import check_raft
-from actors.curation.rules import SelectConfig
 from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.videos import CutConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import NETWORKS, ShotsConfig

@@ -111,30 +111,14 @@ def unknown(
     films serve instead. Where that leaves too few of either, the threshold accepts the share KNOWN of VALID, and there
     is no AUROC.
     """
-    from pipelines.directors.head import fit_here, logits, task
-
-    directors = len(frames.directors)
-    strange = frames.labels < 0
-    source = "directors that are not learned"
     own = parts == VALID, head, warmth
-    labels, strangers = frames.labels, np.full(len(frames.film), NONE)
     films = np.flatnonzero(frames.director < 0)
-    if len(films) >= STRANGERS or directors < 4:
+    if len(films) >= STRANGERS or len(frames.directors) < 4:
+        source, strangers = "directors that are not learned", np.full(len(frames.film), NONE)
         for part, half in ((VALID, films[::2]), (TEST, films[1::2])):
             strangers[np.isin(frames.film, half) & (frames.view == 0)] = part
     else:
-        random = np.random.default_rng(config.training.seed)
-        left = np.sort(random.permutation(directors)[directors // 4 :])
-        number = np.full(directors + 1, -1)  # the last entry is for unknown directors, whose number is -1
-        number[left] = np.arange(len(left))
-        labels = number[frames.labels]
-        strangers = np.where((labels < 0) & ~strange, parts, NONE)
-        strangers = np.where(strangers == TRAIN, NONE, strangers)
-        parts = np.where(labels < 0, NONE, parts)
-        work = task(frames, labels, _thinned(parts, config), len(left), config.head)
-        head = fit_here(work, config.training, "train, for unknown directors")
-        warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
-        source = f"a head trained without {directors - len(left)} of the directors"
+        source, parts, strangers, head, warmth = _without_some(frames, parts, config)
     found: dict[str, Any] = {"strangers": source, "threshold": {}, "auroc": {}, "tested": {}}
     for what in ("picture", "film"):
         sure = {
@@ -154,6 +138,29 @@ def unknown(
         if fewest >= ENOUGH and (what == "picture" or frames.films_known):
             found["auroc"][what] = auroc(sure["known", TEST], sure["strange", TEST])
     return found
+
+
+def _without_some(
+    frames: Frames, parts: np.ndarray, config: DirectorsConfig
+) -> tuple[str, np.ndarray, np.ndarray, FrameHead, float]:
+    """A head that is trained without a quarter of the directors, whose films are strangers to it.
+
+    Returns what it is, the parts of the films of its directors and of strangers, the head and its temperature.
+    """
+    from pipelines.directors.head import fit_here, logits, task
+
+    directors = len(frames.directors)
+    random = np.random.default_rng(config.training.seed)
+    left = np.sort(random.permutation(directors)[directors // 4 :])
+    number = np.full(directors + 1, -1)  # the last entry is for unknown directors, whose number is -1
+    number[left] = np.arange(len(left))
+    labels = number[frames.labels]
+    strangers = np.where((labels < 0) & (frames.labels >= 0) & (parts != TRAIN), parts, NONE)
+    parts = np.where(labels < 0, NONE, parts)
+    work = task(frames, labels, _thinned(parts, config), len(left), config.head)
+    head = fit_here(work, config.training, "train, for unknown directors")
+    warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
+    return f"a head trained without {directors - len(left)} of the directors", parts, strangers, head, warmth
 
 
 def _confidence(frames: Frames, which: np.ndarray, head: FrameHead, warmth: float, what: str) -> np.ndarray:

@@ -38,6 +38,20 @@ class ExploreConfig:
 
 
 @dataclass(frozen=True)
+class HeadTraining(TrainingConfig):
+    """Training of the head."""
+
+    epochs: int = 200
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    patience: int | None = 20
+    monitor: str = "valid_accuracy"
+    """Validation metric that selects the best epoch. valid_accuracy: share of pictures that are classified correctly,
+    and of equal ones the least loss; valid_loss (with mode=min): the loss, which a few sure mistakes decide."""
+    mode: Literal["min", "max"] = "max"
+
+
+@dataclass(frozen=True)
 class DirectorsConfig:
     """Settings of `train`."""
 
@@ -74,9 +88,7 @@ class DirectorsConfig:
     """Neighbours, from 1, of the nearest-neighbour baseline in the report."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """Layers trained on top of the frozen network."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(epochs=200, batch_size=32, learning_rate=1e-4, patience=20)
-    )
+    training: HeadTraining = field(default_factory=HeadTraining)
     """Training of the head. training.seed also decides the split."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     """Embedding of screenshots by the frozen network."""

@@ -126,18 +126,21 @@ class Embedded:
 def find_films(input: str) -> list[Source]:
     """The films below a path or s3://: folders of images and video files, sorted by id; looks into no folder.
 
+    Warns of other files beside them.
     Raises ValueError where there is none, and where two films have one id.
     """
     root = storage.absolute(input)
     below, files = storage.children(root)
+    videos = [entry for entry in files if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))]
     found = [Source(short_name(name), storage.join(root, name), False) for name in below]
-    found += [
-        Source(short_name(PurePosixPath(entry.name).stem), entry.uri, True)
-        for entry in files
-        if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))
-    ]
+    found += [Source(short_name(PurePosixPath(entry.name).stem), entry.uri, True) for entry in videos]
     if not found:
         raise UserError(f"{input} has neither folders of images nor video files. Give one of either per film.")
+    if others := [entry.name for entry in files if entry not in videos]:
+        log.warning(
+            "%s: %d files beside the films are left out, such as %s: a film is a folder of images or a video file",
+            *(input, len(others), ", ".join(others[:3])),
+        )
     counts = Counter(source.film for source in found)
     if twice := sorted(film for film, count in counts.items() if count > 1):
         raise UserError(f"Several films in {input} have the name {', '.join(twice[:5])}. Rename or move them.")

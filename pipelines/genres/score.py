@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.models.clip import EmbeddingsConfig, embed_texts, load_clip
+from actors.models.clip import EmbeddingsConfig, check_clip, embed_texts, load_clip
 from pipelines.core.film_vectors import Films
 from pipelines.core.metrics import AVERAGES, ENOUGH, difference, table
 from pipelines.genres.embed import clip
@@ -110,13 +110,27 @@ class Judged:
         return next(iter(self.answers))
 
 
-def judge(config: ScoreConfig) -> Judged:
-    """Gather answers: those that were predicted, or of heads in folds, and those to compare with."""
+def plan_score(config: ScoreConfig) -> Films:
+    """Read the films; raises UserError where they have no genres, or predictions or the model are missing."""
+    if not config.folds and not storage.exists(predicted(config)):
+        raise UserError(f"{predicted(config)} does not exist. Run `train` or `predict` first, or set folds=5.")
+    if config.zero_shot:
+        check_clip(config.embeddings)
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     if not films.genre_names:
         raise UserError(f"{config.input} has no genres to score by: give an .npz as `process` writes it")
     if not films.genres.any():
         raise UserError(f"{config.input}: no film has a genre, so there is nothing to score. Run `process` with meta.")
+    return films
+
+
+def predicted(config: ScoreConfig) -> str:
+    """Where the predictions to evaluate are."""
+    return config.predictions or storage.join(config.output, "test.parquet")
+
+
+def judge(config: ScoreConfig, films: Films) -> Judged:
+    """Gather answers: those that were predicted, or of heads in folds, and those to compare with."""
     judged = _in_folds(films, config) if config.folds else _predicted(films, config)
     notes = judged.notes
     if config.zero_shot:
@@ -131,11 +145,9 @@ def judge(config: ScoreConfig) -> Judged:
 
 
 def _predicted(films: Films, config: ScoreConfig) -> Judged:
-    uri = config.predictions or storage.join(config.output, "test.parquet")
+    uri = predicted(config)
     try:
         rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pandas()
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {uri}: `train` or `predict` first, or folds=5") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{uri} is no Parquet file: give what `predict` or `train` wrote") from error
     if missing := {"id", "genre", "probability", "chosen"} - set(rows):

@@ -21,7 +21,6 @@ from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres.process import fused, read_any
 
 if TYPE_CHECKING:
-    import pandas as pd
     import ray
     from torch import Tensor, nn
 
@@ -170,11 +169,7 @@ class GenreModel:
         import pandas as pd
         import torch
 
-        if films.vectors.shape[1] != self.dimensions:
-            raise UserError(
-                f"the model has learnt from vectors of {self.dimensions} numbers, and these have "
-                f"{films.vectors.shape[1]}: embed by the same model, and give the same extra features"
-            )
+        check_dimensions(films, self.dimensions)
         if self.learn.head == "mean":
             films = films.whole()
         found = []
@@ -200,16 +195,29 @@ class GenreModel:
         store.write_json({"learn": learn, "dimensions": self.dimensions, "thresholds": told}, "model", "config.json")
 
 
-def load_model(uri: str) -> GenreModel:
-    """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
+def check_dimensions(films: Films, dimensions: int) -> None:
+    """Raise UserError where films have vectors of another length than those that a model was trained on."""
+    if films.vectors.shape[1] != dimensions:
+        raise UserError(
+            f"the model has learnt from vectors of {dimensions} numbers, and these have "
+            f"{films.vectors.shape[1]}: embed by the same model, and give the same extra features"
+        )
+
+
+def read_model(uri: str) -> tuple[dict[str, Any], bytes]:
+    """The settings and the weights of a model, without torch; raises UserError where it is not there."""
     try:
         about = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
-        data = storage.read_bytes(storage.join(uri, "model.safetensors"))
+        return about, storage.read_bytes(storage.join(uri, "model.safetensors"))
     except FileNotFoundError as error:
         raise UserError(f"{uri} holds no model: `train` first, or name the model/ of its output") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{uri}/config.json is damaged: {error}. Run `train` again.") from error
-    # Importing torch takes seconds, which a refusal need not cost.
+
+
+def load_model(uri: str) -> GenreModel:
+    """Read what `GenreModel.save` wrote below a path or s3://; raises UserError where it is not there."""
+    about, data = read_model(uri)
     from safetensors.torch import load as load_tensors
 
     from actors.genres.heads import make_head
@@ -353,25 +361,42 @@ def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[st
     return {"valid_loss": loss, "valid_macro_ap": float(found["macro"]), "valid_weighted_ap": float(found["weighted"])}
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Split films, learn, answer for the test films (test.parquet), and keep a model (model/).
+@dataclass(frozen=True)
+class TrainPlan:
+    """What is learned from."""
+
+    films: Films
+    parts: np.ndarray
+    """int64 (N,): the part of each row, 0 to 2 for train, validation and test; all 0 where nothing tests."""
+
+
+def plan_train(config: TrainConfig) -> TrainPlan:
+    """Read the films and divide them; raises UserError where that cannot work."""
+    films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
+    if not films.whole().genres.any():
+        raise UserError(f"{config.input}: no film has a genre, so there is nothing to learn. Run `process` with meta.")
+    share = config.train_split_proportion
+    if share == 1:
+        return TrainPlan(films, np.zeros(len(films), np.int64))
+    parts = parts_of(films, (share, (1 - share) / 2, (1 - share) / 2), config.seed)
+    if len(np.unique(parts)) < 3:
+        raise UserError(f"{len(films.whole())} films are too few for train, validation and test: give more")
+    return TrainPlan(films, parts)
+
+
+def train(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
+    """Learn, answer for the test films (test.parquet), and keep a model (model/).
 
     Returns how many films each part has, and the macro and weighted average precision on the test films, unless these
     are too few.
     """
-    films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
-    if not films.whole().genres.any():
-        raise UserError(f"{config.input}: no film has a genre, so there is nothing to learn. Run `process` with meta.")
-    store, share = Store(config.output), config.train_split_proportion
+    films, store = plan.films, Store(config.output)
     settings = LearnConfig(**{one.name: getattr(config, one.name) for one in fields(LearnConfig)})
     storage.delete(store.uri("test.parquet"))
-    if share == 1:
+    if config.train_split_proportion == 1:
         learn(films, None, settings, store.uri("training")).save(store)
         return {"films": {"train": len(films.whole())}, "test_ap": {}}
-    parts = parts_of(films, (share, (1 - share) / 2, (1 - share) / 2), config.seed)
-    if len(np.unique(parts)) < 3:
-        raise UserError(f"{len(films.whole())} films are too few for train, validation and test: give more")
-    train, valid, test = (films.take(np.flatnonzero(parts == part)) for part in range(3))
+    train, valid, test = (films.take(np.flatnonzero(plan.parts == part)) for part in range(3))
     model = learn(train, valid, settings, store.uri("training"))
     answers, labels = model.probabilities(test), test.whole().genres
     write_predictions(store, "test.parquet", test.whole().ids, answers, model)
@@ -396,33 +421,6 @@ def _means(answers: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.n
     """MEANS of average precision (R, 2), for weights (R, N) of films."""
     found = averages(average_precision(answers, labels, weights), weights @ labels)
     return np.column_stack([found[name] for name in MEANS])
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Settings of `predict`."""
-
-    input: str
-    """Films to classify, with or without genres: an .npz file, or the output of `embed`."""
-    model: str = "output/genres/model"
-    """The model/ folder that `train` wrote."""
-    output: str = "output/genres"
-    """Folder or s3:// prefix for predictions.parquet."""
-    extra: list[str] = field(default_factory=list)
-    """Other features of the same films (.npz), in the order that the model was trained with."""
-
-    ALIASES: ClassVar[dict[str, str]] = {"films": "input"}
-
-
-def predict(config: PredictConfig) -> tuple[int, pd.Series]:
-    """Write predictions.parquet; returns how many films there are, and for how many each genre was chosen."""
-    model = load_model(config.model)
-    import pandas as pd
-
-    films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
-    answers = model.probabilities(films)
-    write_predictions(Store(config.output), "predictions.parquet", films.whole().ids, answers, model)
-    return len(answers), pd.Series((answers >= model.thresholds).sum(0), model.genre_names)
 
 
 def write_predictions(

@@ -159,6 +159,16 @@ def images_of(config: CompareConfig, name: str, pictures: Sequence[Picture]) -> 
     return [root.uri("images", label(config, name), f"{stem(one.name)}.png") for one in pictures]
 
 
+def check_filtered_names(pictures: Sequence[Picture], setting: str) -> None:
+    """Raise UserError where two images would be one once they are filtered: files are named STEM.png."""
+    known: dict[str, Picture] = {}
+    for one in pictures:
+        if (other := known.setdefault(stem(one.name), one)) is not one:
+            raise UserError(
+                f"{setting}: {other.name} and {one.name} would both be filtered into {stem(one.name)}.png. Rename one."
+            )
+
+
 def disturb(config: CompareConfig, pictures: Sequence[Picture]) -> list[dict[str, str]]:
     """Write the missing images of all filters; returns rows of REJECTED."""
     import ray
@@ -207,6 +217,8 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     """Find the images and check the settings of all models; raises UserError for what cannot work."""
     pictures = find_pictures(config.input, "input")
     others = find_pictures(config.validation, "validation") if config.validation else []
+    for setting, some in (("input", pictures), ("validation", others)):
+        check_filtered_names(some, setting)
     if both := {one.uri for one in pictures} & {one.uri for one in others}:
         raise UserError(f"validation: {min(both)} is in input too. Use other images for validation.")
     lessons = _runs(teaching(config), others, []) if others else []
@@ -308,7 +320,8 @@ class Comparison:
     mcnemar: pd.DataFrame
     """A row per filter and pair: filter, first, second, only_first, only_second (images that only one has right), p."""
     topk: pd.DataFrame
-    """Images as they are, or through the first filter: a row per model, a column per k, in percent."""
+    """Images as they are, or through the first filter: model, k, accuracy, low, high; in 0..1. The accuracy is the
+    unweighted mean over true classes."""
     alpha: pd.DataFrame
     """A row per value: alpha, accuracy, low, high."""
 
@@ -336,19 +349,17 @@ def compare(config: CompareConfig, runs: Sequence[ModelRun], pictures: Sequence[
         for first, second in itertools.combinations(config.models, 2)
     ]
     first_filter = NONE if NONE in config.filters else next(iter(config.filters))
-    curves = {
-        model: topk_curve(found[model, first_filter, None], range(1, config.k_range + 1)) for model in config.models
-    }
+    ks = range(1, config.k_range + 1)
+    curves = {model: topk_curve(found[model, first_filter, None], ks) for model in config.models}
     compared = Comparison(
         pd.DataFrame(rows, columns=columns),
         pd.DataFrame(tests, columns=["filter", "first", "second", "only_first", "only_second", "p"]),
-        pd.DataFrame(curves).T.rename_axis("model"),
+        pd.concat(curves, names=["model"]).reset_index("model").reset_index(drop=True),
         pd.DataFrame(swept, columns=["alpha", "accuracy", "low", "high"]).sort_values("alpha"),
     )
     store = Store(config.output)
-    for name in ("accuracy", "mcnemar", "alpha"):
+    for name in ("accuracy", "mcnemar", "topk", "alpha"):
         write_csv(store.uri(f"{name}.csv"), getattr(compared, name))
-    write_csv(store.uri("topk.csv"), compared.topk.reset_index())
     return compared
 
 

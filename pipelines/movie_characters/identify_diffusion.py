@@ -48,7 +48,7 @@ from actors.movie_characters.diffusion_classifier import (
     looks,
 )
 from actors.movie_characters.identities import Learnt, find_learnt
-from actors.movie_characters.names import Picture, group_by_class
+from actors.movie_characters.names import Picture, class_of, group_by_class
 from actors.movie_characters.noise_losses import Loss, Weighting
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of, set_context
@@ -171,9 +171,17 @@ class Plan:
 
 
 def check_identify(config: DiffusionSettings) -> list[Learnt]:
-    """Find the identities; raises UserError where there are none, or the model or an extra is missing."""
+    """Find the identities; raises UserError where model or extra is missing, or the mode needs what they lack."""
     check_diffusion(config.sd_model_name, "sd_model_name")
-    return find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    learnt = find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
+        raise UserError(
+            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
+            "by textual inversion. Set imagic_pipe=false."
+        )
+    for one in learnt:
+        one.check(config.alpha)
+    return learnt
 
 
 def plan_identify(config: IdentifyConfig) -> Plan:
@@ -182,7 +190,8 @@ def plan_identify(config: IdentifyConfig) -> Plan:
     learnt = check_identify(config)
     identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)
-    preselection = Preselection(config.preselect, identities) if config.preselect.folder else None
+    classes = list(classes_of(config, identities).values())
+    preselection = Preselection(config.preselect, classes) if config.preselect.folder else None
     chosen: dict[str, Numbers] = {picture.name: range(len(identities)) for picture in pictures}
     if preselection:
         chosen = {name: preselection.best(name) for name in chosen}
@@ -197,10 +206,7 @@ def plan_identify(config: IdentifyConfig) -> Plan:
 
 
 def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
-    """The identities as the mode has them, and for each a digest of its own weights, "" where it has none.
-
-    Raises UserError where the mode needs what they lack.
-    """
+    """The identities as the mode has them, and for each a digest of its own weights, "" where it has none."""
     texts: list[Texts] = []
 
     def embed(prompt: str) -> np.ndarray:
@@ -208,11 +214,6 @@ def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Id
             texts.append(load_texts(config.sd_model_name, config.clip_model_name))
         return embed_prompt(texts[0], prompt)[0].numpy()
 
-    if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
-        raise UserError(
-            f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
-            "by textual inversion. Set imagic_pipe=false."
-        )
     single = [_identity(one, one.blend(config.alpha, embed), config.imagic_pipe) for one in learnt]
     weights = [one.weights if config.imagic_pipe else "" for one in learnt]
     if not config.category_class:
@@ -223,6 +224,11 @@ def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Id
         means.append(_mean(of, [made[name][0] for name in names], config.imagic_pipe))
         digests.append("\0".join(made[name][1] for name in names) if config.imagic_pipe else "")
     return means, digests
+
+
+def classes_of(config: DiffusionSettings, identities: Sequence[Identity]) -> dict[str, str]:
+    """The class of each identity by its name, as of images; itself where identities stand for classes."""
+    return {one.name: one.name if config.category_class else class_of(one.name) for one in identities}
 
 
 def _identity(learnt: Learnt, condition: np.ndarray, own_unet: bool) -> Identity:
@@ -316,7 +322,8 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
     p = _calibrated(answered, answers, plan)
     _write_tables(store, answers, p, plan)
     silent = [picture.name for picture in plan.pictures if picture.name not in answers]
-    write_about(store.root, f"diffusion, {config.mode}", False, answers, silent)
+    classes = classes_of(config, plan.identities)
+    write_about(store.root, f"diffusion, {config.mode}", False, answers, silent, classes)
     every = plan.cost(range(len(plan.identities)))
     left_out = [every - plan.cost(plan.chosen[name]) for name in answers]
     each = config.num_inference_steps if config.method == "full" else config.stages.samples[0]

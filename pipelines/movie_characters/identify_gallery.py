@@ -12,35 +12,30 @@ probe    the log-probability of each class by a logistic regression on the vecto
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute
 
-from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.media.images import read_images
-from actors.models.clip import EmbeddingsConfig, ImageEmbedder, TextEmbedder, check_clip, input_shape
-from actors.movie_characters.faces import NO_FACE, FaceEmbedder, FacesConfig, check_faces
+from actors.models.clip import TextEmbedder, check_clip
+from actors.movie_characters.faces import check_faces
 from actors.movie_characters.names import Picture, class_identity, stem
-from actors.movie_characters.vectors import VECTORS, write_vectors
-from pipelines.core.in_process import FEW, few, in_process
-from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, rows_of, set_context
+from pipelines.core.in_process import few, in_process
+from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.gallery_methods import nearest, probe
-from pipelines.movie_characters.pictures import Identification, find_pictures
+from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig, GallerySettings, model_of, root_of
+from pipelines.movie_characters.gallery_vectors import embed, embedded, faceless, few_images
+from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.results import (
     IDENTITY,
     IMAGE,
@@ -54,8 +49,6 @@ from pipelines.movie_characters.results import (
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger(__name__)
-
 REJECTED = pa.schema([(name, pa.string()) for name in ("image", "uri", "role", "code", "message")])
 """One row for each image that could not be embedded; role: gallery or image."""
 ALL = 2000
@@ -64,123 +57,6 @@ NEAREST = 100
 """Of a larger gallery, this many of the nearest images are listed."""
 CHUNK = 1024
 """Images compared at once."""
-FEW_FACES = 16
-"""Up to this many images, finding faces in the driver is faster than starting Ray."""
-WRITE = Stage(num_cpus=0.1)
-"""Tasks that write vectors."""
-
-
-def gpus_of(device: str) -> float:
-    """GPUs per worker for the reference system's name of a device: cpu, or cuda, also with a number."""
-    if device != "cpu" and not device.startswith("cuda"):
-        raise UserError(f"device={device}: choose cpu or cuda")
-    return 0.0 if device == "cpu" else 1.0
-
-
-@dataclass(frozen=True)
-class GallerySettings:
-    """How images are compared with a gallery, by CLIP or by faces."""
-
-    ALIASES: ClassVar[dict[str, Any]] = {"input_dir": "gallery"}
-
-    gallery: str
-    """The gallery: images CLASS_NUMBER of the characters, a folder or s3://."""
-    vectors: str = ""
-    """Root of vectors/, where the vectors of images are kept. Set it to share vectors between outputs; default: the
-    output."""
-    nearest: int | None = None
-    """How many of the nearest gallery images are listed per image; null: all up to 2,000, else 100."""
-    read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
-    """Tasks that read and decode image files."""
-    autoscaling: bool = False
-    """The cluster grows on demand, so worker pools need not fit its present size."""
-
-    def __post_init__(self) -> None:
-        if self.nearest is not None and self.nearest < 1:
-            raise UserError(f"nearest starts at 1, not {self.nearest}")
-
-
-@dataclass(frozen=True)
-class GalleryEmbeddings(EmbeddingsConfig):
-    """Workers, precision and batches of CLIP, for images that are embedded in large batches."""
-
-    batch_size: int = 64
-
-
-@dataclass(frozen=True)
-class ClipSettings(GallerySettings):
-    """How images are compared by CLIP."""
-
-    ALIASES: ClassVar[dict[str, Any]] = {
-        **GallerySettings.ALIASES,
-        "device": ("embeddings.num_gpus", gpus_of),
-        "num_gpus": "embeddings.num_gpus",
-    }
-
-    model_name: str = "ViT-B-32"
-    """The CLIP model: a name that open_clip knows, hf-hub:ORGANISATION/NAME, or a folder with open_clip_config.json and
-    weights."""
-    pretrained: str = "openai"
-    """Weights of a model that open_clip knows by name: a tag of open_clip, or a file."""
-    method: Literal["gallery", "prompts", "probe"] = "gallery"
-    """What images are compared with: each gallery image (gallery), a text per class (prompts), or a logistic regression
-    trained on the gallery (probe)."""
-    prompt: str = "a photo of {}"
-    """Text of a class, for method=prompts; {} is the class, with spaces for underscores."""
-    prompts: dict[str, str] = field(default_factory=dict)
-    """Texts of single classes, by class, for method=prompts; other classes have `prompt`."""
-    probe_c: float = 10.0
-    """Inverse strength of the L2 regularization, for method=probe; above 0. Lower it when the gallery is small."""
-    embeddings: GalleryEmbeddings = field(default_factory=GalleryEmbeddings)
-    """Workers, precision and batches of CLIP; its model and pretrained are replaced by model_name and pretrained."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "{}" not in self.prompt or not self.probe_c > 0:
-            raise UserError(
-                f"prompt must have {{}} for the class, and probe_c be above 0: {self.prompt!r}, {self.probe_c}"
-            )
-
-    @property
-    def stage(self) -> EmbeddingsConfig:
-        """The model and its workers."""
-        return replace(self.embeddings, model=self.model_name, pretrained=self.pretrained)
-
-
-@dataclass(frozen=True)
-class FaceSettings(GallerySettings):
-    """How images are compared by faces."""
-
-    faces: FacesConfig = field(default_factory=FacesConfig)
-    """Face detection and its workers."""
-
-    @property
-    def stage(self) -> FacesConfig:
-        """The model and its workers."""
-        return self.faces
-
-
-PLACES: dict[str, Any] = {"image_list": "input", "output_dir": "output"}
-"""Other names of the settings of Identification."""
-
-
-@dataclass(frozen=True)
-class ClipConfig(ClipSettings, Identification):
-    """Settings of `identify-clip`."""
-
-    ALIASES: ClassVar[dict[str, Any]] = {**ClipSettings.ALIASES, **PLACES}
-
-
-@dataclass(frozen=True)
-class FaceConfig(FaceSettings, Identification):
-    """Settings of `identify-faces`."""
-
-    ALIASES: ClassVar[dict[str, Any]] = {**FaceSettings.ALIASES, **PLACES}
-
-
-def root_of(config: ClipConfig | FaceConfig) -> str:
-    """Root of vectors/, absolute, since workers have another working folder."""
-    return storage.absolute(config.vectors or config.output)
 
 
 @dataclass(frozen=True)
@@ -199,13 +75,6 @@ class Plan:
         return sorted({picture.cls for picture in self.gallery})
 
 
-def model_of(config: ClipConfig | FaceConfig) -> str:
-    """The embedding model, in one word."""
-    if isinstance(config, ClipConfig):
-        return config.stage.name()
-    return f"dlib:{config.faces.upsample}:{config.faces.max_side}"
-
-
 def method_of(config: ClipConfig | FaceConfig) -> str:
     """What the results mean: results of two kinds cannot share a folder."""
     return f"{config.method if isinstance(config, ClipConfig) else 'gallery'} of {model_of(config)}"
@@ -219,11 +88,7 @@ def needs_gallery(config: ClipConfig | FaceConfig) -> bool:
 def needs_ray(config: ClipConfig | FaceConfig, plan: Plan) -> bool:
     """Whether there is so much to embed that Ray is worth its start, or a GPU is wanted."""
     texts = 0 if needs_gallery(config) else len(plan.classes)
-    return not (_few_images(config, len(plan.todo)) and few(texts, config.stage))
-
-
-def _few_images(config: ClipConfig | FaceConfig, count: int) -> bool:
-    return few(count, config.stage, FEW if isinstance(config, ClipConfig) else FEW_FACES)
+    return not (few_images(config, len(plan.todo)) and few(texts, config.stage))
 
 
 def check_model(config: ClipConfig | FaceConfig) -> None:
@@ -278,82 +143,6 @@ def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     wanted = [*images, *gallery] if needs_gallery(config) else images
     todo = {one.uri: one for one in wanted if (one.uri, one.size) not in done}
     return Plan(images, gallery, list(todo.values()))
-
-
-def stages_of(config: ClipConfig | FaceConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """The actor pools and the tasks, by name."""
-    read = {"read": config.read} if isinstance(config, ClipConfig) else {}
-    return {"embed": config.stage}, {**read, "write": WRITE}
-
-
-def embedded(store: Store, model: str) -> dict[tuple[str, int], np.ndarray]:
-    """float32 vectors of length 1, by uri and bytes of the image, of the images that a model has embedded."""
-    found = {}
-    for part in store.read_parts("vectors", VECTORS.names):
-        rows = part.filter((compute.field("model") == model) & (compute.field("error") == ""))
-        for uri, size, vector in zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["vector"], strict=True):
-            found[uri, size] = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
-    return found
-
-
-def faceless(store: Store, model: str) -> dict[tuple[str, int], tuple[str, str]]:
-    """Error code and message, by uri and bytes of the image, of images in which a model has found no face.
-
-    It would find none again. What else went wrong may be over.
-    """
-    found = {}
-    for part in store.read_parts("vectors", VECTORS.names):
-        rows = part.filter((compute.field("model") == model) & (compute.field("error") == NO_FACE))
-        for row in rows.select(["uri", "size", "error", "message"]).to_pylist():
-            found[row["uri"], row["size"]] = row["error"], row["message"]
-    return found
-
-
-def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[str, tuple[str, str]]:
-    """Embed images into vectors/, few in this process and many on Ray; returns error code and message, by uri, of those
-    that could not be."""
-    written = (embed_few if _few_images(config, len(pictures)) else embed_many)(config, pictures)
-    failed: dict[str, tuple[str, str]] = {}
-    for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
-        for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
-            if code:
-                failed[uri] = code, message
-    return failed
-
-
-def embed_few(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> Iterator[Batch]:
-    """Embed images in this process; gives what `write_vectors` returns."""
-    if isinstance(config, ClipConfig):
-        steps = [partial(read_images, shape=input_shape(config.stage)), ImageEmbedder(config.stage)]
-    else:
-        steps = [FaceEmbedder(config.stage)]
-    yield from in_process(_rows(pictures), config.stage.batch_size, *steps, _writer(config))
-
-
-def embed_many(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> Iterator[Batch]:
-    """Embed images on Ray; gives what `write_vectors` returns."""
-    import ray
-
-    set_context()
-    stages = fitted(*stages_of(config), config.autoscaling)
-    stage: Any = stages["embed"]
-    about: Any = _rows(pictures)
-    rows = in_blocks(ray.data.from_items(about), config.read.batch_size, WRITE)
-    actor: Any = FaceEmbedder
-    if isinstance(config, ClipConfig):
-        read: Any = partial(read_images, shape=input_shape(stage))
-        rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
-        actor = ImageEmbedder
-    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
-    yield from batches(rows.map_batches(_writer(config), batch_size=None, **ray_task(stages["write"])))
-
-
-def _rows(pictures: Sequence[Picture]) -> list[Row]:
-    return [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in pictures]
-
-
-def _writer(config: ClipConfig | FaceConfig) -> Any:
-    return partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
 
 
 @dataclass(frozen=True)

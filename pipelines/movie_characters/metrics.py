@@ -232,8 +232,10 @@ def truths(scores: pd.DataFrame, truth: pd.Series) -> pd.Series:
     return truth.where(truth.isin(scores.columns), UNKNOWN)
 
 
-def topk_curve(results: Results, ks: Sequence[int], average: bool = False) -> pd.Series:
-    """Unweighted mean of `topk` over classes, by k."""
+def topk_curve(results: Results, ks: Sequence[int]) -> pd.DataFrame:
+    """Unweighted mean of `topk` over classes with its 95 % interval: k, accuracy, low, high; in 0..1."""
     import pandas as pd
 
-    return pd.Series({k: float(topk(results, k, average).mean()) for k in ks})
+    shares = {k: topk(results, k) / 100 for k in ks}
+    rows = [[k, float(found.mean()), *mean_interval(found, results.images)] for k, found in shares.items()]
+    return pd.DataFrame(rows, columns=["k", "accuracy", "low", "high"])

@@ -10,6 +10,7 @@ from pydantic import Field
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters.fuse import FuseConfig, fuse
+from pipelines.movie_characters.gallery_settings import ClipConfig, ClipSettings, FaceConfig, FaceSettings
 from pipelines.movie_characters.identify_diffusion import (
     DiffusionSettings,
     IdentifyConfig,
@@ -17,15 +18,7 @@ from pipelines.movie_characters.identify_diffusion import (
     plan_identify,
 )
 from pipelines.movie_characters.identify_diffusion import identify as identify_by_diffusion
-from pipelines.movie_characters.identify_gallery import (
-    ClipConfig,
-    ClipSettings,
-    FaceConfig,
-    FaceSettings,
-    check_model,
-    identify,
-    plan_identification,
-)
+from pipelines.movie_characters.identify_gallery import check_model, identify, plan_identification
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.preselect import PreselectConfig
 from pipelines.movie_characters.results import note_classes

@@ -2,14 +2,14 @@
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.movie_characters.manifest import CLASS, FILE, MANIFEST, SHOWN, Rows, check_complete, read_manifest
-from actors.movie_characters.names import UNLABELLED, Picture
+from actors.movie_characters.names import UNLABELLED, Picture, stem
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
     in a warning.
 
     labelled: each must have a class. Raises UserError where one has none, where there are no images, two of one name,
-    or a manifest that cannot be used.
+    two that differ in their endings alone and are of two classes, or a manifest that cannot be used.
     """
     found: dict[str, Picture] = {}
     manifests: dict[str, Rows] = {}
@@ -49,7 +49,20 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
                 )
     if not found:
         raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
+    _check_stems(found.values(), setting)
     return [found[name] for name in sorted(found, key=natural)]
+
+
+def _check_stems(pictures: Iterable[Picture], setting: str) -> None:
+    """Raise UserError where one name without its ending, as results have it, is of two classes."""
+    known: dict[str, Picture] = {}
+    for picture in pictures:
+        other = known.setdefault(stem(picture.name), picture)
+        if other.cls != picture.cls:
+            raise UserError(
+                f"{setting}: {other.name} is of {other.cls} and {picture.name} of {picture.cls}, and results name both "
+                f"{stem(picture.name)}. Rename one."
+            )
 
 
 def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture]:

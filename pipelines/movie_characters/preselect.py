@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.core.errors import UserError
-from actors.movie_characters.diffusion_classifier import Identity
-from actors.movie_characters.names import identity_class, key, stem
+from actors.movie_characters.names import key, stem
 from pipelines.movie_characters.results import by_class, read_about, read_results
 
 Numbers = range | tuple[int, ...]
@@ -35,14 +34,14 @@ class PreselectConfig:
 class Preselection:
     """Another model's scores of images, found by name whatever the suffix."""
 
-    def __init__(self, config: PreselectConfig, identities: Sequence[Identity]) -> None:
-        """Read the results; raises UserError where there are none."""
+    def __init__(self, config: PreselectConfig, identities: Sequence[str]) -> None:
+        """Read the results; raises UserError where there are none. identities: the class of each."""
         higher = config.clip_csv
         if higher is None and read_about(config.folder).says_higher is None:
             higher = True
         scores = by_class(read_results(config.folder, higher))
         classes = {key(cls): column for column, cls in enumerate(scores.columns)}
-        self._column = np.array([classes.get(key(identity_class(one.name)), -1) for one in identities])
+        self._column = np.array([classes.get(key(cls), -1) for cls in identities])
         # The last column is that of classes that it does not know.
         self._scores = np.column_stack([scores.to_numpy(float), np.full(len(scores), np.nan)])
         self._row = {stem(image): row for row, image in enumerate(scores.index)}

@@ -104,7 +104,8 @@ def read_results(folder: str, clip_csv: bool | None, column: str = LOSS) -> Resu
         rows_once[column] = rows_once[column].map(lambda name: spelt[key(name)])
     twice = rows_once.drop_duplicates(["image", "truth"])
     if (again := twice.image[twice.image.duplicated()]).size:
-        raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes; an image has one")
+        both = " and ".join(twice.truth[twice.image == again.iloc[0]])
+        raise UserError(f"{folder}: {again.iloc[0]} is in the files of two classes, {both}; an image has one")
     lost = sorted(set(rows.image) - set(rows_once.image))
     classes = dict(zip(rows.image, rows.truth, strict=True))
     classes |= {name: about.classes.get(name) or class_or_unlabelled(name) for name in about.unanswered}

@@ -27,6 +27,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pathless.csv": "path,director\n,Ann\n",
         "boxes.csv": "series_id,page_id,type,index,char_index,x_0,y_0,x_1,y_1\ns,p_0,face,0,0,0,0,5,5\n",
         "boxless.csv": "series_id,page_id,type,index,char_index,x_0,y_0,x_1,y_1\n",
+        **dict.fromkeys(
+            ("twice/Ann_1.jpg", "endings/x.jpg", "endings/x.png", "same/Ann_1.jpg", "same/Ann_1.png"), "hello"
+        ),
+        "twice/pictures.csv": "file,class\nAnn_1.jpg,Ann\nAnn_1.jpg,Bob\n",
+        "endings/pictures.csv": "file,class\nx.jpg,Ann\nx.png,Bob\n",
         "results/Ann_results.csv": "GT Image name,input_embeds,loss\n,Ann_1,1\n",
         "damaged/Ann_results.csv": "GT Image name,input_embeds,loss\nAnn_1.jpg,Ann_1,1\n",
         "damaged/identified.json": '{"by": ',
@@ -48,6 +53,26 @@ FILM = "movie_characters extract input={}/film.mp4 category=who"
 CLIP = "movie_characters identify-clip model_name=ViT-B-32"
 FACES = "movie_characters identify-faces"
 COMPARE = "movie_characters compare input={}/text models.a.by=clip models.a.settings.gallery={}/text"
+
+
+def of_images(folder: str) -> list[str]:
+    """Every verb of movie characters that reads images of known classes, with this folder as each of its settings."""
+    diffusion = "movie_characters identify-diffusion imagic_pretrained_path={}/empty"
+    faces = "movie_characters timeline input={}/film.mp4 model.by=faces"
+    commands = [
+        f"{CLIP} input={{}}/text gallery=HERE",
+        f"{CLIP} gallery={{}}/text input=HERE",
+        f"{FACES} input={{}}/text gallery=HERE",
+        f"{FACES} gallery={{}}/text input=HERE",
+        f"{diffusion} input=HERE",
+        "movie_characters personalise input=HERE",
+        f"{COMPARE} input=HERE",
+        f"{COMPARE} models.a.settings.gallery=HERE",
+        f"{faces} model.settings.gallery=HERE",
+    ]
+    return [command.replace("HERE", f"{{}}/{folder}") for command in commands]
+
+
 CASES = [
     (f"{FILM} csv={{}}/corrupt.csv", 2, "is not a CSV table"),
     (f"{FILM} csv={{}}/binary.csv", 2, "is not a CSV table"),
@@ -78,6 +103,9 @@ CASES = [
         *(2, "model.settings: gallery={}/empty holds no images"),
     ),
     ("movie_characters status {}/missing", 2, "has no run records"),
+    *((command, 2, "line 3: Ann_1.jpg is of Bob here, and of Ann further up") for command in of_images("twice")),
+    *((command, 2, "is of Ann and x.png of Bob, and results name both x") for command in of_images("endings")),
+    (f"{COMPARE} input={{}}/same", 2, "Ann_1.jpg and Ann_1.png would both be filtered into Ann_1.png"),
     ("comic_characters crop input={}/missing boxes={}/boxes.csv", 1, "none of 1 rows came out: missing_page 1"),
     ("comic_characters crop input={}/text boxes={}/corrupt.csv", 2, "is not a CSV file"),
     ("comic_characters crop input={}/text boxes={}/boxless.csv", 2, "boxless.csv has no rows"),

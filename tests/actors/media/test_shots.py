@@ -12,8 +12,9 @@ from scenedetect.detector import FlashFilter
 from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
 from actors.curation.scenes import FramesConfig
+from actors.media.cut_finder import CutFinder
 from actors.media.film import VideoConfig
-from actors.media.shots import CutFinder, CutScore, ShotsConfig, score_cuts
+from actors.media.shots import CutScore, ShotsConfig, score_cuts
 from tests.support import films
 
 BUNNY = Path(__file__).resolve().parents[4] / "shared" / "data" / "big_buck_bunny_60s.mp4"

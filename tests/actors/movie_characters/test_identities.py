@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from actors.movie_characters.identities import (
     OPTIMIZED,
@@ -73,6 +74,17 @@ def test_embeddings_of_the_reference_are_read_and_no_pickle_runs(tmp_path: Path)
     with pytest.raises(ValueError, match="holds no tensor that may be read"):
         read_embedding(b"torn", "x.safetensors")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_embeddings_are_read_without_torch_as_torch_reads_them(dtype: torch.dtype) -> None:
+    tensor = torch.from_numpy(embedding(3)).to(dtype)
+    found = read_embedding(save({"a": tensor}), "x.safetensors")
+    assert found.dtype == np.float32 and np.array_equal(found, tensor.float().numpy())
+    with pytest.raises(ValueError, match="holds no tensor that may be read"):
+        read_embedding(save({}), "x.safetensors")
+    with pytest.raises(ValueError, match="holds no tensor that may be read"):
+        read_embedding(save({"a": torch.zeros(1, dtype=torch.int64)}), "x.safetensors")
 
 
 def saved(value: object) -> bytes:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from actors.core.store import Store
 from actors.curation.filter import save_filter
-from actors.curation.rules import SelectConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import SCENES
 from jobs.curation import whatif
 from jobs.curation.__main__ import app

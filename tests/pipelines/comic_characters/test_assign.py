@@ -108,6 +108,10 @@ def test_the_bank_gives_names(comic: tuple[ComicsConfig, list[Sequence]], tmp_pa
     assert record["named"] >= 2
     told = json.loads(Path(config.output, "named/clusters.json").read_text())[2]
     assert {"Anna", "Борис"} <= {annotation["charId"] for annotation in told["annotations"]}
+    instance = rows[0].partition(",")[2]
+    bank.write_text(f"name,instance\nAnna,{instance}\nBea,{instance}\n")
+    with pytest.raises(UserError, match=f"line 3: {instance} is listed under two characters, Anna and Bea"):
+        plan_assignment(of(config, bank=str(bank)))
     bank.write_text("name,instance\nAnna,s0_9_9_face_0\n")
     with pytest.raises(ValueError, match=r"line 2: 's0_9_9_face_0' of 'Anna' has no vector"):
         plan_assignment(of(config, bank=str(bank)))

@@ -1,37 +1,25 @@
-"""Methods beside each other: what is guessed, what intervals say, and which ablations can be."""
+"""Methods beside each other: what intervals say, and what is refused."""
 
 import csv
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from actors.comic_characters.instances import Instance
-from actors.comic_characters.network_settings import BackboneConfig
-from pipelines.comic_characters.features import Features
+from actors.core.errors import UserError
 from pipelines.comic_characters.retrieval import CLUSTERS, RANKS, Rerank, labelled
-from pipelines.comic_characters.score import OURS, Found, Method, fused, scores_of, trained_anew, unit, variant
-from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig, PretrainConfig, ScoreConfig
+from pipelines.comic_characters.score import OURS, Found, plan_scores, scores_of
+from pipelines.comic_characters.score_methods import Method, unit
+from pipelines.comic_characters.settings import ComicsConfig, ScoreConfig
 from pipelines.core.metrics import wilson
 from tests.pipelines.comic_characters.test_retrieval import comic
+from tests.support.embedded_comics import embedded_comic, write_vectors
 
 CONFIG = ComicsConfig(output="out", labels="labels", score=ScoreConfig(draws=100))
-
-
-def test_face_and_body_count_alike_and_what_is_not_there_is_guessed() -> None:
-    features = [
-        Features(np.array([3.0, 0.0]), np.array([0.0, 0.1])),
-        Features(None, np.array([0.0, 2.0])),
-        Features(np.array([5.0, 0.0]), None),
-    ]
-    both = fused(features, ("face", "body"), 0)
-    assert both.vectors == pytest.approx(np.array([[np.sqrt(0.5)] * 2, [0, 1], [1, 0]])) and both.guessed == 0
-    face = fused(features, ["face"], 0)
-    assert face.guessed == 1 and face.vectors[[0, 2]] == pytest.approx(np.array([[1.0, 0], [1, 0]]))
-    assert np.linalg.norm(face.vectors, axis=1) == pytest.approx(1)
-    assert fused(features, ["face"], 1).vectors[1] != pytest.approx(face.vectors[1])
 
 
 def told(
@@ -95,17 +83,10 @@ def test_what_could_not_be_had_is_a_row_of_the_table() -> None:
     assert rows[-1][0] == "ImageNet x" and rows[-1][-1] == "no network"
 
 
-def test_an_ablation_trains_what_differs_and_nothing_else() -> None:
-    head = variant(CONFIG, "cat", replace(CONFIG, fine_tune=FineTuneConfig(loss="triplet")))
-    assert head.fine_tune.folder == "scores/ablations/cat/fine-tune" and not trained_anew(CONFIG, head)
-    stage = variant(CONFIG, "alone", replace(CONFIG, pretrain=PretrainConfig(identity=False)))
-    assert stage.pretrain.folder == "scores/ablations/alone/pretrain" and trained_anew(CONFIG, stage)
-    assert trained_anew(CONFIG, variant(CONFIG, "small", replace(CONFIG, backbone=BackboneConfig("resnet18"))))
-    fixed = replace(CONFIG, features=replace(CONFIG.features, weights="w.safetensors"))
-    with pytest.raises(ValueError, match=r"score.ablations.alone: .* add features.weights=null"):
-        variant(fixed, "alone", replace(fixed, pretrain=PretrainConfig(identity=False)))
-    for other in (replace(CONFIG, labels="else"), replace(CONFIG, backbone=BackboneConfig(face_size=32))):
-        with pytest.raises(ValueError, match="only pretrain, fine_tune"):
-            variant(CONFIG, "no", other)
-    with pytest.raises(ValueError, match="named by letters"):
-        ScoreConfig(ablations={"a/b": []})
+def test_what_is_missing_is_refused_by_the_plan(tmp_path: Path) -> None:
+    config, sequences = embedded_comic(tmp_path)
+    with pytest.raises(UserError, match="Run `fine-tune` first"):
+        plan_scores(config, {})
+    write_vectors(config, sequences[:4])
+    with pytest.raises(UserError, match=r"test_sequences.json has \d+ instances that are not in embeddings/, such as"):
+        plan_scores(config, {})

@@ -16,8 +16,8 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.clip_scores import clip_score
-from actors.curation.rules import SelectConfig
 from actors.curation.scenes import FramesConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import CAPTIONS, EVALUATION
 from actors.models.clip import EmbeddingsConfig
 from pipelines.curation.evaluate import Plan, comparisons, draw, evaluate, plan_evaluation, totals

@@ -8,7 +8,7 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.filter import save_filter
-from actors.curation.rules import SelectConfig
+from actors.curation.select_settings import SelectConfig
 from pipelines.curation.explain import explain
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.select import fail_scenes, select

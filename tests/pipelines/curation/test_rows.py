@@ -72,9 +72,10 @@ def test_videos_outside_the_plan_are_left_out(store: Store):
     assert expected(store) == 1
 
 
-def test_an_output_without_a_plan_says_so(store: Store):
+def test_an_output_without_a_plan_says_only_that(store: Store, caplog: pytest.LogCaptureFixture):
     with pytest.raises(ValueError, match="has no plan"):
         rows_now(store)
+    assert not caplog.records
 
 
 def test_a_plan_of_rejected_rows_only_is_a_plan(store: Store):

@@ -13,8 +13,9 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.filter import Filter, save_filter
-from actors.curation.rules import REASONS, SelectConfig, judge
+from actors.curation.rules import REASONS, judge
 from actors.curation.scenes import FEATURES, FramesConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.rows import IncompleteError

@@ -10,8 +10,8 @@ import pytest
 from actors.core.stage import Stage
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
-from actors.curation.rules import SelectConfig
 from actors.curation.scenes import FEATURES, FramesConfig, Windows, WindowsConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import SCENES, SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig

@@ -12,7 +12,7 @@ import pipelines.curation.select
 from actors.core import storage
 from actors.core.catalog import DamagedError, ReplacedError
 from actors.core.store import Store
-from actors.curation.rules import SelectConfig
+from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import CAPTIONS, SCENES
 from actors.curation.videos import read_tasks
 from pipelines.curation.export import export, kept_scenes

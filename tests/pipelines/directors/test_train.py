@@ -1,6 +1,7 @@
 """What is learned is measured on what was not seen, and the leak of a split by picture shows."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ from actors.core.errors import UserError
 from actors.directors.head import make_head
 from actors.directors.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films
-from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.baselines import style_importance
 from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
 from pipelines.directors.guess import Model, answers, find_images
 from pipelines.directors.head import fit_here, logits, task
 from pipelines.directors.measure import measure, tabled, unknown
-from pipelines.directors.settings import DirectorsConfig
+from pipelines.directors.settings import DirectorsConfig, HeadTraining
 from tests.support.data import real_films
 
-QUICK = TrainingConfig(epochs=40, learning_rate=3e-3, patience=10)
+QUICK = HeadTraining(epochs=40, learning_rate=3e-3, patience=10)
 
 
 def config(**settings: Any) -> DirectorsConfig:
@@ -119,8 +119,25 @@ def test_measuring_says_how_far_it_is(folds: int, monkeypatch: pytest.MonkeyPatc
     told = caplog.messages
     name = "train, fold 2" if folds else "train, for comparison"
     inside = [one for one in told if one.startswith(f"{name}: ") and "left, epoch 1" in one]
-    assert inside and any("valid_loss" in one for one in told)
+    assert inside and any("valid_accuracy" in one for one in told)
     assert any(one.startswith("measure: 0 of") and one.endswith("baselines") for one in told)
+
+
+def test_the_epoch_with_the_best_validation_accuracy_is_kept():
+    frames = invented(of_director=0.5)
+    parts = parts_of(frames, config(), "film")[0]
+    work = task(frames, frames.labels, parts, 4, HeadConfig())
+
+    def kept(monitor: str, mode: Any) -> list[float]:
+        """Validation accuracy of what is kept of 1, 2, ... epochs, of which each has those before."""
+        trainings = [replace(QUICK, epochs=count, monitor=monitor, mode=mode) for count in range(1, 15)]
+        heads = [fit_here(work, training) for training in trainings]
+        return [float((logits(head, work.valid[0]).argmax(1) == work.valid[1]).mean()) for head in heads]
+
+    best = kept(QUICK.monitor, QUICK.mode)
+    assert best == sorted(best) and best[0] < best[-1]
+    # By its loss, another epoch of the same training is kept.
+    assert kept("valid_loss", "min")[-1] < best[-1]
 
 
 def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_better():
@@ -242,7 +259,7 @@ def test_a_guess_names_the_likeliest_or_nobody():
 
 @pytest.mark.slow
 def test_real_films_show_the_leak():
-    chosen = config(min_films=6, training=TrainingConfig(epochs=200, learning_rate=1e-4, patience=20))
+    chosen = config(min_films=6, training=HeadTraining())
     frames = frames_of_films(real_films(), chosen)
     assert (len(frames.directors), int((frames.director >= 0).sum())) == (9, 64)
     tables = {

@@ -79,6 +79,21 @@ def test_films_are_folders_and_video_files(folder: Path) -> None:
     ]
 
 
+def test_other_files_are_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("tt1/1.jpg", "tt1/2.gif", "tt1/notes.txt", "tt2/1.jpg", "tt3/readme.txt", "tt4.mkv", "list.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sources = find_films(str(tmp_path))
+    assert [source.film for source in sources] == ["tt1", "tt2", "tt3", "tt4"]
+    assert "1 files beside the films are left out, such as list.csv: a film is a folder" in caplog.text
+    caplog.clear()
+    found = [[row["name"] for row in list_images({"film": one.film, "uri": one.uri})] for one in sources[:3]]
+    assert found == [["1.jpg", "2.gif"], ["1.jpg"], [""]]
+    assert [record.getMessage().partition(": names")[0] for record in caplog.records] == [
+        f"{tmp_path / 'tt1'}: 1 files beside the images are left out, such as notes.txt"
+    ]
+
+
 def test_an_input_without_films_and_one_with_two_of_a_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither folders of images nor video files"):
         find_films(str(tmp_path))

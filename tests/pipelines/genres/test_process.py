@@ -13,17 +13,28 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.film_vectors import Films, read_films, write_films
 from pipelines.genres.embed import Embedded, store_films
+from pipelines.genres.predict import PredictConfig, plan_predict, predict
 from pipelines.genres.process import GENRES, ProcessConfig, cut, fused, process, read_any
-from pipelines.genres.score import LOGISTIC, PRIOR, ZERO_SHOT, ScoreConfig, figures, judge, lead, zero_shot
+from pipelines.genres.score import (
+    LOGISTIC,
+    PRIOR,
+    ZERO_SHOT,
+    Judged,
+    ScoreConfig,
+    figures,
+    judge,
+    lead,
+    plan_score,
+    zero_shot,
+)
 from pipelines.genres.train import (
     LearnConfig,
-    PredictConfig,
     TrainConfig,
     learn,
     load_model,
     monitored,
     parts_of,
-    predict,
+    plan_train,
     train,
 )
 from tests.support import colours
@@ -45,6 +56,14 @@ def made(count: int, frames: int = 3, seed: int = 0) -> Films:
         genre_names=["Drama", "Comedy", "War"],
         directors=[""] * count,
     )
+
+
+def trained(config: TrainConfig) -> dict[str, Any]:
+    return train(config, plan_train(config))
+
+
+def scored(config: ScoreConfig) -> Judged:
+    return judge(config, plan_score(config))
 
 
 def in_pieces(films: Films) -> Films:
@@ -168,7 +187,7 @@ def test_a_film_never_stands_on_two_sides() -> None:
 def test_train_measures_on_films_not_seen_and_keeps_a_model_of_all(tmp_path: Path, pieces: bool) -> None:
     films = in_pieces(made(400, 4)) if pieces else made(400, 4)
     write_films(films, str(tmp_path / "films.npz"))
-    found = train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    found = trained(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     assert found["films"] == {"train": 320, "valid": 40, "test": 40}
     assert found["test_ap"]["macro"] > 0.7
     test = pd.read_parquet(tmp_path / "test.parquet")
@@ -178,7 +197,7 @@ def test_train_measures_on_films_not_seen_and_keeps_a_model_of_all(tmp_path: Pat
     unlabelled = replace(new, genres=np.zeros((200, 0), np.uint8), genre_names=[])
     write_films(unlabelled, str(tmp_path / "new.npz"))
     config = PredictConfig(input=str(tmp_path / "new.npz"), model=str(tmp_path / "model"), output=str(tmp_path))
-    count, chosen = predict(config)
+    count, chosen = predict(config, plan_predict(config))
     rows = pd.read_parquet(tmp_path / "predictions.parquet")
     assert count == 200 and list(rows.columns) == ["id", "genre", "probability", "chosen"] and len(rows) == 600
     # The model has learnt from all films, as the closed form over all of them does.
@@ -236,12 +255,12 @@ def test_a_head_that_descends_learns_and_goes_on(ray_cluster: None, tmp_path: Pa
     write_films(films, str(tmp_path / "films.npz"))
     small = {"n_epochs": 12, "hidden_size": 16, "patience": 12, "input": str(tmp_path / "films.npz")}
     config = TrainConfig(head="lstm", output=str(tmp_path), learning_rate=0.01, **small)
-    found = train(config)
+    found = trained(config)
     assert found["test_ap"]["macro"] > 0.6 and (tmp_path / "training/curves.png").is_file()
     model = load_model(str(tmp_path / "model"))
     assert model.learn.head == "lstm" and model.probabilities(films).shape == (200, 3)
     # What is done is done: the same command answers the same.
-    assert train(config) == found
+    assert trained(config) == found
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
@@ -249,8 +268,8 @@ def test_a_head_that_descends_learns_and_goes_on(ray_cluster: None, tmp_path: Pa
 
 def test_predictions_are_scored_beside_what_costs_less(tmp_path: Path) -> None:
     write_films(made(300), str(tmp_path / "films.npz"))
-    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
-    judged = judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    trained(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    judged = scored(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     assert len(judged.films) == 30 and list(judged.answers) == ["predictions", LOGISTIC, PRIOR]
     found = figures(judged, 50)
     assert found["table"]["macro"]["ap"] > found["methods"][PRIOR]["ap"]["macro"]["ap"] + 0.2
@@ -264,11 +283,11 @@ def test_predictions_and_films_must_know_of_each_other(tmp_path: Path) -> None:
     write_films(made(300), str(tmp_path / "films.npz"))
     config = ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path))
     with pytest.raises(ValueError, match="`train` or `predict` first"):
-        judge(config)
-    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+        scored(config)
+    trained(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     write_films(made(10), str(tmp_path / "few.npz"))
     with pytest.raises(ValueError, match=r"few.npz has no genres of tt"):
-        judge(replace(config, input=str(tmp_path / "few.npz")))
+        scored(replace(config, input=str(tmp_path / "few.npz")))
 
 
 @pytest.mark.parametrize(
@@ -282,14 +301,14 @@ def test_predictions_and_films_must_know_of_each_other(tmp_path: Path) -> None:
 )
 def test_predictions_that_are_not_whole_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     write_films(made(300), str(tmp_path / "films.npz"))
-    train(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
+    trained(TrainConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path)))
     file = tmp_path / "mine.parquet"
     if change is None:
         file.write_text("hello")
     else:
         change(pd.read_parquet(tmp_path / "test.parquet")).to_parquet(file)
     with pytest.raises(UserError, match=rf"mine\.parquet .*{message}"):
-        judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), predictions=str(file)))
+        scored(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), predictions=str(file)))
 
 
 def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None:
@@ -299,17 +318,17 @@ def test_folds_answer_every_film_by_what_has_not_seen_it(tmp_path: Path) -> None
     films.genres[7, 2] = 1
     write_films(films, str(tmp_path / "films.npz"))
     config = ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), folds=3, seeds=2)
-    judged = judge(config)
+    judged = scored(config)
     assert list(judged.answers) == ["mean", LOGISTIC, PRIOR]
     assert judged.answers["mean"].scores.shape == (2, 90, 3)
     assert (judged.answers[PRIOR].scores[:, 7, 2] == 0).all()
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").rglob("*.npz")}
     assert len(stored) == 6
-    again = judge(config)
+    again = scored(config)
     np.testing.assert_array_equal(again.answers["mean"].scores, judged.answers["mean"].scores)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").rglob("*.npz")} == stored
     # Other settings are other folds.
-    judge(replace(config, learn=LearnConfig(ridge=1.0)))
+    scored(replace(config, learn=LearnConfig(ridge=1.0)))
     assert len(list((tmp_path / "folds").rglob("*.npz"))) == 12
 
 
@@ -332,7 +351,7 @@ def test_prompts_find_what_the_model_knows(clip_folder: str) -> None:
 def test_real_films_are_told_better_than_by_logistic_regression(tmp_path: Path) -> None:
     films = real_films()
     write_films(films, str(tmp_path / "films.npz"))
-    judged = judge(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), folds=5))
+    judged = scored(ScoreConfig(input=str(tmp_path / "films.npz"), output=str(tmp_path), folds=5))
     ahead = lead(judged, "mean", 50)
     assert ahead is not None and (ahead.ap[["macro", "weighted"]] > 0.003).all()
     found = figures(judged, 20)["methods"]["mean"]["ap"]

@@ -10,7 +10,7 @@ from actors.movie_characters.names import Picture
 from pipelines.core.metrics import wilson
 from pipelines.movie_characters import compare as robustness
 from pipelines.movie_characters.compare import CompareConfig
-from pipelines.movie_characters.identify_gallery import ClipSettings, FaceSettings
+from pipelines.movie_characters.gallery_settings import ClipSettings, FaceSettings
 from pipelines.movie_characters.models import (
     ClipModel,
     DiffusionModel,
@@ -77,7 +77,10 @@ def test_models_are_compared_on_all_images(tmp_path: Path):
         **{"first": "clip", "second": "sd", "only_first": 0, "only_second": 2},
         "p": 0.5,
     }
-    assert compared.topk.loc["clip"].to_dict() == {1: 100, 2: 100}
+    low = wilson(1, 4)[0]
+    rows = [["clip", 1, 1, low, 1], ["clip", 2, 1, low, 1], ["sd", 1, 1, low, 1], ["sd", 2, 1, low, 1]]
+    assert compared.topk.to_numpy().tolist() == rows
+    assert pd.read_csv(tmp_path / "topk.csv").columns.tolist() == ["model", "k", "accuracy", "low", "high"]
     assert compared.alpha.to_dict("records") == [{"alpha": 0.5, "accuracy": 1, "low": wilson(1, 4)[0], "high": 1}]
     assert pd.read_csv(tmp_path / "accuracy.csv").shape == (4, 8)
 

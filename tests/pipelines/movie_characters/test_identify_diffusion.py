@@ -12,14 +12,19 @@ from PIL import Image
 from actors.movie_characters.answers import write_answers
 from actors.movie_characters.diffusion import embed_prompt, load_texts
 from actors.movie_characters.diffusion_classifier import StagesConfig
+from actors.movie_characters.drawer import GenerateConfig
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, find_learnt, write_embedding
+from actors.movie_characters.names import identity_class, image_identity
+from pipelines.movie_characters.generate import plan_generate
 from pipelines.movie_characters.identify_diffusion import (
     IdentifyConfig,
     Plan,
+    check_identify,
     conditions,
     identify,
     plan_identify,
 )
+from pipelines.movie_characters.metrics import topk
 from pipelines.movie_characters.preselect import PreselectConfig
 from pipelines.movie_characters.results import read_results
 from tests.support import results
@@ -76,7 +81,7 @@ def test_modes_have_their_conditions(config: IdentifyConfig, sd_folder: str, tmp
     assert anna.condition == pytest.approx(blends["Anna_1"], abs=1e-6)
     own = replace(config, imagic_pipe=True)
     with pytest.raises(ValueError, match="3 identities have neither a LoRA nor a UNet, such as Ann_1"):
-        conditions(own, learnt)
+        check_identify(own)
     for one in learnt:
         (tmp_path / "ids" / one.name / LORA).write_bytes(one.name.encode())
     with_lora, weights = conditions(own, find_learnt(config.imagic_pretrained_path, "x"))
@@ -253,6 +258,32 @@ def test_a_preselection_asks_about_the_best_classes_only(many: IdentifyConfig) -
     assert ordered.identity.tolist() == [row[1] for row in rows] and ordered.score.is_unique
     asked = {row[0]: row[-1] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
     assert asked == {"Ann_8.png": "2", "Ann_9.png": "5", "Anna_8.png": "3"}
+
+
+def test_an_identity_with_any_ending_is_of_its_class_from_personalise_to_score(
+    config: IdentifyConfig, tmp_path: Path
+) -> None:
+    name = image_identity("Ann_left.png", "Ann")
+    (tmp_path / "ids" / "Ann_1").rename(tmp_path / "ids" / name)
+    write_embedding(np.ones((1, 77, 16), np.float32), str(tmp_path / "ids"), "Bob_1", OPTIMIZED)
+    cosines = {"Ann_8": {"Ann_7": 0.9, "Anna_7": 0.8, "Bob_1": 0.1}}
+    chosen = PreselectConfig(results.write(tmp_path / "clip", cosines), best=2)
+    plan = plan_identify(replace(config, preselect=chosen))
+    assert [plan.identities[number].name for number in plan.chosen["Ann_8.png"]] == ["Ann_2", "Ann_left", "Anna_1"]
+    plan = plan_identify(config)
+    answer(config, plan, list(plan.missing), np.array([2, 1, 3, 4])[:, None] * np.ones((3, 4, 3)))
+    identify(config, plan_identify(config))
+    found = read_results(f"{config.output}/{config.mode}", None)
+    classes = dict(zip(found.rows.identity, found.rows.cls, strict=True))
+    assert classes == {"Ann_2": "Ann", "Ann_left": "Ann", "Anna_1": "Anna", "Bob_1": "Bob"}
+    assert topk(found, 1).to_dict() == {"Ann": 100, "Anna": 0}
+    average = replace(config, category_class=True)
+    assert [one.name for one in plan_identify(average).identities] == ["Ann", "Anna", "Bob"]
+    drawn = plan_generate(
+        GenerateConfig(config.imagic_pretrained_path, str(tmp_path / "drawn"), sd_model_name=config.sd_model_name)
+    )
+    assert {(row["identity"], row["class"]) for row in drawn.manifest.values()} == set(classes.items())
+    assert {identity_class(file) for file in drawn.manifest} == {"Ann", "Anna", "Bob"}
 
 
 @pytest.mark.parametrize("method", ["full", "staged"])

@@ -1,4 +1,4 @@
-"""Nearest neighbours and the probe, against what can be reckoned; what a kill leaves, without Ray."""
+"""What is worth a start of Ray, and what a kill leaves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,96 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from skimage import data
 
 from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import ImageEmbedder, input_shape
 from actors.movie_characters.names import Picture
 from actors.movie_characters.vectors import write_vectors
-from pipelines.movie_characters import gallery_methods
-from pipelines.movie_characters.gallery_methods import SMALL, nearest, probe
-from pipelines.movie_characters.identify_gallery import (
-    FEW_FACES,
-    ClipConfig,
-    FaceConfig,
-    GalleryEmbeddings,
-    embed_few,
-    embed_many,
-    embedded,
-    faceless,
-    identify,
-    model_of,
-    needs_ray,
-    plan_identification,
-    root_of,
-)
+from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig, GalleryEmbeddings, model_of, root_of
+from pipelines.movie_characters.gallery_vectors import FEW_FACES, embedded
+from pipelines.movie_characters.identify_gallery import identify, needs_ray, plan_identification
 from tests.support import pictures
 from tests.support.colours import BLUE, GREEN, RED
-
-
-def unit(count: int, width: int, seed: int) -> np.ndarray:
-    vectors = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize("size", [500, SMALL + 500])
-def test_the_nearest_are_those_of_the_highest_cosine(size: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gallery_methods, "ROWS", 3)
-    images, gallery = unit(7, 16, 0), unit(size, 16, 1)
-    numbers, cosines = nearest(images, gallery, 20)
-    expected = images @ gallery.T
-    assert numbers.tolist() == np.argsort(-expected, axis=1)[:, :20].tolist()
-    assert cosines == pytest.approx(np.take_along_axis(expected, numbers, 1), abs=1e-5)
-
-
-def test_of_no_image_none_is_near():
-    numbers, cosines = nearest(unit(0, 16, 0), unit(5, 16, 1), 3)
-    assert numbers.shape == cosines.shape == (0, 3)
-
-
-def test_a_probe_tells_classes_that_no_single_image_tells():
-    # Each class is one axis, drowned by what all have in common.
-    random = np.random.default_rng(0)
-    truth = [f"c{i % 3}" for i in range(90)]
-    vectors = random.standard_normal((90, 8)) * [1, 1, 1, 1, 1, 0.1, 0.1, 0.1]
-    vectors[:, 5:] += 0.5 * np.eye(3)[[i % 3 for i in range(90)]]
-    answer = probe(vectors[:60], truth[:60], c=100)
-    numbers, scores = answer(vectors[60:])
-    found = [f"c{n}" for n in np.take_along_axis(numbers, scores.argmax(1)[:, None], 1)[:, 0]]
-    assert np.mean([a == b for a, b in zip(found, truth[60:], strict=True)]) > 0.95
-    assert np.exp(scores).sum(1) == pytest.approx(1)
-
-
-def test_a_probe_needs_two_classes():
-    with pytest.raises(ValueError, match="two classes"):
-        probe(unit(3, 4, 0), ["a", "a", "a"], c=1)
-
-
-@pytest.mark.parametrize("kind", [ClipConfig, FaceConfig])
-def test_few_images_have_the_vectors_and_the_rejections_that_ray_gives(
-    kind: type[ClipConfig | FaceConfig], tmp_path: Path, clip_folder: str, ray_cluster: None
-):
-    gallery = pictures.write(tmp_path / "gallery", {"Red_1": RED, "Green_1": GREEN})
-    Image.fromarray(data.astronaut()[:256, :384]).save(tmp_path / "gallery" / "Eileen_1.png")
-    (tmp_path / "gallery" / "Green_8.jpg").write_bytes(b"no image")
-    more: dict[str, Any] = {"model_name": clip_folder} if kind is ClipConfig else {}
-    few, many = (kind(input=gallery, gallery=gallery, output=str(tmp_path / name), **more) for name in ("few", "many"))
-    todo = plan_identification(few).todo
-    rows = [
-        {uri: (code, message) for batch in found for uri, code, message in zip(*map(np.ndarray.tolist, batch.values()))}  # noqa: B905
-        for found in (embed_few(few, todo), embed_many(many, todo))
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == 4
-    codes = {Path(uri).name: code for uri, (code, _) in rows[0].items() if code}
-    faces = {"Red_1.png": "no_face", "Green_1.png": "no_face"} if kind is FaceConfig else {}
-    assert codes == {"Green_8.jpg": "not_an_image", **faces}
-    one, other = (embedded(Store(root_of(config)), model_of(config)) for config in (few, many))
-    assert one.keys() == other.keys() and len(one) == (1 if faces else 3)
-    for image, vector in one.items():
-        assert vector == pytest.approx(other[image], abs=2e-3)
-    assert faceless(Store(root_of(few)), model_of(few)).keys() == faceless(Store(root_of(many)), model_of(many)).keys()
 
 
 def test_ray_is_worth_its_start_for_many_images_and_for_gpus(tmp_path: Path, clip_folder: str):

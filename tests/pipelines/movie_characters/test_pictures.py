@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from actors.movie_characters.manifest import MANIFEST
 from actors.movie_characters.names import UNLABELLED
@@ -36,6 +37,19 @@ def test_what_cannot_be_told_apart_or_found_is_refused(folder: Path) -> None:
     pictures.write(folder / "b", {"Ann_9": RED})
     with pytest.raises(ValueError, match=r"two images are named Ann_9\.png"):
         find_pictures([str(folder / "a"), str(folder / "b")], "image_list")
+
+
+def test_one_name_of_two_classes_is_refused_with_both(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a" / "Ann_9.jpg")
+    found = find_pictures(str(folder / "a"), "gallery")
+    assert [one.name for one in found] == ["Ann_9.jpg", "Ann_9.png", "Ann_10.png"]
+    manifest = "file,class\nAnn_9.png,Bob\nAnn_9.jpg,Ann\nAnn_10.png,Ann\n"
+    (folder / "a" / MANIFEST).write_text(manifest)
+    with pytest.raises(ValueError, match=r"gallery: Ann_9\.\w+ is of \w+ and Ann_9\.\w+ of \w+, .* name both Ann_9\."):
+        find_pictures(str(folder / "a"), "gallery")
+    (folder / "a" / MANIFEST).write_text(manifest + "Ann_10.png,Bob\n")
+    with pytest.raises(ValueError, match=r"line 5: Ann_10\.png is of Bob here, and of Ann further up"):
+        find_pictures(str(folder / "a"), "gallery")
 
 
 def test_a_manifest_wins_over_names_for_the_images_of_its_folder(
