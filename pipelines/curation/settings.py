@@ -6,7 +6,7 @@ measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ an
 """
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from actors.core import storage
@@ -41,7 +41,7 @@ RETRYABLE = RETRYABLE_FETCH | {
 """Error codes of rows that may succeed when they are tried again."""
 
 
-UNDIVIDED = {"windows.length_s": 0.0, "windows.overlap_s": 0, "windows.named": False}
+EARLIER = {"windows.length_s": 0.0, "windows.overlap_s": 0, "windows.named": False, "frames.crop_bars": False}
 """How outputs of earlier versions were measured."""
 
 
@@ -180,7 +180,8 @@ class CurationConfig:
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""
-        return CutConfig(self.video, self.frames, self.shots, self.motion, windows(self))
+        frames = replace(self.frames, crop_bars=_crop_bars(self))
+        return CutConfig(self.video, frames, self.shots, self.motion, windows(self))
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     return {
         "frames.interval_ms": config.frames.interval_ms,
         "frames.size": config.frames.size,
+        "frames.crop_bars": _crop_bars(config),
         **{f"shots.{name}": value for name, value in asdict(config.shots).items()},
         "video.decoder": config.video.decoder,
         "motion.flow": config.motion.flow,
@@ -214,9 +216,22 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     }
 
 
+def _begun_with(config: CurationConfig) -> dict[str, Any] | None:
+    """`measured_by` of an output that was begun before; None for a new one."""
+    return (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
+
+
+def _crop_bars(config: CurationConfig) -> bool:
+    """Whether features are measured inside of black bars: where the settings leave it open, as the output was begun."""
+    if config.frames.crop_bars is not None:
+        return config.frames.crop_bars
+    before = _begun_with(config)
+    return before is None or before.get("frames.crop_bars", EARLIER["frames.crop_bars"])
+
+
 def _windows(config: CurationConfig) -> dict[str, Any]:
     """How shots are divided: what the settings leave open is as the output was begun, since thresholds may change."""
-    before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
+    before = _begun_with(config)
     length, overlap = config.windows.length_s, config.windows.overlap_s
     if length is None:
         longest = config.frames.max * config.frames.interval_ms / 1000
@@ -266,7 +281,7 @@ def check(config: CurationConfig) -> None:
             raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
         check_raft(config.motion.weights)
     before, now = made.get("measured_by"), measured_by(config)
-    if before is not None and (before := {**UNDIVIDED, "windows.rest": now["windows.rest"], **before}) != now:
+    if before is not None and (before := {**EARLIER, "windows.rest": now["windows.rest"], **before}) != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = ", ".join(f"{name}={before.get(name)} there, {now.get(name)} here" for name in names)
         raise UserError(
