@@ -39,9 +39,9 @@ _SOFT = 0.01
 """Share of a side in which a bar becomes picture: codecs blur the edge."""
 _COLOURED = 0.25
 """Share of a line's pixels that have colour, from which on it is not black."""
-_POINTS = 160
-"""About so many pixels of a line are looked at."""
-_STEP = 48
+_POINTS = 120
+"""So many pixels of a line are looked at, or a few more."""
+_STEP = 128
 """Lines that are looked at together."""
 
 
@@ -147,8 +147,8 @@ def _inwards(planes: Sequence[Plane], length: int, across: int) -> np.ndarray:
             break
     for plane in planes[1:] if len(shares) else ():
         times = max(1, round(length / len(plane.values)))
-        coloured = np.repeat(_outside(plane, 0, -(-len(shares) // times), across), times)[: len(shares)]
-        # What has colour in many places is no writing.
+        # What has colour in many places is no writing: fewer points are enough.
+        coloured = np.repeat(_outside(plane, 0, -(-len(shares) // times), 2 * across), times)[: len(shares)]
         bright = np.flatnonzero(coloured > _COLOURED)
         shares = shares[: bright[0]] if len(bright) else shares
     return shares
@@ -157,10 +157,11 @@ def _inwards(planes: Sequence[Plane], length: int, across: int) -> np.ndarray:
 def _outside(plane: Plane, first: int, end: int, across: int) -> np.ndarray:
     """Of each of these rows the share of pixels that are not black: float32 (end - first,)."""
     values = plane.values[first:end, :: max(1, across // _POINTS)]
-    outside = values > plane.high
-    if plane.low:
-        outside |= values < plane.low
-    return np.count_nonzero(outside, 1).astype(np.float32) / values.shape[1]
+    # Unsigned, what is below becomes large.
+    outside = values - values.dtype.type(plane.low) > plane.high - plane.low if plane.low else values > plane.high
+    points = values.shape[1]
+    # Half the time of a sum.
+    return outside.astype(np.float32) @ np.full(points, 1 / points, np.float32)
 
 
 def merged(lines: Iterable[Lines]) -> Lines:

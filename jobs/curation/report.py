@@ -26,7 +26,7 @@ from actors.core import storage
 from actors.core.store import Store
 from actors.curation.export import clip_name
 from actors.curation.scenes import FEATURES
-from actors.curation.tables import LATER, PLACES, REJECTED, SCENES
+from actors.curation.tables import BARS, LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
@@ -127,6 +127,8 @@ class _Census:
     """Scenes by group of near-duplicates."""
     windows: int = 0
     """Scenes that are windows of a shot that is too long to be one."""
+    barred: int = 0
+    """Scenes with black bars."""
     whatif: WhatIf = field(default_factory=WhatIf)
     sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
     """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
@@ -149,9 +151,10 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", "window"], ["window"]):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", "window", *BARS], ["window", *BARS]):
         rows = part.to_pandas()
         census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
+        census.barred += int((rows[list(BARS)] > 0).any(axis=1).sum()) if set(BARS) <= set(rows) else 0
         census.whatif.add(rows[list(COLUMNS)])
         census.duplicates.update(rows.duplicate_group.dropna().astype(int))
         census.failed.update(rows.error[rows.error != ""])
@@ -308,7 +311,8 @@ def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
 
 def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
     """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
-    note = f"{census.windows} of them windows of long shots" if census.windows else ""
+    notes = ((census.windows, "windows of long shots"), (census.barred, "with black bars"))
+    note = ", ".join(f"{count} of them {what}" for count, what in notes if count)
     steps = [("in", "rows in", note, rows_in)]
     steps += [("failed", code, "", n) for code, n in census.failed.most_common()]
     steps += [("dropped", reason, rules.get(reason, ""), n) for reason, n in dropped.items()]
