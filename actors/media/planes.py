@@ -1,7 +1,7 @@
 """A frame that PyAV has decoded, as it is stored: its components without a copy, and what lies inside of bars."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -28,7 +28,7 @@ def planes(frame: av.VideoFrame, turns: int = 0) -> list[Plane]:
     limits = (0, dark * times), *[((128 - _COLOUR) * times, (128 + _COLOUR) * times)] * 2
     found = []
     for plane, part, (low, high) in zip(frame.planes, parts, limits, strict=True):
-        values = np.frombuffer(plane, np.uint16 if times > 1 else np.uint8)
+        values = np.frombuffer(cast(Any, plane), np.uint16 if times > 1 else np.uint8)
         values = values.reshape(-1, plane.line_size // values.itemsize)[: part.height, : part.width]
         found.append(Plane(np.rot90(values, turns), low, high))
     return found

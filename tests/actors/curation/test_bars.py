@@ -188,7 +188,7 @@ def test_a_clip_and_its_frames_lack_the_bars(
 ) -> None:
     path = films.film(tmp_path / "film.mp4", (24,), **{"size": (320, 240), **film, "bars": bars})
     scene, made = clip_of(path, tmp_path / "out", crop_bars=True)
-    with av.open(made["path"]) as clip:
+    with av.open(str(made["path"])) as clip:
         stream = clip.streams.video[0]
         shape = float(stream.sample_aspect_ratio or 1)
         picture = next(clip.decode(stream))
@@ -196,8 +196,9 @@ def test_a_clip_and_its_frames_lack_the_bars(
         assert abs(stream.width * shape - (scene["width"] - scene["bar_left"] - scene["bar_right"])) <= 5
         assert abs(stream.height - (scene["height"] - scene["bar_top"] - scene["bar_bottom"])) <= 2
         image = picture.to_ndarray(format="rgb24")
-    for still in (image, cv2.imread(made["frame_paths"][0])):
-        edges = still[0], still[-1], still[:, 0], still[:, -1]
+    still: Any = cv2.imread(made["frame_paths"][0])
+    for shown in (image, still):
+        edges = shown[0], shown[-1], shown[:, 0], shown[:, -1]
         assert min(edge.max(-1).mean() for edge in edges) > 60, "no black line is left"
 
 
