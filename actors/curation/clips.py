@@ -27,9 +27,12 @@ from av.logging import set_level
 
 from actors.core.errors import BrokenRunError, UserError, machine_fault
 from actors.core.stage import Row, Stage
+from actors.curation.tables import BARS
+from actors.media.bars import NO_BARS, Bars
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, SeekError, open_film, visited
 from actors.media.formats import MAX_PIXELS, open_container
 from actors.media.images import encode_jpeg
+from actors.media.planes import FULL_RANGE, Cropper
 from actors.media.sound import Sound
 from actors.media.streams import film_stream, sound_stream
 
@@ -41,7 +44,6 @@ FINE_TICK_S = Fraction(1, 10_000)
 """Clips count time in the ticks of their source, halved until they are at most this long."""
 
 _FAULTS = (FFmpegError, OSError)
-_FULL_RANGE = 2
 _TURNS: tuple[tuple[tuple[str, str | None], ...], ...] = (
     (),
     (("transpose", "cclock"),),
@@ -61,6 +63,8 @@ class ClipsConfig(Stage):
     """
     x264_preset: Effort = "veryfast"
     """Effort of x264: slower presets make smaller files and take more CPU time."""
+    crop_bars: bool = False
+    """Cut off the black bars that were found in a scene (columns bar_top to bar_right), in its clip and frames."""
     jpeg_quality: int = 92
     """Quality of JPEG frames, 1 to 100, where frames are written."""
 
@@ -88,8 +92,9 @@ def write_clips(
     """Write scenes of a film as `<folder>/<scene_id>.mp4`; yield a row for each once it is whole; None: still alive.
 
     source: a local film. wanted: {scene_id, start_s, end_s}, the times of the scene's first frame and of the first one
-    after it, as `cut` measured them. frames_interval_ms: also write sampled frames as JPEG, as shown (upright, square
-    pixels), to `<folder>/frames/<scene_id>/<NNNN>.jpg`, numbered from 0000; None: no JPEGs.
+    after it, as `cut` measured them, and with config.crop_bars also BARS. frames_interval_ms: also write sampled frames
+    as JPEG, as shown (upright, square pixels), to `<folder>/frames/<scene_id>/<NNNN>.jpg`, numbered from 0000; None: no
+    JPEGs.
 
     A clip is H.264 and, where the film has sound, AAC of the same length: mono, stereo or 5.1 (other layouts are mixed
     down to the next of these), silent where the film is. Pixels are upright; their shape and colour tags are kept, but
@@ -275,7 +280,7 @@ class _Upright:
         if frame.format.is_rgb:
             steps.append(("format", "yuv420p:color_spaces=bt709:color_ranges=tv"))
         else:
-            full = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
+            full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
             steps.append(("format", "yuvj420p" if full else "yuv420p"))
         graph = Graph()
         graph.threads = 1
@@ -315,6 +320,8 @@ class _Clip:
         self._still_paths: list[str] = []
         self._due = 0
         self._start = math.nan
+        self._bars = Bars(*(scene[name] for name in BARS)) if job.config.crop_bars else NO_BARS
+        self._crop = Cropper()
         self._frames = 0
         self._silenced = 0
         self._file: _Mp4 | None = None
@@ -323,6 +330,7 @@ class _Clip:
         """Write a picture, whose upright frame is shown until that time."""
         if picture.damaged:
             raise FilmError("decode_error", f"the frame at {picture.time:.3f} s is damaged")
+        frame = self._inside(frame)
         if self._file is None:
             if abs(picture.time - self._scene["start_s"]) > ROUNDING_S:
                 found = f"the frame nearest to {self._scene['start_s']:.3f} s is at {picture.time:.3f} s"
@@ -338,6 +346,13 @@ class _Clip:
         if self._job.interval_ms:
             self._sample(picture, self._job.interval_ms)
 
+    def _inside(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """What of an upright frame is inside of the scene's bars, with even sides."""
+        if self._bars == NO_BARS:
+            return frame
+        across, down = frame.width / self._job.film.width, frame.height / self._job.film.height
+        return self._crop(frame, self._bars.scaled(across, down, step=2))
+
     def play(self, first: int, samples: np.ndarray, silenced: int) -> None:
         """Write sound, float32 (channels, N), of which so many samples are silent because of damage."""
         assert self._file and self._job.sound
@@ -351,7 +366,8 @@ class _Clip:
         if passed < self._due:
             return
         self._due = math.floor(passed) + 1
-        shown = picture.scaled(self._job.film.width, self._job.film.height)
+        width, height, bars = self._job.film.width, self._job.film.height, self._bars
+        shown = picture.scaled(width, height)[bars.top : height - bars.bottom, bars.left : width - bars.right]
         path = self._stills / f"{len(self._still_paths):04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_jpeg(shown, self._job.config.jpeg_quality))

@@ -22,6 +22,7 @@ from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.presets import Bucket, Preset, write_fitted
+from actors.curation.tables import BARS
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 
 
@@ -93,6 +94,11 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         code, message = CODE, message_of(error)
     for scene_id in left:
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message, "silenced_s": 0.0}
+
+
+def cut_off(scene: Row, crop: bool) -> list[int]:
+    """Pixels at the top, bottom, left and right of a scene that its clip lacks; crop: whether bars are cut off."""
+    return [scene[name] if crop else 0 for name in BARS]
 
 
 def remove_frames(store: Store, video_id: str, scene_id: str, but: Collection[str] = ()) -> None:

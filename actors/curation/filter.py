@@ -209,4 +209,6 @@ def _parsed(uri: str, raw: bytes) -> dict[str, Any]:
 
 def feature_settings(measured_by: dict[str, Any]) -> dict[str, Any]:
     """Settings of how a scene is measured, not of where it begins and ends."""
-    return {name: value for name, value in measured_by.items() if not name.startswith(("shots.", "windows."))}
+    # Filters and outputs of earlier versions have no word of black bars, which they measured, too.
+    said = {name: value for name, value in measured_by.items() if value or name != "frames.crop_bars"}
+    return {name: value for name, value in said.items() if not name.startswith(("shots.", "windows."))}

@@ -12,6 +12,8 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
+from actors.curation.stills import Still, Stills
+from actors.media.bars import NO_BARS
 from actors.media.film import ROUNDING_S, Film, Picture
 from actors.media.images import encode_jpeg
 
@@ -28,6 +30,9 @@ class FramesConfig:
     size: int = 240
     """Side of sampled frames in pixels, at least 16: scaled to this short side, then cropped to a square about the
     centre. Features depend on it; smaller is faster."""
+    crop_bars: bool | None = None
+    """Cut off black bars (letterbox, pillarbox) before frames are scaled: features, hash and thumbnail are of what is
+    inside. null: true, or what the output was begun with (false in those of earlier versions)."""
     min: int = 4
     """Fewest sampled frames of a scene that may be kept, at least 2; shorter scenes are dropped as too_short."""
     max: int = 60
@@ -80,7 +85,7 @@ class _Sample:
     """A sampled frame, and what is known of the pictures from it to before the next one."""
 
     time: float
-    image: np.ndarray | None
+    still: Still
     shown: float
     """When the latest of its pictures came."""
     longest_hold: float = 0.0
@@ -99,8 +104,7 @@ class Scene:
     ) -> None:
         self._film, self._config, self._motion, self._about = film, config, motion, about
         self._windows = windows
-        short = min(film.width, film.height)
-        self._width, self._height = (round(side * config.size / short) for side in (film.width, film.height))
+        self._stills = Stills(film, config.size, crop=config.crop_bars is not False)
         self._start = math.nan
         self._due = 0
         self._samples: list[_Sample] = []
@@ -128,7 +132,7 @@ class Scene:
         passed = (time - self._start + ROUNDING_S) * 1000 / self._config.interval_ms
         if passed >= self._due:
             self._due = math.floor(passed) + 1
-            self._samples.append(_Sample(time, self._image(picture), time))
+            self._samples.append(_Sample(time, self._still(picture), time))
         sample = self._samples[-1]
         sample.shown = time
         sample.pictures += 1
@@ -137,17 +141,14 @@ class Scene:
         sample.damaged += picture.damaged
         sample.interlaced += picture.interlaced
 
-    def _image(self, picture: Picture) -> np.ndarray | None:
+    def _still(self, picture: Picture) -> Still:
         # Of a scene that is too long anyway one frame is enough, for its thumbnail.
         if not self._windows.samples and len(self._samples) >= self._config.max:
             if len(self._samples) == self._config.max:
                 for sample in self._samples[1:]:
-                    sample.image = None
-            return None
-        image = picture.scaled(self._width, self._height)
-        top, left = (self._height - self._config.size) // 2, (self._width - self._config.size) // 2
-        # A copy, since a view would keep what is cropped.
-        return image[top : top + self._config.size, left : left + self._config.size].copy()
+                    sample.still = Still(sample.still.lines)
+            return Still(picture.lines())
+        return self._stills.take(picture)
 
     def passed(self, skip: Collection[str]) -> Iterator[Row]:
         """Rows of the windows that have ended, whatever comes; skip: scenes that need no row."""
@@ -191,6 +192,7 @@ class Scene:
         about["trimmed_before_s"] = 0.0 if self.count else self.trimmed_before_s
         about["trimmed_after_s"] = self.trimmed_after_s if last else 0.0
         self._samples = self._samples[max(1, count - self._windows.overlap) :] if not last else []
+        self._stills.forget([sample.still for sample in self._samples])
         self.count += 1
         if about["scene_id"] not in skip:
             yield self._row(about, samples, end_s, error, message)
@@ -217,7 +219,9 @@ class Scene:
         row["interlaced"] = 2 * sum(sample.interlaced for sample in samples) > sum(
             sample.pictures for sample in samples
         )
-        images = [sample.image for sample in samples if sample.image is not None]
+        stills = [sample.still for sample in samples]
+        bars, images = self._stills.measured(stills)
+        row |= {f"bar_{side}": lines for side, lines in bars._asdict().items()}
         row["thumbnail"] = _thumbnail(images[len(images) // 2])
         if error:
             return row
@@ -248,6 +252,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "trimmed_before_s": 0.0,
         "trimmed_after_s": 0.0,
         "cuts_inside": "",
+        **{f"bar_{side}": 0 for side in NO_BARS._fields},
         "phash": None,
         "frames": None,
         "thumbnail": b"",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ORIGIN = ("film", "version")
 """Columns that say which film and which times a row comes from; rows of earlier versions lack them."""
+BARS = ("bar_top", "bar_bottom", "bar_left", "bar_right")
+"""Columns of a scene's black bars, in pixels of the film as shown; rows of earlier versions lack them."""
 SEEN = (
     ("longest_hold_s", pa.float32()),
     ("clock_jumps", pa.int32()),
@@ -28,6 +30,7 @@ SEEN = (
     ("trimmed_before_s", pa.float32()),
     ("trimmed_after_s", pa.float32()),
     ("cuts_inside", pa.string()),
+    *((name, pa.int32()) for name in BARS),
 )
 """Columns that say what is odd about a scene; rows of earlier versions lack them."""
 LATER = (*ORIGIN, *(name for name, _ in SEEN))

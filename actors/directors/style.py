@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from actors.media.bars import bars
+
 HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
 """Sixths of the circle of hues, each about its name."""
 FEATURES = ("aspect", "bars", "lightness", "contrast", "saturation", "warmth", "sharpness", *HUES)
@@ -16,31 +18,8 @@ warmth      mean of CIELAB's b, -1 blue to 1 yellow
 sharpness   logarithm of 1 + the variance of the Laplacian of grey at a height of 240 pixels
 red ...     share of chroma that has this hue; all 0 in a picture without colour
 """
-DARK = 28
-"""Largest brightness, 0 to 255, of nearly all pixels in a line of a bar: JPEG does not keep black at 0."""
-WIDEST = 0.7
-"""Largest share of a side that bars may take."""
 HEIGHT = 240
 """Height in pixels to which taller pictures are scaled down before they are measured."""
-
-
-def bars(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Lines of the black bars at the top, bottom, left and right of a picture uint8 (H, W, 3).
-
-    Bars come in pairs of about equal width: a dark edge on one side only belongs to the picture.
-    """
-    bright = image.max(2)
-    top, bottom = _pair(np.percentile(bright, 99, axis=1) < DARK)
-    left, right = _pair(np.percentile(bright, 99, axis=0) < DARK)
-    return top, bottom, left, right
-
-
-def _pair(dark: np.ndarray) -> tuple[int, int]:
-    if dark.all():
-        return 0, 0
-    first, last = int(np.argmin(dark)), int(np.argmin(dark[::-1]))
-    close = abs(first - last) <= max(2, 0.03 * len(dark))
-    return (first, last) if first and last and close and first + last <= WIDEST * len(dark) else (0, 0)
 
 
 def style(image: np.ndarray) -> np.ndarray:

@@ -15,7 +15,9 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from actors.media.bars import NO_BARS, Bars, Lines, look
 from actors.media.clock import AVI, Clock, Heard
+from actors.media.planes import Cropper, planes
 
 if TYPE_CHECKING:
     from actors.media.film import Film
@@ -29,19 +31,28 @@ class PyAVPicture:
     __slots__ = ("_scalers", "_turns", "after_hole", "damaged", "duration", "frame", "interlaced", "time", "until")
 
     def __init__(
-        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, VideoReformatter]
+        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, Any]
     ) -> None:
         self.frame, self.time, self.duration, self.damaged, self._scalers = frame, time, duration, damaged, scalers
         self.until, self.after_hole, self.interlaced = time, False, bool(frame.interlaced_frame)
         self._turns = round(frame.rotation / 90) % 4
 
-    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
-        """The upright frame at that size: uint8 (height, width, 3) RGB."""
+    def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
+        """The upright frame inside of bars at that size: uint8 (height, width, 3) RGB."""
         size = (height, width) if self._turns % 2 else (width, height)
-        scaler = self._scalers.setdefault((size, smooth), VideoReformatter())
+        frame = self.frame
+        if bars != NO_BARS:
+            # Of all sizes and bars one is kept, that of the scene.
+            frame = self._scalers.setdefault("crop", Cropper())(frame, bars.turned(-self._turns))
+        key: Any = (size, smooth) if bars == NO_BARS else "inside"
+        scaler = self._scalers.setdefault(key, VideoReformatter())
         how = Interpolation.BILINEAR if smooth else Interpolation.FAST_BILINEAR
-        rgb = scaler.reformat(self.frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
+        rgb = scaler.reformat(frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, self._turns)) if self._turns else rgb
+
+    def lines(self) -> Lines:
+        """What may be black bars in the upright frame, in pixels as they are stored."""
+        return look(planes(self.frame, self._turns))
 
 
 Timed = tuple[av.VideoFrame, float | None, bool]
@@ -182,7 +193,7 @@ def _seconds(stamp: int, base: Fraction) -> float:
 
 def pictures(film: "Film", frames: Iterable[Timed], start: float, tick_s: float) -> Iterator[PyAVPicture]:
     """Frames as pictures, at times that only go forwards; start: that of the file, in seconds."""
-    scalers: dict[Any, VideoReformatter] = {}
+    scalers: dict[Any, Any] = {}
     time = -film.step_s
     for frame, stamp, damaged in frames:
         following = time + film.step_s
@@ -213,7 +224,7 @@ def _from_here(
     container: InputContainer, stream: av.VideoStream, base: Fraction, start: float, strict: bool
 ) -> Iterator[PyAVPicture]:
     """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
-    scalers: dict[Any, VideoReformatter] = {}
+    scalers: dict[Any, Any] = {}
     harm = False
     for packet in container.demux(stream):
         try:

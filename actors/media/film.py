@@ -25,6 +25,7 @@ from actors.core import storage
 from actors.core.addresses import local_path
 from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
+from actors.media.bars import BLACK, NO_BARS, Bars, Lines, Plane, look
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
@@ -84,8 +85,15 @@ class Picture(Protocol):
     damaged: bool
     """Lost, marked by the decoder as faulty, or predicted from such a frame."""
 
-    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
-        """The upright frame at that size: uint8 (height, width, 3) RGB; without `smooth` pixels are left out: fast."""
+    def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
+        """The upright frame inside of bars, in pixels of `lines`, at that size: uint8 (height, width, 3) RGB.
+
+        Without `smooth` pixels are left out: fast.
+        """
+        ...
+
+    def lines(self) -> Lines:
+        """What may be black bars in the upright frame, in pixels as they are stored."""
         ...
 
 
@@ -263,10 +271,15 @@ class _TorchPicture:
         self._frame, self.time, self.interlaced = frame, time, interlaced
         self.until, self.after_hole = time, False
 
-    def scaled(self, width: int, height: int, smooth: bool = True) -> np.ndarray:
+    def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
         from torchvision.transforms.v2.functional import resize
 
-        return resize(self._frame, [height, width], antialias=smooth).permute(1, 2, 0).contiguous().cpu().numpy()
+        down, across = self._frame.shape[1:]
+        inside = self._frame[:, bars.top : down - bars.bottom, bars.left : across - bars.right]
+        return resize(inside, [height, width], antialias=smooth).permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def lines(self) -> Lines:
+        return look([Plane(self._frame.amax(0).cpu().numpy(), 0, BLACK - 1)])
 
 
 def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterator[Picture]:

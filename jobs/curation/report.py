@@ -26,7 +26,7 @@ from actors.core import storage
 from actors.core.store import Store
 from actors.curation.export import clip_name
 from actors.curation.scenes import FEATURES
-from actors.curation.tables import LATER, PLACES, REJECTED, SCENES
+from actors.curation.tables import BARS, LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
@@ -112,7 +112,7 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     return uri
 
 
-SEEN_HERE = ["window", "trimmed_before_s", "trimmed_after_s", "cuts_inside"]
+NOTED = ["window", "trimmed_before_s", "trimmed_after_s", "cuts_inside", *BARS]
 """Columns of the census that rows of earlier versions lack."""
 
 # ------------------------------------------------------------------------------------------------------- the first pass
@@ -134,6 +134,8 @@ class _Census:
     """Scenes beside a dissolve or fade, which is left out."""
     with_cuts: int = 0
     """Scenes of the metadata in which a cut was found."""
+    barred: int = 0
+    """Scenes with black bars."""
     whatif: WhatIf = field(default_factory=WhatIf)
     sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
     """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
@@ -156,9 +158,10 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *SEEN_HERE], SEEN_HERE):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *NOTED], NOTED):
         rows = part.to_pandas()
         census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
+        census.barred += int((rows[list(BARS)] > 0).any(axis=1).sum()) if set(BARS) <= set(rows) else 0
         if "trimmed_before_s" in rows:
             census.trimmed += int(((rows.trimmed_before_s > 0) | (rows.trimmed_after_s > 0)).sum())
             census.with_cuts += int((rows.cuts_inside.fillna("") != "").sum())
@@ -318,13 +321,13 @@ def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
 
 def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
     """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
-    about = {
-        "windows of long shots": census.windows,
-        "beside a dissolve or fade, which belongs to no scene": census.trimmed,
-        "with a cut inside": census.with_cuts,
-    }
-    parts = [f"{n} {what}" for what, n in about.items() if n]
-    note = f"of them {'; '.join(parts)}" if parts else ""
+    notes = (
+        (census.windows, "windows of long shots"),
+        (census.trimmed, "beside a dissolve or fade, which is left out"),
+        (census.with_cuts, "with a cut inside"),
+        (census.barred, "with black bars"),
+    )
+    note = ", ".join(f"{count} of them {what}" for count, what in notes if count)
     steps = [("in", "rows in", note, rows_in)]
     steps += [("failed", code, "", n) for code, n in census.failed.most_common()]
     steps += [("dropped", reason, rules.get(reason, ""), n) for reason, n in dropped.items()]

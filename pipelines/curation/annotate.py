@@ -78,7 +78,7 @@ class Clips:
         self._store = Store(config.output)
         self._limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
         # To be looked at once: soon is better than small.
-        self._config = replace(config.export, crf=23, x264_preset="superfast")
+        self._config = replace(config.export, crf=23, x264_preset="superfast", crop_bars=False)
         self._folder = TemporaryFolder()
         self._child = Child()
         self._change = threading.Condition()

@@ -16,10 +16,11 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import ExportJob, clip_name, export_films, remove_frames
+from actors.curation.export import ExportJob, clip_name, cut_off, export_films, remove_frames
 from actors.curation.layouts import Caption, Clip, file_of, text_of
 from actors.curation.presets import load_preset
 from actors.curation.tables import (
+    BARS,
     LATER,
     ORIGIN,
     PLAN_AGAIN,
@@ -40,7 +41,7 @@ from pipelines.curation.settings import CurationConfig
 log = logging.getLogger(__name__)
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
-KEPT += ["width", "height", "clock_jumps"]
+KEPT += ["width", "height", "clock_jumps", *BARS]
 """What export needs to know of a scene."""
 OLDER = "export_older.json"
 """Clips made with settings before these, which are still to be replaced: bytes by name."""
@@ -85,6 +86,9 @@ def export(config: CurationConfig) -> Exported:
     # As it was called in earlier versions, whose clips are not to be made again.
     settings["preset"] = config.export.x264_preset
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
+    if config.export.crop_bars:
+        # Not where it is off: clips of earlier versions are not to be made again.
+        settings["crop_bars"] = True
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
@@ -195,8 +199,8 @@ def located(store: Store, keys: Sequence[Key]) -> list[Row]:
     rows = _sound(store, set(keys))
     if rows.empty:
         raise _unknown(store, keys)
-    rows = with_new_captions(store, with_places(store, rows)).fillna({"caption": ""})
-    records: list[Any] = rows[[*KEPT, *ORIGIN]].to_dict("records")
+    rows = with_new_captions(store, with_places(store, rows)).fillna({"caption": "", **dict.fromkeys(BARS, 0)})
+    records: list[Any] = rows[[*KEPT, *ORIGIN]].astype(dict.fromkeys(BARS, int)).to_dict("records")
     found: dict[Key, Row] = {_key(row): row for row in records}
     if unknown := [key for key in keys if key not in found]:
         raise _unknown(store, unknown)
@@ -231,9 +235,11 @@ def _unknown(store: Store, keys: Sequence[Key]) -> IncompleteError:
 def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
     """The reference's file: paths are relative to the output; what was not measured is null.
 
-    Beside the reference's names silenced_s: seconds of the clip's sound that are damaged, and silent.
+    Beside the reference's names silenced_s: seconds of the clip's sound that are damaged, and silent. cut_off: black
+    lines at the top, bottom, left and right that it lacks.
     """
     silenced = store.read_json(SILENCED) or {}
+    crop = (store.read_json(MADE) or {}).get("crop_bars", False)
     scenes = [
         {
             "scene_id": row["scene_id"],
@@ -245,6 +251,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
             "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
             "recaption": row["recaption"] or None,
             "silenced_s": silenced.get(_clip(row), 0.0),
+            "cut_off": cut_off(row, crop),
         }
         for row in kept
     ]

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.export import clip_name, fit_scene, sample_key
+from actors.curation.export import clip_name, cut_off, fit_scene, sample_key
 from actors.curation.layouts import Caption, Clip, file_of, text_of
 from actors.curation.presets import CRF, EFFORT, Bucket, Preset, buckets_of, load_preset
 from actors.curation.tables import ORIGIN
@@ -39,6 +39,8 @@ class Fitted:
     preset: Preset
     source: Any = None
     """The settings that clips/ was made with."""
+    crop: bool = False
+    """Whether black bars are cut off there."""
     scenes: list[tuple[Row, list[Bucket]]] = field(default_factory=list)
     """Kept scenes, each with its clips one behind the other."""
     dropped: list[tuple[Row, str]] = field(default_factory=list)
@@ -77,11 +79,13 @@ def _listed(counts: Counter[str]) -> str:
     return f" ({some})" if some else ""
 
 
-def plan_fitted(store: Store, folder: str, preset: Preset, kept: Sequence[Row]) -> Fitted:
-    """What kept scenes become by a preset; store: the output."""
-    fitted = Fitted(folder, preset, store.read_json(MADE))
+def plan_fitted(store: Store, folder: str, preset: Preset, kept: Sequence[Row], crop: bool) -> Fitted:
+    """What kept scenes become by a preset; store: the output; crop: whether black bars are cut off in clips/."""
+    fitted = Fitted(folder, preset, store.read_json(MADE), crop)
     for row in kept:
-        found = buckets_of(preset, row["width"], row["height"], row["end_s"] - row["start_s"])
+        top, bottom, left, right = cut_off(row, crop)
+        width, height = row["width"] - left - right, row["height"] - top - bottom
+        found = buckets_of(preset, width, height, row["end_s"] - row["start_s"])
         if isinstance(found, str):
             fitted.dropped.append((row, found))
         else:
@@ -92,7 +96,7 @@ def plan_fitted(store: Store, folder: str, preset: Preset, kept: Sequence[Row]) 
 def fitted_of(config: CurationConfig, kept: Sequence[Row]) -> Fitted:
     """What kept scenes become by export.preset."""
     folder = PurePosixPath(config.export.preset).stem
-    return plan_fitted(Store(config.output), folder, load_preset(config.export.preset), kept)
+    return plan_fitted(Store(config.output), folder, load_preset(config.export.preset), kept, config.export.crop_bars)
 
 
 def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> Fitted:
@@ -120,7 +124,8 @@ def renew_fitted(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> N
     store = Store(config.output)
     for folder, settings in (store.read_json(FITTED) or {}).items():
         root = Store(store.uri(folder))
-        fitted = plan_fitted(store, folder, TypeAdapter(Preset).validate_python(settings), kept)
+        crop = (store.read_json(MADE) or {}).get("crop_bars", False)
+        fitted = plan_fitted(store, folder, TypeAdapter(Preset).validate_python(settings), kept, crop)
         renew_layouts(root, partial(fitted.clips, root, _clips(root)), stage)
 
 
@@ -149,11 +154,14 @@ def _write(store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, 
 
 def _about(fitted: Fitted) -> list[Row]:
     """What became of each scene: its clips, or why there is none."""
-    ids = ("video_id", "scene_id")
+
+    def about(row: Row, bucket: str, path: str, dropped: str) -> Row:
+        ids = {name: row[name] for name in ("video_id", "scene_id")}
+        return {**ids, "bucket": bucket, "path": path, "dropped": dropped, "cut_off": cut_off(row, fitted.crop)}
+
     scenes = [
-        {**{name: row[name] for name in ids}, "bucket": str(bucket), "path": f"clips/{name}", "dropped": ""}
+        about(row, str(bucket), f"clips/{name}", "")
         for row, buckets in fitted.scenes
         for name, bucket in zip(fitted.names(row, buckets), buckets, strict=True)
     ]
-    nothing = {"bucket": "", "path": ""}
-    return scenes + [{**{name: row[name] for name in ids}, **nothing, "dropped": why} for row, why in fitted.dropped]
+    return scenes + [about(row, "", "", why) for row, why in fitted.dropped]

@@ -45,6 +45,7 @@ EARLIER = {
     "windows.length_s": 0.0,
     "windows.overlap_s": 0,
     "windows.named": False,
+    "frames.crop_bars": False,
     "shots.trim_transitions": True,
     "shots.check_named": False,
     "shots.weights": None,
@@ -187,7 +188,8 @@ class CurationConfig:
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""
-        return CutConfig(self.video, self.frames, _shots(self), self.motion, windows(self))
+        frames = replace(self.frames, crop_bars=_crop_bars(self))
+        return CutConfig(self.video, frames, _shots(self), self.motion, windows(self))
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     return {
         "frames.interval_ms": config.frames.interval_ms,
         "frames.size": config.frames.size,
+        "frames.crop_bars": _crop_bars(config),
         **{f"shots.{name}": value for name, value in asdict(_shots(config)).items()},
         "video.decoder": config.video.decoder,
         "motion.flow": config.motion.flow,
@@ -221,17 +224,29 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     }
 
 
+def _begun_with(config: CurationConfig) -> dict[str, Any] | None:
+    """`measured_by` of an output that was begun before; None for a new one."""
+    return (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
+
+
+def _crop_bars(config: CurationConfig) -> bool:
+    """Whether features are measured inside of black bars: where the settings leave it open, as the output was begun."""
+    if config.frames.crop_bars is not None:
+        return config.frames.crop_bars
+    before = _begun_with(config)
+    return before is None or before.get("frames.crop_bars", EARLIER["frames.crop_bars"])
+
+
 def _shots(config: CurationConfig) -> ShotsConfig:
     """How shots are found: a detector that is not set is the one that the output was begun with."""
     if config.shots.detector is not None:
         return config.shots
-    before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by") or {}
-    return replace(config.shots, detector=before.get("shots.detector", "gradual"))
+    return replace(config.shots, detector=(_begun_with(config) or {}).get("shots.detector", "gradual"))
 
 
 def _windows(config: CurationConfig) -> dict[str, Any]:
     """How shots are divided: what the settings leave open is as the output was begun, since thresholds may change."""
-    before = (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
+    before = _begun_with(config)
     length, overlap = config.windows.length_s, config.windows.overlap_s
     if length is None:
         longest = config.frames.max * config.frames.interval_ms / 1000

@@ -1,5 +1,5 @@
 """Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [export]
-[memory] [ray] [labels] [selection]`.
+[memory] [ray] [labels] [selection] [bars]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -35,13 +35,14 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.clips import ClipsConfig, write_clips
 from actors.curation.cut import cut
-from actors.curation.latents import LatentsConfig, encode, latent_distances
+from actors.curation.latents import LatentsConfig, encode, latent_distances, load_vae
 from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig
+from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import SCORES
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
 from tests.benchmarks import reference
+from tests.benchmarks.bars import looking, variants
 from tests.benchmarks.by_eye import loop
 from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
@@ -438,6 +439,29 @@ def selection(films: Films) -> None:
             line("peak memory of its driver", f"{peak:.0f} MB", "at most 2048 MB")
 
 
+def bars(films: Films) -> None:
+    """What black bars change of each feature, measured inside of them and with them; and what finding them costs."""
+    for name, plain, barred in variants(films.folder):
+        [without] = _features(plain, FramesConfig())
+        for how, crop in (("inside of bars", True), ("with bars", False)):
+            [row] = _features(barred, FramesConfig(crop_bars=crop))
+            changes = ", ".join(f"{name} {row[name] / without[name] - 1:+.1%}" for name in FEATURES[:-1])
+            line(f"{name}, change of features measured {how}", changes, "at most 5 % each" if crop else "")
+        for which, path in (("with", barred), ("without", plain)):
+            spent = looking(path)
+            line(f"{name}, {which} bars: finding them / decode, 1080p", f"{spent[0] / spent[1]:.1%}", "at most 3 %")
+
+
+def _features(path: Path, frames: FramesConfig) -> Iterator[Row]:
+    """The features of a film as one scene."""
+    import torch
+
+    vae = load_vae("tiny", torch.float32, "cpu")
+    for row in scene_rows(path, spans_of([(0, -1)]), frames=frames):
+        mse, cos_sim = latent_distances(encode(vae, torch.from_numpy(row["frames"])))
+        yield row | {"mse": float(mse.mean()), "cos_sim": float(cos_sim.mean())}
+
+
 PARTS: dict[str, Callable[[Films], None]] = {
     "reference": against_reference,
     "motion": motion,
@@ -446,6 +470,7 @@ PARTS: dict[str, Callable[[Films], None]] = {
     "ray": under_ray,
     "labels": labels,
     "selection": selection,
+    "bars": bars,
 }
 
 

@@ -12,7 +12,7 @@ from actors.core.child import Child
 from actors.core.store import Store
 from actors.curation.filter import feature_settings, place, save_filter
 from actors.curation.perceptual_hash import HASH_BYTES
-from actors.curation.tables import SCORES, VIDEOS
+from actors.curation.tables import BARS, SCORES, VIDEOS
 from pipelines.curation.fit_filter import FitConfig, fit
 from pipelines.curation.settings import CurationConfig, measured_by
 from tests.pipelines.curation.outputs import fast_is_good
@@ -72,6 +72,7 @@ def _rows(numbers: np.ndarray, random: np.random.Generator) -> pa.Table:
         **{name: np.where(failed, np.nan, values) for name, values in measured.items()},
         "no_frames": np.where(failed, 0, random.integers(2, 70, count)),
         "window": [-1] * count,
+        **{name: [0] * count for name in BARS},
         "phash": [random.bytes(HASH_BYTES) for _ in range(count)],
         "step": np.where(failed, "cut", ""),
         "error": np.where(failed, "decode_error", ""),

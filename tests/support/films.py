@@ -121,6 +121,7 @@ def film(
     pixel_shape: Fraction | None = None,
     rotation: int = 0,
     times: Sequence[float] | None = None,
+    bars: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Path:
     """Write a film whose shots last `shots` frames; the suffix of `path` chooses the container.
 
@@ -134,6 +135,7 @@ def film(
         pixel_shape: width of a pixel divided by its height, where not 1.
         rotation: degrees, clockwise, by which a player must turn the stored picture to show it upright.
         times: presentation time of each frame, seconds, in multiples of 1/600, instead of `rate`.
+        bars: black lines over the picture's top, bottom, left and right.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     first = [0, *cuts(shots)]
@@ -157,7 +159,7 @@ def film(
         for shot, length in enumerate(shots):
             for number in range(first[shot], first[shot] + length):
                 shown = first[shot] if still else number
-                picture = _picture(shown, shown, *size, colours[shot])
+                picture = blacked(_picture(shown, shown, *size, colours[shot]), *bars)
                 turned = np.ascontiguousarray(np.rot90(picture, rotation // 90))
                 frame = av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(stream.width, stream.height)
                 if times is None:
@@ -170,6 +172,29 @@ def film(
             for block in _sound(float(edge * SOUND_RATE / rate) for edge in [*first, sum(shots)]):
                 container.mux(sound.encode(block))
             container.mux(sound.encode())
+    return path
+
+
+def blacked(picture: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """A picture, uint8 (H, W, 3), with so many black lines over each side."""
+    picture = picture.copy()
+    height, width = picture.shape[:2]
+    picture[:top] = picture[height - bottom :] = picture[:, :left] = picture[:, width - right :] = 0
+    return picture
+
+
+def written(path: Path, pictures: Iterable[np.ndarray], rate: int = RATE, crf: int = 18) -> Path:
+    """Write pictures, uint8 (H, W, 3) RGB with even sides, as a film."""
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if not number:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 

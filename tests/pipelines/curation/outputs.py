@@ -12,7 +12,7 @@ import pyarrow as pa
 from actors.core.store import Store
 from actors.curation.latents import LatentsConfig
 from actors.curation.scenes import FEATURES, FramesConfig
-from actors.curation.tables import ORIGIN, SCORES, VIDEOS
+from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
 
@@ -47,6 +47,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         "clock_jumps": 0,
         "interlaced": False,
         "window": -1,
+        **dict.fromkeys(BARS, 0),
         "phash": None,
         "step": "",
         "error": "",

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from actors.core.store import Store
-from actors.curation.filter import Filter, load_filter, save_filter
+from actors.curation.filter import Filter, feature_settings, load_filter, save_filter
 from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.fit_filter import FitConfig, Labelled, fit, read_labelled
@@ -251,6 +251,8 @@ def test_labels_meet_their_scenes(tmp_path: Path):
     assert labelled.scenes.mse.isna().tolist() == [False, True]
     assert (labelled.people, labelled.lost) == (["me", "you"], 2)
     assert labelled.measured_by == {"motion.flow": "raft"}
+    # An earlier version says nothing of bars, which it measured.
+    assert feature_settings({"frames.crop_bars": False}) == {} != feature_settings({"frames.crop_bars": True})
     write_labels(str(tmp_path / "other.json"), {("x", "x.0_0"): 1})
     with pytest.raises(ValueError, match="None of the 1 labels"):
         read_labelled(FitConfig(store.root, labels=str(tmp_path / "other.json")))

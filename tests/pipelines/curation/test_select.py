@@ -510,6 +510,6 @@ def test_rows_of_earlier_versions_are_selected_and_fail_as_before(tmp_path: Path
     for name in ("v.0_0", "v.1_0"):
         [row] = [row for row in table(settings, "scenes", SCENES) if row["scene_id"] == name]
         assert row["reason"] == ("" if name == "v.0_0" else "too_short")
-        assert row["longest_hold_s"] is row["clock_jumps"] is row["interlaced"] is None
+        assert row["longest_hold_s"] is row["clock_jumps"] is row["interlaced"] is row["bar_top"] is None
     fail_scenes(store, [{"video_id": "v", "scene_id": "v.0_0", "error": "export_failed", "message": "no"}])
     assert [row["error"] for row in table(settings, "scenes", SCENES)] == ["export_failed", ""]

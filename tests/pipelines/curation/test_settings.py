@@ -159,6 +159,24 @@ def test_scores_of_another_version_are_refused_too(config: CurationConfig, tmp_p
     assert "frames.colour=grey there, None here" in str(error.value)
 
 
+def test_bars_are_cut_off_as_the_output_was_begun(config: CurationConfig, tmp_path: Path):
+    assert config.cutting.frames.crop_bars is True
+    make_plan(replace(config, frames=FramesConfig(crop_bars=False)))
+    check(config)
+    assert config.cutting.frames.crop_bars is False
+    with pytest.raises(ValueError, match=r"frames\.crop_bars=False there, True here"):
+        check(replace(config, frames=FramesConfig(crop_bars=True)))
+    # An output of an earlier version goes on without.
+    path = tmp_path / "out" / "plan" / "settings.json"
+    made = json.loads(path.read_text())
+    del made["measured_by"]["frames.crop_bars"]
+    path.write_text(json.dumps(made))
+    check(config)
+    assert config.cutting.frames.crop_bars is False
+    with pytest.raises(ValueError, match=r"frames\.crop_bars=False there, True here"):
+        check(replace(config, frames=FramesConfig(crop_bars=True)))
+
+
 def test_windows_stay_as_the_output_was_begun_though_thresholds_change(config: CurationConfig):
     assert windows(replace(config, frames=FramesConfig(min=2, max=90))) == Windows(90, 0, 2)
     make_plan(config)
