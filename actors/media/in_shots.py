@@ -59,17 +59,19 @@ class _Stream:
     def add(self, picture: Picture) -> Iterator[tuple[int, Picture]]:
         """Take the next picture; yields those of which the shot is known now."""
         empty = False
-        if self._cuts or self._finder:
-            frame = picture.scaled(*self._size, smooth=False)
         if self._cuts:
-            self._note([Transition(cut, cut) for cut in self._cuts.feed(frame, picture.time)])
+            cuts = self._cuts.feed(self._small(picture), picture.time)
+            self._note([Transition(cut, cut) for cut in cuts])
         if self._finder:
-            small = shrunk(frame)
+            small = shrunk(self._small(picture))
             empty = self._config.trim_transitions and flat(small)
             self._note(self._finder.feed(small))
         self._held.append((picture, empty))
         finder = self._finder or self._cuts
         yield from self._told(finder.delay if finder else 0)
+
+    def _small(self, picture: Picture) -> np.ndarray:
+        return picture.scaled(*self._size, smooth=False)
 
     def ended(self) -> Iterator[tuple[int, Picture]]:
         """The pictures that are left, after which others may follow that belong to another shot."""

@@ -22,9 +22,9 @@ class ShotsConfig:
 
     detector: Detector | None = None
     """Shot detector. gradual: cuts, dissolves and fades; hybrid: the same, with a network where that is in doubt;
-    transnetv2: the network throughout, which also sees wipes; content, adaptive: those of PySceneDetect, cuts only;
-    none: the whole film is one scene. hybrid and transnetv2 need the extra `transnetv2`. null: gradual, or the one that
-    the output was begun with."""
+    transnetv2: the network throughout; content, adaptive: those of PySceneDetect, cuts only; none: the whole film is
+    one scene. hybrid and transnetv2 need the extra `transnetv2`. null: gradual, or the one that the output was begun
+    with."""
     threshold: float | None = None
     """From where on a shot starts; null: the detector's default. content: frame score (27); adaptive: frame score
     divided by those about it (3); gradual: change of a frame divided by those about it (1.7); hybrid, transnetv2:
@@ -34,7 +34,7 @@ class ShotsConfig:
     width: int = 256
     """Width in pixels at which frames are compared; smaller is faster and less exact."""
     trim_transitions: bool = True
-    """Frames of a dissolve, fade or wipe belong to no shot; false: the next shot starts in their middle."""
+    """Frames of a dissolve or fade belong to no shot; false: the next shot starts in their middle."""
     check_named: bool = False
     """Also look for cuts inside scenes that metadata names; the column `cuts_inside` tells when, in seconds."""
     weights: str | None = None

@@ -8,7 +8,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from actors.core.errors import UserError
 from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
 from actors.curation.scenes import FramesConfig
@@ -16,6 +19,7 @@ from actors.media.film import VideoConfig, open_film
 from actors.media.in_shots import in_shots
 from actors.media.shots import BETWEEN, ShotsConfig
 from actors.media.transitions import TransitionFinder, shrunk
+from actors.media.transnet import TransNet
 from tests.support import films
 
 RATE = 25
@@ -177,3 +181,24 @@ def test_a_transition_is_answered_within_the_delay(shots: Any) -> None:
                 index = finder._count
                 found = finder.feed(shrunk(frame.astype(np.uint8)))
                 assert all(one.first >= index - finder.delay for one in found)
+
+
+def test_weights_of_ones_own_are_loaded(tmp_path: Path, shots: Any) -> None:
+    frames = np.stack([shrunk(frame.astype(np.uint8)) for frame in shots[1][:50]])
+    packaged = TransNet()
+    state = packaged._network.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "same.safetensors")
+    zeros = {name: value * 0 if name.startswith("cls_layer") else value for name, value in state.items()}
+    torch.save(zeros, tmp_path / "zeros.pth")
+    assert TransNet(str(tmp_path / "same.safetensors"))(frames) == pytest.approx(packaged(frames), abs=1e-6)
+    assert TransNet(str(tmp_path / "zeros.pth"))(frames) == pytest.approx(0.5)
+
+
+def test_a_network_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        ShotsConfig("hybrid", weights=str(tmp_path / "none.pth"))
+    monkeypatch.setattr("actors.media.shots.find_spec", lambda name: None)
+    for detector in ("hybrid", "transnetv2"):
+        with pytest.raises(UserError, match=r"shots\.detector=.* needs the extra `transnetv2`"):
+            ShotsConfig(detector)
+    ShotsConfig("gradual")
