@@ -96,7 +96,9 @@ def test_frames_are_left_as_they_are() -> None:
 def test_the_scaled_flow_ranks_real_film_like_the_exact_one() -> None:
     exact, scaled = [], []
     for path in (films.bikes_mp4(), films.demo_mp4()):
-        settings = VideoConfig(), FramesConfig(interval_ms=500, max=130), ShotsConfig("none"), MotionConfig(flow="raft")
+        # Inside its bars one of the films has 99 lines, of which half the size is too little to rank by.
+        sampling = FramesConfig(interval_ms=500, max=130, crop_bars=False)
+        settings = VideoConfig(), sampling, ShotsConfig("none"), MotionConfig(flow="raft")
         row = next(row for row in cut(str(path), "v", None, frozenset(), *settings) if row)
         frames = row["frames"][:32]
         exact.append(farneback_speeds(frames))
