@@ -48,7 +48,7 @@ def arguments(
     decoder: Any = "pyav",
     detector: Any = "none",
     flow: Any = "scaled",
-    **frames: int,
+    **frames: Any,
 ) -> tuple[Any, ...]:
     settings = VideoConfig(decoder=decoder), FramesConfig(**frames), ShotsConfig(detector), MotionConfig(flow=flow)
     return str(path), "v", spans, skip, *settings
