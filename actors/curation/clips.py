@@ -32,7 +32,7 @@ from actors.media.bars import NO_BARS, Bars
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, SeekError, open_film, visited
 from actors.media.formats import MAX_PIXELS, open_container
 from actors.media.images import encode_jpeg
-from actors.media.planes import FULL_RANGE, Cropper
+from actors.media.planes import FULL_RANGE, Cropper, filters
 from actors.media.sound import Sound
 from actors.media.streams import film_stream, sound_stream
 
@@ -282,19 +282,7 @@ class _Upright:
         else:
             full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
             steps.append(("format", "yuvj420p" if full else "yuv420p"))
-        graph = Graph()
-        graph.threads = 1
-        begin = graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base=str(frame.time_base),
-            colorspace=str(frame.colorspace),
-            range=str(frame.color_range),
-        )
-        graph.link_nodes(begin, *(graph.add(name, args) for name, args in steps), graph.add("buffersink"))
-        graph.configure()
-        return graph
+        return filters(frame, *steps)
 
 
 @dataclass(frozen=True)

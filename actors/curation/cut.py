@@ -166,12 +166,14 @@ def cut(
     path: a local file. spans: what to cut, each {start_s, end_s or None, scenes: [{clip_id, scene_id, ordinal, caption,
     first, end}]} with 0 <= first < end or end -1; None: shots are to be detected, and divided into windows where they
     are longer than that: scenes with `_w<k>` behind both ids (of named scenes: behind the scene's). skip: scenes that
-    need no row. seek: spans are sound rows
-    that PyAV measured, and what lies between them may be jumped over; `steady` in each: the clock is known not to jump.
+    need no row. seek: spans are sound rows that PyAV measured, and what lies between them may be jumped over; `steady`
+    in each: the clock is known not to jump.
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
     measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, window (its
-    number in its shot, -1: that is not divided), scenes (windows of a named one that is divided), phash (bytes or
-    None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error, message.
+    number in its shot, -1: that is not divided), trimmed_before_s and trimmed_after_s (of a transition beside it),
+    cuts_inside (when, in seconds, with shots.check_named), bar_top to bar_right (pixels), scenes (windows of a named
+    one that is divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error,
+    message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.media.planes import filters
 
 CRF, EFFORT = 16, "medium"
 """Quality and effort of x264: little is lost beside what the clip has lost already."""
@@ -218,22 +219,10 @@ class _File:
         scale = max(width / shown, height / frame.height)
         # Never smaller than the bucket, whatever is lost in rounding.
         across, down = max(width, round(shown * scale)), max(height, round(frame.height * scale))
-        graph = Graph()
-        graph.threads = 1
-        begin = graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base="1/1",
-            colorspace=str(frame.colorspace),
-            range=str(frame.color_range),
-        )
-        steps = [
+        return filters(
+            frame,
             ("scale", f"{across}:{down}:flags=lanczos:out_range=tv"),
             ("crop", f"{width}:{height}"),
             ("setsar", "1"),
             ("format", "yuv420p"),
-        ]
-        graph.link_nodes(begin, *(graph.add(name, args) for name, args in steps), graph.add("buffersink"))
-        graph.configure()
-        return graph
+        )

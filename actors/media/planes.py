@@ -45,12 +45,15 @@ class Cropper:
         """What is inside of even numbers of lines, at most."""
         like = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, bars)
         if like != self._like:
-            self._like, self._graph = like, _graph(frame, bars)
+            width, height = frame.width - bars.left - bars.right, frame.height - bars.top - bars.bottom
+            self._like = like
+            self._graph = filters(frame, ("crop", f"{width}:{height}:{bars.left}:{bars.top}"))
         self._graph.vpush(frame)
         return self._graph.vpull()
 
 
-def _graph(frame: av.VideoFrame, bars: Bars) -> Graph:
+def filters(frame: av.VideoFrame, *steps: tuple[str, str | None]) -> Graph:
+    """FFmpeg's filters, each with its arguments, for frames like this one."""
     graph = Graph()
     graph.threads = 1
     begin = graph.add(
@@ -61,7 +64,6 @@ def _graph(frame: av.VideoFrame, bars: Bars) -> Graph:
         colorspace=str(frame.colorspace),
         range=str(frame.color_range),
     )
-    width, height = frame.width - bars.left - bars.right, frame.height - bars.top - bars.bottom
-    graph.link_nodes(begin, graph.add("crop", f"{width}:{height}:{bars.left}:{bars.top}"), graph.add("buffersink"))
+    graph.link_nodes(begin, *(graph.add(name, args) for name, args in steps), graph.add("buffersink"))
     graph.configure()
     return graph

