@@ -68,6 +68,7 @@ LINEAR = {"cos_sim", "no_frames", "probability"}
 def write_report(store: Store, record: dict[str, Any]) -> str:
     """Write report.html from scenes/, rejected/, thumbnails/ and a run record; returns its URI."""
     settings = record["settings"]
+    made = store.read_json("plan", "settings.json") or {}
     census = _count(store)
     pictures = _thumbnails(store, census)
     histograms = [_histogram(name, census, settings) for name in FEATURES]
@@ -84,6 +85,8 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     page = render(
         "curation/report.html.j2",
         record=record,
+        # Of the output: the settings may leave it open.
+        detector=(made.get("measured_by") or {}).get("shots.detector") or settings["shots"]["detector"],
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         started=datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
         scenes=census.scenes,

@@ -30,7 +30,8 @@ def test_single_shot_films_become_windows_that_add_up(ray_cluster: None, tmp_pat
         "two.mp4": 3,
         "short.mp4": 0,
     }
-    assert "9 of them windows of long shots" in (output / "report.html").read_text()
+    report = (output / "report.html").read_text()
+    assert "9 of them windows of long shots" in report and "which were found by gradual" in report
     paths = {
         scene["scene_id"]: scene["video_path"] for scene in json.loads((output / "kept.json").read_text())["scenes"]
     }
