@@ -7,23 +7,14 @@ credentials from the environment or the usual AWS files; neither is logged or pa
 """
 
 import io
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import boto3
-import botocore.config
-from boto3.s3.transfer import TransferConfig
-from botocore import exceptions as aws
+from typing import BinaryIO
 
 from actors.core.addresses import (
-    bucket_folder,
-    bucket_key,
     is_s3,
     local_path,
     no_other_kind,
@@ -32,11 +23,15 @@ from actors.core.addresses import (
 )
 from actors.core.errors import UserError
 from actors.core.local_files import Entry, file_entry, local_entry, local_listing
-from actors.core.patience import PASSING, patiently
 from actors.core.temporary import TemporaryFolder
 from actors.core.whole_files import TEMPORARY, create, replacing
 
-logger = logging.getLogger(__name__)
+
+def _s3():
+    # boto3 takes a third of a second to import, which a command without S3 need not wait for.
+    from actors.core import s3
+
+    return s3
 
 
 def join(root: str, *names: str) -> str:
@@ -57,7 +52,7 @@ def exists(uri: str) -> bool:
     if not is_s3(uri):
         return os.path.isfile(local_path(uri))
     try:
-        _head(uri)
+        find(uri)
     except FileNotFoundError:
         return False
     return True
@@ -72,8 +67,7 @@ def find(uri: str) -> Entry:
     """One file as a listing of its folder has it. Raises FileNotFoundError."""
     name = uri.rsplit("/", 1)[-1]
     if is_s3(uri):
-        about = _head(uri)
-        return Entry(name, uri, about["ContentLength"], about["ETag"])
+        return _s3().find(name, uri)
     if not os.path.isfile(local_path(uri)):
         raise FileNotFoundError(f"no file {uri}")
     return local_entry(name, uri, os.stat(local_path(uri)))
@@ -84,15 +78,13 @@ def read_bytes(uri: str) -> bytes:
     if not is_s3(uri):
         with no_other_kind(uri):
             return Path(local_path(uri)).read_bytes()
-    bucket, key = bucket_key(uri)
-    return patiently(uri, lambda: _s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+    return _s3().read_bytes(uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file in one step, in place of what may be there; folders are made."""
     if is_s3(uri):
-        bucket, key = bucket_key(uri)
-        patiently(uri, lambda: _s3().put_object(Bucket=bucket, Key=key, Body=data))
+        _s3().write_bytes(uri, data)
         return
     with replacing(local_path(uri)) as file:
         file.write(data)
@@ -102,30 +94,14 @@ def create_bytes(uri: str, data: bytes) -> bool:
     """Write a file in one step unless there is one; returns whether it was written. Of several at once one succeeds."""
     if not is_s3(uri):
         return create(local_path(uri), data)
-    bucket, key = bucket_key(uri)
-
-    def put() -> bool:
-        try:
-            _s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except aws.ClientError as error:
-            code = error.response.get("Error", {}).get("Code")
-            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                return False
-            if code != "NotImplemented":
-                raise
-            logger.warning("%s: this store has no conditional writes: two commands at once are not noticed", uri)
-            _s3().put_object(Bucket=bucket, Key=key, Body=data)
-        return True
-
     # Where the answer to a request was lost, its repetition finds what it wrote itself.
-    return patiently(uri, put) or (exists(uri) and read_bytes(uri) == data)
+    return _s3().create_bytes(uri, data) or (exists(uri) and read_bytes(uri) == data)
 
 
 def delete(uri: str) -> None:
     """Remove a file; one that is not there is fine."""
     if is_s3(uri):
-        bucket, key = bucket_key(uri)
-        patiently(uri, lambda: _s3().delete_object(Bucket=bucket, Key=key))
+        _s3().delete(uri)
     else:
         Path(local_path(uri)).unlink(missing_ok=True)
 
@@ -142,14 +118,7 @@ def upload(path: str | Path, uri: str) -> None:
         with open(path, "rb") as source, replacing(local_path(uri)) as file:
             shutil.copyfileobj(source, file, 1 << 20)
         return
-    bucket, key = bucket_key(uri)
-    parts = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
-
-    def put() -> None:
-        with open(path, "rb") as source:
-            _s3().upload_fileobj(source, bucket, key, Config=parts)
-
-    patiently(uri, put)
+    _s3().upload(path, uri)
 
 
 @contextmanager
@@ -197,7 +166,7 @@ def stream(uri: str) -> AbstractContextManager[BinaryIO]:
     Raises FileNotFoundError.
     """
     if is_s3(uri):
-        return io.BufferedReader(_S3File(uri), 1 << 20)
+        return io.BufferedReader(_s3().S3File(uri), 1 << 20)
     with no_other_kind(uri):
         return open(local_path(uri), "rb")
 
@@ -213,7 +182,7 @@ def listing(prefix: str, suffixes: tuple[str, ...] = (), as_input: bool = False)
     twice; what may not be read is left out. A warning names each link and each folder that is left out. Otherwise a
     folder that may not be read raises PermissionError.
     """
-    for entry in _s3_listing(prefix) if is_s3(prefix) else local_listing(local_path(prefix), as_input):
+    for entry in _s3().listing(prefix) if is_s3(prefix) else local_listing(local_path(prefix), as_input):
         base = entry.name.rsplit("/", 1)[-1]
         if base.startswith(TEMPORARY) or (suffixes and not base.lower().endswith(suffixes)):
             continue
@@ -226,12 +195,7 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
     In a local folder links count as what they lead to.
     """
     if is_s3(prefix):
-        below: list[str] = []
-        files: list[Entry] = []
-        for page in _pages(prefix, Delimiter="/"):
-            below += [found["Prefix"].rstrip("/").rpartition("/")[2] for found in page.get("CommonPrefixes", ())]
-            files += _entries(page, prefix)
-        return below, files
+        return _s3().children(prefix)
     try:
         with os.scandir(local_path(prefix) or ".") as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -244,124 +208,3 @@ def children(prefix: str) -> tuple[list[str], list[Entry]]:
 def absolute(uri: str) -> str:
     """A path from the root, without a slash at its end, since workers have another working folder; s3:// as it is."""
     return uri.rstrip("/") if is_s3(uri) else path_or_uri(os.path.abspath(local_path(uri)))
-
-
-def _s3_listing(prefix: str) -> Iterator[Entry]:
-    for page in _pages(prefix):
-        yield from _entries(page, prefix)
-
-
-def _pages(prefix: str, **options: str) -> Iterator[Any]:
-    bucket, folder = bucket_folder(prefix)
-    page: dict[str, Any] = {"Bucket": bucket, "Prefix": folder, **options}
-    while True:
-        answer = patiently(prefix, lambda: _s3().list_objects_v2(**page))
-        yield answer
-        if not answer.get("IsTruncated"):
-            return
-        page["ContinuationToken"] = answer["NextContinuationToken"]
-
-
-def _entries(page: Any, prefix: str) -> Iterator[Entry]:
-    bucket, folder = bucket_folder(prefix)
-    for found in page.get("Contents", ()):
-        name = found["Key"][len(folder) :]
-        if name and not name.endswith("/"):
-            yield Entry(name, f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"])
-
-
-class _S3File(io.RawIOBase):
-    """An object read from any offset; every new connection asks for the same version of it."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._at = 0
-        self._body: Any = None
-        first = patiently(uri, lambda: self._get())
-        self._size: int = first["ContentLength"]
-        self._version: str = first["ETag"]
-        self._body = first["Body"]
-
-    def _get(self, **arguments: str) -> Any:
-        bucket, key = bucket_key(self._uri)
-        return _s3().get_object(Bucket=bucket, Key=key, **arguments)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise UserError(f"seek before the start of {self._uri}")
-        if at != self._at:
-            self._at = at
-            self._drop()
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        if self._at >= self._size or not len(buffer):
-            return 0
-        data = patiently(self._uri, lambda: self._read(len(buffer)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _read(self, count: int) -> bytes:
-        try:
-            if self._body is None:
-                self._body = self._get(Range=f"bytes={self._at}-", IfMatch=self._version)["Body"]
-            data: bytes = self._body.read(count)
-            if not data:
-                raise aws.IncompleteReadError(actual_bytes=self._at, expected_bytes=self._size)
-            return data
-        except PASSING:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
-
-    def close(self) -> None:
-        if not self.closed:
-            self._drop()
-        super().close()
-
-
-_SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-)
-
-
-def _s3() -> Any:
-    # The process is part of the key: a fork must not share its parent's sockets.
-    return _client(os.getpid(), *map(os.environ.get, _SETTINGS))
-
-
-@lru_cache(maxsize=4)
-def _client(*_key: object) -> Any:
-    # A session of its own, since boto3's default one remembers the first credentials that it saw.
-    settings = botocore.config.Config(
-        retries={"mode": "standard", "total_max_attempts": 3},
-        connect_timeout=10,
-        read_timeout=60,
-        max_pool_connections=16,
-    )
-    return boto3.Session().client("s3", config=settings)
-
-
-def _head(uri: str) -> Any:
-    bucket, key = bucket_key(uri)
-    return patiently(uri, lambda: _s3().head_object(Bucket=bucket, Key=key))

@@ -127,7 +127,9 @@ class Store:
         """All parts of a table as one, with the columns and types of the schema; as `read_parts`."""
         # Who writes a part with another tool may get other types, as for strings with pandas.
         read = self.read_parts(folder, schema.names, optional, again)
-        return pa.concat_tables([schema.empty_table(), *(part.select(schema.names).cast(schema) for part in read)])
+        # Schema.empty_table imports pandas.
+        empty = pa.Table.from_batches([], schema)
+        return pa.concat_tables([empty, *(part.select(schema.names).cast(schema) for part in read)])
 
     def replace_table(self, folder: str, tables: Iterable[pa.Table]) -> None:
         """Write a table anew as numbered parts and remove what was there before, one file after the other."""

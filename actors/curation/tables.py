@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.core.catalog import Part
+from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.perceptual_hash import HASH_BYTES
 from actors.curation.scenes import FEATURES
@@ -180,6 +181,14 @@ NARROW = (
 """What is always read of a row: whether it counts, and what it cost."""
 Look = Callable[["pd.DataFrame"], "pd.DataFrame"]
 """What is made of the rows of a part; it returns a row for each that it is given."""
+
+
+def check_planned(store: Store) -> None:
+    """Raise UserError where no run has planned this output. Reads one part at most, and imports no pandas."""
+    for folder in ("plan/videos", "plan/rejected"):
+        if any(len(part) for part in store.read_parts(folder, ["video_id"], again=PLAN_AGAIN)):
+            return
+    raise UserError(f"{store.root} has no plan, so it is not the output of a run. Check the path.")
 
 
 def read_rows(

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from actors.core.store import Store
+from actors.curation.tables import check_planned
 from jobs.core import status
 from jobs.core.settings import SettingsError, load
 from jobs.core.status import StatusConfig, progress_lines
@@ -76,6 +77,9 @@ class Explain(Verb):
 class Status(status.Status):
     """Show how far a run is, also while it runs elsewhere."""
 
+    def plan(self, config: StatusConfig) -> None:
+        check_planned(Store(config.output))
+
     def work(self, config: StatusConfig, plan: None, run: Run) -> None:
         from pipelines.curation.rows import how_far
 
@@ -103,6 +107,9 @@ class Failed(Verb):
 
     def settings(self) -> type[FailedConfig]:
         return FailedConfig
+
+    def plan(self, config: FailedConfig) -> None:
+        check_planned(Store(config.output))
 
     def root(self, config: FailedConfig) -> None:
         return None

@@ -11,7 +11,6 @@ What a stranger could try, and what is in the way:
 """
 
 import asyncio
-import getpass
 import hmac
 import ipaddress
 import math
@@ -20,9 +19,8 @@ import shlex
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -43,6 +41,7 @@ from pipelines.curation.annotate import (
     in_order,
     scenes_to_label,
 )
+from pipelines.curation.label_settings import AnnotateConfig
 from pipelines.curation.labels import read_labels
 from pipelines.curation.settings import CurationConfig, measured_by
 
@@ -57,52 +56,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-@dataclass(frozen=True)
-class AnnotateConfig:
-    """Settings of `annotate`."""
-
-    output: str
-    """The output of a run: a path or s3://bucket/prefix."""
-    labels: str | None = None
-    """Where labels are stored: a folder, a path or s3://, with one <annotator>.json per person, or one such file; null:
-    OUTPUT/labels."""
-    annotator: str | None = None
-    """Name of the person who labels; null: the name of the file in `labels`, or of the login."""
-    order: Literal["random", "uncertain"] = "random"
-    """Order of scenes. random: by `seed`; uncertain: those first of which the filter is least sure, so that few labels
-    teach it most."""
-    filter: str | None = None
-    """The filter of order=uncertain, a path or s3://; null: OUTPUT/filter.json."""
-    per_video: int = 3
-    """Scenes of each video that are shown before any video shows more; at least 1. Filters are judged by videos, so
-    labels of many videos are worth more."""
-    question: str = "Is this scene worth training a text-to-video model on?"
-    """What the page asks: say what good means, so that all who label mean the same."""
-    seed: int = 0
-    """Seed of the random order. People with the same seed see the same scenes, so that their agreement is measured."""
-    host: str = "127.0.0.1"
-    """Address to serve the page on; one that other machines can reach needs a token in FILMRAY_TOKEN."""
-    port: int = 8700
-    """Port to serve the page on, 0 to 65535; 0: a free one."""
-
-    def __post_init__(self) -> None:
-        if self.filter is not None and self.order != "uncertain":
-            raise UserError("filter is used with order=uncertain only. Set order=uncertain, or leave filter out.")
-        if self.per_video < 1 or not 0 <= self.port < 1 << 16:
-            raise UserError("per_video must be at least 1, port from 0 to 65535")
-        name = self.annotator
-        if name is not None and (not name or {"/", "\\", "\0"} & set(name) or name.startswith(".")):
-            raise UserError(f"annotator={name!r} names a file: no slashes, and no dot at its start")
-        if name is not None and self.labels is not None and self.labels.endswith(".json"):
-            raise UserError("labels=….json is one person's file: leave annotator out, or let labels be a folder")
-
-    def files(self) -> tuple[str, str]:
-        """Where all labels lie, and the annotator's own file."""
-        labels = self.labels or Store(self.output).uri("labels")
-        own = labels if labels.endswith(".json") else Store(labels).uri(f"{self.annotator or getpass.getuser()}.json")
-        return labels, own
 
 
 def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
 from actors.core.store import Store
+from actors.curation.tables import check_planned
 from jobs.core.verbs import Preview, Run, Verb
 from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
 
@@ -21,9 +22,12 @@ class Annotate(Verb):
     positional = ("output",)
 
     def settings(self) -> type[Any]:
-        from jobs.curation.annotate import AnnotateConfig
+        from pipelines.curation.label_settings import AnnotateConfig
 
         return AnnotateConfig
+
+    def plan(self, config: Any) -> None:
+        check_planned(Store(config.output))
 
     def root(self, config: Any) -> None:
         """Labels are files of people, which no run makes again."""
@@ -48,9 +52,15 @@ class FitFilter(Verb):
     positional = ("output",)
 
     def settings(self) -> type[Any]:
-        from pipelines.curation.fit_filter import FitConfig
+        from pipelines.curation.label_settings import FitConfig
 
         return FitConfig
+
+    def plan(self, config: Any) -> None:
+        from pipelines.curation.labels import labels_for
+
+        check_planned(Store(config.output))
+        labels_for(config.output, config.labels)
 
     def preview(self, config: Any, plan: None) -> Preview:
         from actors.curation.filter import place
@@ -122,6 +132,7 @@ class Evaluate(CurationVerb):
     def plan(self, config: CurationConfig) -> None:
         from actors.models.clip import check_clip
 
+        super().plan(config)
         check_clip(config.embeddings)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:

@@ -13,6 +13,7 @@ from actors.core import storage
 from actors.core.catalog import ReplacedError
 from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.tables import check_planned
 from jobs.core.describe import inline, settings_of
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
@@ -35,6 +36,9 @@ class CurationVerb(Verb):
     """
 
     needs_result = False
+
+    def plan(self, config: Any) -> Any:
+        check_planned(Store(config.output))
 
     def rejections(self, config: CurationConfig) -> None:
         return None

@@ -72,12 +72,15 @@ def plan_crops(config: ComicsConfig) -> CropPlan:
 
 def read_csv(uri: str, setting: str) -> pd.DataFrame:
     """A CSV as text. Raises UserError, which names the setting."""
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"{setting}={uri}: there is no such file") from error
+
     import pandas as pd
 
     try:
-        return pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{setting}={uri}: there is no such file") from error
+        return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{setting}={uri} is not a CSV file: {error}") from error
 

@@ -55,14 +55,14 @@ def plan_pretraining(config: ComicsConfig) -> PretrainPlan:
 
     Raises UserError where there are no crops, too few series or pairs, or pairs decoded at another size.
     """
-    import pandas as pd
-
     store = Store(config.output)
     made = store.read_json("pairs.json")
     if made not in (None, config.backbone.sizes()):
         raise UserError(f"{config.output} has pairs of {made} pixels. Use another output, or these sizes.")
-    pairs, alone = find_pairs(store.read_table("crops", CROPS).to_pandas())
-    if pairs.empty:
+    crops = store.read_table("crops", CROPS)
+    # pandas is imported where there is something to look at: refusing takes no time.
+    pairs, alone = find_pairs(crops.to_pandas()) if len(crops) else (None, 0)
+    if pairs is None or pairs.empty:
         raise UserError(f"{config.output} has no face and body of one character in crops/. Run `crop` first.")
     parts = split_series(
         pairs.series_id, config.pretrain.shares, config.pretrain.training.seed, held_out(config.labels)
@@ -71,6 +71,9 @@ def plan_pretraining(config: ComicsConfig) -> PretrainPlan:
     if count < least:
         raise UserError(f"{count} pairs to train on are fewer than pretrain.training.batch_size={least}. Lower it.")
     done = prepared(store)
+
+    import pandas as pd
+
     known = pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(done[done.error == ""][KEY]))
     return PretrainPlan(pairs, alone, parts, pairs[~known])
 

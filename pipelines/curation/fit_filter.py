@@ -27,41 +27,15 @@ from actors.curation.filter import (
 )
 from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
-from pipelines.curation.labels import majority, read_labels
+from pipelines.curation.label_settings import LEAST_FOLDS, FitConfig
+from pipelines.curation.labels import labels_for
 from pipelines.curation.rows import rows_now
 
 if TYPE_CHECKING:
     import xgboost
 
-LEAST_FOLDS = 3
-"""One to judge, one to stop by, one to learn from."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the videos from which the learning curve is drawn."""
-WORKER_BYTES = 1 << 30
-"""Labels of more than that, as numbers, are split over workers of Ray Train: XGBoost holds several copies of them."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of `fit-filter`."""
-
-    output: str
-    """The output of a run, a path or s3://: its scores/ hold the features."""
-    labels: str | None = None
-    """Labels: a .json file or a folder of such files, a path or s3://; null: OUTPUT/labels."""
-    filter: str | None = None
-    """Where the filter is written, a path or s3://; null: OUTPUT/filter.json."""
-    folds: int = 5
-    """Outer folds of the cross-validation, of whole videos, at least 3; fewer are used where too few videos have good,
-    or bad, scenes. More give each model more labels and take longer."""
-    seed: int = 0
-    """Seed of the folds and of the bootstrap."""
-    worker_bytes: int = WORKER_BYTES
-    """Bytes of labels, as numbers, that one worker holds; more labels are split over workers of Ray Train."""
-
-    def __post_init__(self) -> None:
-        if self.folds < LEAST_FOLDS:
-            raise UserError(f"folds={self.folds}: set at least {LEAST_FOLDS}, to test, to stop early and to train")
 
 
 # -------------------------------------------------------------------------------------------------------------- fitting
@@ -88,15 +62,9 @@ class Labelled:
 def read_labelled(config: FitConfig) -> Labelled:
     """The labelled scenes of an output. Raises ValueError where there are none."""
     store = Store(config.output)
-    settings = store.read_json("plan", "settings.json")
-    if settings is None:
-        raise UserError(f"{config.output} has no plan, so it is not the output of a run. Check the path.")
-    path = config.labels or store.uri("labels")
-    people = read_labels(path)
-    labels = majority(people.values())
-    if not labels:
-        raise UserError(f"{path} holds no labels. Run `annotate {config.output}`, or set labels=PATH.")
-    scenes = rows_now(store, FEATURES).scenes
+    path, people, labels = labels_for(config.output, config.labels)
+    scenes, settings = rows_now(store, FEATURES).scenes, store.read_json("plan", "settings.json")
+    assert settings is not None
     keys = ["video_id", "scene_id"]
     known = pd.Series(list(labels.values()), pd.MultiIndex.from_tuples(list(labels), names=keys), name="label")
     sound = scenes.loc[scenes.error == "", [*keys, *FEATURES]]
@@ -106,7 +74,7 @@ def read_labelled(config: FitConfig) -> Labelled:
             f"None of the {len(labels)} labels of {path} is of a scene that {config.output} has measured. "
             "Set labels=PATH."
         )
-    return Labelled(found, feature_settings(settings["measured_by"]), sorted(people), len(labels) - len(found))
+    return Labelled(found, feature_settings(settings["measured_by"]), people, len(labels) - len(found))
 
 
 def fit(labelled: Labelled, config: FitConfig) -> Filter:

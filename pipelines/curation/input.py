@@ -11,13 +11,14 @@ be cut stays, as a Rejected: the scenes and the rejected of all videos are the s
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from actors.core import storage
-from actors.core.addresses import NAME_BYTES, AddressError, short_name
+from actors.core.addresses import NAME_BYTES, AddressError, is_s3, local_path, short_name
 from actors.core.errors import UserError
 from actors.curation.origin import Source
 from actors.media.film import VIDEO_SUFFIXES
@@ -95,9 +96,8 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         raise UserError(
             f"videos.start={start}, videos.end={end}: both count from 0, both are included, and the end is no less"
         )
+    check_there(input)
     suffix = format_of(input)
-    if not input or (suffix in _METADATA_SUFFIXES and not storage.exists(input)):
-        raise MetadataError(f"{input or 'empty input'}: no such file; give a metadata file or a folder of films")
     if suffix == ".json":
         videos = read_json(input)
     elif suffix in (".jsonl", ".ndjson"):
@@ -112,6 +112,17 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
     else:
         videos = _films(storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES), as_input=True))
     return _ranged(input, videos, start, end)
+
+
+def check_there(input: str) -> None:
+    """Raise MetadataError where a metadata file, or what a path leads to, is not there; nothing is read."""
+    there = (
+        storage.exists(input)
+        if format_of(input) in _METADATA_SUFFIXES
+        else is_s3(input) or os.path.exists(local_path(input))
+    )
+    if not input or not there:
+        raise MetadataError(f"{input or 'empty input'}: no such file; give a metadata file or a folder of films")
 
 
 def _ranged(input: str, videos: Iterable[Raw], start: int, end: int | None) -> Iterator[Video]:

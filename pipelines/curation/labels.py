@@ -14,6 +14,7 @@ from typing import Any
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.store import Store
 
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
@@ -64,6 +65,19 @@ def majority(labels: Iterable[Labels]) -> Labels:
         for key, label in one.items():
             votes[key] = votes.get(key, 0) + (1 if label else -1)
     return {key: int(vote > 0) for key, vote in votes.items() if vote}
+
+
+def labels_for(output: str, path: str | None) -> tuple[str, list[str], Labels]:
+    """The labels of an output: where they lie (path, else OUTPUT/labels), who labelled, and what most of them said.
+
+    Raises UserError where there are none.
+    """
+    path = path or Store(output).uri("labels")
+    people = read_labels(path)
+    labels = majority(people.values())
+    if not labels:
+        raise UserError(f"{path} holds no labels. Run `annotate {output}`, or set labels=PATH.")
+    return path, sorted(people), labels
 
 
 def kappa(labels: dict[str, Labels]) -> dict[tuple[str, str], Agreement]:

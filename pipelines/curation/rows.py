@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.catalog import Part
-from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.tables import (
     CAPTIONS,
@@ -27,6 +26,7 @@ from actors.curation.tables import (
     URLS,
     VIDEOS,
     Look,
+    check_planned,
     current,
     read_rows,
     strings,
@@ -82,6 +82,7 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     has the NARROW columns, `part` and `row` (where it lies below the store), and `columns` of SCORES or, where there is
     a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given.
     """
+    check_planned(store)
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
     parts = [*store.listed("plan/rejected"), *(Part("scores", name) for name in store.parts("scores"))]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
@@ -93,8 +94,6 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
     del whole
     planned = (rows.step == "plan").to_numpy()
-    if videos.empty and not planned.any():
-        raise UserError(f"{store.root} has no plan, so it is not the output of a run. Check the path.")
     notes = _notes(store, torn)
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
     # Its place in the input may have changed since, as when a film was added to a folder.

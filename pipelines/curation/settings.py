@@ -268,6 +268,9 @@ def windows(config: CurationConfig) -> Windows:
 
 def check(config: CurationConfig) -> None:
     """Raise UserError, before any work, for settings that cannot work together or files that are not there."""
+    from pipelines.curation.input import check_there
+
+    check_there(config.input)
     if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
         raise UserError(
             f"output {config.output} lies inside input {config.input}: its clips would be films of the next run. "
@@ -293,7 +296,6 @@ def check(config: CurationConfig) -> None:
             raise UserError(f"{name}.workers={stage.workers}: set at least 1 worker for a stage that loads a model")
     if config.export.preset:
         load_preset(config.export.preset)
-    check_model(config.latents.model)
     if config.motion.flow == "raft":
         if config.frames.size % 8 or config.frames.size < 128:
             raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
@@ -305,6 +307,7 @@ def check(config: CurationConfig) -> None:
         raise UserError(
             f"{config.output} holds scores made with other settings ({changed}). Use these settings, or another output."
         )
+    check_model(config.latents.model)
 
 
 def _place(uri: str) -> str:

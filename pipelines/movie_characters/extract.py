@@ -82,12 +82,15 @@ class Plan:
 
 def plan_extraction(config: ExtractConfig) -> Plan:
     """Read the table; raises UserError where a column is missing, which lists those there are."""
+    try:
+        data = storage.read_bytes(config.csv)
+    except FileNotFoundError as error:
+        raise UserError(f"csv: {error}") from error
+
     import pandas as pd
 
     try:
-        table = pd.read_csv(io.BytesIO(storage.read_bytes(config.csv)), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise UserError(f"csv: {error}") from error
+        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"csv={config.csv} is not a CSV table: {error}") from error
     table.columns = [name.strip() for name in table.columns]

@@ -13,7 +13,8 @@ from actors.core.store import Store
 from actors.curation.filter import feature_settings, place, save_filter
 from actors.curation.perceptual_hash import HASH_BYTES
 from actors.curation.tables import BARS, SCORES, VIDEOS
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.settings import CurationConfig, measured_by
 from tests.pipelines.curation.outputs import fast_is_good
 

@@ -14,6 +14,7 @@ import pytest
 from actors.core import patience, storage, whole_files
 from actors.core.errors import UserError
 from actors.core.patience import PATIENCE
+from actors.core.s3 import client as s3_client
 from tests.support import servers
 
 BIG = random.Random(1).randbytes(5 << 20)
@@ -130,8 +131,8 @@ def test_children_are_the_folders_and_files_of_one_folder(root: str) -> None:
 def test_listing_of_s3_goes_on_over_pages(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         storage.write_bytes(f"{s3}/{number}", b"")
-    client = storage._s3()
-    monkeypatch.setattr(storage, "_s3", lambda: client)
+    client = s3_client()
+    monkeypatch.setattr("actors.core.s3.client", lambda: client)
     whole = client.list_objects_v2
     monkeypatch.setattr(client, "list_objects_v2", lambda **page: whole(MaxKeys=3, **page))
     assert [entry.name for entry in storage.listing(s3)] == list("0123456")
@@ -232,10 +233,10 @@ def test_a_missing_bucket_is_said_to_be_missing() -> None:
 
 def test_a_fork_has_a_client_of_its_own(s3: str) -> None:
     storage.write_bytes(s3 + "/file", b"x")
-    ours = id(storage._s3())
+    ours = id(s3_client())
     read, write = os.pipe()
     if not (child := os.fork()):
-        os.write(write, pickle.dumps((id(storage._s3()) != ours, storage.read_bytes(s3 + "/file"))))
+        os.write(write, pickle.dumps((id(s3_client()) != ours, storage.read_bytes(s3 + "/file"))))
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 1000) == pickle.dumps((True, b"x"))

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 from actors.core.store import Store
 from actors.curation.filter import feature_settings, save_filter
 from jobs.curation.__main__ import app
-from jobs.curation.annotate import AnnotateConfig, check_host
-from pipelines.curation.fit_filter import FitConfig, fit
+from jobs.curation.annotate import check_host
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import AnnotateConfig, FitConfig
 from pipelines.curation.labels import write_labels
 from pipelines.curation.settings import measured_by
 from tests.pipelines.curation.outputs import config, fast_is_good, scene, write_plan, write_scores, write_settings

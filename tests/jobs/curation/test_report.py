@@ -24,7 +24,8 @@ from actors.curation.scenes import FEATURES
 from actors.curation.tables import CAPTIONS, PLACES, REJECTED, SCENES, THUMBNAILS
 from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.trainers import Seen
 from tests.pipelines.curation.outputs import fast_is_good

@@ -19,7 +19,8 @@ from actors.curation.tables import SCENES
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
 from jobs.curation.report import write_report
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.select import select, tally
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_plan, write_scores

@@ -15,7 +15,8 @@ import pytest
 from actors.core import storage
 from actors.core.store import Store
 from pipelines.curation.annotate import ClipError, Clips, NotCurrentError, Session, in_order, scenes_to_label
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.labels import Labels, read_labels, write_labels
 from tests.pipelines.curation.outputs import config, fast_is_good, scene, write_plan, write_scores
 from tests.support import films

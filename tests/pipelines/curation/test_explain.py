@@ -10,7 +10,8 @@ from actors.core.store import Store
 from actors.curation.filter import save_filter
 from actors.curation.select_settings import SelectConfig
 from pipelines.curation.explain import explain
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.select import fail_scenes, select
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores

@@ -15,7 +15,8 @@ from actors.core.store import Store
 from actors.curation.filter import Filter, feature_settings, load_filter, save_filter
 from actors.curation.scenes import FEATURES
 from pipelines.curation.filter_metrics import calibration, judged
-from pipelines.curation.fit_filter import FitConfig, Labelled, fit, read_labelled
+from pipelines.curation.fit_filter import Labelled, fit, read_labelled
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.labels import write_labels
 from tests.pipelines.curation.outputs import fast_is_good, film, scene, write_plan, write_scores
 

@@ -290,7 +290,9 @@ class TestFolder:
 
     def test_no_films(self, tmp_path: Path) -> None:
         write(tmp_path / "notes.txt", "nothing")
-        for source in (tmp_path, tmp_path / "missing", tmp_path / "notes.txt"):
+        with pytest.raises(MetadataError, match=r"missing: no such file"):
+            read_videos(str(tmp_path / "missing"))
+        for source in (tmp_path, tmp_path / "notes.txt"):
             with pytest.raises(ValueError, match=rf"^{re.escape(str(source))}: no videos here.* \.mp4 .*\.webm"):
                 list(read_videos(str(source)))
 

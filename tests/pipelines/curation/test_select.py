@@ -17,7 +17,8 @@ from actors.curation.rules import REASONS, judge
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
-from pipelines.curation.fit_filter import FitConfig, fit
+from pipelines.curation.fit_filter import fit
+from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.rows import IncompleteError
 from pipelines.curation.select import alarms, alike, choose, fail_scenes, select, tally
 from pipelines.curation.settings import CurationConfig
