@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import av
@@ -29,6 +30,26 @@ from actors.media.shots import BETWEEN, ShotsConfig
 
 SPARE_FRAMES = 2
 """A listed scene may end this many frames after its span: times and rates in metadata are rounded."""
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """The settings of one decode."""
+
+    video: VideoConfig
+    """How films are decoded."""
+    frames: FramesConfig
+    """Which frames of a scene are sampled."""
+    shots: ShotsConfig
+    """How films without metadata are cut into shots."""
+    motion: MotionConfig
+    """How optical flow is measured."""
+    windows: Windows
+    """How long shots of films without metadata are divided."""
+    seek: bool = False
+    """Whether what lies between the spans may be jumped over: they are sound rows."""
+    processes: int = 1
+    """How many cut one long film at once."""
 
 
 class _Named:
@@ -190,7 +211,7 @@ def cut(
         return
     if spans is None:
         found = in_shots(film, shots, device)
-        yield from _cut_shots(film, found, video_id, skip, frames, motion, windows)
+        yield from cut_shots(film, found, video_id, skip, frames, motion, windows)
         return
     cut_spans = partial(_cut_spans, spans=spans, frames=frames, motion=motion, windows=UNDIVIDED if seek else windows)
     if seek and video.decoder == "pyav":
@@ -262,7 +283,7 @@ def _cut_spans(
     yield film_row(film, count)
 
 
-def _cut_shots(
+def cut_shots(
     film: Film,
     found: Iterator[tuple[int, Picture]],
     video_id: str,
@@ -270,14 +291,17 @@ def _cut_shots(
     frames: FramesConfig,
     motion: MotionConfig,
     windows: Windows,
+    begin_s: float = -math.inf,
+    end_s: float = math.inf,
 ) -> Iterator[Row | None]:
-    number = scenes = 0
+    """Rows of the shots that begin between two times, numbered from 0, and one for the film; None: alive.
 
-    def begin() -> Scene:
-        names = {"clip_id": f"{video_id}.{number}", "scene_id": f"{video_id}.{number}_0"}
-        return Scene(film, frames, motion, {**names, "ordinal": scenes, "caption": ""}, windows)
-
-    scene = begin()
+    found: the film's pictures by their shots. The film's row also tells how many `shots` there were, when the first of
+    them began (`first_s`), and when the first one after them (`next_s`); NaN where there is none.
+    """
+    number, shots, scenes = -1, 0, 0
+    first_s = next_s = math.nan
+    scene: Scene | None = None
     beat = Beat()
     end = until = between_s = 0.0
     for shot, picture in found:
@@ -287,21 +311,31 @@ def _cut_shots(
             between_s += until - picture.time
             continue
         if shot != number:
-            scene.trimmed_after_s = between_s
-            yield from scene.ended(end, skip)
-            number, scenes = shot, scenes + scene.count
-            scene = begin()
-        if not scene.begun:
-            scene.trimmed_before_s = between_s
-        scene.add(picture)
-        yield from scene.passed(skip)
+            if scene:
+                scene.trimmed_after_s = between_s
+                yield from scene.ended(end, skip)
+                shots, scenes, scene = shots + 1, scenes + scene.count, None
+            if picture.time >= end_s:
+                next_s = picture.time
+                break
+            number = shot
+            if picture.time >= begin_s:
+                first_s = picture.time if math.isnan(first_s) else first_s
+                names = {"clip_id": f"{video_id}.{shots}", "scene_id": f"{video_id}.{shots}_0"}
+                scene = Scene(film, frames, motion, {**names, "ordinal": scenes, "caption": ""}, windows)
+                scene.trimmed_before_s = between_s
+        if scene:
+            scene.add(picture)
+            yield from scene.passed(skip)
         end, between_s = until, 0.0
     code, message = "", ""
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {until:.3f} s, before its declared end"
-    if scene.begun:
+    if scene:
         scene.trimmed_after_s = between_s
         yield from scene.ended(end, skip, code, message)
-    elif not code:
+        shots, scenes = shots + 1, scenes + scene.count
+    elif not code and number < 0:
         code, message = "no_shot", f"all {until:.3f} s of the film are a transition"
-    yield film_row(film, scenes + scene.count, code, message)
+    row = film_row(film, scenes, code, message)
+    yield row | {"shots": shots, "first_s": first_s, "next_s": next_s}

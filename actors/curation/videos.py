@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -17,38 +17,18 @@ from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.curation.cut import cut, film_row
+from actors.curation.cut import CutConfig, cut, film_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.guard import guarded
-from actors.curation.motion import MotionConfig
 from actors.curation.origin import times, with_times
-from actors.curation.scenes import FramesConfig, Windows, scene_row
+from actors.curation.parts import UndividedError, cut_in_parts
+from actors.curation.scenes import scene_row
 from actors.curation.tables import ORIGIN, SCORES, THUMBNAILS
-from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
 
 CUT_ROWS = 4
 """Scenes that leave the decode at once, at most 40 MB of frames."""
 COLUMNS = ("video_id", "scene_id", "caption", "frames", "error", "message")
 """Of a row where only its frames are wanted."""
-
-
-@dataclass(frozen=True)
-class CutConfig:
-    """The settings of one decode."""
-
-    video: VideoConfig
-    """How films are decoded."""
-    frames: FramesConfig
-    """Which frames of a scene are sampled."""
-    shots: ShotsConfig
-    """How films without metadata are cut into shots."""
-    motion: MotionConfig
-    """How optical flow is measured."""
-    windows: Windows
-    """How long shots of films without metadata are divided."""
-    seek: bool = False
-    """Whether what lies between the spans may be jumped over: they are sound rows."""
 
 
 @dataclass(frozen=True)
@@ -149,15 +129,7 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
     try:
         # Opened here too: what may not be read is known before a child is busy with it.
         with storage.local(uri) as path, path.open("rb"):
-            rows = CHILD.stream(
-                cut,
-                *(str(path), task["video_id"], spans, frozenset(skip)),
-                *(config.video, config.frames, config.shots, config.motion, config.windows, config.seek),
-                stall_s=config.video.stall_s,
-                timeout_s=config.video.timeout_s,
-                attempts=DECODE_ATTEMPTS,
-                key=itemgetter("scene_id"),
-            )
+            rows = _decoded(str(path), task["video_id"], spans, skip, config)
             film: Row = {}
             while True:
                 try:
@@ -177,6 +149,31 @@ def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
     except (PermissionError, AddressError) as error:
         code = "bad_url" if isinstance(error, AddressError) else "forbidden"
         yield from lost(code, str(error), "fetch", 1)
+
+
+def _decoded(
+    path: str, video_id: str, spans: list[Row] | None, skip: set[str], config: CutConfig
+) -> Generator[Row, None, float]:
+    """The rows of `cut`, made in a child process, or in several where the film is divided; returns the CPU seconds.
+
+    skip: ids of scenes that need no row; whoever takes the rows adds theirs.
+    """
+    spent = 0.0
+    if spans is None and config.processes > 1:
+        try:
+            return (yield from cut_in_parts(path, video_id, config, skip))
+        except UndividedError as error:
+            spent = error.cpu_s
+    rest = yield from CHILD.stream(
+        cut,
+        *(path, video_id, spans, frozenset(skip)),
+        *(config.video, config.frames, config.shots, config.motion, config.windows, config.seek),
+        stall_s=config.video.stall_s,
+        timeout_s=config.video.timeout_s,
+        attempts=DECODE_ATTEMPTS,
+        key=itemgetter("scene_id"),
+    )
+    return spent + rest
 
 
 def _columns(rows: list[Row], size: int) -> Batch:

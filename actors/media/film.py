@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from time import monotonic
 from typing import Any, Literal, Protocol
@@ -50,6 +50,10 @@ class VideoConfig(Stage):
 
     workers: int = 0
     """Films decoded at once over the whole cluster; 0: as many as CPUs allow."""
+    num_cpus: float = 1.0
+    """CPUs that one worker reserves. From 2 on, as many processes cut one film at once, where it is an mp4 or mov of
+    more than a minute without metadata and its shots are found without a network; so it is too where films are fewer
+    than CPUs."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
     max_pixels: int = MAX_PIXELS
@@ -131,7 +135,7 @@ class Film:
     """Pictures from a key frame at or before a time on, in seconds, where the container has an index for that; it ends
     `pictures`, and the iterator of the call before. Raises FFmpegError; with strict=True also where it is damaged."""
 
-    @property
+    @cached_property
     def step_s(self) -> float:
         """Time between two frames on average."""
         return float(1 / self.rate)
@@ -222,11 +226,11 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
         film.seek = partial(sought, container, stream, start)
     if decoder == "torchcodec":
         film.pictures = _with_torchcodec(film, path, device, start)
-    film.pictures = _with_ends(film, film.pictures, decoding.heard)
+    film.pictures = with_ends(film, film.pictures, decoding.heard)
     return film
 
 
-def _with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iterator[Picture]:
+def with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iterator[Picture]:
     """The same pictures, each when the next is known: when it ends, and whether pictures are missing after it."""
     before = None
     for picture in found:
@@ -338,7 +342,7 @@ def visited(film: Film, spans: Sequence[tuple[float, float]], steady: bool) -> I
         found = film.pictures
         if sought or begin > JUMP_S:
             yield None
-            found, sought = _with_ends(film, film.seek(begin, strict=True), None), True
+            found, sought = with_ends(film, film.seek(begin, strict=True), None), True
         try:
             for picture in found:
                 inside = picture.time >= begin - ROUNDING_S

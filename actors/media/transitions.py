@@ -75,6 +75,11 @@ def flat(small: np.ndarray) -> bool:
     return float(cv2.meanStdDev(small)[1].max()) < FLAT
 
 
+def step_of(rate: float) -> int:
+    """1 where every frame is looked at for mixes, 2 where every second is, and so on; rate: frames a second."""
+    return 1 if rate <= MOST_RATE else round(rate / 30)
+
+
 @dataclass(frozen=True)
 class _Mix:
     """A frame that may be the middle of a dissolve or fade; numbers are of frames that are kept."""
@@ -102,7 +107,7 @@ class TransitionFinder:
     ) -> None:
         self._judge, self._certain = judge, certain
         self._least = DOUBTFUL if judge else replace(TOLD, ratio=ratio or TOLD.ratio)
-        self._step = 1 if rate <= MOST_RATE else round(rate / 30)
+        self._step = step_of(rate)
         self.delay = self._step * (2 * REACH + 2)
         """How many frames after the first of a transition it is answered at the latest."""
         self._count = self._kept = 0

@@ -59,7 +59,6 @@ class FitFilter(Verb):
     def plan(self, config: Any) -> None:
         from pipelines.curation.labels import labels_for
 
-        check_planned(Store(config.output))
         labels_for(config.output, config.labels)
 
     def preview(self, config: Any, plan: None) -> Preview:

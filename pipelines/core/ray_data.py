@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,17 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
     for line in lines:
         log.info(line)
     return stages
+
+
+def widened(name: str, stages: dict[str, Stage], pools: Collection[str], rows: int) -> Stage:
+    """A task stage that has few rows, with the CPUs for each that the other stages would leave idle."""
+    import ray
+
+    stage = stages[name]
+    others = (one.num_cpus * (one.workers if key in pools else 1) for key, one in stages.items() if key != name)
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cpus = int(min(max(nodes, default=0.0), sum(nodes) - sum(others)) / rows)
+    return replace(stage, num_cpus=float(cpus)) if cpus > stage.num_cpus and not stage.num_gpus else stage
 
 
 def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:

@@ -15,6 +15,7 @@ from typing import Any
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
+from actors.curation.tables import check_planned
 
 Key = tuple[str, str]
 """A scene: its video_id and scene_id."""
@@ -70,8 +71,9 @@ def majority(labels: Iterable[Labels]) -> Labels:
 def labels_for(output: str, path: str | None) -> tuple[str, list[str], Labels]:
     """The labels of an output: where they lie (path, else OUTPUT/labels), who labelled, and what most of them said.
 
-    Raises UserError where there are none.
+    Raises UserError where there are none, and for what is no output of a run.
     """
+    check_planned(Store(output))
     path = path or Store(output).uri("labels")
     people = read_labels(path)
     labels = majority(people.values())

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from actors.curation.frame_scorer import FrameScorer
 from actors.curation.videos import ALL, Choice, cut_videos, fetch_video, read_tasks, write_rows
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
 from pipelines.curation.plan import Plan
 from pipelines.curation.settings import CurationConfig
 
@@ -106,6 +106,8 @@ def _clear(held: str) -> None:
 def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured) -> None:
     pools, tasks = stages_of(config, plan.remote and not choice.lost)
     stages = fitted(pools, tasks, config.autoscaling)
+    if plan.films and not config.autoscaling and not config.video.workers:
+        stages["video"] = widened("video", stages, pools, plan.todo)
     rows = _todo(config, stages, choice)
     for step in (_fetched, _cut, _measured, _written):
         rows = step(rows, config, stages)
@@ -159,7 +161,8 @@ def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -
 
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    cut: Any = partial(cut_videos, config=config.cutting, held=_held(config))
+    cutting = replace(config.cutting, processes=max(1, int(stages["video"].num_cpus)))
+    cut: Any = partial(cut_videos, config=cutting, held=_held(config))
     return tasks.map_batches(cut, batch_size=1, **ray_task(stages["video"]))
 
 

@@ -15,6 +15,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captions import CaptionsConfig
 from actors.curation.clips import EFFORTS, ClipsConfig
+from actors.curation.cut import CutConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
@@ -24,7 +25,6 @@ from actors.curation.presets import load_preset
 from actors.curation.raft import check_raft
 from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
 from actors.curation.select_settings import SelectConfig
-from actors.curation.videos import CutConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import NETWORKS, ShotsConfig
 from actors.models.clip import EmbeddingsConfig
@@ -270,7 +270,6 @@ def check(config: CurationConfig) -> None:
     """Raise UserError, before any work, for settings that cannot work together or files that are not there."""
     from pipelines.curation.input import check_there
 
-    check_there(config.input)
     if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
         raise UserError(
             f"output {config.output} lies inside input {config.input}: its clips would be films of the next run. "
@@ -307,6 +306,7 @@ def check(config: CurationConfig) -> None:
         raise UserError(
             f"{config.output} holds scores made with other settings ({changed}). Use these settings, or another output."
         )
+    check_there(config.input)
     check_model(config.latents.model)
 
 

@@ -14,7 +14,7 @@ from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
 from actors.media.film import VideoConfig
 from pipelines.core.progress import Progress
-from pipelines.core.ray_data import batches, check_nodes, finish, fit, fitted, in_blocks, ray_task, set_context
+from pipelines.core.ray_data import batches, check_nodes, finish, fit, fitted, in_blocks, ray_task, set_context, widened
 from pipelines.curation.score import stages_of
 from pipelines.curation.settings import CurationConfig
 
@@ -74,6 +74,29 @@ def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, 
         if one_each <= cpus:
             assert all(stages[name].num_cpus == asked[name].num_cpus for name in asked)
     assert bool(refused) is (gpus < 1 or (gpus == 1 and refused > 0))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rows", "gpus", "cpus"),
+    [
+        ([16], 1, 0, 12),
+        ([16], 3, 0, 4),
+        ([16], 20, 0, 1),
+        ([8, 8], 1, 0, 8),
+        ([2], 1, 0, 1),
+        ([], 1, 0, 1),
+        ([16], 1, 0.5, 1),
+    ],
+)
+def test_few_rows_share_the_cpus_that_are_left(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[int], rows: int, gpus: float, cpus: float
+) -> None:
+    import ray
+
+    alive = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0}}])
+    stages = {"latents": Stage(workers=2), "video": Stage(num_gpus=gpus), "write": Stage(num_cpus=2)}
+    assert widened("video", stages, {"latents"}, rows).num_cpus == cpus
 
 
 def test_lines_tell_what_was_asked_and_what_is_had():
