@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from actors.media.film import Film, Picture
-from actors.media.shots import BETWEEN, NETWORKS, ShotsConfig
+from actors.media.shots import BETWEEN, NETWORKS, ShotsConfig, width_of
 from actors.media.transitions import ABOUT, Transition, TransitionFinder, flat, shrunk
 from actors.media.transnet import NetworkFinder, transnet
 
@@ -43,7 +43,7 @@ class _Stream:
 
     def __init__(self, film: Film, shots: ShotsConfig, device: str) -> None:
         self._config, self._device, self._rate = shots, device, float(film.rate)
-        shrink = min(1.0, shots.width / film.width)
+        shrink = min(1.0, (shots.width or width_of(shots.detector)) / film.width)
         self._size = round(film.width * shrink), round(film.height * shrink)
         self._shot, self._begun, self._between = 0, False, False
         self._begin_s = 0.0

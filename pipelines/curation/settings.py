@@ -26,7 +26,7 @@ from actors.curation.raft import check_raft
 from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
 from actors.curation.select_settings import SelectConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import NETWORKS, ShotsConfig
+from actors.media.shots import NETWORKS, ShotsConfig, width_of
 from actors.models.clip import EmbeddingsConfig
 
 RETRYABLE = RETRYABLE_FETCH | {
@@ -238,10 +238,11 @@ def _crop_bars(config: CurationConfig) -> bool:
 
 
 def _shots(config: CurationConfig) -> ShotsConfig:
-    """How shots are found: a detector that is not set is the one that the output was begun with."""
-    if config.shots.detector is not None:
-        return config.shots
-    return replace(config.shots, detector=(_begun_with(config) or {}).get("shots.detector", "gradual"))
+    """How shots are found: what is not set is as the output was begun."""
+    before = _begun_with(config) or {}
+    detector = config.shots.detector or before.get("shots.detector", "gradual")
+    width = config.shots.width or before.get("shots.width", width_of(detector))
+    return replace(config.shots, detector=detector, width=width)
 
 
 def _windows(config: CurationConfig) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from tests.benchmarks.selection import select, write_corpus
 from tests.support.films import bikes_mp4, demo_mp4
 
 RATE = 25
-SIZES = {"360p": (640, 360), "720p": (1280, 720)}
+SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080)}
 ROUNDS = 5
 SDXL_VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -261,9 +261,9 @@ def motion(films: Films) -> None:
     """Flow at 2 frames a second, short side 120, against decoding the film and doing nothing."""
     for size, seconds in (("360p", 300), ("720p", 120)):
         path = films.get(size, seconds)
-        count = _decode(path)
+        count = decode(path)
         spans = spans_of([(first, min(count, first + 10 * RATE)) for first in range(0, count, 10 * RATE)])
-        works = {"floor": partial(_decode, path), "motion": partial(_flow_alone, path, spans)}
+        works = {"floor": partial(decode, path), "motion": partial(_flow_alone, path, spans)}
         taken = alternate(works)
         line(f"decode floor, {size}, one thread: frames a CPU-s", f"{count / median(taken['floor']):.0f}")
         line(
@@ -300,7 +300,8 @@ def _flow_alone(path: Path, spans: list[Row]) -> None:
         pass
 
 
-def _decode(path: Path) -> int:
+def decode(path: Path) -> int:
+    """Decode a film in one thread; returns its frames."""
     with av.open(path) as film:
         film.streams.video[0].thread_count = 1
         return sum(1 for _ in film.decode(video=0))

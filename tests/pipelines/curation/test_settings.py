@@ -177,6 +177,16 @@ def test_bars_are_cut_off_as_the_output_was_begun(config: CurationConfig, tmp_pa
         check(replace(config, frames=FramesConfig(crop_bars=True)))
 
 
+def test_shots_are_found_as_the_output_was_begun(config: CurationConfig):
+    assert (config.cutting.shots.detector, config.cutting.shots.width) == ("gradual", 128)
+    assert replace(config, shots=ShotsConfig("adaptive")).cutting.shots.width == 256
+    make_plan(replace(config, shots=ShotsConfig("content", width=200)))
+    check(config)
+    assert (config.cutting.shots.detector, config.cutting.shots.width) == ("content", 200)
+    with pytest.raises(ValueError, match=r"shots\.width=200 there, 256 here"):
+        check(replace(config, shots=ShotsConfig(width=256)))
+
+
 def test_windows_stay_as_the_output_was_begun_though_thresholds_change(config: CurationConfig):
     assert windows(replace(config, frames=FramesConfig(min=2, max=90))) == Windows(90, 0, 2)
     make_plan(config)
