@@ -1,6 +1,6 @@
-"""What cutting a film costs above decoding it, and by several processes above one.
+"""What cutting a film costs above decoding it, and by several processes above one: `python -m tests.benchmarks.cutting`
 
-`python -m tests.benchmarks.cutting`. Times are CPU-seconds, which divided by the number of processes are the time that each has to work.
+Times are CPU-seconds. Those of several processes, divided by their number, are the time that each has to work.
 """
 
 import argparse
