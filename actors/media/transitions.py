@@ -55,6 +55,8 @@ CLEAR = Limits(24, 1.9, 0.25)
 """What is beyond doubt."""
 DOUBTFUL = Limits(16, 1.45, 0.34)
 """What a judge is asked about."""
+MOVING = 0.42
+"""Residual up to which it is asked where frames differ as much as in a clear mix: what moves fast leaves the line."""
 CHANGED = 12
 """A pixel has changed where a channel differs by more, of 255. Most of them have, or it is a title that comes."""
 ENOUGH = 8
@@ -169,7 +171,8 @@ class TransitionFinder:
             length = float(way @ way)
             share = float(here @ way) / length
             residual = max(0.0, float(here @ here) / length - share**2) ** 0.5
-            if not 0.35 < share < 0.65 or residual > self._least.residual:
+            differs = self._judge is not None and difference >= CLEAR.difference + 2 * distance
+            if not 0.35 < share < 0.65 or residual > (MOVING if differs else self._least.residual):
                 continue
             if (np.abs(way).reshape(-1, 3).max(1) > CHANGED).mean() > 0.5:
                 self._mixes.append(_Mix(self._kept - 1 - distance, distance, residual, difference))

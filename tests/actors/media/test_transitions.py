@@ -1,6 +1,6 @@
 """Cuts, dissolves and fades between real shots are found where they were drawn, and belong to no shot."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ def test_a_transition_between_real_shots(tmp_path: Path, shots: Any, detector: s
     else:
         # What is hardly mixed may be missed; the rest is of no shot.
         assert set(found[first + 3 : end - 3]) == {BETWEEN}
+
+
+def test_a_dissolve_in_which_something_moves_is_asked_about() -> None:
+    """By eye it lasts from frame 104 to 130; motion leaves the line on which the frames of a mix lie."""
+
+    def near(detector: Any) -> list[int]:
+        found = in_shots(open_film(str(films.demo_mp4())), ShotsConfig(detector))
+        return [number for number, _ in islice(found, 150)][100:135]
+
+    assert BETWEEN not in near("gradual")
+    assert near("hybrid").count(BETWEEN) >= 8
 
 
 def test_a_film_of_many_frames_a_second(tmp_path: Path, shots: Any) -> None:
