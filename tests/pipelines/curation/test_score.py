@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.core.child import CHILD
@@ -319,6 +320,19 @@ def test_rows_are_written_whole_and_read_as_they_were(path: str, config: Curatio
     assert stored(store, "part-of-another.parquet", {("a", "a.2")}) == {}
     Path(store.uri("keyframes", part)).write_bytes(b"PAR1 torn")
     assert stored(store, part, {("a", "a.2")}) == {}
+
+
+def test_key_frames_are_read_from_a_store(s3: str):
+    store = Store(f"{s3}/out")
+    rows = [
+        {"video_id": "a", "scene_id": f"a.{i}", "first_jpeg": bytes([i]) * 100_000, "last_jpeg": b"\xff" + bytes([i])}
+        for i in range(12)
+    ]
+    part = store.write_part("keyframes", pa.Table.from_pylist(rows, KEYFRAMES), ["a"], row_group_size=1)
+    wanted = {("a", "a.3"), ("a", "a.11"), ("a", "a.99"), ("b", "a.4")}
+    found = {("a", f"a.{i}"): [bytes([i]) * 100_000, b"\xff" + bytes([i])] for i in (3, 11)}
+    assert stored(store, part, wanted) == found
+    assert stored(store, "part-of-another.parquet", wanted) == {}
 
 
 def test_a_batch_that_is_written_again_takes_its_own_place(path: str, config: CurationConfig):
