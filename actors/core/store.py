@@ -37,16 +37,19 @@ class Store:
         """Where an artefact lies."""
         return storage.join(self.root, *names)
 
-    def write_part(self, folder: str, table: pa.Table, keys: Iterable[str]) -> str:
-        """Write a table as one part, named after the keys of its rows; returns the part's name."""
+    def write_part(self, folder: str, table: pa.Table, keys: Iterable[str], row_group_size: int | None = None) -> str:
+        """Write a table as one part, named after the keys of its rows; returns the part's name.
+
+        row_group_size: rows that can be read without the others; None: all.
+        """
         name = f"part-{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()[:20]}.parquet"
-        self.write_table(table, folder, name)
+        self.write_table(table, folder, name, row_group_size=row_group_size)
         return name
 
-    def write_table(self, table: pa.Table, *names: str) -> None:
+    def write_table(self, table: pa.Table, *names: str, row_group_size: int | None = None) -> None:
         """Write a table as one Parquet file."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
         storage.write_bytes(self.uri(*names), buffer.getvalue())
 
     def parts(self, folder: str) -> list[str]:

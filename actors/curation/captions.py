@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -179,20 +179,6 @@ class CaptionServiceError(RuntimeError):
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
-
-
-def key_frames(frames_THWC: np.ndarray) -> np.ndarray:
-    """The first, middle and last of frames (T, H, W, 3); of fewer than three each one once."""
-    count = len(frames_THWC)
-    return frames_THWC[sorted({0, count // 2, count - 1})] if count else frames_THWC
-
-
-def pick_frames(batch: Batch) -> Batch:
-    """Keep of the frames of scenes those that are sent."""
-    picked = np.empty(len(batch["frames"]), object)
-    for i, frames in enumerate(batch["frames"]):
-        picked[i] = key_frames(frames)
-    return {**batch, "frames": picked}
 
 
 def prompt(caption: str) -> str:

@@ -38,7 +38,7 @@ def score_scenes(
     rows["error"] = np.where((batch["error"] == "") & (rows.frames == 0), "no_frames", batch["error"])
     rows["message"], rows["model"] = batch["message"], model
     table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
-    names = rows[[*KEYS, *TEXTS, "error", "model"]].to_numpy().tolist()
+    names = rows[[*KEYS, *TEXTS, "error", "model", "pictures"]].to_numpy().tolist()
     store.write_part("evaluation", table, ["\0".join(row) for row in names])
     return {"scenes": np.array([len(rows)])}
 

@@ -193,8 +193,8 @@ def cut(
     measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, window (its
     number in its shot, -1: that is not divided), trimmed_before_s and trimmed_after_s (of a transition beside it),
     cuts_inside (when, in seconds, with shots.check_named), bar_top to bar_right (pixels), scenes (windows of a named
-    one that is divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail (JPEG), error,
-    message.
+    one that is divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail and KEY_FRAMES
+    (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)

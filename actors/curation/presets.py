@@ -25,7 +25,7 @@ _VIDEO_RANGE = 1
 _MODELS = Path(__file__).parent / "model_presets"
 RESERVED = frozenset(
     ("captions", "clips", "evaluation", "frames", "labels", "places", "plan", "rejected", "runs", "scenes", "scores")
-) | {"shards", "tables", "thumbnails", "videos"}
+) | {"keyframes", "shards", "tables", "thumbnails", "videos"}
 """Folders of an output."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.core.errors import UserError
 from actors.core.stage import Row
+from actors.curation.keyframes import KEY_FRAMES, Held, KeyFrames
 from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
 from actors.curation.stills import Still, Stills
@@ -33,6 +34,10 @@ class FramesConfig:
     crop_bars: bool | None = None
     """Cut off black bars (letterbox, pillarbox) before frames are scaled: features, hash and thumbnail are of what is
     inside. null: true, or what the output was begun with (false in those of earlier versions)."""
+    keyframes: int = 512
+    """Key frames (first, middle and last sampled frame of each scene) are stored in keyframes/ with a short side of at
+    most so many pixels, at least 16, never enlarged, so that captions and their evaluation open no film; black bars are
+    cut off by `crop_bars`. 0: none are stored."""
     min: int = 4
     """Fewest sampled frames of a scene that may be kept, at least 2; shorter scenes are dropped as too_short."""
     max: int = 60
@@ -42,6 +47,8 @@ class FramesConfig:
     def __post_init__(self) -> None:
         if self.interval_ms < 1 or self.size < 16 or not 2 <= self.min <= self.max:
             raise UserError(f"frames: interval_ms must be at least 1, size at least 16, and 2 <= min <= max: {self}")
+        if self.keyframes and self.keyframes < 16:
+            raise UserError(f"frames.keyframes={self.keyframes}: set at least 16, or 0 for none")
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class Scene:
         self._film, self._config, self._motion, self._about = film, config, motion, about
         self._windows = windows
         self._stills = Stills(film, config.size, crop=config.crop_bars is not False)
+        self._keys = KeyFrames(film, config.keyframes, config.max, windows)
         self._start = math.nan
         self._due = 0
         self._samples: list[_Sample] = []
@@ -133,6 +141,7 @@ class Scene:
         if passed >= self._due:
             self._due = math.floor(passed) + 1
             self._samples.append(_Sample(time, self._still(picture), time))
+            self._keys.add(picture)
         sample = self._samples[-1]
         sample.shown = time
         sample.pictures += 1
@@ -166,7 +175,8 @@ class Scene:
             if count < left:
                 overlap = self._windows.overlap
                 half = (left + overlap + 1) // 2
-                if not error and left - count < self._windows.rest <= left + overlap - half:
+                # Where a hold ends a window, the overlap may be longer than what is left.
+                if not error and half < left and left - count < self._windows.rest <= left + overlap - half:
                     count = half
                 yield from self._window(count, self._samples[count].time, skip)
         yield from self._window(len(self._samples), end_s, skip, error, message)
@@ -185,17 +195,20 @@ class Scene:
     ) -> Iterator[Row]:
         """The row of the first samples, which are let go of."""
         samples, last = self._samples[:count], count == len(self._samples)
+        keys = self._keys.of(count)
         about = dict(self._about)
         if self.count or not last:
             about |= {name: f"{about[name]}_w{self.count}" for name in ("clip_id", "scene_id")}
             about |= {"ordinal": about["ordinal"] + self.count, "window": self.count}
         about["trimmed_before_s"] = 0.0 if self.count else self.trimmed_before_s
         about["trimmed_after_s"] = self.trimmed_after_s if last else 0.0
-        self._samples = self._samples[max(1, count - self._windows.overlap) :] if not last else []
+        passed = count if last else max(1, count - self._windows.overlap)
+        self._samples = self._samples[passed:]
+        self._keys.forget(passed)
         self._stills.forget([sample.still for sample in self._samples])
         self.count += 1
         if about["scene_id"] not in skip:
-            yield self._row(about, samples, end_s, error, message)
+            yield self._row(about, samples, keys, end_s, error, message)
 
     @property
     def too_long(self) -> bool:
@@ -204,9 +217,9 @@ class Scene:
 
     def row(self, end_s: float, error: str = "", message: str = "") -> Row:
         """The scene's row; with an error code where it could not be had whole."""
-        return self._row(self._about, self._samples, end_s, error, message)
+        return self._row(self._about, self._samples, self._keys.of(len(self._samples)), end_s, error, message)
 
-    def _row(self, about: Row, samples: list[_Sample], end_s: float, error: str, message: str) -> Row:
+    def _row(self, about: Row, samples: list[_Sample], keys: list[Held], end_s: float, error: str, message: str) -> Row:
         damaged = sum(sample.damaged for sample in samples)
         if not error and damaged:
             error, message = "decode_error", f"{damaged} of its frames are damaged"
@@ -226,6 +239,7 @@ class Scene:
         if error:
             return row
         row["no_frames"] = len(samples)
+        row |= self._keys.files(keys, bars if self._config.crop_bars is not False else NO_BARS)
         if 2 <= len(samples) <= self._config.max:
             frames = np.stack(images)
             differences = rgb_differences(frames)
@@ -256,6 +270,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "phash": None,
         "frames": None,
         "thumbnail": b"",
+        **dict.fromkeys(KEY_FRAMES, b""),
         "error": error,
         "message": message,
     }

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from actors.core.catalog import Part
 from actors.core.errors import UserError
 from actors.core.store import Store
+from actors.curation.keyframes import KEY_FRAMES
 from actors.curation.perceptual_hash import HASH_BYTES
 from actors.curation.scenes import FEATURES
 
@@ -86,6 +87,10 @@ STALE = pa.schema(
 NEW_CAPTIONS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("caption", pa.string())])
 """Captions of the input that are others than those in scores/."""
 THUMBNAILS = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("thumbnail", pa.binary())])
+KEYFRAMES = pa.schema(
+    [("video_id", pa.string()), ("scene_id", pa.string()), *((name, pa.binary()) for name in KEY_FRAMES)]
+)
+"""Key frames of the sound scenes in the part of scores/ of the same name, null where a scene has too few frames."""
 
 CAPTIONS = pa.schema(
     [
@@ -133,7 +138,7 @@ SCENES = pa.schema(
 duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
 """
 PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
-"""Which part of scores/ and of thumbnails/ holds a scene; by itself, since it depends on the way a run went."""
+"""Which part of scores/, thumbnails/ and keyframes/ holds a scene; by itself: it depends on the way a run went."""
 REJECTED = pa.schema(
     [
         ("video_id", pa.string()),
@@ -162,10 +167,12 @@ EVALUATION = pa.schema(
         ("message", pa.string()),
         ("model", pa.string()),
         *((name, pa.int64()) for name in ORIGIN),
+        ("pictures", pa.string()),
     ]
 )
 """One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
-caption_code: why there is no recaption; error: why there are no frames."""
+caption_code: why there is no recaption; error: why there are no frames; pictures: which of the scene were scored, as
+evaluate.pictures names them, null in rows of earlier versions, which are of sampled ones."""
 PLAN_AGAIN = "Run `score` or `run` with the same settings: the plan is made again, and nothing is measured twice."
 """What makes plan/ again."""
 SELECT_AGAIN = "Run `select` to make it again from scores/."

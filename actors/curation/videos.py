@@ -20,10 +20,11 @@ from actors.core.store import Store
 from actors.curation.cut import CutConfig, cut, film_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.guard import guarded
+from actors.curation.keyframes import KEY_FRAMES
 from actors.curation.origin import times, with_times
 from actors.curation.parts import UndividedError, cut_in_parts
 from actors.curation.scenes import scene_row
-from actors.curation.tables import ORIGIN, SCORES, THUMBNAILS
+from actors.curation.tables import KEYFRAMES, ORIGIN, SCORES, THUMBNAILS
 
 CUT_ROWS = 4
 """Scenes that leave the decode at once, at most 40 MB of frames."""
@@ -67,8 +68,9 @@ def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:
 
 
 def cut_videos(batch: Batch, config: CutConfig, held: str | None = None) -> Iterator[Batch]:
-    """Decode the videos of a batch, one by one: yields batches of rows with columns of SCORES, frames, thumbnail.
+    """Decode the videos of a batch, one by one: yields batches of rows.
 
+    Their columns are those of SCORES, frames, thumbnail and KEY_FRAMES.
     A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
     held: a folder that gets an empty file by the video_index of each video that was begun, so that what killed this
     worker is known outside of it.
@@ -183,7 +185,8 @@ def _columns(rows: list[Row], size: int) -> Batch:
     for i, row in enumerate(rows):
         frames[i] = nothing if row["frames"] is None else row["frames"]
     # As objects: numpy's own bytes lose zeros at their end. Never null, so that all batches have one type.
-    batch: Batch = {name: np.array([row[name] or b"" for row in rows], object) for name in ("thumbnail", "phash")}
+    names = ("thumbnail", "phash", *KEY_FRAMES)
+    batch: Batch = {name: np.array([row[name] or b"" for row in rows], object) for name in names}
     batch["frames"] = frames
     for column in SCORES:
         if column.name in batch:
@@ -196,27 +199,43 @@ def _columns(rows: list[Row], size: int) -> Batch:
 
 
 def cut_frames(batch: Batch, config: CutConfig) -> Iterator[Batch]:
-    """Decode the videos of a batch: yields batches of rows of COLUMNS, without the films' own."""
+    """Decode the videos of a batch: yields batches of rows of COLUMNS, without the films' own.
+
+    KEY_FRAMES are among the columns where the settings have them made.
+    """
+    names = (*COLUMNS, *KEY_FRAMES) if config.frames.keyframes else COLUMNS
     for rows in cut_videos(batch, config):
         scenes = rows["scene_id"] != ""
         if scenes.any():
-            yield {name: rows[name][scenes] for name in COLUMNS}
+            yield {name: rows[name][scenes] for name in names}
 
 
 def write_rows(batch: Batch, store: Store) -> Batch:
-    """Write rows as a part of scores/ and one of thumbnails/; returns how many films, scenes and failures they were."""
+    """Write rows as a part of scores/, one of thumbnails/ and one of keyframes/, all of one name; returns how many
+    films, scenes and failures they were."""
     hashes = np.array([value or None for value in batch["phash"]], object)
     written = np.full(len(batch["scene_id"]), time.time())
     values = {**batch, "phash": hashes, "written": written}
     table = pa.table({name: pa.array(values[name], SCORES.field(name).type) for name in SCORES.names}, schema=SCORES)
-    seen = np.array([len(thumbnail) > 0 for thumbnail in batch["thumbnail"]], bool)
-    thumbnails = pa.table({name: pa.array(batch[name][seen], THUMBNAILS.field(name).type) for name in THUMBNAILS.names})
+    thumbnails, keyframes = _pictures(batch, THUMBNAILS), _pictures(batch, KEYFRAMES)
     # With their origin: rows of another film do not take the place of those before, which may count again.
     names = ("video_id", "scene_id", "error", *ORIGIN)
     keys = ["/".join(map(str, row)) for row in zip(*(batch[name] for name in names), strict=True)]
     # Scores last: rows are done when they are there.
     store.write_part("thumbnails", thumbnails, keys)
+    if len(keyframes):
+        store.write_part("keyframes", keyframes, keys, row_group_size=1)
     store.write_part("scores", table, keys)
     films = batch["scene_id"] == ""
     failed = batch["error"] != ""
     return {"films": np.array([films.sum()]), "scenes": np.array([(~films).sum()]), "failed": np.array([failed.sum()])}
+
+
+def _pictures(batch: Batch, schema: pa.Schema) -> pa.Table:
+    """A table of ids and pictures, of the rows that have the first of these."""
+    first = schema.names[2]
+    seen = np.array([len(picture) > 0 for picture in batch[first]], bool)
+    columns = {name: batch[name][seen] for name in schema.names}
+    for name in schema.names[2:]:
+        columns[name] = np.array([picture or None for picture in columns[name]], object)
+    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)

@@ -37,6 +37,11 @@ class PyAVPicture:
         self.until, self.after_hole, self.interlaced = time, False, bool(frame.interlaced_frame)
         self._turns = round(frame.rotation / 90) % 4
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes while it is held, in bytes."""
+        return sum(plane.buffer_size for plane in self.frame.planes)
+
     def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
         """The upright frame inside of bars at that size: uint8 (height, width, 3) RGB."""
         size = (height, width) if self._turns % 2 else (width, height)

@@ -89,6 +89,11 @@ class Picture(Protocol):
     damaged: bool
     """Lost, marked by the decoder as faulty, or predicted from such a frame."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes while it is held, in bytes."""
+        ...
+
     def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
         """The upright frame inside of bars, in pixels of `lines`, at that size: uint8 (height, width, 3) RGB.
 
@@ -274,6 +279,11 @@ class _TorchPicture:
     def __init__(self, frame: Any, time: float, interlaced: bool) -> None:
         self._frame, self.time, self.interlaced = frame, time, interlaced
         self.until, self.after_hole = time, False
+
+    @property
+    def nbytes(self) -> int:
+        # The frames that were fetched with it stay, too.
+        return self._frame.untyped_storage().nbytes()
 
     def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
         from torchvision.transforms.v2.functional import resize

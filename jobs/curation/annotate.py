@@ -18,6 +18,7 @@ import secrets
 import shlex
 import signal
 import socket
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actors.core.errors import UserError
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.filter import load_filter, place
 from actors.curation.scenes import FEATURES
@@ -39,7 +41,9 @@ from pipelines.curation.annotate import (
     NotCurrentError,
     Session,
     in_order,
+    key_frames,
     scenes_to_label,
+    with_key_frames,
 )
 from pipelines.curation.label_settings import AnnotateConfig
 from pipelines.curation.labels import read_labels
@@ -107,6 +111,8 @@ class Page:
         self.stopped = asyncio.Event()
         self._session, self._clips, self._token = session, clips, token
         self._config, self._only_loopback = config, _is_loopback(config.host)
+        self._store = Store(config.output)
+        self._still = with_key_frames(self._store, session.scenes) if config.show == "keyframes" else set[int]()
         # One answer after the other: a file is read, changed and written.
         self._lock = asyncio.Lock()
         environment = Environment(
@@ -123,6 +129,7 @@ class Page:
                 web.get("/", self._page),
                 web.get("/state", self._tell),
                 web.get("/clip", self._clip),
+                web.get("/pictures", self._pictures),
                 web.post("/answer", self._answer),
                 web.post("/undo", self._undo),
                 web.post("/stop", self._stop),
@@ -163,10 +170,26 @@ class Page:
     async def _tell(self, request: web.Request) -> web.Response:
         return web.json_response(self._state())
 
-    async def _clip(self, request: web.Request) -> web.StreamResponse:
+    def _asked(self, request: web.Request) -> Row | None:
+        """The current scene, where a request is for it."""
         current = self._session.current()
         asked = request.query.get("video_id"), request.query.get("scene_id")
-        if current is None or asked != (current["video_id"], current["scene_id"]):
+        return current if current and asked == (current["video_id"], current["scene_id"]) else None
+
+    async def _pictures(self, request: web.Request) -> web.StreamResponse:
+        """The scene's key frames as data URLs; none where it is to play."""
+        current = self._asked(request)
+        if current is None:
+            return _refused(404, "this scene is not asked for")
+        place = self._session.ahead(1)[0]
+        files = await asyncio.to_thread(key_frames, self._store, current) if place in self._still else []
+        if not files:
+            self._still.discard(place)
+            self._look_ahead()
+        return web.json_response([f"data:image/jpeg;base64,{b64encode(data).decode()}" for data in files])
+
+    async def _clip(self, request: web.Request) -> web.StreamResponse:
+        if self._asked(request) is None:
             return _refused(404, "this scene is not asked for")
         try:
             clip = self._clips.clip(self._session.ahead(1)[0])
@@ -207,7 +230,7 @@ class Page:
             return web.json_response(self._state())
 
     def _look_ahead(self) -> None:
-        self._clips.want(self._session.ahead(1 + AHEAD))
+        self._clips.want(place for place in self._session.ahead(1 + AHEAD) if place not in self._still)
         old = self._session.past(BACK + 1)
         if old is not None:
             self._clips.forget(old)
@@ -224,6 +247,7 @@ class Page:
             "annotator": session.annotator,
             "labels": {"good": sum(session.labels.values()), "all": len(session.labels)},
             "left": session.left,
+            "still": self._config.show == "keyframes",
             "can_undo": bool(session.answers),
             "agreement": [
                 {"with": name, "scenes": found.scenes, "share": found.share, "kappa": _plain(found.kappa)}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.curation.settings import CurationConfig, RetryConfig
 
 ARTEFACTS = (
-    *("plan", "videos", "scores", "thumbnails", "scenes", "rejected"),
+    *("plan", "videos", "scores", "thumbnails", "keyframes", "scenes", "rejected"),
     *("clips", "captions", "kept.json", "report.html", "run.json"),
 )
 

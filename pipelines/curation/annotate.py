@@ -22,6 +22,7 @@ from actors.core.temporary import TemporaryFolder
 from actors.curation.clips import write_clips
 from actors.curation.export import clip_name
 from actors.curation.filter import Filter
+from actors.curation.pictures import FOLDER, stored
 from actors.curation.scenes import FEATURES
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.rows import rows_now, with_places
@@ -48,7 +49,19 @@ def scenes_to_label(store: Store) -> pd.DataFrame:
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
-    return with_places(store, sound[COLUMNS])
+    return with_places(store, sound[[*COLUMNS, "part"]])
+
+
+def key_frames(store: Store, row: Row) -> list[bytes]:
+    """JPEG files of the first, middle and last sampled frame of a scene to label; none where they are not stored."""
+    key = row["video_id"], row["scene_id"]
+    return stored(store, PurePosixPath(row["part"]).name, {key}).get(key, [])
+
+
+def with_key_frames(store: Store, scenes: pd.DataFrame) -> set[int]:
+    """The places of the scenes to label that have key frames."""
+    there = set(store.parts(FOLDER))
+    return {place for place, part in enumerate(scenes.part) if PurePosixPath(str(part)).name in there}
 
 
 def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0, model: Filter | None = None) -> pd.DataFrame:

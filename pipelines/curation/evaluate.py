@@ -1,7 +1,8 @@
 """Compare recaptions with captions, and kept scenes with random ones, by CLIPScore.
 
-A scene's score for a text is the mean of 100 * max(cos, 0) over every second of its sampled frames, the first among
-them. (Hessel et al. 2021, CLIPScore, have 2.5 instead of 100; this is the scale of torchmetrics and of the reference.)
+A scene's score for a text is the mean of 100 * max(cos, 0) over its key frames, or over every second of its sampled
+frames, the first among them; all scenes that are compared are scored by the same. (Hessel et al. 2021, CLIPScore, have
+2.5 instead of 100; this is the scale of torchmetrics and of the reference.)
 
 kept    the scenes that `select` chose
 random  as many scenes, drawn from all that are sound and neither too short nor too long. Kept ones may be among them:
@@ -10,14 +11,15 @@ random  as many scenes, drawn from all that are sound and neither too short nor 
 
 plan    driver   groups, captions and recaptions; less what evaluation/ has scored with the same model and texts
 texts   actors   1 -> 1: every text once
-frames  task     1 -> N: the films of these scenes, each decoded once
-embed   actors   1 -> 1: every second frame
+frames  task     1 -> N: key frames that are stored, or the films of these scenes, each decoded once
+embed   actors   1 -> 1: the key frames, or every second frame
 write   task     N -> 1: scores, whole parts of evaluation/
 compare driver   evaluation.json, and the totals of kept.json
 """
 
 import hashlib
 import heapq
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,14 +42,16 @@ from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
 from pipelines.curation.export import TOTALS, Key, digest, located, renew_kept_json
-from pipelines.curation.frames import frames_of
+from pipelines.curation.frames import frames_of, key_frames_of, without_key_frames
 from pipelines.curation.recaption import unasked
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.significance import Comparison, compare
 
-EVERY = 2
-"""Every second frame is scored."""
+EVERY = {"keyframes": 1, "sampled": 2}
+"""All key frames are scored, and every second sampled one."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Plan:
     """The same, as `frames_of` takes them."""
     todo: list[Row]
     """Those of them that are to be scored."""
+    pictures: str = "sampled"
+    """Which pictures of them, by evaluate.pictures."""
 
     @property
     def texts(self) -> list[str]:
@@ -94,8 +100,24 @@ def plan_evaluation(config: CurationConfig) -> Plan:
         ],
         columns=EVALUATION.names[:7],
     )
-    rows = _with_scores(rows.assign(**{name: [row[name] for row in scenes] for name in ORIGIN}), store, config)
-    return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""])
+    pictures = _pictures(store, scenes, config)
+    about = {name: [row[name] for row in scenes] for name in ORIGIN}
+    rows = _with_scores(rows.assign(**about, pictures=pictures), store, config)
+    return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""], pictures)
+
+
+def _pictures(store: Store, scenes: list[Row], config: CurationConfig) -> str:
+    """Which pictures are scored: where the settings leave it open, key frames if all scenes have them."""
+    if config.evaluate.pictures:
+        return config.evaluate.pictures
+    without = without_key_frames(scenes, store)
+    if without:
+        log.info(
+            "%d of %d scenes have no key frames: every second sampled frame is scored, for which films are opened; "
+            "evaluate.pictures=keyframes opens only those of these",
+            *(without, len(scenes)),
+        )
+    return "sampled" if without else "keyframes"
 
 
 def check_comparable(config: CurationConfig, plan: Plan) -> None:
@@ -155,6 +177,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "scored": len(scored),
         "comparisons": compared,
         "totals": totals(compared),
+        "pictures": plan.pictures,
         "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),
         "settings": {"evaluate": asdict(config.evaluate), "embeddings": asdict(config.embeddings)},
         "open_clip": metadata.version("open_clip_torch"),
@@ -177,7 +200,9 @@ def _with_scores(rows: pd.DataFrame, store: Store, config: CurationConfig) -> pd
     """Rows with what evaluation/ has of the same scenes, texts and model; NaN where it has nothing."""
     found = pa.concat_tables([EVALUATION.empty_table(), *_stored(store)]).to_pandas()
     # Of a scene that was tried again the row without an error counts.
-    found = found[found.model == config.embeddings.name()].sort_values("error", kind="stable")
+    found = found.fillna({"pictures": "sampled"})
+    found = found[(found.model == config.embeddings.name()) & (found.pictures == rows.pictures.iloc[0])]
+    found = found.sort_values("error", kind="stable")
     found = found.drop_duplicates([*KEYS, *TEXTS])
     return rows.merge(found[[*KEYS, *TEXTS, *SCORED]], "left", on=[*KEYS, *TEXTS])
 
@@ -187,7 +212,7 @@ def _stored(store: Store) -> Iterator[pa.Table]:
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     for name in store.parts("evaluation"):
         with suppress(FileNotFoundError):
-            part = store.read_part("evaluation", name, EVALUATION.names, ORIGIN)
+            part = store.read_part("evaluation", name, EVALUATION.names, (*ORIGIN, "pictures"))
             if part is not None:
                 yield part.filter(current(part, stale)).select(EVALUATION.names).cast(EVALUATION)
 
@@ -208,9 +233,11 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     model: Any = stages["embeddings"]
     about: Any = ray.put(plan.rows.set_index(KEYS))
     texts: Any = ray.put(_text_embeddings(plan.texts, model))
-    rows = frames_of(plan.todo, config, stages["video"])
+    pictures_of = key_frames_of if plan.pictures == "keyframes" else frames_of
+    arguments = [model, EVERY[plan.pictures]]
+    rows = pictures_of(plan.todo, config, stages["video"])
     rows = rows.map_batches(
-        FrameEmbedder, fn_constructor_args=[model, EVERY], batch_size=model.batch_size, **ray_actors(model)
+        FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
     )
     write: Any = partial(
         write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings.name()

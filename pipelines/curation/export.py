@@ -34,6 +34,7 @@ from actors.curation.tables import (
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.layouts import renew_layouts, write_layouts
+from pipelines.curation.order import longest_first
 from pipelines.curation.rows import IncompleteError, captions, with_places
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
@@ -190,7 +191,8 @@ def kept_scenes(store: Store) -> list[Row]:
 
 
 def located(store: Store, keys: Sequence[Key]) -> list[Row]:
-    """Sound scenes of scores/ in the order of their names: KEPT, ORIGIN, and the recaption in captions/, "" for none.
+    """Sound scenes of scores/ in the order of their names: KEPT, ORIGIN, the part of scores/ that holds them, and the
+    recaption in captions/, "" for none.
 
     Films are looked for where the input has them now, captions are those of the input now.
     """
@@ -200,7 +202,7 @@ def located(store: Store, keys: Sequence[Key]) -> list[Row]:
     if rows.empty:
         raise _unknown(store, keys)
     rows = with_new_captions(store, with_places(store, rows)).fillna({"caption": "", **dict.fromkeys(BARS, 0)})
-    records: list[Any] = rows[[*KEPT, *ORIGIN]].astype(dict.fromkeys(BARS, int)).to_dict("records")
+    records: list[Any] = rows[[*KEPT, *ORIGIN, "part"]].astype(dict.fromkeys(BARS, int)).to_dict("records")
     found: dict[Key, Row] = {_key(row): row for row in records}
     if unknown := [key for key in keys if key not in found]:
         raise _unknown(store, unknown)
@@ -213,12 +215,16 @@ def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
     """Of each of these scenes the last sound row of the film and times that the input has."""
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     found: list[pa.Table] = []
-    for part in store.read_parts("scores", [*KEPT, "error", "written", *ORIGIN], LATER):
+    for name in store.parts("scores"):
+        part = store.read_part("scores", name, [*KEPT, "error", "written", *ORIGIN], LATER)
+        if part is None:
+            continue
         ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
         chosen = [not error and (video_id, scene_id) in wanted for video_id, scene_id, error in ids]
         if any(chosen):
             rows = part.filter(pa.array(chosen, pa.bool_()))
-            found.append(with_origin(rows.filter(current(rows, stale))))
+            rows = with_origin(rows.filter(current(rows, stale)))
+            found.append(rows.append_column("part", pa.array([name] * len(rows), pa.string())))
     if not found:
         return pd.DataFrame(columns=KEPT)
     rows = pa.concat_tables(found, promote_options="permissive").to_pandas(types_mapper=strings)
@@ -332,8 +338,8 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
         return row["video_id"], row["uri"]
 
     films = [
-        {"video_id": video_id, "uri": uri, "wanted": json.dumps(list(rows))}
-        for (video_id, uri), rows in groupby(sorted(missing, key=film), film)
+        {"video_id": rows[0]["video_id"], "uri": rows[0]["uri"], "wanted": json.dumps(rows)}
+        for rows in longest_first(rows for _, rows in groupby(sorted(missing, key=film), film))
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
     interval_ms = config.frames.interval_ms if config.export.frames else None

@@ -32,6 +32,10 @@ class AnnotateConfig:
     per_video: int = 3
     """Scenes of each video that are shown before any video shows more; at least 1. Filters are judged by videos, so
     labels of many videos are worth more."""
+    show: Literal["clip", "keyframes"] = "clip"
+    """What the page shows of a scene. clip: it plays; its film is opened where there is no clip yet. keyframes: its
+    first, middle and last sampled frame, from keyframes/, so that no film is opened; they show neither motion nor cuts.
+    Scenes without key frames play."""
     question: str = "Is this scene worth training a text-to-video model on?"
     """What the page asks: say what good means, so that all who label mean the same."""
     seed: int = 0

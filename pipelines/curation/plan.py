@@ -1,13 +1,14 @@
-"""What the input asks for, less what is done: one row per video that has something left to do."""
+"""What the input asks for, less what is done: one row per video that has something left to do, the longest first."""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
 
-from actors.core.catalog import Replacement
+from actors.core.catalog import Part, Replacement
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
@@ -16,6 +17,7 @@ from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STA
 from pipelines.curation.done import Done, Left, Origin
 from pipelines.curation.export import renew_clips
 from pipelines.curation.input import Video, read_videos
+from pipelines.curation.order import LongestFirst, seconds_of
 from pipelines.curation.settings import CurationConfig, measured_by
 
 PART_ROWS = 512
@@ -77,21 +79,22 @@ def make_plan(
 ) -> Plan:
     """Read and check the whole input, and write plan/; dry: write nothing.
 
-    again: error codes whose rows are to be made again, those written before that time. Memory: one video of the input,
-    and the ids of what is done.
+    again: error codes whose rows are to be made again, those written before that time. Memory: as many videos of the
+    input as `LongestFirst` holds, and the ids of what is done.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
     store = Store(config.output)
     done, counted = Done(store, config, again, before), _Counts()
     stale_before = _stale(store)
-    with Replacement(store.root, list(_TABLES), PLAN_AGAIN) as new:
+    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
+        todo = _Todo(new, dry)
         tables = {name: _Writer(new, name, schema, dry) for name, schema in _TABLES.items()}
         for video in read_videos(config.input, config.videos.start, config.videos.end):
-            _add(video, done, tables, counted)
-        for table in tables.values():
+            _add(video, done, todo, tables, counted)
+        for table in (todo, *tables.values()):
             table.flush()
         counts = {name: value for name, value in vars(counted).items() if name != "stale"}
-        plan = Plan(todo=tables["plan/todo"].rows, **counts)
+        plan = Plan(todo=todo.rows, **counts)
         if config.videos.changed == "refuse" and (plan.changed_films or plan.changed_scenes or plan.gone):
             raise UserError(
                 f"{config.input} has changed since it was measured ({plan.changes()}). Set videos.changed=measure to "
@@ -132,7 +135,7 @@ def _stale(store: Store) -> set[tuple[str, str, Origin]]:
     return {(row["video_id"], row["scene_id"], (row["film"], row["version"])) for row in rows}
 
 
-def _add(video: Video, done: Done, tables: dict[str, "_Writer"], counted: _Counts) -> None:
+def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], counted: _Counts) -> None:
     """Add a video to the plan."""
     counted.videos += 1
     counted.films += video.spans is None
@@ -157,25 +160,26 @@ def _add(video: Video, done: Done, tables: dict[str, "_Writer"], counted: _Count
     counted.gone += left.gone
     counted.captions += len(left.captions)
     counted.moved += left.moved
-    task, count = _task(video, left)
+    task, scenes, ends = _task(video, left)
     if task is not None:
-        tables["plan/todo"].add(task)
-        counted.todo_scenes += count
+        todo.add(task, seconds_of(ends, video.source.size))
+        counted.todo_scenes += scenes
         counted.remote = counted.remote or not video.url.startswith(("/", "file://", "s3://"))
 
 
-def _task(video: Video, left: Left) -> tuple[Row | None, int]:
-    """A row of plan/todo, None where nothing is left, and how many named scenes it has."""
+def _task(video: Video, left: Left) -> tuple[Row | None, int, list[float | None]]:
+    """A row of plan/todo, None where nothing is left; how many named scenes it has, and where their spans end."""
     task = {"video_index": video.index, "video_id": video.video_id, "url": video.url, "spans": None, "skip": "[]"}
     task |= {"film": video.source.film, "version": video.source.version}
     if video.spans is None:
-        return (None if left.finished else task | {"skip": json.dumps(sorted(left.have))}), 0
+        return (None if left.finished else task | {"skip": json.dumps(sorted(left.have))}), 0, []
     spans = []
     for span in video.spans:
         missing = [vars(scene) | {"clip_id": span.clip_id} for scene in span.scenes if scene.scene_id not in left.have]
         if missing:
             spans.append({"start_s": span.start_s, "end_s": span.end_s, "scenes": missing})
-    return (task | {"spans": json.dumps(spans)} if spans else None), sum(len(span["scenes"]) for span in spans)
+    scenes, ends = sum(len(span["scenes"]) for span in spans), [span["end_s"] for span in spans]
+    return (task | {"spans": json.dumps(spans)} if spans else None), scenes, ends
 
 
 def _rejected(video: Video, rejected: Any) -> Row:
@@ -185,7 +189,6 @@ def _rejected(video: Video, rejected: Any) -> Row:
 
 
 _TABLES = {
-    "plan/todo": TODO,
     "plan/videos": URLS,
     "plan/rejected": SCORES,
     "plan/stale": STALE,
@@ -214,3 +217,25 @@ class _Writer:
             number = len(self._new.parts(self._folder))
             self._new.add(self._new.writer.write(self._folder, number, table))
         self._pending = []
+
+
+class _Todo:
+    """Gathers rows of plan/todo of the new plan, the longest first."""
+
+    def __init__(self, new: Replacement, dry: bool) -> None:
+        self._new, self._dry = new, dry
+        self._written = count()
+        self._order = LongestFirst(PART_ROWS, TODO, self._write)
+        self.rows = 0
+
+    def add(self, row: Row, seconds: float) -> None:
+        self.rows += 1
+        if not self._dry:
+            self._order.add(row, seconds)
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        self._new.add(*self._order.parts())
+
+    def _write(self, table: pa.Table) -> Part:
+        return self._new.writer.write("plan/todo", next(self._written), table)

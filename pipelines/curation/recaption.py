@@ -1,6 +1,6 @@
 """Improve the captions of scenes: frames, ask, write down each answer at once.
 
-frames   tasks    N -> 1: one decode of a film; of each scene its first, middle and last frame
+frames   tasks    N -> 1: of each scene its first, middle and last frame, from keyframes/, else from its film
 ask      driver   1 -> 1: a service is asked by threads of the driver; a model of one's own lives in actors
 write    driver   1 -> 1: a part of captions/ for each answer, so that what was paid for is never asked again
 
@@ -15,12 +15,11 @@ from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from actors.core import storage
-from actors.core.stage import Row, Stage
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.captioners import Recaptioner, check_captioner, load_captioner
 from actors.curation.captions import (
@@ -31,20 +30,16 @@ from actors.curation.captions import (
     CaptionServiceError,
     Pace,
     ask,
-    pick_frames,
     prompt,
 )
 from actors.curation.tables import CAPTIONS, ORIGIN
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of
+from pipelines.core.ray_data import fitted, ray_actors, rows_of
 from pipelines.curation.export import renew_exported
-from pipelines.curation.frames import frames_of
+from pipelines.curation.frames import key_frames_of
 from pipelines.curation.rows import answers, captions, current_answers
 from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +48,6 @@ OUTPUT_TOKENS = 150
 """For the estimate: a caption of 100 words."""
 GIVE_UP = 20
 """A run ends when so many scenes in a row failed by the service's fault: it is down."""
-PICK = Stage(num_cpus=0.1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     """Ask for those of some scenes that have no answer yet, and write each answer into captions/ at once.
 
     Args:
-        scenes: rows as kept_scenes gives them: video_id, uri, clip_id, scene_id, caption, start_s, end_s.
+        scenes: rows as kept_scenes gives them: video_id, uri, clip_id, scene_id, caption, start_s, end_s, part.
 
     Raises ValueError where the key, the model or the endpoint is wrong; CaptionServiceError where the service does not
     answer for long. What was answered before is written then, too.
@@ -173,8 +167,8 @@ def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Gene
         return _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
 
     # A scene takes one request at least: what is beyond the budget need not be decoded.
-    stages = fitted({}, {"video": config.video, "pick": PICK}, config.autoscaling)
-    rows = rows_of(_frames(config, scenes[: settings.max_requests], stages))
+    stages = fitted({}, {"video": config.video}, config.autoscaling)
+    rows = rows_of(key_frames_of(scenes[: settings.max_requests], config, stages["video"]))
     waiting: set[Future[Answer]] = set()
     with ThreadPoolExecutor(settings.requests_at_once) as threads:
         try:
@@ -191,9 +185,9 @@ def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Gene
 
 def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Generator[Answer, None, None]:
     settings, origins = config.captions, _origins(scenes)
-    stages = fitted({"captions": settings}, {"video": config.video, "pick": PICK}, config.autoscaling)
+    stages = fitted({"captions": settings}, {"video": config.video}, config.autoscaling)
     stage = stages["captions"]
-    answered = _frames(config, scenes, stages).map_batches(
+    answered = key_frames_of(scenes, config, stages["video"]).map_batches(
         Recaptioner,
         fn_constructor_args=[replace(settings, num_cpus=stage.num_cpus)],
         batch_size=stage.batch_size,
@@ -202,11 +196,6 @@ def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Genera
     for row in rows_of(answered):
         found = Answer(**{name: row[name] for name in Answer.__annotations__})
         yield _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
-
-
-def _frames(config: CurationConfig, scenes: list[Row], stages: dict[str, Stage]) -> Dataset:
-    pick: Any = pick_frames
-    return frames_of(scenes, config, stages["video"]).map_batches(pick, batch_size=1, **ray_task(stages["pick"]))
 
 
 def _origins(scenes: list[Row]) -> dict[tuple[str, str], Row]:

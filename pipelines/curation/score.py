@@ -4,7 +4,7 @@ read     task     1 -> N: a part of the plan, a row per video
 fetch    task     1 -> 1: http(s) sources end in videos/; left out where there are none
 cut      task     1 -> N: one decode in a child process; a row per scene, with its frames, and one for the film
 measure  actors   1 -> 1: the features that need a model; the last one drops the frames
-write    task     N -> 1: whole parts of scores/ and thumbnails/; a row of counts
+write    task     N -> 1: whole parts of scores/, thumbnails/ and keyframes/; a row of counts
 """
 
 import logging

@@ -1,8 +1,9 @@
 """Curation: its settings, the tables that it keeps, and what is checked before any work.
 
-An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/ and thumbnails/ (what was
-measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept), captions/
-(what a model made of their captions), evaluation/ and evaluation.json (what both are worth), report.html, run.json.
+An output holds plan/ (what the input asks for), videos/ (what was fetched), scores/, thumbnails/ and keyframes/ (what
+was measured), scenes/ and rejected/ (what was decided), clips/, frames/, shards/ and kept.json (what is kept),
+captions/ (what a model made of their captions), evaluation/ and evaluation.json (what both are worth), report.html,
+run.json.
 """
 
 import os
@@ -109,6 +110,11 @@ class EvaluateConfig:
     """Seed of the draw of random scenes, of the bootstrap and of the permutation test."""
     resamples: int = 9999
     """Rounds of the bootstrap and of the permutation test; at least 99. More give finer p-values."""
+    pictures: Literal["keyframes", "sampled"] | None = None
+    """Which pictures of a scene are scored. keyframes: its first, middle and last sampled frame; no film is opened for
+    scenes that have them in keyframes/. sampled: every second sampled frame, as in the reference system; films are
+    opened. Scores of one kind do not count for the other. null: keyframes where all compared scenes have them, else
+    sampled."""
     recaption: bool = True
     """Request missing recaptions of both groups first, as `recaption` does (billed); false: compare existing ones."""
 

@@ -1,5 +1,6 @@
 """Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [export]
-[memory] [ray] [labels] [selection] [bars]`.
+[memory] [ray] [labels] [selection] [bars] [keyframes]
+[order]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -44,6 +45,7 @@ from actors.media.shots import ShotsConfig
 from tests.benchmarks import reference
 from tests.benchmarks.bars import looking, variants
 from tests.benchmarks.by_eye import loop
+from tests.benchmarks.keyframes import kilobytes, later, scenes_of
 from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
 from tests.support.films import bikes_mp4, demo_mp4
@@ -463,6 +465,53 @@ def _features(path: Path, frames: FramesConfig) -> Iterator[Row]:
         yield row | {"mse": float(mse.mean()), "cos_sim": float(cos_sim.mean())}
 
 
+def keyframes(films: Films) -> None:
+    """What key frames cost the decode pass, and what pictures of its scenes cost afterwards, with them and without."""
+    for size, seconds in (("360p", 120), ("720p", 60)):
+        path = films.get(size, seconds)
+        rows = scenes_of(path, 512)
+        taken = alternate({"with": partial(scenes_of, path, 512), "without": partial(scenes_of, path, 0)})
+        per = f"{len(rows)} scenes in {rows[-1]['end_s']:.0f} s of {size}"
+        line(f"decode pass with key frames / without, {per}", ratio(taken["with"], taken["without"]), "at most 1.05")
+        line("key frames of a scene", f"{kilobytes(rows):.0f} KB")
+        with TemporaryDirectory() as folder:
+            costs = alternate(later(path, rows, Path(folder)), 3)
+        means = {name: median(seconds) * 1000 / len(rows) for name, seconds in costs.items()}
+        line(f"CPU-ms a scene of {size}: frames by opening its film (`recaption`, `evaluate`)", f"{means['films']:.1f}")
+        line("the same from keyframes/, decoded", f"{means['keyframes']:.1f}")
+        line("a clip for `annotate`", f"{means['clips']:.1f}")
+
+
+def order(films: Films) -> None:
+    """Wall time of a run over short films and a long one that comes last in the input, on two workers."""
+    short, long = films.get("360p", 75), films.get("360p", 600)
+    seconds: dict[str, list[float]] = {}
+    for name, code in [*ORDERS.items()] * 2:
+        with TemporaryDirectory(prefix="ray-") as folder:
+            source = Path(folder) / "films"
+            source.mkdir()
+            for number, path in enumerate([short] * 6 + [long]):
+                (source / f"{number}.mp4").symlink_to(path.resolve())
+            # Small frames, so that decoding is what workers wait for.
+            small = ["frames.size=64", "latents.model=tiny", "latents.num_cpus=0.2", "video.num_cpus=0.7"]
+            settings = [f"input={source}", f"output={folder}/out", *small]
+            program = f"{code}from jobs.curation.__main__ import app; app()"
+            _cpu_of([sys.executable, "-c", program, "score", *settings], Path(folder))
+            rows = Store(f"{folder}/out").read_table("scores", SCORES).to_pandas()
+            ended = rows[rows.scene_id == ""]
+            seconds.setdefault(name, []).append(rows.written.max() - (ended.written - ended.cut_s).min())
+    what = f"6 films of {75 * films.share:.0f} s and one of {600 * films.share:.0f} s, 360p, two workers"
+    told = "; ".join(f"{name} {', '.join(f'{one:.0f}' for one in found)} s" for name, found in seconds.items())
+    line(f"{what}: from the start of the first to the last row", told)
+
+
+ORDERS = {
+    "in the order of the input": "import pipelines.curation.plan as plan; plan.seconds_of = lambda *_: 0.0; ",
+    "longest first": "",
+}
+"""Code before a run that gives it an order."""
+
+
 PARTS: dict[str, Callable[[Films], None]] = {
     "reference": against_reference,
     "motion": motion,
@@ -472,6 +521,8 @@ PARTS: dict[str, Callable[[Films], None]] = {
     "labels": labels,
     "selection": selection,
     "bars": bars,
+    "keyframes": keyframes,
+    "order": order,
 }
 
 

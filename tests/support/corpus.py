@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from typer.testing import CliRunner, Result
 
 from actors.core import storage
+from actors.curation.keyframes import KEY_FRAMES
 from jobs.curation.__main__ import app
 from tests.support import films
 
@@ -297,6 +298,21 @@ def assert_same_result(output: str | Path, reference: str | Path) -> None:
     pd.testing.assert_frame_equal(failed, expected)
     assert names(output, "clips") == names(reference, "clips")
     assert _kept(output) == _kept(reference)
+    assert_key_frames(output)
+
+
+def assert_key_frames(output: str | Path) -> None:
+    """The part of keyframes/ beside each part of scores/ has the key frames of its measured scenes, each once."""
+    stored = _readable(contents(output, "keyframes"))
+    for name, part in _readable(contents(output, "scores")).items():
+        rows = part.to_pandas()
+        measured = rows[(rows.scene_id != "") & (rows.error == "") & rows.no_frames.between(1, 60)]
+        frames = stored[name].to_pandas() if len(measured) else measured
+        expected = sorted(zip(measured.video_id, measured.scene_id, strict=True))
+        assert sorted(zip(frames.video_id, frames.scene_id, strict=True)) == expected
+        for count, row in zip(measured.no_frames, frames.to_dict("records") if len(measured) else (), strict=True):
+            files = [row[column] for column in KEY_FRAMES if row[column]]
+            assert len(files) == min(count, 3) and all(data.startswith(b"\xff\xd8") for data in files)
 
 
 def _sorted(output: str | Path, folder: str) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from actors.curation.captions import (
     Reply,
     ask,
     check_caption,
-    key_frames,
     prompt,
 )
 from tests.support.servers import Gemini, Said, blocks, fails, says
@@ -86,12 +85,6 @@ def test_the_request_has_the_caption_and_the_rules():
     for rule in ("detail", "lowercase", "at most 100 words", "only what can be seen", "English only"):
         assert rule in asked
     assert prompt("").endswith("(there is none yet)")
-
-
-@pytest.mark.parametrize(("count", "kept"), [(0, []), (1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (8, [0, 4, 7])])
-def test_no_frame_is_sent_twice(count: int, kept: list[int]):
-    picked = key_frames(frames(count))
-    assert (picked[:, 0, 0, 0] // 30).tolist() == kept
 
 
 @pytest.mark.parametrize(

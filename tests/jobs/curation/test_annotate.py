@@ -1,5 +1,6 @@
 """The labelling page as its user has it: the command, a real browser, and what strangers may try."""
 
+import base64
 import http.client
 import json
 import os
@@ -17,12 +18,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
 from actors.curation.filter import feature_settings, save_filter
+from actors.curation.keyframes import KEY_FRAMES, decode_jpeg
+from actors.curation.tables import KEYFRAMES
+from actors.media.images import encode_jpeg
 from jobs.curation.__main__ import app
 from jobs.curation.annotate import check_host
 from pipelines.curation.fit_filter import fit
@@ -207,6 +212,57 @@ def test_the_filter_of_the_output_says_what_is_uncertain(output: Path):
     far = abs(learnt.probability(pd.DataFrame(rows)) - 0.5)
     with annotating(output, "order=uncertain") as server:
         assert far[int(server.state()["scene"]["scene_id"].removeprefix("a.0_"))] == min(far)
+
+
+def keep_key_frames(output: Path, scenes: int) -> None:
+    """Let the first so many scenes of an output have key frames, and remove its film."""
+    store = Store(str(output))
+    [part] = store.parts("scores")
+    rows = [
+        {"video_id": "a<b>.mp4", "scene_id": f"a<b>.mp4.{k}_0"}
+        | {name: encode_jpeg(films.stamp(10 * k + i, 160, 120), 85) for i, name in enumerate(KEY_FRAMES)}
+        for k in range(scenes)
+    ]
+    store.write_table(pa.Table.from_pylist(rows, KEYFRAMES), "keyframes", part, row_group_size=1)
+    (output.parent / "a.mp4").unlink()
+
+
+def test_key_frames_are_shown_without_the_film(output: Path):
+    keep_key_frames(output, 2)
+    with annotating(output, "show=keyframes") as server:
+        seen = set()
+        for _ in range(3):
+            state = server.state()
+            assert state["still"]
+            scene_id = state["scene"]["scene_id"]
+            query = f"video_id={quote('a<b>.mp4')}&scene_id={quote(scene_id)}"
+            pictures = json.loads(server.ask("GET", f"/pictures?{query}")[1])
+            data = [base64.b64decode(url.removeprefix("data:image/jpeg;base64,")) for url in pictures]
+            place = int(scene_id.removeprefix("a<b>.mp4.")[0])
+            expected = [10 * place + i for i in range(3)] if place < 2 else []
+            assert [films.read_stamp(decode_jpeg(one)) for one in data] == expected
+            # A scene that has none plays, and its film is gone.
+            if not data:
+                assert server.ask("GET", f"/clip?{query}")[0] == 422
+            seen.add(scene_id)
+            assert server.ask("GET", "/pictures?video_id=a&scene_id=b")[0] == 404
+            assert server.answer(1) == 200
+        assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_the_browser_shows_key_frames_and_takes_labels(output: Path, opened: Callable[[str], Page]):
+    keep_key_frames(output, 3)
+    with annotating(output, "show=keyframes") as server:
+        page = opened(server.url)
+        for count in (1, 2, 3):
+            expect(page.locator("#stills img")).to_have_count(3)
+            expect(page.locator("#note")).to_be_empty()
+            assert page.locator("#stills img").first.evaluate("image => image.naturalWidth") == 160
+            page.keyboard.press("1")
+            expect(page.locator("#done")).to_contain_text(f"{count} labelled")
+        expect(page.locator("#note")).to_contain_text("No scene is left")
+        expect(page.locator("#stills img")).to_have_count(0)
 
 
 def test_strangers_and_paths_are_refused(output: Path):

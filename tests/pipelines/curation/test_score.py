@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.core.child import CHILD
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.curation.keyframes import KEY_FRAMES, decode_jpeg
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
+from actors.curation.pictures import stored
 from actors.curation.scenes import FEATURES, FramesConfig
-from actors.curation.tables import SCORES, THUMBNAILS
+from actors.curation.tables import KEYFRAMES, SCORES, THUMBNAILS
 from actors.curation.videos import cut_videos, fetch_video, write_rows
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
@@ -120,7 +123,7 @@ def kill_child(sending: bool = False) -> None:
 def test_a_film_gives_a_row_for_each_scene_and_one_for_itself(path: str, config: CurationConfig):
     rows = rows_of(cut_videos(batch({"url": path, "spans": spans()}), config.cutting))
     assert shown(rows) == [("a.0", "", ""), ("a.1", "", ""), ("a.2", "", ""), ("a.3", "", ""), ("", "", "")]
-    assert set(rows[0]) == {*SCORES.names, "frames", "thumbnail"}
+    assert set(rows[0]) == {*SCORES.names, "frames", "thumbnail", *KEY_FRAMES}
     assert [row["frames"].shape for row in rows] == [(n, 240, 240, 3) for n in (8, 8, 6, 5, 0)]
     assert [films.read_stamp(row["frames"][0]) for row in rows[:-1]] == [0, 0, 48, 84]
     assert [row["start_s"] for row in rows[:-1]] == pytest.approx([0, 0, 2, 3.5], abs=0.001)
@@ -305,6 +308,31 @@ def test_rows_are_written_whole_and_read_as_they_were(path: str, config: Curatio
     thumbnails = store.read_table("thumbnails", THUMBNAILS).to_pylist()
     assert [row["scene_id"] for row in thumbnails] == ["a.0", "a.1", "a.2", "a.3"]
     assert all(row["thumbnail"].startswith(b"\xff\xd8") for row in thumbnails)
+    [part] = store.parts("scores")
+    assert store.parts("keyframes") == [part]
+    keyframes = store.read_table("keyframes", KEYFRAMES).to_pylist()
+    assert [row["scene_id"] for row in keyframes] == ["a.0", "a.1", "a.2", "a.3"]
+    shown = [films.read_stamp(decode_jpeg(row[name])) for row in keyframes for name in KEY_FRAMES]
+    assert shown == [0, 24, 42, 0, 24, 42, 48, 66, 78, 84, 96, 108]
+    # Of the part only what is asked for is read.
+    found = stored(store, part, {("a", "a.2"), ("b", "a.0")})
+    assert found == {("a", "a.2"): [keyframes[2][name] for name in KEY_FRAMES]}
+    assert stored(store, "part-of-another.parquet", {("a", "a.2")}) == {}
+    Path(store.uri("keyframes", part)).write_bytes(b"PAR1 torn")
+    assert stored(store, part, {("a", "a.2")}) == {}
+
+
+def test_key_frames_are_read_from_a_store(s3: str):
+    store = Store(f"{s3}/out")
+    rows = [
+        {"video_id": "a", "scene_id": f"a.{i}", "first_jpeg": bytes([i]) * 100_000, "last_jpeg": b"\xff" + bytes([i])}
+        for i in range(12)
+    ]
+    part = store.write_part("keyframes", pa.Table.from_pylist(rows, KEYFRAMES), ["a"], row_group_size=1)
+    wanted = {("a", "a.3"), ("a", "a.11"), ("a", "a.99"), ("b", "a.4")}
+    found = {("a", f"a.{i}"): [bytes([i]) * 100_000, b"\xff" + bytes([i])] for i in (3, 11)}
+    assert stored(store, part, wanted) == found
+    assert stored(store, "part-of-another.parquet", wanted) == {}
 
 
 def test_a_batch_that_is_written_again_takes_its_own_place(path: str, config: CurationConfig):
@@ -312,14 +340,16 @@ def test_a_batch_that_is_written_again_takes_its_own_place(path: str, config: Cu
     store = Store(config.output)
     write_rows(rows, store)
     write_rows(rows, store)
-    assert len(store.parts("scores")) == len(store.parts("thumbnails")) == 1
+    assert store.parts("scores") == store.parts("thumbnails") == store.parts("keyframes")
+    assert len(store.parts("scores")) == 1
     for i in range(3):
         write_rows({name: column[i : i + 1] for name, column in rows.items()}, store)
     assert len(store.parts("scores")) == len(store.parts("thumbnails")) == 4
     assert sorted(store.read_table("scores", SCORES)["scene_id"].to_pylist()) == ["", "", "a.0", "a.0", "a.2", "a.2"]
 
 
-def test_only_failures_have_no_thumbnails(config: CurationConfig, tmp_path: Path):
+def test_only_failures_have_no_pictures(config: CurationConfig, tmp_path: Path):
     rows = gathered(cut_videos(batch({"url": str(tmp_path / "gone.mp4"), "spans": spans(0)}), config.cutting))
     assert write_rows(rows, Store(config.output))["failed"].tolist() == [1]
     assert Store(config.output).read_table("thumbnails", THUMBNAILS).num_rows == 0
+    assert Store(config.output).parts("keyframes") == []
