@@ -18,6 +18,7 @@ from actors.media.bars import NO_BARS
 from actors.media.film import VideoConfig, open_film
 from actors.media.shots import ShotsConfig
 from actors.media.shown import Look
+from tests.actors.media.test_film import torchcodec_fault
 from tests.actors.media.test_shown import COLOURS, SHOWN, chart, comb, patches, pq_film
 from tests.support import films
 
@@ -154,3 +155,23 @@ def test_a_clip_of_a_turned_or_mirrored_film_is_upright_and_lacks_its_bars(
     assert image.shape == inside.shape and np.abs(image.astype(int) - inside).mean() < 4
     edges = row["frames"][0][[0, -1]], row["frames"][0][:, [0, -1]]
     assert min(edge.max(-1).mean() for edge in edges) > 60, "no black line is measured"
+
+
+@pytest.mark.parametrize("kind", ["fields", "hdr", "mirrored"])
+def test_torchcodec_leaves_to_pyav_what_is_to_be_converted(tmp_path: Path, kind: str) -> None:
+    if torchcodec_fault():
+        pytest.skip(f"torchcodec cannot be loaded: {torchcodec_fault()}")
+    plain = films.film(tmp_path / "plain.mp4", (30,))
+    make = {
+        "fields": lambda path: films.fields(path, 30),
+        "hdr": lambda path: pq_film(path, [(light,) * 3 for light in (1, 20, 80, 203, 600, 1000)], frames=30),
+        "mirrored": lambda path: films.displayed(plain, path, (-1, 0, 0, 1)),
+    }
+    path = make[kind](tmp_path / "film.mp4")
+    rows = []
+    for decoder in ("pyav", "torchcodec"):
+        settings = VideoConfig(decoder=decoder), FramesConfig(), ShotsConfig("none"), MotionConfig()
+        row, film = filter(None, cut(str(path), "v", None, frozenset(), *settings))
+        rows.append(row)
+        assert film["decoder"] == "pyav"
+    assert np.array_equal(rows[0]["frames"], rows[1]["frames"]) and rows[0]["converted"] == rows[1]["converted"] != ""
