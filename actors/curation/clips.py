@@ -31,8 +31,10 @@ from actors.curation.tables import BARS
 from actors.media.bars import NO_BARS, Bars
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, SeekError, open_film, visited
 from actors.media.formats import MAX_PIXELS, open_container
+from actors.media.hdr import tone_mapping
 from actors.media.images import encode_jpeg
 from actors.media.planes import FULL_RANGE, Cropper, filters
+from actors.media.shown import AS_STORED, Look, Turn, is_hdr, turn_of
 from actors.media.sound import Sound
 from actors.media.streams import film_stream, sound_stream
 
@@ -44,12 +46,6 @@ FINE_TICK_S = Fraction(1, 10_000)
 """Clips count time in the ticks of their source, halved until they are at most this long."""
 
 _FAULTS = (FFmpegError, OSError)
-_TURNS: tuple[tuple[tuple[str, str | None], ...], ...] = (
-    (),
-    (("transpose", "cclock"),),
-    (("hflip", None), ("vflip", None)),
-    (("transpose", "clock"),),
-)
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,18 @@ def write_clips(
     config: ClipsConfig,
     frames_interval_ms: int | None,
     max_pixels: int = MAX_PIXELS,
+    look: Look = AS_STORED,
 ) -> Iterator[Row | None]:
     """Write scenes of a film as `<folder>/<scene_id>.mp4`; yield a row for each once it is whole; None: still alive.
 
     source: a local film. wanted: {scene_id, start_s, end_s}, the times of the scene's first frame and of the first one
     after it, as `cut` measured them, and with config.crop_bars also BARS. frames_interval_ms: also write sampled frames
     as JPEG, as shown (upright, square pixels), to `<folder>/frames/<scene_id>/<NNNN>.jpg`, numbered from 0000; None: no
-    JPEGs.
+    JPEGs. look: what is done to frames.
 
     A clip is H.264 and, where the film has sound, AAC of the same length: mono, stereo or 5.1 (other layouts are mixed
     down to the next of these), silent where the film is. Pixels are upright; their shape and colour tags are kept, but
-    RGB becomes BT.709. An odd last row or column of pixels is left out: 4:2:0 has even sides.
+    RGB and tone-mapped HDR become BT.709. An odd last row or column of pixels is left out: 4:2:0 has even sides.
 
     A row: scene_id, path, frames (how many), frame_paths, silenced_s (sound that is damaged, and silent), error,
     message. A scene that cannot be had whole has an error code and leaves no file: `truncated`, `decode_error`,
@@ -120,7 +117,8 @@ def write_clips(
     live: list[_Clip] = []
     if not waiting:
         return
-    cut = partial(_cut, source, waiting, live, Path(folder), config, frames_interval_ms, max_pixels)
+    opened = partial(open_film, source, max_pixels=max_pixels, look=look)
+    cut = partial(_cut, opened, waiting, live, Path(folder), config, frames_interval_ms, max_pixels)
     try:
         try:
             yield from cut(steady=all(scene.get("clock_jumps") == 0 for scene in wanted))
@@ -140,7 +138,7 @@ def write_clips(
 
 
 def _cut(
-    source: str,
+    opened: Callable[[], Film],
     waiting: deque[Row],
     live: "list[_Clip]",
     folder: Path,
@@ -154,14 +152,14 @@ def _cut(
     steady: whether the film's clock is known not to jump; None: the film is decoded from its start. Raises SeekError
     where that has to be done.
     """
-    film = open_film(source, max_pixels=max_pixels)
+    film = opened()
     spans = [(scene["start_s"], scene["end_s"]) for scene in waiting]
     beat = Beat()
     # Sound is read through a second door, in step with the pictures however far apart the two lie in the file.
-    with open_container(source, max_pixels) as container:
+    with open_container(film.path, max_pixels) as container:
         stream = film_stream(container)
         assert stream
-        upright = _Upright(stream.sample_aspect_ratio or Fraction(1))
+        upright = _Upright(stream.sample_aspect_ratio or Fraction(1), film.look)
         sound = _sound(container, stream, film)
         job = _Job(folder, config, frames_interval_ms, film, upright, sound)
         until = 0.0
@@ -252,15 +250,16 @@ def _row(
 class _Upright:
     """Makes frames as H.264 takes them: upright, 4:2:0 in 8 bits, with even sides."""
 
-    def __init__(self, stored_shape: Fraction) -> None:
-        self._stored_shape = stored_shape
+    def __init__(self, stored_shape: Fraction, look: Look) -> None:
+        self._stored_shape, self._look = stored_shape, look
         self.pixel_shape = stored_shape
         """Width of a pixel divided by its height in the latest frame."""
         self._source: tuple[Any, ...] = ()
         self._graph: Graph | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        source = (frame.format.name, frame.width, frame.height, frame.rotation, frame.colorspace, frame.color_range)
+        source = (frame.format.name, frame.width, frame.height, turn_of(frame), frame.colorspace, frame.color_range)
+        source = (*source, frame.color_trc)
         if source != self._source:
             self._source, self._graph = source, self._filters(frame)
         if self._graph is None:
@@ -270,19 +269,22 @@ class _Upright:
 
     def _filters(self, frame: av.VideoFrame) -> Graph | None:
         """The filters for frames like this one, or None where they are right as they are."""
-        turns = round(frame.rotation / 90) % 4
-        width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+        turn = turn_of(frame)
+        sideways = turn.quarters % 2 == 1
+        width, height = (frame.height, frame.width) if sideways else (frame.width, frame.height)
         even = width // 2 * 2, height // 2 * 2
-        self.pixel_shape = 1 / self._stored_shape if turns % 2 else self._stored_shape
-        if frame.format.name in ("yuv420p", "yuvj420p") and not turns and even == (width, height):
+        self.pixel_shape = 1 / self._stored_shape if sideways else self._stored_shape
+        hdr = self._look.tone_map and is_hdr(frame)
+        plain = frame.format.name in ("yuv420p", "yuvj420p") and turn == Turn() and even == (width, height)
+        if plain and not hdr:
             return None
-        steps = [*_TURNS[turns], ("crop", f"{even[0]}:{even[1]}:0:0")]
-        if frame.format.is_rgb:
-            steps.append(("format", "yuv420p:color_spaces=bt709:color_ranges=tv"))
-        else:
-            full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
-            steps.append(("format", "yuvj420p" if full else "yuv420p"))
-        return filters(frame, *steps)
+        steps = [*turn.steps, ("crop", f"{even[0]}:{even[1]}:0:0")]
+        sdr = ("format", "yuv420p:color_spaces=bt709:color_ranges=tv")
+        if hdr:
+            with tone_mapping(frame.color_trc) as toned:
+                return filters(frame, *steps, ("format", "rgb48le"), *toned, sdr)
+        full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+        return filters(frame, *steps, sdr if frame.format.is_rgb else ("format", "yuvj420p" if full else "yuv420p"))
 
 
 @dataclass(frozen=True)

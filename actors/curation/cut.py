@@ -192,16 +192,16 @@ def cut(
     A scene's row: what names it, start_s, end_s, width, height, the features measured on pixels (NaN where not
     measured), no_frames, longest_hold_s (of one picture), clock_jumps (mended before its end), interlaced, window (its
     number in its shot, -1: that is not divided), trimmed_before_s and trimmed_after_s (of a transition beside it),
-    cuts_inside (when, in seconds, with shots.check_named), bar_top to bar_right (pixels), scenes (windows of a named
-    one that is divided), phash (bytes or None), frames uint8 (T, size, size, 3) RGB or None, thumbnail and KEY_FRAMES
-    (JPEG), error, message.
+    cuts_inside (when, in seconds, with shots.check_named), bar_top to bar_right (pixels), color_range to rotation (how
+    it is stored), converted, scenes (windows of a named one that is divided), phash (bytes or None), frames uint8 (T,
+    size, size, 3) RGB or None, thumbnail and KEY_FRAMES (JPEG), error, message.
     The film's row has scene_id "" and tells decoded and source frames, how many scenes there are, and what was wrong.
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
     device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, device, video.max_pixels)
+        film = open_film(path, video.decoder, device, video.max_pixels, frames.look)
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
@@ -222,7 +222,7 @@ def cut(
                 yield row
             return
         except SeekError:
-            film, skip = open_film(path, "pyav", max_pixels=video.max_pixels), frozenset(done)
+            film, skip = open_film(path, "pyav", max_pixels=video.max_pixels, look=frames.look), frozenset(done)
     numbered = in_shots(film, shots, device) if shots.check_named and not seek else None
     yield from cut_spans(film, skip=skip, seek=False, numbered=numbered)
 

@@ -24,6 +24,7 @@ from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.presets import Bucket, Preset, write_fitted
 from actors.curation.tables import BARS
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
+from actors.media.shown import AS_STORED, Look
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ExportJob:
     """How films are decoded."""
     interval_ms: int | None
     """Milliseconds between frames that are written, too; None: no frames."""
+    look: Look = AS_STORED
+    """What is done to frames."""
 
 
 def clip_name(video_id: str, scene_id: str) -> str:
@@ -61,11 +64,9 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     code, message = "export_failed", "it was not written"
     try:
         with storage.local(uri) as film, TemporaryFolder() as folder:
-            pixels = job.video.max_pixels
+            how = job.clips, job.interval_ms, job.video.max_pixels, job.look
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
-            for clip in CHILD.stream(
-                write_clips, str(film), wanted, str(folder), job.clips, job.interval_ms, pixels, **limits
-            ):
+            for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), *how, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
                 if not clip["error"]:

@@ -209,6 +209,7 @@ def _parsed(uri: str, raw: bytes) -> dict[str, Any]:
 
 def feature_settings(measured_by: dict[str, Any]) -> dict[str, Any]:
     """Settings of how a scene is measured, not of where it begins and ends."""
-    # Filters and outputs of earlier versions have no word of black bars, which they measured, too.
-    said = {name: value for name, value in measured_by.items() if value or name != "frames.crop_bars"}
+    # Filters and outputs of earlier versions have no word of what is done to pictures, which was nothing.
+    later = ("frames.crop_bars", "frames.deinterlace", "frames.color_managed")
+    said = {name: value for name, value in measured_by.items() if value or name not in later}
     return {name: value for name, value in said.items() if not name.startswith(("shots.", "windows."))}

@@ -147,7 +147,7 @@ def part_bounds(path: str, config: CutConfig) -> Iterator[list[float]]:
     """Yield the times between which the parts of a film lie, the last one open; none where it is not divided."""
     av.logging.set_level(None)
     try:
-        film = open_film(path, max_pixels=config.video.max_pixels)
+        film = open_film(path, max_pixels=config.video.max_pixels, look=config.frames.look)
     except FilmError:
         yield []
         return
@@ -167,7 +167,7 @@ def cut_part(path: str, video_id: str, config: CutConfig, begin_s: float, end_s:
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
-    film = open_film(path, max_pixels=config.video.max_pixels)
+    film = open_film(path, max_pixels=config.video.max_pixels, look=config.frames.look)
     whole = film.pictures  # held, since its end would close the file
     try:
         if begin_s > 0:

@@ -17,6 +17,7 @@ from actors.curation.stills import Still, Stills
 from actors.media.bars import NO_BARS
 from actors.media.film import ROUNDING_S, Film, Picture
 from actors.media.images import encode_jpeg
+from actors.media.shown import NOT_KNOWN, Look
 
 FEATURES = ("max_rgb_diff", "mean_rgb_diff", "max_velocity", "mean_velocity", "mse", "cos_sim", "no_frames")
 """The seven features, in the order that a classifier expects."""
@@ -34,6 +35,13 @@ class FramesConfig:
     crop_bars: bool | None = None
     """Cut off black bars (letterbox, pillarbox) before frames are scaled: features, hash and thumbnail are of what is
     inside. null: true, or what the output was begun with (false in those of earlier versions)."""
+    deinterlace: bool | None = None
+    """Deinterlace frames whose two fields are of two times (FFmpeg's bwdif, one frame for each), for features and
+    clips. null: true, or what the output was begun with (false in those of earlier versions)."""
+    color_managed: bool | None = None
+    """Take colours as an SDR screen shows them, for features and clips: HDR (PQ, HLG) is tone-mapped to BT.709, and
+    film that names no matrix is BT.709 from 1280 pixels of width or 577 lines on. null: true, or what the output was
+    begun with (false in those of earlier versions)."""
     keyframes: int = 512
     """Key frames (first, middle and last sampled frame of each scene) are stored in keyframes/ with a short side of at
     most so many pixels, at least 16, never enlarged, so that captions and their evaluation open no film; black bars are
@@ -49,6 +57,12 @@ class FramesConfig:
             raise UserError(f"frames: interval_ms must be at least 1, size at least 16, and 2 <= min <= max: {self}")
         if self.keyframes and self.keyframes < 16:
             raise UserError(f"frames.keyframes={self.keyframes}: set at least 16, or 0 for none")
+
+    @property
+    def look(self) -> Look:
+        """What is done to frames."""
+        managed = self.color_managed is not False
+        return Look(self.deinterlace is not False, tone_map=managed, hd_matrix=managed)
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class _Sample:
     pictures: int = 0
     damaged: int = 0
     interlaced: int = 0
+    deinterlaced: bool = False
     cuts: list[float] = field(default_factory=list)
     """When shots end, in seconds."""
 
@@ -142,6 +157,7 @@ class Scene:
             self._due = math.floor(passed) + 1
             self._samples.append(_Sample(time, self._still(picture), time))
             self._keys.add(picture)
+            self._samples[-1].deinterlaced = picture.deinterlaced
         sample = self._samples[-1]
         sample.shown = time
         sample.pictures += 1
@@ -232,6 +248,8 @@ class Scene:
         row["interlaced"] = 2 * sum(sample.interlaced for sample in samples) > sum(
             sample.pictures for sample in samples
         )
+        done = ("deinterlaced",) if any(sample.deinterlaced for sample in samples) else ()
+        row |= {**self._film.stored._asdict(), "converted": ",".join((*self._film.converted, *done))}
         stills = [sample.still for sample in samples]
         bars, images = self._stills.measured(stills)
         row |= {f"bar_{side}": lines for side, lines in bars._asdict().items()}
@@ -267,6 +285,8 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         "trimmed_after_s": 0.0,
         "cuts_inside": "",
         **{f"bar_{side}": 0 for side in NO_BARS._fields},
+        **NOT_KNOWN._asdict(),
+        "converted": "",
         "phash": None,
         "frames": None,
         "thumbnail": b"",

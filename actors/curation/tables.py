@@ -33,6 +33,10 @@ SEEN = (
     ("trimmed_after_s", pa.float32()),
     ("cuts_inside", pa.string()),
     *((name, pa.int32()) for name in BARS),
+    *((name, pa.string()) for name in ("color_range", "color_space", "color_primaries", "color_transfer")),
+    ("sample_aspect_ratio", pa.string()),
+    ("rotation", pa.int32()),
+    ("converted", pa.string()),
 )
 """Columns that say what is odd about a scene; rows of earlier versions lack them."""
 LATER = (*ORIGIN, *(name for name, _ in SEEN))

@@ -7,17 +7,17 @@ from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from actors.media.bars import NO_BARS, Bars, Lines, look
 from actors.media.clock import AVI, Clock, Heard
-from actors.media.planes import Cropper, planes
+from actors.media.planes import planes
+from actors.media.shown import Viewer, name_colours, turn_of
 
 if TYPE_CHECKING:
     from actors.media.film import Film
@@ -28,36 +28,55 @@ logger = logging.getLogger(__name__)
 class PyAVPicture:
     """A `Picture` that PyAV has decoded."""
 
-    __slots__ = ("_scalers", "_turns", "after_hole", "damaged", "duration", "frame", "interlaced", "time", "until")
+    __slots__ = (
+        *("_after", "_before", "_shown", "_turn", "_viewer", "after_hole", "damaged", "deinterlaced", "duration"),
+        *("interlaced", "stored", "time", "until"),
+    )
 
     def __init__(
-        self, frame: av.VideoFrame, time: float, duration: float, damaged: bool, scalers: dict[Any, Any]
+        self,
+        frame: av.VideoFrame,
+        time: float,
+        duration: float,
+        damaged: bool,
+        viewer: Viewer,
+        before: "PyAVPicture | None" = None,
     ) -> None:
-        self.frame, self.time, self.duration, self.damaged, self._scalers = frame, time, duration, damaged, scalers
-        self.until, self.after_hole, self.interlaced = time, False, bool(frame.interlaced_frame)
-        self._turns = round(frame.rotation / 90) % 4
+        self.stored, self.time, self.duration, self.damaged = frame, time, duration, damaged
+        self.until, self.after_hole = time, False
+        self.interlaced, self.deinterlaced = bool(frame.interlaced_frame), False
+        self._viewer, self._turn = viewer, turn_of(frame)
+        name_colours(frame, viewer.look)
+        # Only where they are needed: a film's pictures would hold each other.
+        self._shown = None if viewer.look.deinterlace and self.interlaced else frame
+        self._before = self._after = None
+        if before:
+            self._before = None if self._shown else before.stored
+            before._after = None if before._shown else frame
+
+    @property
+    def frame(self) -> av.VideoFrame:
+        """The frame, deinterlaced where that is wanted; not upright yet. Only once the next picture has come."""
+        if self._shown is None:
+            self._shown, self.deinterlaced = self._viewer.progressive(self.stored, self._before, self._after)
+            self._before = self._after = None
+        return self._shown
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes while it is held, in bytes."""
-        return sum(plane.buffer_size for plane in self.frame.planes)
+        return sum(plane.buffer_size for plane in self.stored.planes)
 
     def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
         """The upright frame inside of bars at that size: uint8 (height, width, 3) RGB."""
-        size = (height, width) if self._turns % 2 else (width, height)
-        frame = self.frame
-        if bars != NO_BARS:
-            # Of all sizes and bars one is kept, that of the scene.
-            frame = self._scalers.setdefault("crop", Cropper())(frame, bars.turned(-self._turns))
-        key: Any = (size, smooth) if bars == NO_BARS else "inside"
-        scaler = self._scalers.setdefault(key, VideoReformatter())
-        how = Interpolation.BILINEAR if smooth else Interpolation.FAST_BILINEAR
-        rgb = scaler.reformat(frame, *size, "rgb24", interpolation=how, threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, self._turns)) if self._turns else rgb
+        size = (height, width) if self._turn.quarters % 2 else (width, height)
+        # What is fast is for finding shots, and every frame is looked at: there fields stay as they are.
+        rgb = self._viewer.rgb(self.frame if smooth else self.stored, size, smooth, self._turn.bars(bars))
+        return np.ascontiguousarray(self._turn(rgb))
 
     def lines(self) -> Lines:
         """What may be black bars in the upright frame, in pixels as they are stored."""
-        return look(planes(self.frame, self._turns))
+        return look(planes(self.stored, self._turn))
 
 
 Timed = tuple[av.VideoFrame, float | None, bool]
@@ -196,19 +215,27 @@ def _seconds(stamp: int, base: Fraction) -> float:
     return stamp * base.numerator / base.denominator
 
 
-def pictures(film: "Film", frames: Iterable[Timed], start: float, tick_s: float) -> Iterator[PyAVPicture]:
+def pictures(
+    film: "Film", frames: Iterable[Timed], start: float, tick_s: float, viewer: Viewer
+) -> Iterator[PyAVPicture]:
     """Frames as pictures, at times that only go forwards; start: that of the file, in seconds."""
-    scalers: dict[Any, Any] = {}
+    picture = None
     time = -film.step_s
     for frame, stamp, damaged in frames:
         following = time + film.step_s
         # Some containers leave a frame without a time, or with that of the frame before.
         time = following if stamp is None else max(stamp - start, time + tick_s)
-        yield PyAVPicture(frame, time, frame.duration * tick_s, damaged, scalers)
+        picture = PyAVPicture(frame, time, frame.duration * tick_s, damaged, viewer, picture)
+        yield picture
 
 
 def sought(
-    container: InputContainer, stream: av.VideoStream, start: float, time_s: float, strict: bool = False
+    container: InputContainer,
+    stream: av.VideoStream,
+    start: float,
+    viewer: Viewer,
+    time_s: float,
+    strict: bool = False,
 ) -> Iterator[PyAVPicture]:
     """Pictures from a key frame at or before a time on, in seconds; strict: damage raises FFmpegError."""
     base = stream.time_base or Fraction(1)
@@ -216,7 +243,7 @@ def sought(
     while True:
         at = max(0.0, time_s - back)
         container.seek(math.floor((at + start) / base), stream=stream)
-        pictures = _from_here(container, stream, base, start, strict)
+        pictures = _from_here(container, stream, base, start, viewer, strict)
         first = next(pictures, None)
         if first is None or first.time <= time_s or at == 0:
             yield from chain([first] if first else [], pictures)
@@ -226,10 +253,10 @@ def sought(
 
 
 def _from_here(
-    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float, strict: bool
+    container: InputContainer, stream: av.VideoStream, base: Fraction, start: float, viewer: Viewer, strict: bool
 ) -> Iterator[PyAVPicture]:
     """Pictures to the end of the file; what follows damage is damaged until the next key frame."""
-    scalers: dict[Any, Any] = {}
+    picture = None
     harm = False
     for packet in container.demux(stream):
         try:
@@ -241,6 +268,6 @@ def _from_here(
             continue
         for frame in frames:
             harm = frame.is_corrupt or (harm and not frame.key_frame)
-            yield PyAVPicture(
-                frame, float((frame.pts or 0) * base) - start, float(frame.duration * base), harm, scalers
-            )
+            time, duration = float((frame.pts or 0) * base) - start, float(frame.duration * base)
+            picture = PyAVPicture(frame, time, duration, harm, viewer, picture)
+            yield picture

@@ -9,7 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -29,6 +29,7 @@ from actors.media.bars import BLACK, NO_BARS, Bars, Lines, Plane, look
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
+from actors.media.shown import AS_STORED, NOT_KNOWN, Look, Stored, Viewer, converted, stored, turn_of
 from actors.media.streams import film_stream, sound_stream
 from actors.media.whole import has_index, is_whole, lacks_samples
 
@@ -85,7 +86,9 @@ class Picture(Protocol):
     after_hole: bool
     """Whether pictures are missing before it."""
     interlaced: bool
-    """Whether it is stored as two fields, of two times."""
+    """Whether it is flagged as two fields, of two times."""
+    deinterlaced: bool
+    """Whether it was made of two fields that are of two times; known once it was `scaled`."""
     damaged: bool
     """Lost, marked by the decoder as faulty, or predicted from such a frame."""
 
@@ -128,7 +131,13 @@ class Film:
     """As shown: upright, with square pixels."""
     height: int = 0
     interlaced: bool = False
-    """Whether its first picture is stored as two fields."""
+    """Whether its first picture is flagged as two fields."""
+    look: Look = AS_STORED
+    """What is done to its pictures."""
+    stored: Stored = NOT_KNOWN
+    """How its first picture is stored."""
+    converted: tuple[str, ...] = ()
+    """What is done to all of its pictures, in words."""
     decoder: str = "pyav"
     """What decodes the pictures; torchcodec+pyav where the one could not go on."""
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
@@ -171,11 +180,19 @@ class Film:
         return min(length, left) if left > 0 else HOLE_S
 
 
-def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels: int = MAX_PIXELS) -> Film:
+def open_film(
+    path: str,
+    decoder: str = "pyav",
+    device: str = "cpu",
+    max_pixels: int = MAX_PIXELS,
+    look: Look = AS_STORED,
+) -> Film:
     """Open a film for one pass; raises FilmError with the code that its rows get.
 
     path: a local path; for PyAV also s3://, of which is read what is decoded. max_pixels: of the largest picture.
+    look: how it is shown; torchcodec has a matrix of its own where a film names none.
     """
+    look = replace(look, hd_matrix=look.hd_matrix and decoder == "pyav")
     source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
         container = open_container(source, max_pixels)
@@ -223,12 +240,15 @@ def open_film(path: str, decoder: str = "pyav", device: str = "cpu", max_pixels:
         raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
     sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
     film.interlaced = bool(frame.interlaced_frame)
-    film.width, film.height = sides[::-1] if round(frame.rotation / 90) % 2 else sides
+    film.width, film.height = sides[::-1] if turn_of(frame).quarters % 2 else sides
+    film.look, film.stored = look, stored(frame, stream.sample_aspect_ratio)
+    film.converted = converted(frame, look)
+    viewer = Viewer(look)
     if container.format.name == AVI:
         start += first[1] or 0.0
-    film.pictures = pictures(film, chain([first], frames), start, float(stream.time_base or 0))
+    film.pictures = pictures(film, chain([first], frames), start, float(stream.time_base or 0), viewer)
     if container.format.name in (MOV, MATROSKA):
-        film.seek = partial(sought, container, stream, start)
+        film.seek = partial(sought, container, stream, start, viewer)
     if decoder == "torchcodec":
         film.pictures = _with_torchcodec(film, path, device, start)
     film.pictures = with_ends(film, film.pictures, decoding.heard)
@@ -273,6 +293,7 @@ def _unreadable(path: str, error: Exception) -> FilmError:
 
 class _TorchPicture:
     __slots__ = ("_frame", "after_hole", "interlaced", "time", "until")
+    deinterlaced = False
     duration = 0.0  # what torchcodec says of it is wrong where the rate varies
     damaged = False
 
@@ -299,7 +320,8 @@ class _TorchPicture:
 def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterator[Picture]:
     """The pictures of a film as torchcodec decodes them, and from where it cannot go on, as PyAV does.
 
-    torchcodec is exact only where an index tells the frames, and stops at the first damage.
+    torchcodec is exact only where an index tells the frames, and stops at the first damage. What is to be converted
+    otherwise than by turning it is PyAV's from the start.
     """
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
@@ -312,7 +334,8 @@ def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterat
 
     def pictures() -> Iterator[Picture]:
         done = 0
-        if not film.truncated and film.container in (MOV, MATROSKA):
+        plain = set(film.converted) <= {"rotated"} and not (film.look.deinterlace and film.interlaced)
+        if plain and not film.truncated and film.container in (MOV, MATROSKA):
             try:
                 decoder = VideoDecoder(path, stream_index=film.stream, device=device, num_ffmpeg_threads=1)
                 end = decoder.metadata.end_stream_seconds

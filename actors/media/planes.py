@@ -1,6 +1,7 @@
 """A frame that PyAV has decoded, as it is stored: its components without a copy, and what lies inside of bars."""
 
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import av
@@ -16,8 +17,8 @@ _COLOUR = 10
 """How far, of 256, a stored colour may lie from grey in black: as far as in a pure colour that is just below BLACK."""
 
 
-def planes(frame: av.VideoFrame, turns: int = 0) -> list[Plane]:
-    """Brightness and colours of a frame turned counter-clockwise by so many quarters, with what is black in them."""
+def planes(frame: av.VideoFrame, turn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[Plane]:
+    """Brightness and colours of a frame, with what is black in them; turn: makes them upright."""
     kind = _PLANAR.fullmatch(frame.format.name)
     if kind is None:
         frame = frame.reformat(format="yuv420p", dst_color_range="MPEG", threads=1)
@@ -30,7 +31,7 @@ def planes(frame: av.VideoFrame, turns: int = 0) -> list[Plane]:
     for plane, part, (low, high) in zip(frame.planes, parts, limits, strict=True):
         values = np.frombuffer(cast(Any, plane), np.uint16 if times > 1 else np.uint8)
         values = values.reshape(-1, plane.line_size // values.itemsize)[: part.height, : part.width]
-        found.append(Plane(np.rot90(values, turns), low, high))
+        found.append(Plane(turn(values), low, high))
     return found
 
 
@@ -52,7 +53,7 @@ class Cropper:
         return self._graph.vpull()
 
 
-def filters(frame: av.VideoFrame, *steps: tuple[str, str | None]) -> Graph:
+def filters(frame: av.VideoFrame, *steps: tuple[str, str | dict[str, str] | None]) -> Graph:
     """FFmpeg's filters, each with its arguments, for frames like this one."""
     graph = Graph()
     graph.threads = 1
@@ -64,6 +65,7 @@ def filters(frame: av.VideoFrame, *steps: tuple[str, str | None]) -> Graph:
         colorspace=str(frame.colorspace),
         range=str(frame.color_range),
     )
-    graph.link_nodes(begin, *(graph.add(name, args) for name, args in steps), graph.add("buffersink"))
+    made = (graph.add(name, **args) if isinstance(args, dict) else graph.add(name, args) for name, args in steps)
+    graph.link_nodes(begin, *made, graph.add("buffersink"))
     graph.configure()
     return graph

@@ -91,7 +91,8 @@ class Clips:
         self._store = Store(config.output)
         self._limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
         # To be looked at once: soon is better than small.
-        self._config = replace(config.export, crf=23, x264_preset="superfast", crop_bars=False)
+        quick = replace(config.export, crf=23, x264_preset="superfast", crop_bars=False)
+        self._how = quick, None, config.video.max_pixels, config.cutting.frames.look
         self._folder = TemporaryFolder()
         self._child = Child()
         self._change = threading.Condition()
@@ -177,7 +178,7 @@ class Clips:
             return
         rows = list(wanted.values())
         with storage.local(rows[0]["uri"]) as film:
-            for row in self._child.stream(write_clips, str(film), rows, folder, self._config, None, **self._limits):
+            for row in self._child.stream(write_clips, str(film), rows, folder, *self._how, **self._limits):
                 clip = left.pop(places[row["scene_id"]])
                 if row["error"]:
                     clip.set_exception(ClipError(f"{row['error']}: {row['message']}"))

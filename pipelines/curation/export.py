@@ -42,7 +42,7 @@ from pipelines.curation.settings import CurationConfig
 log = logging.getLogger(__name__)
 
 KEPT = ["video_id", "clip_id", "scene_id", "caption", "first", "end", "start_s", "end_s", "uri"]
-KEPT += ["width", "height", "clock_jumps", *BARS]
+KEPT += ["width", "height", "clock_jumps", "converted", *BARS]
 """What export needs to know of a scene."""
 OLDER = "export_older.json"
 """Clips made with settings before these, which are still to be replaced: bytes by name."""
@@ -87,9 +87,8 @@ def export(config: CurationConfig) -> Exported:
     # As it was called in earlier versions, whose clips are not to be made again.
     settings["preset"] = config.export.x264_preset
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
-    if config.export.crop_bars:
-        # Not where it is off: clips of earlier versions are not to be made again.
-        settings["crop_bars"] = True
+    # Not where they are off: clips of earlier versions are not to be made again.
+    settings |= dict.fromkeys(_conversions(config), True)
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
@@ -107,6 +106,13 @@ def export(config: CurationConfig) -> Exported:
     _remove_unwanted(store, listed, older, kept)
     counts = len(missing) - len(failed), len(kept) - len(missing)
     return Exported(*counts, failed, time.monotonic() - started, fitted)
+
+
+def _conversions(config: CurationConfig) -> list[str]:
+    """What is done to pictures of clips, by the names of its settings."""
+    frames = config.cutting.frames
+    asked = {"crop_bars": config.export.crop_bars, "deinterlace": frames.deinterlace}
+    return [name for name, on in {**asked, "color_managed": frames.color_managed}.items() if on]
 
 
 def clips_behind(store: Store) -> tuple[int, int]:
@@ -201,7 +207,8 @@ def located(store: Store, keys: Sequence[Key]) -> list[Row]:
     rows = _sound(store, set(keys))
     if rows.empty:
         raise _unknown(store, keys)
-    rows = with_new_captions(store, with_places(store, rows)).fillna({"caption": "", **dict.fromkeys(BARS, 0)})
+    unsaid = dict.fromkeys(("caption", "converted"), "") | dict.fromkeys(BARS, 0)
+    rows = with_new_captions(store, with_places(store, rows)).fillna(unsaid)
     records: list[Any] = rows[[*KEPT, *ORIGIN, "part"]].astype(dict.fromkeys(BARS, int)).to_dict("records")
     found: dict[Key, Row] = {_key(row): row for row in records}
     if unknown := [key for key in keys if key not in found]:
@@ -242,7 +249,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
     """The reference's file: paths are relative to the output; what was not measured is null.
 
     Beside the reference's names silenced_s: seconds of the clip's sound that are damaged, and silent. cut_off: black
-    lines at the top, bottom, left and right that it lacks.
+    lines at the top, bottom, left and right that it lacks. converted: what was done to its pictures.
     """
     silenced = store.read_json(SILENCED) or {}
     crop = (store.read_json(MADE) or {}).get("crop_bars", False)
@@ -258,6 +265,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
             "recaption": row["recaption"] or None,
             "silenced_s": silenced.get(_clip(row), 0.0),
             "cut_off": cut_off(row, crop),
+            "converted": [word for word in row["converted"].split(",") if word],
         }
         for row in kept
     ]
@@ -343,6 +351,8 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     ]
     rows = ray.data.from_items(films, override_num_blocks=len(films))
     interval_ms = config.frames.interval_ms if config.export.frames else None
-    write: Any = partial(export_films, job=ExportJob(Store(config.output), config.export, config.video, interval_ms))
+    look = config.cutting.frames.look
+    job = ExportJob(Store(config.output), config.export, config.video, interval_ms, look)
+    write: Any = partial(export_films, job=job)
     rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
     return list(rows_of(rows))

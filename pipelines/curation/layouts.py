@@ -84,7 +84,11 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
     shards = {}
     for start in range(0, len(clips), export.shard_clips):
         some = clips[start : start + export.shard_clips]
-        rows = [{name: value for name, value in clip.row.items() if name not in hidden} for clip in some]
+        rows = [
+            # Where nothing was converted, shards of earlier versions are not to be made again.
+            {name: value for name, value in clip.row.items() if name not in hidden and (value or name != "converted")}
+            for clip in some
+        ]
         scenes = [{"path": clip.path, "text": clip.text, "row": row} for clip, row in zip(some, rows, strict=True)]
         name = f"shard-{start // export.shard_clips:06d}.tar"
         shard = {"name": name, "scenes": json.dumps(scenes)}

@@ -47,6 +47,8 @@ EARLIER = {
     "windows.overlap_s": 0,
     "windows.named": False,
     "frames.crop_bars": False,
+    "frames.deinterlace": False,
+    "frames.color_managed": False,
     "shots.trim_transitions": True,
     "shots.check_named": False,
     "shots.weights": None,
@@ -194,8 +196,8 @@ class CurationConfig:
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""
-        frames = replace(self.frames, crop_bars=_crop_bars(self))
-        return CutConfig(self.video, frames, _shots(self), self.motion, windows(self))
+        frames = {name.removeprefix("frames."): value for name, value in _pictures(self).items()}
+        return CutConfig(self.video, replace(self.frames, **frames), _shots(self), self.motion, windows(self))
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def measured_by(config: CurationConfig) -> dict[str, Any]:
     return {
         "frames.interval_ms": config.frames.interval_ms,
         "frames.size": config.frames.size,
-        "frames.crop_bars": _crop_bars(config),
+        **_pictures(config),
         **{f"shots.{name}": value for name, value in asdict(_shots(config)).items()},
         "video.decoder": config.video.decoder,
         "motion.flow": config.motion.flow,
@@ -235,12 +237,12 @@ def _begun_with(config: CurationConfig) -> dict[str, Any] | None:
     return (Store(config.output).read_json("plan", "settings.json") or {}).get("measured_by")
 
 
-def _crop_bars(config: CurationConfig) -> bool:
-    """Whether features are measured inside of black bars: where the settings leave it open, as the output was begun."""
-    if config.frames.crop_bars is not None:
-        return config.frames.crop_bars
+def _pictures(config: CurationConfig) -> dict[str, bool]:
+    """What is done to pictures before they are measured: where the settings leave it open, as the output was begun."""
     before = _begun_with(config)
-    return before is None or before.get("frames.crop_bars", EARLIER["frames.crop_bars"])
+    told = {f"frames.{name}": getattr(config.frames, name) for name in ("crop_bars", "deinterlace", "color_managed")}
+    open_now = {name: before is None or before.get(name, EARLIER[name]) for name in told}
+    return {name: open_now[name] if value is None else value for name, value in told.items()}
 
 
 def _shots(config: CurationConfig) -> ShotsConfig:

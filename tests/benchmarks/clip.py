@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 
 from actors.curation.clip_scores import clip_score
 from actors.models.clip import Clip, EmbeddingsConfig, embed_images, embed_texts, load_clip
-from pipelines.curation.evaluate import EVERY
+from pipelines.curation import evaluate
 from tests.benchmarks.curation import alternate, line, ratio
 
 SCENES, FRAMES = 4, 16
+EVERY = evaluate.EVERY["sampled"]
 TEXTS = (
     "a man in a dark coat walks along the pier while gulls circle over the boats, number {}",
     "an old man with a grey beard and a long dark coat walks slowly along a wet wooden pier at dusk, gulls circle over "

@@ -1,6 +1,6 @@
 """Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [export]
 [memory] [ray] [labels] [selection] [bars] [keyframes]
-[order]`.
+[order] [shown]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -48,6 +48,7 @@ from tests.benchmarks.by_eye import loop
 from tests.benchmarks.keyframes import kilobytes, later, scenes_of
 from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
+from tests.benchmarks.shown import costs, found, high_range, interlaced
 from tests.support.films import bikes_mp4, demo_mp4
 
 RATE = 25
@@ -455,6 +456,19 @@ def bars(films: Films) -> None:
             line(f"{name}, {which} bars: finding them / decode, 1080p", f"{spent[0] / spent[1]:.1%}", "at most 3 %")
 
 
+def shown(films: Films) -> None:
+    """What deinterlacing and tone mapping cost, and how surely fields of two times are found."""
+    for name, path in (
+        ("deinterlacing", interlaced(films.folder / "interlaced.mp4")),
+        ("tone mapping", high_range(films.folder / "high_range.mkv")),
+    ):
+        sampled, whole = costs(path)
+        line(f"{name} of 4 frames a second / decode, 1080 lines", f"{sampled:.0%}")
+        line(f"{name} of every frame in full size / decode, 1080 lines", f"{whole:.0%}")
+    for name, plain, woven in found():
+        line(f"{name}, frames taken as of two times: progressive / woven", f"{plain:.1%} / {woven:.1%}")
+
+
 def _features(path: Path, frames: FramesConfig) -> Iterator[Row]:
     """The features of a film as one scene."""
     import torch
@@ -523,6 +537,7 @@ PARTS: dict[str, Callable[[Films], None]] = {
     "bars": bars,
     "keyframes": keyframes,
     "order": order,
+    "shown": shown,
 }
 
 

@@ -5,6 +5,7 @@ stands its number as a pattern of dark and bright cells (`stamp`), which survive
 shape, and a centre crop, so that a test can ask a decoded frame which source frame it is (`read_stamp`).
 """
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.filter import Graph
 
 SIZE = (160, 120)
 SHOTS = (48, 36, 30)
@@ -195,6 +197,84 @@ def written(path: Path, pictures: Iterable[np.ndarray], rate: int = RATE, crf: i
             frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def ball(time: float) -> np.ndarray:
+    """A ball and a bar before a soft pattern, which move 160 pixels a second: uint8 (240, 320, 3) RGB."""
+    y, x = np.mgrid[0:240, 0:320]
+    picture = np.stack([60 + x * 0.2, 80 + y * 0.15, 100 + 20 * np.sin(x / 9 + y / 7)], -1)
+    across = 40 + 160 * time
+    picture[(x - across) ** 2 + (y - 120) ** 2 < 40**2] = (220, 200, 60)
+    picture[(abs(x - across) < 6) & (y > 170) & (y < 230)] = (240, 240, 240)
+    return picture.astype(np.uint8)
+
+
+def fields(path: Path, frames: int = 40, *, two_times: bool = True, flagged: bool = True, top: bool = True) -> Path:
+    """`ball` at 25 frames a second, stored as fields.
+
+    Args:
+        two_times: the second field of each frame is half a frame later; else both are of one time.
+        flagged: the film says that it is interlaced.
+        top: the top field is the first.
+    """
+    with av.open(path, "w") as container:
+        options = {"crf": "8", "preset": "veryfast"} | ({"flags": "+ildct+ilme"} if flagged else {})
+        stream: Any = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        flag = Graph()
+        order = ("tff" if top else "bff") if flagged else "prog"
+        source = flag.add("buffer", video_size="320x240", pix_fmt="yuv420p", time_base="1/25")
+        flag.link_nodes(source, flag.add("setfield", order), flag.add("buffersink"))
+        flag.configure()
+        for number in range(frames):
+            picture = ball(number / 25)
+            if two_times:
+                picture[int(top) :: 2] = ball((number + 0.5) / 25)[int(top) :: 2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            flag.vpush(frame)
+            container.mux(stream.encode(flag.vpull()))
+        container.mux(stream.encode())
+    return path
+
+
+def tagged(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    pixels: str = "yuv420p",
+    matrix: int = 1,
+    full: bool = False,
+    tags: dict[str, int] | None = None,
+) -> Path:
+    """Write pictures, uint8 or uint16 (H, W, 3) RGB, as H.264 by a matrix, FFmpeg's number, and with these tags."""
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "4"})
+        stream.pix_fmt = pixels
+        for number, picture in enumerate(pictures):
+            if not number:
+                stream.height, stream.width = picture.shape[:2]
+                for name, value in (tags or {}).items():
+                    setattr(stream.codec_context, name, value)
+            picture = np.ascontiguousarray(picture)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24" if picture.itemsize == 1 else "rgb48le")
+            frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+            # The encoder takes a frame's tags for the film's.
+            for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
+                setattr(frame, name, (tags or {}).get(name, 0 if name == "color_range" else 2))
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def displayed(source: Path, path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """An mp4 shown by a display matrix (a, b, c, d), each -1, 0 or 1: x' = a x + c y, y' = b x + d y."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    a, b, c, d = (65536 * value for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
     return path
 
 

@@ -20,6 +20,7 @@ from actors.curation.scenes import FEATURES, UNDIVIDED, FramesConfig, Windows
 from actors.curation.tables import BARS
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
+from tests.actors.media.test_film import torchcodec_fault
 from tests.support import films
 
 RATE = 25
@@ -207,3 +208,26 @@ def test_without_the_setting_a_clip_has_its_bars(tmp_path: Path) -> None:
     _, made = clip_of(path, tmp_path / "out")
     with av.open(made["path"]) as clip:
         assert clip.streams.video[0].height == 240
+
+
+@pytest.mark.parametrize(
+    ("bars", "degrees"),
+    [((30, 30, 0, 0), 0), ((0, 0, 32, 32), 0), ((30, 30, 0, 0), 90)],
+    ids=["letter", "pillar", "turned"],
+)
+def test_torchcodec_measures_inside_of_the_same_bars(
+    tmp_path: Path, bars: tuple[int, int, int, int], degrees: int
+) -> None:
+    if torchcodec_fault():
+        pytest.skip(f"torchcodec cannot be loaded: {torchcodec_fault()}")
+    path = films.film(tmp_path / "film.mp4", (48,), size=(320, 240), bars=bars, rotation=degrees)
+    rows = {}
+    for decoder in ("pyav", "torchcodec"):
+        settings = VideoConfig(decoder=decoder), FramesConfig(), ShotsConfig("none"), MotionConfig()
+        rows[decoder], film = filter(None, cut(str(path), "v", None, frozenset(), *settings))
+        assert film["decoder"] == decoder
+    ours, wanted = rows["torchcodec"], rows["pyav"]
+    assert bars_of(ours) == bars_of(wanted) and any(bars_of(ours))
+    assert near(ours["frames"], wanted["frames"]) < 3
+    for name in ("max_rgb_diff", "mean_rgb_diff", "mean_velocity"):
+        assert ours[name] == pytest.approx(wanted[name], rel=0.05), name

@@ -13,6 +13,7 @@ from actors.core.store import Store
 from actors.curation.latents import LatentsConfig
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
+from actors.media.shown import NOT_KNOWN
 from pipelines.curation.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
 
@@ -51,6 +52,8 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         "trimmed_after_s": 0.0,
         "cuts_inside": "",
         **dict.fromkeys(BARS, 0),
+        **NOT_KNOWN._asdict(),
+        "converted": "",
         "phash": None,
         "step": "",
         "error": "",

@@ -252,8 +252,9 @@ def test_labels_meet_their_scenes(tmp_path: Path):
     assert labelled.scenes.mse.isna().tolist() == [False, True]
     assert (labelled.people, labelled.lost) == (["me", "you"], 2)
     assert labelled.measured_by == {"motion.flow": "raft"}
-    # An earlier version says nothing of bars, which it measured.
-    assert feature_settings({"frames.crop_bars": False}) == {} != feature_settings({"frames.crop_bars": True})
+    # An earlier version says nothing of what is done to pictures, which was nothing.
+    for name in ("frames.crop_bars", "frames.deinterlace", "frames.color_managed"):
+        assert feature_settings({name: False}) == {} != feature_settings({name: True})
     write_labels(str(tmp_path / "other.json"), {("x", "x.0_0"): 1})
     with pytest.raises(ValueError, match="None of the 1 labels"):
         read_labelled(FitConfig(store.root, labels=str(tmp_path / "other.json")))

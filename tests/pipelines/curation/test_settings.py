@@ -187,6 +187,26 @@ def test_shots_are_found_as_the_output_was_begun(config: CurationConfig):
         check(replace(config, shots=ShotsConfig(width=256)))
 
 
+@pytest.mark.parametrize("name", ["deinterlace", "color_managed"])
+def test_pictures_are_converted_as_the_output_was_begun(config: CurationConfig, tmp_path: Path, name: str):
+    def converted() -> bool:
+        return getattr(config.cutting.frames, name)
+
+    assert converted() is True
+    make_plan(replace(config, frames=FramesConfig(**{name: False})))
+    check(config)
+    assert converted() is False
+    # An output of an earlier version goes on without.
+    path = tmp_path / "out" / "plan" / "settings.json"
+    made = json.loads(path.read_text())
+    del made["measured_by"][f"frames.{name}"]
+    path.write_text(json.dumps(made))
+    check(config)
+    assert converted() is False
+    with pytest.raises(ValueError, match=rf"frames\.{name}=False there, True here"):
+        check(replace(config, frames=FramesConfig(**{name: True})))
+
+
 def test_windows_stay_as_the_output_was_begun_though_thresholds_change(config: CurationConfig):
     assert windows(replace(config, frames=FramesConfig(min=2, max=90))) == Windows(90, 0, 2)
     make_plan(config)
