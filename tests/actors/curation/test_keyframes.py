@@ -17,6 +17,7 @@ from actors.curation.scenes import UNDIVIDED, FramesConfig, Scene, Windows
 from actors.media.bars import Plane, look
 from actors.media.film import VideoConfig
 from actors.media.shots import ShotsConfig
+from actors.media.shown import NOT_KNOWN
 from tests.support import films
 
 
@@ -84,7 +85,8 @@ def test_however_a_shot_is_divided_the_middle_one_was_held(seed: int) -> None:
     steps = np.where(random.random(150) < 0.9, 0.25, random.uniform(0.25, 12, 150))
     for length in (*random.integers(1, 3 * most, 10), most + 1, most + windows.rest - 1):
         times = np.cumsum(steps[:length]) - steps[0]
-        film: Any = SimpleNamespace(width=16, height=16, step_s=0.25, jumps_before=lambda _: 0)
+        about = {"stored": NOT_KNOWN, "converted": (), "jumps_before": lambda _: 0}
+        film: Any = SimpleNamespace(width=16, height=16, step_s=0.25, **about)
         scene = Scene(film, config, MotionConfig(flow="raft"), {"clip_id": "c", "scene_id": "s", "ordinal": 0}, windows)
         rows = []
         for number, time in enumerate(times):
@@ -103,7 +105,14 @@ def _picture(number: int, time: float) -> SimpleNamespace:
     """A grey picture whose brightness is its number."""
     image = np.full((16, 16, 3), number, np.uint8)
     lines = look([Plane(np.full((16, 16), 255, np.uint8), 0, 19)])
-    about = {"time": time, "until": time + 0.25, "interlaced": False, "damaged": False, "nbytes": 1}
+    about = {
+        "time": time,
+        "until": time + 0.25,
+        "interlaced": False,
+        "damaged": False,
+        "nbytes": 1,
+        "deinterlaced": False,
+    }
     return SimpleNamespace(**about, lines=lambda: lines, scaled=lambda *_, **__: image)
 
 
