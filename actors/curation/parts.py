@@ -121,9 +121,11 @@ class _Crew:
 
     def close(self) -> None:
         """End all processes."""
+        # First, so that what waits is not begun when what runs ends.
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.interrupt()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
         for child in self._children:
             child.kill()
 
@@ -172,7 +174,7 @@ def cut_part(path: str, video_id: str, config: CutConfig, begin_s: float, end_s:
     try:
         if begin_s > 0:
             film.pictures = _from(film, begin_s, config.shots.min_length_s)
-        found = in_shots(film, config.shots)
+        found = _up_to(in_shots(film, config.shots), end_s + MOST_S)
         about = config.frames, config.motion, config.windows
         yield from cut_shots(film, found, video_id, frozenset(), *about, begin_s, end_s)
     except (_OddError, FFmpegError) as error:
@@ -182,6 +184,14 @@ def cut_part(path: str, video_id: str, config: CutConfig, begin_s: float, end_s:
 
 class _OddError(Exception):
     """Something about the pictures of a part because of which it may differ from what one process would find."""
+
+
+def _up_to(found: Iterator[tuple[int, Picture]], last_s: float) -> Iterator[tuple[int, Picture]]:
+    """Pictures by their shots. Raises _OddError where they go on beyond a time: all rows of a part are in memory."""
+    for number, picture in found:
+        if picture.time > last_s:
+            raise _OddError(f"a shot goes on for more than {MOST_S:.0f} s")
+        yield number, picture
 
 
 def _from(film: Film, begin_s: float, min_length_s: float) -> Iterator[Picture]:

@@ -52,9 +52,8 @@ class VideoConfig(Stage):
     workers: int = 0
     """Films decoded at once over the whole cluster; 0: as many as CPUs allow."""
     num_cpus: float = 1.0
-    """CPUs that one worker reserves. From 2 on, as many processes cut one film at once, where it is an mp4 or mov of
-    more than a minute without metadata and its shots are found without a network; so it is too where films are fewer
-    than CPUs."""
+    """CPUs that one worker reserves. In `curation`, from 2 on, as many processes cut one film at once, where it is an
+    mp4 or mov of a minute or more without metadata, and its shots are found without a network."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
     max_pixels: int = MAX_PIXELS

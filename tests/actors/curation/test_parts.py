@@ -99,6 +99,14 @@ def test_a_part_says_where_it_may_differ(tmp_path: Path) -> None:
     assert harmed and harmed["error"] == "odd"
 
 
+def test_a_part_does_not_go_on_for_ever(tmp_path: Path) -> None:
+    path = films.film(tmp_path / "long.mp4", [2 * 220], rate=2)
+    *_, part = cut_part(str(path), "v", config(), 0.0, 20.0)
+    assert part and part["error"] == "odd" and "goes on for more than 180 s" in part["message"]
+    *_, part = cut_part(str(path), "v", config(), 0.0, 60.0)
+    assert part and part["shots"] == 1 and not part["error"]
+
+
 def rows_of(path: Path, skip: set[str] | None = None) -> tuple[list[Row], float]:
     taken = cut_in_parts(str(path), "v", config(), skip or set())
     found: list[Row] = []
