@@ -258,7 +258,7 @@ class _Upright:
         self._graph: Graph | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        source = (frame.format.name, frame.width, frame.height, turn_of(frame), frame.colorspace, frame.color_range)
+        source = (frame.format.name, frame.width, frame.height, frame.rotation, frame.colorspace, frame.color_range)
         source = (*source, frame.color_trc)
         if source != self._source:
             self._source, self._graph = source, self._filters(frame)

@@ -17,7 +17,7 @@ from av.error import FFmpegError
 from actors.media.bars import NO_BARS, Bars, Lines, look
 from actors.media.clock import AVI, Clock, Heard
 from actors.media.planes import planes
-from actors.media.shown import Viewer, name_colours, turn_of
+from actors.media.shown import Viewer, name_colours
 
 if TYPE_CHECKING:
     from actors.media.film import Film
@@ -45,7 +45,7 @@ class PyAVPicture:
         self.stored, self.time, self.duration, self.damaged = frame, time, duration, damaged
         self.until, self.after_hole = time, False
         self.interlaced, self.deinterlaced = bool(frame.interlaced_frame), False
-        self._viewer, self._turn = viewer, turn_of(frame)
+        self._viewer, self._turn = viewer, viewer.turn(frame)
         name_colours(frame, viewer.look)
         # Only where they are needed: a film's pictures would hold each other.
         self._shown = None if viewer.look.deinterlace and self.interlaced else frame

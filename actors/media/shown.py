@@ -97,7 +97,10 @@ _TURNS: tuple[tuple[tuple[str, str | None], ...], ...] = (
 
 
 def turn_of(frame: av.VideoFrame) -> Turn:
-    """How a frame is to be turned, by its display matrix."""
+    """How a frame is to be turned, by its display matrix.
+
+    Not for each frame of a film: in PyAV a frame and its side data hold each other until garbage is collected.
+    """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return Turn()
@@ -161,6 +164,14 @@ class Viewer:
         self._tones: dict[Any, tuple[Any, Graph]] = {}
         self._deinterlace = Deinterlacer()
         self._fields: tuple[Any, Graph] = None, Graph()
+        self._turns: dict[int, Turn] = {}
+
+    def turn(self, frame: av.VideoFrame) -> Turn:
+        """How a frame is to be turned: as the first one of the film with the same rotation."""
+        rotation = frame.rotation
+        if rotation not in self._turns:
+            self._turns[rotation] = turn_of(frame)
+        return self._turns[rotation]
 
     def rgb(self, frame: av.VideoFrame, size: tuple[int, int], smooth: bool, bars: Bars) -> np.ndarray:
         """What of a frame is inside of bars, as stored, at a width and height: uint8 (height, width, 3)."""
