@@ -175,7 +175,8 @@ class _File:
         self._graph = Graph()
         self._count = 0
         self._file = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._file.add_stream("libx264", rate, {"crf": str(CRF), "preset": EFFORT})
+        # With B-frames x264's look ahead reads memory that nobody has written: files differ from process to process.
+        self._stream = self._file.add_stream("libx264", rate, {"crf": str(CRF), "preset": EFFORT, "bf": "0"})
         self._stream.width, self._stream.height, self._stream.pix_fmt = bucket.width, bucket.height, "yuv420p"
         self._stream.codec_context.time_base = 1 / rate
         self._stream.codec_context.thread_count = 1

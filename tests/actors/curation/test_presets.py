@@ -1,5 +1,8 @@
 """Clips for a model: the right moments at a constant rate, in sizes and lengths that it takes, never stretched."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -121,3 +124,19 @@ def test_a_silent_scene_has_silent_clips(tmp_path: Path) -> None:
 def test_a_preset_without_a_meaning_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="a preset needs"):
         Preset(**{"fps": 16, "frames": (9,), "sizes": ((128, 96),)} | wrong)
+
+
+def test_whatever_lies_in_memory_the_files_are_the_same(tmp_path: Path) -> None:
+    program = (
+        "import sys; from actors.curation.presets import Bucket, write_fitted\n"
+        "list(write_fitted(sys.argv[1], [sys.argv[2]], [Bucket(320, 128, 17)], 16))"
+    )
+    files = []
+    for filled_with in ("85", "170"):
+        path = tmp_path / f"{filled_with}.mp4"
+        # glibc fills what is allocated and freed with bytes made of this one.
+        environment = {**os.environ, "MALLOC_PERTURB_": filled_with}
+        command = [sys.executable, "-c", program, str(films.bikes_mp4()), str(path)]
+        subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], check=True)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
