@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.addresses import AddressError
-from actors.core.child import CHILD, ChildFault
+from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
@@ -66,6 +67,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         with storage.local(uri) as film, TemporaryFolder() as folder:
             how = job.clips, job.interval_ms, job.video.max_pixels, job.look
             limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
+            limits |= {"attempts": DECODE_ATTEMPTS, "key": itemgetter("scene_id")}
             for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), *how, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)
