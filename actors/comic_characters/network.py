@@ -15,6 +15,7 @@ from actors.comic_characters.network_settings import RESNETS, BackboneConfig, Em
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
+from actors.models.devices import sent
 
 
 def make_backbone(name: str, norm: type[nn.Module] = nn.BatchNorm2d) -> ResNet:
@@ -141,7 +142,7 @@ class FeatureExtractor:
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         """Of pictures uint8 (N, S, S, 3): float32 (N, F)."""
-        pixels = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        pixels = sent([pictures], self._device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         with torch.inference_mode():
             return self.network(pixels.to(self._dtype, memory_format=torch.channels_last)).float().cpu().numpy()
 

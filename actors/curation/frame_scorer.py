@@ -1,6 +1,8 @@
 """The features that need a model, measured where the model lives: latents, and RAFT's flow beside them."""
 
+from threading import Lock
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +10,14 @@ from actors.core.stage import Batch
 from actors.curation.latents import LatentsConfig, encode, latent_distances, load_vae
 from actors.curation.motion import MotionConfig
 from actors.curation.raft import load_raft, raft_speeds
+from actors.models.devices import sent
+
+if TYPE_CHECKING:
+    # Only workers that hold a model pay for importing torch.
+    import torch
+
+PAIRS_PER_CALL = {"cpu": 8, "cuda": 64}
+"""Pairs of frames that RAFT gets at once: a GPU waits for the next operation with fewer."""
 
 
 class FrameScorer:
@@ -36,36 +46,51 @@ class FrameScorer:
             self._frames_per_call = latents.frames_per_call if gpu else 1
         if motion is not None:
             self._raft = load_raft(motion.weights, self._device)
+        # On a GPU two batches are under way: one is prepared and sent while the other is computed.
+        self._turn, self._finished = Lock(), 0.0
 
     def __call__(self, batch: Batch) -> Batch:
-        import torch
-
         names = (["mse", "cos_sim"] if self._vae else []) + (["max_velocity", "mean_velocity"] if self._raft else [])
         added = {name: np.array(batch[name], np.float32) for name in (*names, "latents_s")}
         rows = [i for i, frames in enumerate(batch["frames"]) if len(frames) >= 2]
         if rows:
-            with torch.inference_mode():
-                self._measure(batch, rows, names, added)
+            self._measure(batch, rows, added)
         kept = {name: column for name, column in batch.items() if self._keep_frames or name != "frames"}
         return {**kept, **added}
 
-    def _measure(self, batch: Batch, rows: list[int], names: list[str], added: Batch) -> None:
+    def _measure(self, batch: Batch, rows: list[int], added: Batch) -> None:
         import torch
 
         started = perf_counter()
-        sizes = [len(batch["frames"][i]) for i in rows]
-        frames = torch.from_numpy(np.concatenate([batch["frames"][i] for i in rows])).to(self._device)
+        scenes = [batch["frames"][i] for i in rows]
+        sizes = [len(scene) for scene in scenes]
         # The last frame of a scene and the first of the next are neighbours in the batch but no pair.
-        inside = torch.ones(len(frames) - 1, dtype=torch.bool, device=self._device)
-        inside[np.cumsum(sizes)[:-1] - 1] = False
-        pairs = [size - 1 for size in sizes]
+        pairs = np.delete(np.arange(sum(sizes) - 1), np.cumsum(sizes)[:-1] - 1)
+        with torch.inference_mode():
+            frames = sent(scenes, self._device)
+            with self._turn:
+                values = self._of_pairs(frames, pairs)
+            # One copy for all; the next batch is queued on a GPU meanwhile.
+            found = values.cpu().numpy()
+        with self._turn:
+            began, self._finished = max(started, self._finished), perf_counter()
+            added["latents_s"][rows] += (self._finished - began) * np.array(sizes) / sum(sizes)
+        of_scenes = np.split(found, np.cumsum(np.array(sizes) - 1)[:-1], axis=1)
         if self._vae is not None:
-            for name, values in zip(
-                names, latent_distances(encode(self._vae, frames, self._frames_per_call)), strict=False
-            ):
-                added[name][rows] = [float(scene.mean()) for scene in values[inside].split(pairs)]
+            added["mse"][rows], added["cos_sim"][rows] = np.array([one[:2].mean(1) for one in of_scenes]).T
         if self._raft is not None:
-            speeds = raft_speeds(self._raft, frames[:-1][inside], frames[1:][inside]).split(pairs)
-            added["max_velocity"][rows] = [float(scene.max()) for scene in speeds]
-            added["mean_velocity"][rows] = [float(scene.mean()) for scene in speeds]
-        added["latents_s"][rows] += (perf_counter() - started) * np.array(sizes) / sum(sizes)
+            added["max_velocity"][rows] = [one[-1].max() for one in of_scenes]
+            added["mean_velocity"][rows] = [one[-1].mean() for one in of_scenes]
+
+    def _of_pairs(self, frames: "torch.Tensor", pairs: np.ndarray) -> "torch.Tensor":
+        """Of each pair what the models measure, float32 (1 to 3, P): mse, cos_sim, speed."""
+        import torch
+
+        values = []
+        if self._vae is not None:
+            where = sent([pairs], self._device)
+            latents = encode(self._vae, frames, self._frames_per_call)
+            values += [of_all[where] for of_all in latent_distances(latents)]
+        if self._raft is not None:
+            values.append(raft_speeds(self._raft, frames, pairs, PAIRS_PER_CALL[self._device]))
+        return torch.stack(values)

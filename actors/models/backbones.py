@@ -19,6 +19,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
+from actors.models.devices import sent
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names that are torchvision's; others are timm's."""
@@ -212,7 +213,7 @@ class Backbone:
         import torch
 
         with torch.inference_mode():
-            x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float().div_(255)
+            x = sent([images], self._device).permute(0, 3, 1, 2).float().div_(255)
             x = ((x - self._mean) / self._scale).to(self._dtype)
             return self._model(x).float().cpu().numpy().astype(np.float16)
 

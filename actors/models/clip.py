@@ -17,6 +17,7 @@ import numpy as np
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
+from actors.models.devices import sent
 from actors.models.hub import check_hub
 
 if TYPE_CHECKING:
@@ -40,13 +41,18 @@ class EmbeddingsConfig(ModelStage):
     """Pretrained weights of a model given by name: a tag of open_clip, or a file; hf-hub: and folders have theirs."""
     batch_size: int = 4
     """Rows of images per call of a worker."""
-    images_per_call: int = 32
-    """Images or texts per call of the model."""
+    images_per_call: int = 0
+    """Images or texts per call of the model. 0: 32 on a CPU, 256 on a GPU; lower it where GPU memory is short."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers < 1 or self.images_per_call < 1:
-            raise UserError(f"workers and images_per_call start at 1: {self}")
+        if self.workers < 1 or self.images_per_call < 0:
+            raise UserError(f"workers start at 1, images_per_call at 0: {self}")
+
+    @property
+    def per_call(self) -> int:
+        """Images or texts per call of the model, with 0 resolved."""
+        return self.images_per_call or (256 if self.num_gpus > 0 else 32)
 
     def name(self) -> str:
         """The model, its weights and its precision in one word: embeddings of another one lie in another space."""
@@ -63,6 +69,9 @@ class Clip:
     tokenizer: Any
     device: str
     dtype: "torch.dtype"
+    mean: "torch.Tensor"
+    """float32 (3, 1, 1), on the device; with std, what its transform normalises pixels by."""
+    std: "torch.Tensor"
 
 
 def check_clip(config: EmbeddingsConfig) -> None:
@@ -193,7 +202,9 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
     # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
     model.to(memory_format=torch.channels_last).eval()
     transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
-    return Clip(model, transform, tokenizer, config.device, dtype)
+    normalise: Any = transform.transforms[-1]
+    mean, std = (torch.tensor(each, device=config.device).view(3, 1, 1) for each in (normalise.mean, normalise.std))
+    return Clip(model, transform, tokenizer, config.device, dtype, mean, std)
 
 
 def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
@@ -201,13 +212,12 @@ def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
 
     The steps are those of open_clip's transform for single PIL images, done on all of them at once, and on the device.
     """
-    import torch
     from open_clip.transform import ResizeKeepRatio
     from torchvision.transforms import Resize
     from torchvision.transforms.v2.functional import resize
 
-    pixels = torch.from_numpy(images).to(clip.device).permute(0, 3, 1, 2)
-    *shape, _to_rgb, _to_tensor, normalise = clip.transform.transforms
+    pixels = sent([images], clip.device).permute(0, 3, 1, 2)
+    *shape, _to_rgb, _to_tensor, _normalise = clip.transform.transforms
     for step in shape:
         if isinstance(step, ResizeKeepRatio):
             # It asks a PIL image for its width and height.
@@ -218,7 +228,7 @@ def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
             pixels = resize(pixels, [step.size] if isinstance(step.size, int) else list(step.size), step.interpolation)
         else:
             pixels = step(pixels)
-    return normalise(pixels.float().div_(255)).to(clip.dtype)
+    return pixels.float().div_(255).sub_(clip.mean).div_(clip.std).to(clip.dtype)
 
 
 def embed_images(clip: Clip, images: np.ndarray, per_call: int) -> np.ndarray:
@@ -235,8 +245,8 @@ def _embed(encode: Any, inputs: "torch.Tensor", per_call: int) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        parts = [torch.nn.functional.normalize(encode(part).float(), dim=1).cpu() for part in inputs.split(per_call)]
-    return torch.cat(parts).numpy()
+        parts = [torch.nn.functional.normalize(encode(part).float(), dim=1) for part in inputs.split(per_call)]
+        return torch.cat(parts).cpu().numpy()
 
 
 class TextEmbedder:
@@ -250,7 +260,7 @@ class TextEmbedder:
         self._config, self._clip = config, load_clip(config)
 
     def __call__(self, batch: Batch) -> Batch:
-        return {**batch, "embedding": embed_texts(self._clip, batch["text"].tolist(), self._config.images_per_call)}
+        return {**batch, "embedding": embed_texts(self._clip, batch["text"].tolist(), self._config.per_call)}
 
 
 class FrameEmbedder:
@@ -272,7 +282,7 @@ class FrameEmbedder:
         inputs = [preprocess(self._clip, scene) for scene in scenes if len(scene)]
         found = np.zeros((0, 0), np.float32)
         if inputs:
-            found = _embed(self._clip.model.encode_image, torch.cat(inputs), self._config.images_per_call)
+            found = _embed(self._clip.model.encode_image, torch.cat(inputs), self._config.per_call)
         embeddings = np.empty(len(scenes), object)
         ends = np.cumsum([len(scene) for scene in scenes])
         for i, end in enumerate(ends):
@@ -293,7 +303,7 @@ class ImageEmbedder:
         self._config, self._clip = config, load_clip(config)
 
     def __call__(self, batch: Batch) -> Batch:
-        return with_vectors(batch, lambda images: embed_images(self._clip, images, self._config.images_per_call))
+        return with_vectors(batch, lambda images: embed_images(self._clip, images, self._config.per_call))
 
 
 def with_vectors(batch: Batch, embed: Callable[[np.ndarray], np.ndarray]) -> Batch:

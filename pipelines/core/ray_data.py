@@ -163,12 +163,22 @@ def ray_task(stage: Stage) -> dict[str, Any]:
     return {"compute": TaskPoolStrategy(stage.workers or None), **stage.resources()}
 
 
-def ray_actors(stage: Stage) -> dict[str, Any]:
-    """Arguments of a stage of actors."""
+def ray_actors(stage: Stage, threads: bool = False) -> dict[str, Any]:
+    """Arguments of a stage of actors; on a GPU the next batch is put together while one is computed.
+
+    threads: there the actor itself takes two batches at once.
+    """
     from ray.data import ActorPoolStrategy
 
+    gpu = stage.num_gpus > 0
     # One worker is enough to start with; the pool grows with what waits for it.
-    return {"compute": ActorPoolStrategy(min_size=1, max_size=stage.workers), **stage.resources()}
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=stage.workers,
+        max_concurrent_calls_per_actor=2 if gpu else None,
+        enable_true_multi_threading=gpu and threads,
+    )
+    return {"compute": pool, **stage.resources()}
 
 
 def actor_retries() -> dict[str, int]:

@@ -261,9 +261,7 @@ def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[st
     if not texts:
         return {}, np.zeros((0, 0), np.float32)
     rows = ray.data.from_items([{"text": text} for text in texts])
-    rows = rows.map_batches(
-        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
-    )
+    rows = rows.map_batches(TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **ray_actors(stage))
     found = list(rows_of(rows))
     return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
 

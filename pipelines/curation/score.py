@@ -177,7 +177,7 @@ def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -
 def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: bool) -> Dataset:
     arguments = [*models, stage.num_cpus, stage.num_gpus > 0, keep_frames]
     return rows.map_batches(
-        FrameScorer, fn_constructor_args=arguments, batch_size=stage.batch_size, **ray_actors(stage)
+        FrameScorer, fn_constructor_args=arguments, batch_size=stage.batch_size, **ray_actors(stage, threads=True)
     )
 
 

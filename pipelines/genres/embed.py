@@ -62,7 +62,7 @@ class Source:
 
 def clip() -> EmbeddingsConfig:
     """The model of the reference, in batches that go across films."""
-    return EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai", batch_size=256, images_per_call=64)
+    return EmbeddingsConfig(model="ViT-B-32-quickgelu", pretrained="openai", batch_size=256)
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def zero_shot(films: Films, config: EmbeddingsConfig) -> np.ndarray:
 
     model = load_clip(replace(config, num_gpus=0))
     prompts = [prompt.format(genre.lower()) for genre in films.genre_names for prompt in PROMPTS]
-    vectors = torch.from_numpy(embed_texts(model, prompts, config.images_per_call))
+    vectors = torch.from_numpy(embed_texts(model, prompts, config.per_call))
     texts = normalize(vectors.view(len(films.genre_names), len(PROMPTS), -1).mean(1), dim=-1).numpy()
     if texts.shape[1] != films.vectors.shape[1]:
         raise UserError(

@@ -272,7 +272,7 @@ def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
     set_context()
     stage: Any = fitted({"embed": config.stage}, {}, config.autoscaling)["embed"]
     rows = ray.data.from_items(said).map_batches(
-        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.images_per_call, **ray_actors(stage)
+        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **ray_actors(stage)
     )
     found = sorted(rows_of(rows), key=lambda row: row["number"])
     return np.stack([row["embedding"] for row in found])

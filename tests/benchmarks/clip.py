@@ -44,8 +44,8 @@ def scenes() -> list[tuple[np.ndarray, list[str]]]:
 def in_batches(clip: Clip, config: EmbeddingsConfig) -> np.ndarray:
     """Scores (SCENES, texts), as `evaluate` computes them."""
     found = scenes()
-    images = embed_images(clip, np.concatenate([frames[::EVERY] for frames, _ in found]), config.images_per_call)
-    texts = embed_texts(clip, [text for _, some in found for text in some], config.images_per_call)
+    images = embed_images(clip, np.concatenate([frames[::EVERY] for frames, _ in found]), config.per_call)
+    texts = embed_texts(clip, [text for _, some in found for text in some], config.per_call)
     each = np.split(images, SCENES)
     return np.array(
         [[clip_score(each[i], vector) for vector in part] for i, part in enumerate(np.split(texts, SCENES))]
@@ -80,7 +80,7 @@ def _text(clip: Clip, text: str) -> np.ndarray:
 def _agreement(clip: Clip, config: EmbeddingsConfig) -> float:
     """Smallest cosine between an image's or text's vector in a batch and alone: scores of random weights may be 0."""
     frames, texts = scenes()[0]
-    together = embed_images(clip, frames, config.images_per_call), embed_texts(clip, texts, config.images_per_call)
+    together = embed_images(clip, frames, config.per_call), embed_texts(clip, texts, config.images_per_call)
     alone = np.array([_image(clip, frame) for frame in frames]), np.array([_text(clip, text) for text in texts])
     # In bfloat16 open_clip's vectors have a length of 1 within .002 only.
     return min(
@@ -89,14 +89,14 @@ def _agreement(clip: Clip, config: EmbeddingsConfig) -> float:
 
 
 def _towers(clip: Clip, config: EmbeddingsConfig) -> dict[str, Callable[[], Any]]:
-    pixels = torch.randn(config.images_per_call, 3, *[clip.transform.transforms[1].size[0]] * 2).to(clip.dtype)
+    pixels = torch.randn(config.per_call, 3, *[clip.transform.transforms[1].size[0]] * 2).to(clip.dtype)
 
     def encode(per_call: int) -> None:
         with torch.inference_mode():
             for part in pixels.split(per_call):
                 clip.model.encode_image(part)
 
-    return {"alone": lambda: encode(1), "batch": lambda: encode(config.images_per_call)}
+    return {"alone": lambda: encode(1), "batch": lambda: encode(config.per_call)}
 
 
 def main() -> None:

@@ -110,9 +110,12 @@ def test_images_are_preprocessed_as_open_clip_does_it_one_by_one(
     transform: Any = image_transform_v2(PreprocessCfg(**how), is_train=False)
     images = photos[:, : crop[0], : crop[1]]
     expected = torch.stack([transform(Image.fromarray(image)) for image in images])
-    found = preprocess(Clip(None, transform, None, "cpu", torch.float32), images)
+    mean, std = (
+        torch.tensor(each).view(3, 1, 1) for each in (transform.transforms[-1].mean, transform.transforms[-1].std)
+    )
+    found = preprocess(Clip(None, transform, None, "cpu", torch.float32, mean, std), images)
     assert found.shape == expected.shape
-    levels = (found - expected).abs() * torch.tensor(transform.transforms[-1].std).view(3, 1, 1) * 255
+    levels = (found - expected).abs() * std * 255
     assert levels.max() <= 6
     assert levels.mean() < 0.2
 

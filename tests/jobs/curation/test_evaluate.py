@@ -146,7 +146,7 @@ def test_both_groups_are_recaptioned_before_they_are_compared(
     ("setting", "message"),
     [
         ("embeddings.model=ViT-X", "embeddings.model=ViT-X"),
-        ("embeddings.images_per_call=0", "images_per_call start at 1"),
+        ("embeddings.images_per_call=-1", "images_per_call at 0"),
         ("evaluate.resamples=1", "resamples must be at least 99"),
     ],
 )
