@@ -201,8 +201,8 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
         raise UserError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
     # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
     model.to(memory_format=torch.channels_last).eval()
-    transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
-    normalise: Any = transform.transforms[-1]
+    transform: Any = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
+    normalise = transform.transforms[-1]
     mean, std = (torch.tensor(each, device=config.device).view(3, 1, 1) for each in (normalise.mean, normalise.std))
     return Clip(model, transform, tokenizer, config.device, dtype, mean, std)
 
