@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
@@ -31,12 +31,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from actors.core.child import Child
 from actors.core.stage import Batch
 from actors.directors.head import FrameHead, head_loss, head_values
 from actors.media.film import open_film
-from tests.support import films
+from tests.support import films, tiny_models
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,6 +106,11 @@ class Bench:
             return self.rate(lambda: list(pool.map(actor, [batch] * calls)), units * calls)
 
 
+def cpus() -> int:
+    """Of this machine."""
+    return os.cpu_count() or 1
+
+
 def moving(count: int, size: int, seed: int = 0) -> np.ndarray:
     """A scene whose picture moves by 3 and 2 pixels a frame: uint8 (count, size, size, 3) RGB."""
     random = np.random.default_rng(seed)
@@ -133,7 +139,7 @@ def machine(bench: Bench) -> None:
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
         )
         bench.line("card", f"{about.name}, {about.total_memory >> 30} GiB, driver {driver.stdout.strip()}")
-    bench.line("CPUs", str(os.cpu_count()))
+    bench.line("CPUs", str(cpus()))
 
 
 # --------------------------------------------------------------------------------------------------------------- frames
@@ -183,7 +189,7 @@ def frames(bench: Bench) -> None:
     batch, pairs, total = scenes(count, length, size), count * (length - 1), count * length
 
     some = {name: column[:2] for name, column in scenes(2, 3, size).items()}
-    exact = FrameScorer(LatentsConfig(model=latents.model, dtype="float32"), motion, 2, False, False)(some)
+    exact = FrameScorer(LatentsConfig(model=latents.model, dtype="float32"), motion, cpus(), False, False)(some)
     both = FrameScorer(latents, motion, 1, gpu, False)
     found = both(some)
     bench.close("mse", found["mse"], exact["mse"], 0.05)
@@ -402,6 +408,247 @@ def _trained(
     bench.close(f"{what}: losses of {steps} steps", losses[1], losses[0], share)
 
 
+# ------------------------------------------------------------------------------------------------------------ diffusion
+
+
+def stable_diffusion(bench: Bench) -> str:
+    """A Stable Diffusion of version 1.5's shape, as diffusers saves it; returns its folder."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = bench.out / "models" / "sd"
+    if folder.exists():
+        return str(folder)
+    if bench.small:
+        return tiny_models.stable_diffusion(folder)
+    letters = tiny_models.letters()
+    ends: dict[str, Any] = {"bos_token_id": letters.bos_token_id, "eos_token_id": letters.eos_token_id}
+    widths: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    text: Any = CLIPTextConfig(vocab_size=len(letters), num_hidden_layers=12, **widths, **ends)
+    levels: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+    }
+    torch.manual_seed(0)
+    # Drawn where that is fast.
+    with torch.device(bench.device):
+        unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+        parts = AutoencoderKL(**levels), CLIPTextModel(text), unet
+    return tiny_models.save_pipeline(folder, *parts, tiny_models.schedule())
+
+
+def photos(bench: Bench, count: int, size: int) -> list[str]:
+    """Pictures of that size as files, named as images of identities are."""
+    folder = bench.out / "photos"
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"someone_{number}.png") for number in range(count)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(moving(1, size, seed)[0]).save(path)
+    return paths
+
+
+def diffusion(bench: Bench) -> None:
+    """Losses of the UNet: all questions, the late ones of a race, and their values."""
+    from actors.movie_characters.diffusion import DiffusionConfig, load_diffusion
+    from actors.movie_characters.diffusion_classifier import (
+        DiffusionIdentifier,
+        Identity,
+        QuestionConfig,
+        StagesConfig,
+    )
+    from actors.movie_characters.noise_losses import predict_noise
+
+    model, gpu = stable_diffusion(bench), bench.device == "cuda"
+    side, count, width = (16, 4, 16) if bench.small else (512, 64, 768)
+    paths = photos(bench, count, side)
+    random = np.random.default_rng(0)
+    identities = [Identity(f"someone_{n}", random.standard_normal((77, width), np.float32)) for n in range(20)]
+    config = DiffusionConfig(num_gpus=float(gpu), evaluations_per_call=64)
+
+    def asked(images: int, each: int) -> Batch:
+        missing = np.empty(images, object)
+        missing[:] = [np.arange(each)] * images
+        return {"image": np.array(paths[:images], object), "missing": missing}
+
+    small = QuestionConfig(method="full", num_inference_steps=3, height=side // 2, width=side // 2)
+    exact = DiffusionIdentifier(model, DiffusionConfig(num_cpus=cpus(), dtype="float32"), small, identities)
+    found = DiffusionIdentifier(model, config, small, identities)(asked(1, 2))
+    values = [np.stack(one["losses"])[:, :2] for one in (found, exact(asked(1, 2)))]
+    bench.close("losses of the noise", values[0], values[1], 0.02)
+    del exact
+
+    loaded = load_diffusion(model, config)
+    shape = (64, loaded.unet.config.in_channels, *(side // 8 if not bench.small else side // 2,) * 2)
+    noisy = torch.randn(shape, device=bench.device)
+    times = torch.arange(64, device=bench.device)
+    condition = torch.randn(64, 77, width, device=bench.device)
+    with torch.inference_mode():
+        bare = bench.rate(partial(predict_noise, loaded, noisy, times, condition), 64)
+    del loaded
+    for what, target, question, images, each, pairs in (
+        ("all questions", 0.85, QuestionConfig(method="full", num_inference_steps=8), count // 4, 16, 8),
+        ("late questions", 0.70, QuestionConfig(stages=StagesConfig((4, 16), (2, 1), p=0)), count, 2, 16),
+    ):
+        actor = DiffusionIdentifier(model, config, replace(question, height=side, width=side), identities)
+        actor(asked(2, 2))
+        bench.wait()
+        started = time.perf_counter()
+        actor(asked(images, each))
+        bench.share(what, images * each * pairs / (time.perf_counter() - started), bare, target, "evaluations/s")
+
+
+def generate(bench: Bench) -> None:
+    """A picture drawn in half precision beside the same in float32 on the CPU."""
+    from actors.movie_characters.diffusion import OneByOne
+    from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig
+    from actors.movie_characters.identities import Learnt
+
+    side, width = (16, 16) if bench.small else (256, 768)
+    random = np.random.default_rng(0)
+    text, own = (random.standard_normal((77, width), np.float32) for _ in range(2))
+    someone = Learnt("someone_0", text, own, "", "", "", "")
+    drawing = Drawing("someone_0", 0, 0.5, 7.5)
+    found = []
+    for place, gpus in (("cpu", 0.0), ("gpu", float(bench.device == "cuda"))):
+        output = bench.out / f"drawn_{place}"
+        config = GenerateConfig(
+            *(str(bench.out), str(output)),
+            **{"sd_model_name": stable_diffusion(bench), "height": side, "width": side, "num_inference_steps": 4},
+            diffusion=OneByOne(num_gpus=gpus, num_cpus=cpus()),
+        )
+        told = Drawer(config, [someone], [drawing])({"number": np.array([0])})
+        assert told["error"].tolist() == [""], told["message"]
+        found.append(np.asarray(Image.open(output / drawing.file), np.float64))
+    off = float(np.abs(found[0] - found[1]).mean())
+    bench.line("a picture", f"{off:.2f} levels off in the mean", "<= 4", off <= 4)
+
+
+def captions(bench: Bench) -> None:
+    """The likeliest text of a small model beside the one on the CPU."""
+    from actors.curation.captioners import LocalCaptioner
+
+    folder = bench.out / "models" / "captioner"
+    if not folder.exists():
+        tiny_models.captioning_model(folder, "a b c d red blue man tree runs falls".split())
+    pictures = moving(3, 64)
+    texts = [LocalCaptioner(str(folder), gpu).caption(pictures, "a man", 0) for gpu in (False, bench.device == "cuda")]
+    bench.line("text", str(texts[1].text), str(texts[0].text), texts[0].text == texts[1].text)
+
+
+def personalise(bench: Bench) -> None:
+    """Three methods in three precisions, one killed and resumed, and the steps a second of a LoRA."""
+    gpu = bench.device == "cuda"
+    tiny = bench.out / "models" / "tiny_sd"
+    if not tiny.exists():
+        tiny_models.stable_diffusion(tiny)
+    photos(bench, 4, 64)
+    for method in ("lora", "imagic", "textual_inversion"):
+        exact = personalised(bench.out, method, "no", False, 20)
+        for precision in ("no", "bf16", "fp16"):
+            found = personalised(bench.out, method, precision, gpu, 20)
+            _alike(bench, f"{method}, {precision}", found, exact, 0.95)
+    whole = personalised(bench.out, "lora", "bf16" if gpu else "no", gpu, 300)
+    child = Child()
+    stream = child.stream(killed, bench.out, gpu, stall_s=120, timeout_s=120)
+    with ThreadPoolExecutor(1) as threads:
+        told = threads.submit(lambda: next(stream, None))
+        until = time.monotonic() + 90
+        while not list((bench.out / "killed").rglob("*.safetensors")) and time.monotonic() < until:
+            time.sleep(0.05)
+        child.interrupt()
+        bench.line("killed while it trained", str(told.exception()), "", told.exception() is not None)
+    again = personalised(bench.out, "lora", "bf16" if gpu else "no", gpu, 300, "killed")
+    _alike(bench, "killed and resumed", again, whole, 0.99)
+    if not bench.small:
+        _lora_steps(bench)
+
+
+def personalised(
+    out: Path, method: Any, precision: Any, gpu: bool, steps: int, folder: str = "", save_s: float = 300.0
+) -> np.ndarray:
+    """What training has changed of the embedding of an identity of the tiny model: float32 (77 d,)."""
+    from safetensors.numpy import load_file
+
+    from actors.movie_characters.diffusion import OneByOne
+    from actors.movie_characters.names import Picture
+    from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
+    from actors.movie_characters.personaliser import Personaliser
+
+    output = out / (folder or f"{method}_{precision}_{gpu}_{steps}")
+    config = PersonaliseConfig(
+        *(str(out / "photos"), str(output), str(out / "models" / "tiny_sd")),
+        **{"method": method, "resolution": 16, "emb_train_steps": steps, "max_train_steps": steps},
+        **{"mixed_precision": precision, "checkpoint_s": save_s, "emb_learning_rate": 1e-2},
+        diffusion=OneByOne(num_gpus=float(gpu)),
+    )
+    names = [f"someone_{number}.png" for number in range(4)]
+    pictures = tuple(Picture(name, str(out / "photos" / name), 0) for name in names)
+    task = Task("someone_0", pictures, "")
+    told = Personaliser(config, [task])({"number": np.array([0])})
+    assert told["error"].tolist() == [""], told["message"]
+    files = (output / "someone_0" / f"{name}_embeddings.safetensors" for name in ("optimized", "target"))
+    learnt, before = (load_file(path).popitem()[1] for path in files)
+    return (learnt - before).ravel()
+
+
+def _alike(bench: Bench, what: str, found: np.ndarray, expected: np.ndarray, least: float) -> None:
+    cosine = float(found @ expected / np.linalg.norm(found) / np.linalg.norm(expected))
+    bench.line(f"{what}: cosine of what was learnt", f"{cosine:.4f}", f">= {least}", cosine >= least)
+
+
+def killed(out: Path, gpu: bool) -> Iterator[int]:
+    """Train until a kill, with a checkpoint after every step."""
+    yield len(personalised(out, "lora", "bf16" if gpu else "no", gpu, 300, "killed", 0.0))
+
+
+def _lora_steps(bench: Bench) -> None:
+    """Steps a second of our LoRA training beside those of a plain loop in bfloat16."""
+    from peft import LoraConfig
+
+    from actors.movie_characters.diffusion import DiffusionConfig, OneByOne, load_diffusion
+    from actors.movie_characters.names import Picture
+    from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
+    from actors.movie_characters.personaliser import LORA_LAYERS, Personaliser
+
+    model, batch = stable_diffusion(bench), 4
+    paths = photos(bench, 4, 512)
+    pictures = tuple(Picture(Path(path).name, path, 0) for path in paths)
+    seconds = []
+    for steps in (5, 45):
+        config = PersonaliseConfig(
+            *(str(bench.out / "photos"), str(bench.out / f"lora_{steps}"), model),
+            **{"emb_train_steps": 0, "max_train_steps": steps, "train_batch_size": batch},
+            diffusion=OneByOne(num_gpus=1.0),
+        )
+        trainer = Personaliser(config, [Task("someone_0", pictures, "")])
+        bench.wait()
+        started = time.perf_counter()
+        trainer.learn(Task("someone_0", pictures, ""))
+        bench.wait()
+        seconds.append(time.perf_counter() - started)
+        del trainer
+    ours = 40 / (seconds[1] - seconds[0])
+
+    unet = load_diffusion(model, DiffusionConfig(num_gpus=1.0, dtype="bfloat16")).unet
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=LORA_LAYERS))
+    learnt = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, 1e-4, fused=True)
+    noisy = torch.randn(batch, 4, 64, 64, device="cuda", dtype=torch.bfloat16)
+    condition = torch.randn(batch, 77, 768, device="cuda", dtype=torch.bfloat16)
+    times = torch.randint(1000, (batch,), device="cuda")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        found = unet(noisy, times, condition, return_dict=False)[0]
+        torch.nn.functional.mse_loss(found.float(), noisy.float()).backward()
+        optimizer.step()
+
+    bench.share("a LoRA, batches of 4 at 512 pixels", ours, bench.rate(step, 1), 0.80, "steps/s")
+
+
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 
@@ -412,7 +659,7 @@ def drawn(
     folder = bench.out / "films" / f"{codec}_{size[1]}_{seconds}"
     paths = [folder / f"{number}.mp4" for number in range(count)]
     shots = [films.RATE * 5 + number for number in range(seconds // 5)]
-    with ProcessPoolExecutor(min(count, os.cpu_count() or 1), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(count, cpus()), get_context("spawn")) as pool:
         missing = [path for path in paths if not path.exists()]
         draws = [
             pool.submit(
@@ -457,15 +704,23 @@ def nvdec(bench: Bench) -> None:
         )
         bench.line(f"{codec}: times", f"{max(times):.4f} s off at most", "<= 0.001", max(times) <= 0.001)
         bench.line(f"{codec}: pixels", f"{max(off):.2f} levels off in the mean", "<= 2", max(off) <= 2)
-    for size in ((640, 360), (1920, 1080)):
-        paths = drawn(bench, 2 if bench.small else 8, 5 if bench.small else 10, size=size)
+    small = drawn(bench, 2 if bench.small else 8, 5 if bench.small else 30)
+    large = [path.with_name(f"{path.stem}_1080.mp4") for path in small]
+    with ProcessPoolExecutor(min(len(small), cpus()), get_context("spawn")) as pool:
+        list(pool.map(enlarged, small, large))
+    for height, paths in ((360, small), (1080, large)):
         for decoder in ("torchcodec", "pyav"):
-            for children in (1, 4, 8)[: 1 if bench.small else 3]:
+            for children in (1,) if bench.small else (1, 4, 8):
                 count, spent, cpu, by = _by_children(paths, children, decoder, bench.device)
-                bench.line(
-                    f"{size[1]}p, {children} children",
-                    f"{count / spent:,.0f} frames/s, {count / cpu:,.0f} a CPU-s, by {by}",
-                )
+                found = f"{count / spent:,.0f} frames/s, {count / cpu:,.0f} a CPU-s"
+                bench.line(f"{height}p, {children} children, {by}", found)
+
+
+def enlarged(source: Path, path: Path) -> None:
+    """The first five seconds of a film at 1080p."""
+    if not path.exists():
+        pictures = islice(open_film(str(source), "pyav").pictures, films.RATE * 5)
+        films.written(path, (picture.scaled(1920, 1080) for picture in pictures))
 
 
 def _by_children(paths: list[Path], children: int, decoder: str, device: str) -> tuple[int, float, float, str]:
@@ -490,7 +745,7 @@ def _by_children(paths: list[Path], children: int, decoder: str, device: str) ->
         # The first film of each is its start: imports, and a context on the GPU.
         list(threads.map(some, pool, [own[:1] for own in shares]))
         started = time.perf_counter()
-        found = list(threads.map(some, pool, [own * 2 for own in shares]))
+        found = list(threads.map(some, pool, [own[:2] * 2 for own in shares]))
         spent = time.perf_counter() - started
     for child in pool:
         child.kill()
@@ -603,6 +858,10 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "clip": clip,
     "backbone": backbone,
     "heads": heads,
+    "diffusion": diffusion,
+    "generate": generate,
+    "captions": captions,
+    "personalise": personalise,
     "nvdec": nvdec,
     "training": training,
     "run": run,

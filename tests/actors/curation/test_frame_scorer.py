@@ -13,7 +13,7 @@ from actors.core.stage import Batch
 from actors.curation.frame_scorer import FrameScorer
 from actors.curation.latents import LatentsConfig, encode, load_vae
 from actors.curation.motion import MotionConfig
-from actors.curation.raft import check_raft, load_raft, raft_speeds
+from actors.curation.raft import check_raft, load_raft, prepared, raft_speeds
 
 NAN = np.float32(np.nan)
 LATENTS = ("mse", "cos_sim")
@@ -154,6 +154,20 @@ def test_speeds_are_lengths_of_the_flow_in_pixels(raft: MotionConfig):
         flow = model(pixels[:-1], pixels[1:])[-1]
     assert speeds.dtype == torch.float32
     torch.testing.assert_close(speeds, (flow[:, 0] ** 2 + flow[:, 1] ** 2).sqrt().mean((1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_slow_flow_stays_close_in_bfloat16(raft: MotionConfig):
+    """Scenes are dropped as static by their mean velocity, 0.1 pixels a step: there a rounded flow must do, too."""
+    models = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_raft(raft.weights, "cpu")
+        for parameter in model.update_block.flow_head.conv2.parameters():
+            parameter.mul_(0.02)
+        models.append(prepared(model, "cpu", dtype))
+    with torch.inference_mode():
+        exact, rounded = (raft_speeds(model, torch.from_numpy(scene(3, 128)), np.arange(2)) for model in models)
+    assert 0.01 < float(exact.min()) < float(exact.max()) < 1
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
 
 
 def test_weights_are_a_file_or_one_of_torchvisions(raft: MotionConfig, tmp_path: Path):
