@@ -532,10 +532,11 @@ def captions(bench: Bench) -> None:
 
     folder = bench.out / "models" / "captioner"
     if not folder.exists():
-        tiny_models.captioning_model(folder, "a b c d red blue man tree runs falls".split())
-    pictures = moving(3, 64)
-    texts = [LocalCaptioner(str(folder), gpu).caption(pictures, "a man", 0) for gpu in (False, bench.device == "cuda")]
-    bench.line("text", str(texts[1].text), str(texts[0].text), texts[0].text == texts[1].text)
+        tiny_models.captioning_model(folder, [f"w{number}" for number in range(60)])
+    models = [LocalCaptioner(str(folder), gpu) for gpu in (False, bench.device == "cuda")]
+    for seed in range(3):
+        exact, found = (model.caption(moving(3, 64, seed), f"w{seed} w40", 0) for model in models)
+        bench.line("text", f"{found.text!r}, {found.tokens_out} tokens", f"{exact.text!r}", found == exact)
 
 
 def personalise(bench: Bench) -> None:
