@@ -476,7 +476,7 @@ def diffusion(bench: Bench) -> None:
     small = QuestionConfig(method="full", num_inference_steps=3, height=side // 2, width=side // 2)
     exact = DiffusionIdentifier(model, DiffusionConfig(num_cpus=cpus(), dtype="float32"), small, identities)
     found = DiffusionIdentifier(model, config, small, identities)(asked(1, 2))
-    values = [np.stack(one["losses"])[:, :2] for one in (found, exact(asked(1, 2)))]
+    values = [np.stack(one["losses"].tolist())[:, :2] for one in (found, exact(asked(1, 2)))]
     bench.close("losses of the noise", values[0], values[1], 0.02)
     del exact
 
@@ -619,11 +619,9 @@ def _lora_steps(bench: Bench) -> None:
     pictures = tuple(Picture(Path(path).name, path, 0) for path in paths)
     seconds = []
     for steps in (5, 45):
-        config = PersonaliseConfig(
-            *(str(bench.out / "photos"), str(bench.out / f"lora_{steps}"), model),
-            **{"emb_train_steps": 0, "max_train_steps": steps, "train_batch_size": batch},
-            diffusion=OneByOne(num_gpus=1.0),
-        )
+        length: Any = {"emb_train_steps": 0, "max_train_steps": steps, "train_batch_size": batch}
+        places = str(bench.out / "photos"), str(bench.out / f"lora_{steps}"), model
+        config = PersonaliseConfig(*places, **length, diffusion=OneByOne(num_gpus=1.0))
         trainer = Personaliser(config, [Task("someone_0", pictures, "")])
         bench.wait()
         started = time.perf_counter()
