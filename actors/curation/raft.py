@@ -32,6 +32,11 @@ def load_raft(weights: str, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
+def raft_precision(device: str) -> str:
+    """What RAFT computes in: bfloat16 where it is fast."""
+    return "bfloat16" if device == "cuda" else "float32"
+
+
 def raft_speeds(model: Any, before: "torch.Tensor", after: "torch.Tensor", pairs_per_call: int = 8) -> "torch.Tensor":
     """Mean length of the flow of each pair, in pixels per step: float32 (P,); frames are uint8 (P, H, W, 3) RGB.
 

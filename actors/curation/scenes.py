@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.curation.keyframes import KEY_FRAMES, Held, KeyFrames
@@ -287,6 +288,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         **{f"bar_{side}": 0 for side in NO_BARS._fields},
         **NOT_KNOWN._asdict(),
         "converted": "",
+        COMPUTED: "",
         "phash": None,
         "frames": None,
         "thumbnail": b"",
