@@ -17,6 +17,7 @@ import pyarrow as pa
 from actors.core.catalog import Part
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
+from actors.curation.motion import BY_FARNEBACK
 from actors.curation.tables import (
     CAPTIONS,
     CAPTIONS_AGAIN,
@@ -120,6 +121,11 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
 
 def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[str]:
     notes = mixed(computed, "scores", "scenes", SCORE_APART)
+    if without := sum(count for how, count in computed.items() if BY_FARNEBACK in str(how)):
+        notes.append(
+            f"motion.flow=vectors: {without:,} scenes have no motion vectors (of HEVC, VP9, AV1 or single pictures, or "
+            "decoded by torchcodec), so their velocities are Farneback's, which are lower."
+        )
     if "plan/videos" not in store.catalog().tables:
         notes.append(
             f"The plan of {store.root} is of an earlier version, which kept no count: that it is whole cannot be "

@@ -170,6 +170,17 @@ def test_scores_of_two_devices_are_told_and_those_of_earlier_versions_are_unknow
     assert "set the same devices" in note
 
 
+def test_scenes_without_motion_vectors_are_told(store: Store):
+    write_plan(store, {"a": 3})
+    write_scores(store, *(scene(f"a.{i}_0", computed="motion: farneback, latents: cpu float32") for i in range(2)))
+    [note] = [note for note in rows_now(store).notes if note.startswith("motion")]
+    assert note.startswith("motion.flow=vectors: 2 scenes have no motion vectors")
+    write_scores(store, scene("a.2_0", computed="motion: vectors, latents: cpu float32"), film("a", 3))
+    mixture, again = (note for note in rows_now(store).notes if note.startswith("motion"))
+    assert again == note
+    assert mixture.startswith("motion of 2 scenes were computed by farneback, of 1 by vectors: ")
+
+
 def test_nothing_was_done_and_that_is_measured_too(store: Store):
     write_plan(store, {"a": 1})
     write_scores(store, scene("a.0_0", error="not_found", step="fetch"))
