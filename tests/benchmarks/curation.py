@@ -529,12 +529,11 @@ def vectors(films: Films) -> None:
         for flow in ("scaled", "vectors"):
             alone = ratio(taken[flow] - taken["none"], taken["farneback"] - taken["none"])
             line(f"flow alone: {flow} / farneback, {what}", alone)
-    for name in ("mean_velocity", "max_velocity"):
-        count, found, (low, high), median_ratio = compared(samples(), name)
-        line(
-            f"rank correlation of {name}, vectors with farneback, {count} scenes", f"{found:.2f} ({low:.2f}-{high:.2f})"
-        )
-        line(f"median of {name}, vectors / farneback", f"{median_ratio:.2f}")
+    for flow in ("scaled", "vectors"):
+        for name in ("mean_velocity", "max_velocity"):
+            count, found, (low, high), times = compared(samples(), name, flow)
+            told = f"{found:.2f} ({low:.2f}-{high:.2f}); {times:.2f}"
+            line(f"rank correlation of {name}, {flow} with farneback, {count} scenes; median ratio", told)
 
 
 ORDERS = {

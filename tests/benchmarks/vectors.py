@@ -42,10 +42,10 @@ def scenes(paths: Sequence[Path], flow: str) -> list[Row]:
     ]
 
 
-def compared(paths: Sequence[Path], name: str) -> tuple[int, float, tuple[float, float], float]:
-    """Scenes, Spearman's rank correlation of a velocity by vectors with Farneback's, its 95 % interval of the bootstrap
+def compared(paths: Sequence[Path], name: str, flow: str) -> tuple[int, float, tuple[float, float], float]:
+    """Scenes, Spearman's rank correlation of a velocity by a flow with Farneback's, its 95 % interval of the bootstrap
     over scenes, and the median ratio of the two."""
-    exact, ours = (np.array([row[name] for row in scenes(paths, flow)]) for flow in ("farneback", "vectors"))
+    exact, ours = (np.array([row[name] for row in scenes(paths, one)]) for one in ("farneback", flow))
     known = np.isfinite(exact)
     exact, ours = exact[known], ours[known]
     random = np.random.default_rng(0)
