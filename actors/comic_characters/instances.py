@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
 
@@ -16,18 +17,25 @@ KEY = ["series_id", "page_id", "face", "body"]
 KEY_TYPES = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]
 _WHY = [("error", pa.string()), ("message", pa.string())]
 FEATURES = pa.schema(
-    [*KEY_TYPES, ("face_features", pa.list_(pa.float32())), ("body_features", pa.list_(pa.float32())), *_WHY]
+    [
+        *KEY_TYPES,
+        ("face_features", pa.list_(pa.float32())),
+        ("body_features", pa.list_(pa.float32())),
+        *_WHY,
+        (COMPUTED, pa.string()),
+    ]
 )
-"""One row per instance. face, body: their index; null, as are their features, where it has no such part."""
+"""One row per instance. face, body: their index; null, as are their features, where it has no such part; computed:
+device and precision of the network, null in rows of earlier versions."""
 REJECTED_INSTANCES = pa.schema([*KEY_TYPES, *_WHY])
 EMBEDDINGS = pa.schema(
     [
         *(FEATURES.field(name) for name in KEY),
         ("vector", pa.list_(pa.float32())),
-        *(FEATURES.field(name) for name in ("error", "message")),
+        *(FEATURES.field(name) for name in ("error", "message", COMPUTED)),
     ]
 )
-"""One row per instance. vector: (D,) of length 1, null where there is an error."""
+"""One row per instance. vector: (D,) of length 1, null where there is an error; computed: on what its features were."""
 
 
 def as_instance(row: Mapping[Any, Any]) -> Instance:
@@ -40,8 +48,9 @@ def part_name(part: list[Instance]) -> str:
     return f"part-{hashlib.sha256(repr(part).encode()).hexdigest()[:20]}.parquet"
 
 
-def write_features(batch: Batch, store: Store, folder: str) -> Batch:
+def write_features(batch: Batch, store: Store, folder: str, computed: str) -> Batch:
     """Write the output of FeatureExtractor as a part of features/; returns its rows in column `instances`."""
+    batch = {**batch, COMPUTED: np.full(len(batch["error"]), computed)}
     rows = [{name: batch[name][row] for name in FEATURES.names} for row in range(len(batch["error"]))]
     for row in rows:
         for kind in ("face", "body"):
@@ -59,11 +68,11 @@ def read_rows(table: pa.Table, store: Store, folder: str) -> pa.Table:
     wanted = {as_instance(row): row["part"] for row in rows}
     found: dict[Instance, dict[str, Any]] = {}
     for name in sorted(set(wanted.values())):
-        part = store.read_part(folder, name, FEATURES.names)
+        part = store.read_part(folder, name, FEATURES.names, (COMPUTED,))
         if part is None:
             raise RuntimeError(f"{store.uri(folder, name)} is torn. Rerun the same command to compute it again.")
         found |= {one: row for row in part.to_pylist() if wanted.get(one := as_instance(row)) == name}
-    return pa.Table.from_pylist([found[one] for one in wanted], FEATURES)
+    return pa.Table.from_pylist([found[one] | {COMPUTED: found[one][COMPUTED] or ""} for one in wanted], FEATURES)
 
 
 def write_vectors(batch: Batch, store: Store) -> Batch:

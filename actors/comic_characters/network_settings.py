@@ -95,3 +95,8 @@ class FeaturesConfig(Stage):
         super().__post_init__()
         if self.workers < 1:
             raise UserError(f"features.workers starts at 1, not {self.workers}")
+
+    @property
+    def computed(self) -> str:
+        """Device and precision, as they are stored beside features."""
+        return f"{'cuda' if self.num_gpus > 0 else 'cpu'} {self.dtype}"

@@ -55,3 +55,8 @@ class ModelStage(Stage):
         if self.dtype == "auto":
             return "bfloat16" if self.num_gpus > 0 else "float32"
         return self.dtype
+
+    @property
+    def computed(self) -> str:
+        """Device and precision, as they are stored beside what the model computes."""
+        return f"{self.device} {self.precision}"

@@ -6,18 +6,25 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
 from actors.curation.tables import EVALUATION
+from actors.models.clip import EmbeddingsConfig
 
 KEYS = ["video_id", "scene_id"]
 TEXTS = ["caption", "recaption"]
-SCORED = ["frames", "score_caption", "score_recaption", "error", "message", "model"]
+SCORED = ["frames", "score_caption", "score_recaption", "error", "message", "model", COMPUTED]
 """What scoring adds to a row."""
 
 
 def score_scenes(
-    batch: Batch, about: pd.DataFrame, places: dict[str, int], vectors: np.ndarray, store: Store, model: str
+    batch: Batch,
+    about: pd.DataFrame,
+    places: dict[str, int],
+    vectors: np.ndarray,
+    store: Store,
+    model: EmbeddingsConfig,
 ) -> Batch:
     """Score scenes and write them as a part of evaluation/; returns how many they were.
 
@@ -25,7 +32,7 @@ def score_scenes(
         batch: video_id, scene_id, embeddings of the frames, error, message.
         about: rows of EVALUATION by KEYS.
         places: each text's row in `vectors`, float32 (N, D).
-        model: the name of the model that made the embeddings.
+        model: what made the embeddings.
     """
     keys = list(zip(map(str, batch["video_id"]), map(str, batch["scene_id"]), strict=True))
     rows = about.loc[keys].drop(columns=SCORED).reset_index()
@@ -36,7 +43,8 @@ def score_scenes(
         ]
     rows["frames"] = [len(frames) for frames in batch["embeddings"]]
     rows["error"] = np.where((batch["error"] == "") & (rows.frames == 0), "no_frames", batch["error"])
-    rows["message"], rows["model"] = batch["message"], model
+    rows["message"], rows["model"] = batch["message"], model.name()
+    rows[COMPUTED] = np.where(rows.frames > 0, model.computed, "")
     table = pa.Table.from_pandas(rows, schema=EVALUATION, preserve_index=False)
     names = rows[[*KEYS, *TEXTS, "error", "model", "pictures"]].to_numpy().tolist()
     store.write_part("evaluation", table, ["\0".join(row) for row in names])

@@ -201,7 +201,7 @@ def cut(
     av.logging.set_level(None)
     device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, device, video.max_pixels, frames.look)
+        film = open_film(path, video.decoder, device, video.max_pixels, frames.look, motion.by_codec)
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
@@ -222,7 +222,8 @@ def cut(
                 yield row
             return
         except SeekError:
-            film, skip = open_film(path, "pyav", max_pixels=video.max_pixels, look=frames.look), frozenset(done)
+            film = open_film(path, "pyav", max_pixels=video.max_pixels, look=frames.look, vectors=motion.by_codec)
+            skip = frozenset(done)
     numbered = in_shots(film, shots, device) if shots.check_named and not seek else None
     yield from cut_spans(film, skip=skip, seek=False, numbered=numbered)
 

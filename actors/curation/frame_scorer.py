@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.core.computed import COMPUTED, joined
 from actors.core.stage import Batch
 from actors.curation.latents import LatentsConfig, encode, latent_distances, load_vae
 from actors.curation.motion import MotionConfig
-from actors.curation.raft import load_raft, raft_speeds
+from actors.curation.raft import load_raft, raft_precision, raft_speeds
 from actors.models.devices import sent
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class FrameScorer:
     Adds:   mse, cos_sim  float32 (N,): means over neighbouring pairs, where it holds a VAE
             max_velocity, mean_velocity  float32 (N,): pixels per step, where it holds RAFT
             latents_s  float32 (N,): seconds spent on the row
+            computed  str (N,): what is stored there, and device and precision of each model that has measured the row
     Drops:  frames, unless a later stage needs them
     Rows without frames keep what they had. Frames reach the device once for both.
     """
@@ -41,17 +43,21 @@ class FrameScorer:
         if not gpu:
             torch.set_num_threads(max(1, int(cpus)))
         self._vae = self._raft = None
+        self._computed: list[str] = []
         if latents is not None:
             self._vae = load_vae(latents.model, getattr(torch, latents.precision), self._device)
             self._frames_per_call = latents.frames_per_call if gpu else 1
+            self._computed.append(f"latents: {self._device} {latents.precision}")
         if motion is not None:
             self._raft = load_raft(motion.weights, self._device)
+            self._computed.append(f"motion: {self._device} {raft_precision(self._device)}")
         # On a GPU two batches are under way: one is prepared and sent while the other is computed.
         self._turn, self._finished = Lock(), 0.0
 
     def __call__(self, batch: Batch) -> Batch:
         names = (["mse", "cos_sim"] if self._vae else []) + (["max_velocity", "mean_velocity"] if self._raft else [])
         added = {name: np.array(batch[name], np.float32) for name in (*names, "latents_s")}
+        added[COMPUTED] = np.array(batch.get(COMPUTED, [""] * len(batch["frames"])), object)
         rows = [i for i, frames in enumerate(batch["frames"]) if len(frames) >= 2]
         if rows:
             self._measure(batch, rows, added)
@@ -81,6 +87,8 @@ class FrameScorer:
         if self._raft is not None:
             added["max_velocity"][rows] = [one[-1].max() for one in of_scenes]
             added["mean_velocity"][rows] = [one[-1].mean() for one in of_scenes]
+        for row in rows:
+            added[COMPUTED][row] = joined(added[COMPUTED][row], *self._computed)
 
     def _of_pairs(self, frames: "torch.Tensor", pairs: np.ndarray) -> "torch.Tensor":
         """Of each pair what the models measure, float32 (1 to 3, P): mse, cos_sim, speed."""

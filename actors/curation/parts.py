@@ -169,7 +169,7 @@ def cut_part(path: str, video_id: str, config: CutConfig, begin_s: float, end_s:
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
-    film = open_film(path, max_pixels=config.video.max_pixels, look=config.frames.look)
+    film = open_film(path, max_pixels=config.video.max_pixels, look=config.frames.look, vectors=config.motion.by_codec)
     whole = film.pictures  # held, since its end would close the file
     try:
         if begin_s > 0:

@@ -42,7 +42,12 @@ def load_raft(weights: str, device: str) -> Any:
         model.load_state_dict(load_file(weights))
     else:
         model = raft_large(weights=Raft_Large_Weights[weights])
-    return prepared(model, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    return prepared(model, device, getattr(torch, raft_precision(device)))
+
+
+def raft_precision(device: str) -> str:
+    """What RAFT computes in: bfloat16 where it is fast."""
+    return "bfloat16" if device == "cuda" else "float32"
 
 
 def prepared(model: Any, device: str, dtype: "torch.dtype") -> Any:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.stage import Row
+from actors.curation.codec_motion import CodecMotion, Moved, codec_speeds
 from actors.curation.keyframes import KEY_FRAMES, Held, KeyFrames
-from actors.curation.motion import FLOWS, MotionConfig, rgb_differences
+from actors.curation.motion import BY_FARNEBACK, BY_VECTORS, FLOWS, MotionConfig, rgb_differences
 from actors.curation.perceptual_hash import scene_hash
 from actors.curation.stills import Still, Stills
-from actors.media.bars import NO_BARS
+from actors.media.bars import NO_BARS, Bars
 from actors.media.film import ROUNDING_S, Film, Picture
 from actors.media.images import encode_jpeg
 from actors.media.shown import NOT_KNOWN, Look
@@ -116,6 +118,8 @@ class _Sample:
     deinterlaced: bool = False
     cuts: list[float] = field(default_factory=list)
     """When shots end, in seconds."""
+    moved: Moved = field(default_factory=Moved)
+    """What motion vectors say of the time to the next one."""
 
 
 class Scene:
@@ -128,6 +132,7 @@ class Scene:
         self._windows = windows
         self._stills = Stills(film, config.size, crop=config.crop_bars is not False)
         self._keys = KeyFrames(film, config.keyframes, config.max, windows)
+        self._vectors = CodecMotion() if motion.by_codec else None
         self._start = math.nan
         self._due = 0
         self._samples: list[_Sample] = []
@@ -158,6 +163,9 @@ class Scene:
             self._samples.append(_Sample(time, self._still(picture), time))
             self._keys.add(picture)
             self._samples[-1].deinterlaced = picture.deinterlaced
+        # Of a scene that is too long nothing is measured.
+        if self._vectors and (self._windows.samples or not self.too_long):
+            self._vectors.add(picture, time, self._samples)
         sample = self._samples[-1]
         sample.shown = time
         sample.pictures += 1
@@ -263,9 +271,22 @@ class Scene:
             differences = rgb_differences(frames)
             row |= {"max_rgb_diff": differences.max(), "mean_rgb_diff": differences.mean(), "frames": frames}
             row["phash"] = scene_hash(frames)
-            if self._motion.flow in FLOWS:
-                speeds = FLOWS[self._motion.flow](frames)
-                row |= {"max_velocity": speeds.max(), "mean_velocity": speeds.mean()}
+            row |= self._velocities(samples, frames, bars)
+        return row
+
+    def _velocities(self, samples: list[_Sample], frames: np.ndarray, bars: Bars) -> Row:
+        """What optical flow adds to a row where it is measured on a CPU."""
+        flow, row = self._motion.flow, {}
+        if self._motion.by_codec:
+            cut_off = bars if self._config.crop_bars is not False else NO_BARS
+            speeds = codec_speeds(samples, self._film, cut_off, self._config.size)
+            known = speeds[np.isfinite(speeds)]
+            if 2 * len(known) >= len(speeds):
+                return {"max_velocity": known.max(), "mean_velocity": known.mean(), COMPUTED: BY_VECTORS}
+            flow, row = "farneback", {COMPUTED: BY_FARNEBACK}
+        if flow in FLOWS:
+            speeds = FLOWS[flow](frames)
+            row |= {"max_velocity": speeds.max(), "mean_velocity": speeds.mean()}
         return row
 
 
@@ -287,6 +308,7 @@ def scene_row(about: Row, error: str = "", message: str = "") -> Row:
         **{f"bar_{side}": 0 for side in NO_BARS._fields},
         **NOT_KNOWN._asdict(),
         "converted": "",
+        COMPUTED: "",
         "phash": None,
         "frames": None,
         "thumbnail": b"",

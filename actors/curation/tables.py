@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.core.catalog import Part
+from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.keyframes import KEY_FRAMES
@@ -37,6 +38,7 @@ SEEN = (
     ("sample_aspect_ratio", pa.string()),
     ("rotation", pa.int32()),
     ("converted", pa.string()),
+    (COMPUTED, pa.string()),
 )
 """Columns that say what is odd about a scene; rows of earlier versions lack them."""
 LATER = (*ORIGIN, *(name for name, _ in SEEN))
@@ -172,11 +174,13 @@ EVALUATION = pa.schema(
         ("model", pa.string()),
         *((name, pa.int64()) for name in ORIGIN),
         ("pictures", pa.string()),
+        (COMPUTED, pa.string()),
     ]
 )
 """One row a scene. frames: how many were scored; a score is null where there is no such text or no frame;
 caption_code: why there is no recaption; error: why there are no frames; pictures: which of the scene were scored, as
-evaluate.pictures names them, null in rows of earlier versions, which are of sampled ones."""
+evaluate.pictures names them, null in rows of earlier versions, which are of sampled ones; computed: device and
+precision of the model."""
 PLAN_AGAIN = "Run `score` or `run` with the same settings: the plan is made again, and nothing is measured twice."
 """What makes plan/ again."""
 SELECT_AGAIN = "Run `select` to make it again from scores/."
@@ -187,9 +191,9 @@ SELECTION = ("scenes", "places", "rejected")
 """Tables that are replaced together, by each selection."""
 NARROW = (
     *("video_index", "video_id", "clip_id", "scene_id", "ordinal", "step", "error", "written"),
-    *("decoder", "decoded", "source", "scenes", "window", "fetch_s", "cut_s", "latents_s"),
+    *("decoder", "decoded", "source", "scenes", "window", "fetch_s", "cut_s", "latents_s", COMPUTED),
 )
-"""What is always read of a row: whether it counts, and what it cost."""
+"""What is always read of a row: whether it counts, what it cost, and on what it was computed."""
 Look = Callable[["pd.DataFrame"], "pd.DataFrame"]
 """What is made of the rows of a part; it returns a row for each that it is given."""
 
@@ -213,6 +217,8 @@ def read_rows(
     origin = ORIGIN if len(stale) else ()
     names = [*NARROW, *(name for name in columns if name not in NARROW)]
     schema = pa.schema([SCORES.field(name) for name in names])
+    # A few texts, millions of times.
+    schema = schema.set(names.index(COMPUTED), pa.field(COMPUTED, pa.dictionary(pa.int32(), pa.string())))
     # Tables of no part have columns, too.
     tables, torn = [_looked(schema.empty_table(), "", look)], []
     for part in parts:

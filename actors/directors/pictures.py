@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
@@ -25,10 +26,11 @@ VECTORS = pa.schema(
         ("style", pa.list_(pa.float32())),
         ("error", pa.string()),
         ("message", pa.string()),
+        (COMPUTED, pa.string()),
     ]
 )
 """One row per picture and view. size: bytes of the file, so that a replaced file is embedded again; vector: float16,
-little-endian; style: FEATURES of `actors.directors.style`."""
+little-endian; style: FEATURES of `actors.directors.style`; computed: device and precision of the network."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ def random_view(image: np.ndarray, views: ViewsConfig, seed: str) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def write_vectors(batch: Batch, store: Store) -> Batch:
+def write_vectors(batch: Batch, store: Store, computed: str) -> Batch:
     """Write a batch of vectors as one part of features/; returns its row count in column `rows`."""
     columns = {key: batch[key].tolist() for key in ("path", "size", "view", "model", "style", "error", "message")}
+    columns[COMPUTED] = [computed] * len(batch["path"])
     columns["vector"] = [vector.astype("<f2").tobytes() for vector in batch["vector"]]
     table = pa.table({key: pa.array(columns[key], VECTORS.field(key).type) for key in VECTORS.names})
     keys = ["\0".join(map(str, key)) for key in zip(*(columns[k] for k in VECTORS.names[:4]), strict=True)]

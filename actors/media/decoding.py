@@ -18,6 +18,7 @@ from actors.media.bars import NO_BARS, Bars, Lines, look
 from actors.media.clock import AVI, Clock, Heard
 from actors.media.planes import planes
 from actors.media.shown import Viewer, name_colours
+from actors.media.vectors import Vectors, vectors_of
 
 if TYPE_CHECKING:
     from actors.media.film import Film
@@ -77,6 +78,10 @@ class PyAVPicture:
     def lines(self) -> Lines:
         """What may be black bars in the upright frame, in pixels as they are stored."""
         return look(planes(self.stored, self._turn))
+
+    def vectors(self) -> Vectors | None:
+        """The motion vectors of the frame as it is stored."""
+        return vectors_of(self.stored)
 
 
 Timed = tuple[av.VideoFrame, float | None, bool]

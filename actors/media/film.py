@@ -31,6 +31,7 @@ from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
 from actors.media.shown import AS_STORED, NOT_KNOWN, Look, Stored, Viewer, converted, stored, turn_of
 from actors.media.streams import film_stream, sound_stream
+from actors.media.vectors import EXPORT, Vectors
 from actors.media.whole import has_index, is_whole, lacks_samples
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,10 @@ class Picture(Protocol):
 
     def lines(self) -> Lines:
         """What may be black bars in the upright frame, in pixels as they are stored."""
+        ...
+
+    def vectors(self) -> Vectors | None:
+        """The codec's motion vectors of the frame as it is stored; None where they are not told."""
         ...
 
 
@@ -185,11 +190,13 @@ def open_film(
     device: str = "cpu",
     max_pixels: int = MAX_PIXELS,
     look: Look = AS_STORED,
+    vectors: bool = False,
 ) -> Film:
     """Open a film for one pass; raises FilmError with the code that its rows get.
 
     path: a local path; for PyAV also s3://, of which is read what is decoded. max_pixels: of the largest picture.
-    look: how it is shown; torchcodec has a matrix of its own where a film names none.
+    look: how it is shown; torchcodec has a matrix of its own where a film names none. vectors: whether pictures are
+    asked for their motion vectors, which PyAV's have where the codec has them.
     """
     look = replace(look, hd_matrix=look.hd_matrix and decoder == "pyav")
     source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
@@ -209,6 +216,8 @@ def open_film(
     # Also where the size changes on the way.
     context.options = decoder_options(max_pixels)
     stream.thread_count = 1
+    if vectors:
+        context.flags2 |= EXPORT
     sound = sound_stream(container)
     start = (container.start_time or 0) / av.time_base
     clock = Clock(container, stream, sound)
@@ -314,6 +323,9 @@ class _TorchPicture:
 
     def lines(self) -> Lines:
         return look([Plane(self._frame.amax(0).cpu().numpy(), 0, BLACK - 1)])
+
+    def vectors(self) -> Vectors | None:
+        return None
 
 
 def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterator[Picture]:

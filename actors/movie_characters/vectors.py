@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
 
@@ -13,16 +14,19 @@ VECTORS = pa.schema(
         ("vector", pa.list_(pa.float16())),
         ("error", pa.string()),
         ("message", pa.string()),
+        (COMPUTED, pa.string()),
     ]
 )
-"""One row per image: its size in bytes, so that a replaced image is embedded again, and the model."""
+"""One row per image: its size in bytes, so that a replaced image is embedded again, the model, and its
+device and precision, "" where it runs on CPUs alone."""
 
 
-def write_vectors(batch: Batch, store: Store, model: str) -> Batch:
+def write_vectors(batch: Batch, store: Store, model: str, computed: str) -> Batch:
     """Write vectors as a part; returns uri, error and message of its rows."""
     columns = {name: batch[name].tolist() for name in ("uri", "size", "error", "message")}
     vectors = [[] if code else vector for code, vector in zip(columns["error"], batch["vector"], strict=True)]
     count = len(vectors)
-    table = pa.table({**columns, "model": [model] * count, "vector": pa.array(vectors, VECTORS.field("vector").type)})
+    columns |= {"model": [model] * count, COMPUTED: [computed] * count}
+    table = pa.table({**columns, "vector": pa.array(vectors, VECTORS.field("vector").type)})
     store.write_part("vectors", table.select(VECTORS.names).cast(VECTORS), [model, *columns["uri"]])
     return {name: batch[name] for name in ("uri", "error", "message")}

@@ -170,7 +170,7 @@ class Verb:
         for name, stage in record.get("stages", {}).items():
             rate = f", {stage['rows'] / stage['seconds']:.1f} rows/s" if stage["seconds"] else ""
             lines.append(f"{name}: {stage['rows']} rows in {stage['seconds']:.0f} s{rate}")
-        return lines
+        return lines + [f"NOTE: {note}" for note in record.get("notes", ())]
 
 
 def nothing_done(record: Mapping[str, Any]) -> str:

@@ -281,4 +281,4 @@ def _evaluation(result: Mapping[str, Any]) -> list[str]:
         counts = " and ".join(map(str, one["scenes"][: 1 if one["paired"] else 2]))
         of = f"{counts} scenes of {one['videos']} videos"
         lines.append(f"{one['name']}: {means}{interval}, p {one['p']:.2g}{effect}; {of}{left_out}")
-    return lines
+    return lines + [f"NOTE: {note}" for note in result.get("notes", ())]

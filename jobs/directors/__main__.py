@@ -138,7 +138,7 @@ class Train(Verb):
 
         run.ray()
         trained = train(config, plan)
-        run.record["rows"] = trained.rows
+        run.record |= {"rows": trained.rows, "notes": trained.notes}
         if not config.films:
             run.stage("embed", len(plan.todo), trained.seconds["embed"])
         run.stage("train", len(trained.frames.film), trained.seconds["train"])
@@ -209,6 +209,7 @@ class Guess(Verb):
         done = guess(config, plan)
         run.stage("embed", len(plan.todo), done.seconds)
         run.record["rows"] = {"in": len(plan.found), "out": len(done.each), "rejected": done.codes}
+        run.record["notes"] = done.notes
         for line in examples([f"{row['path']}: {row['error']}: {row['message']}" for row in done.rejected]):
             run.say(line)
         for path, answer in done.each.items():

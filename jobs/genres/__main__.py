@@ -62,6 +62,7 @@ class Embed(Verb):
         run.record["rows"] = {"in": count, "out": done.embedded, "rejected": done.rejected}
         run.stage("embed", done.new, done.seconds)
         run.record["films"] = {"in": len(plan.sources), "embedded_now": len(plan.todo)}
+        run.record["notes"] = done.notes
 
 
 @app.verb

@@ -109,6 +109,7 @@ class _Gallery(Verb):
             run.ray()
         done = identify(config, plan)
         run.record["rows"] = {"in": done.images, "out": done.answered, "rejected": done.rejected}
+        run.record["notes"] = done.notes
         run.record["gallery"] = {"images": len(plan.gallery), "rejected": done.lost}
         if plan.todo:
             run.record["stages"] = {"embed": {"rows": done.embedded, "seconds": done.seconds}}

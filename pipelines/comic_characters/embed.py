@@ -36,6 +36,7 @@ from actors.comic_characters.instances import (
 from actors.comic_characters.network_settings import feature_size
 from actors.comic_characters.weights import check_head_weights
 from actors.core import storage
+from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -46,6 +47,7 @@ from pipelines.comic_characters.features import (
     extract,
     find_backbone,
     located,
+    mixed_features,
     ordered,
     without_features,
 )
@@ -176,7 +178,7 @@ def embed(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
         _embed(config, plan)
     number = sum(map(len, plan.todo))
     stages["embed"] = {"rows": number, "seconds": round(time.monotonic() - started, 1)}
-    return {"rows": collect(config, plan), "stages": stages}
+    return collect(config, plan) | {"stages": stages}
 
 
 def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
@@ -213,25 +215,28 @@ def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]
 
 
 def collect(config: ComicsConfig, plan: EmbedPlan) -> dict[str, Any]:
-    """Remove parts of other instances and write rejected/embed/; returns the rows of the run record."""
+    """Remove parts of other instances and write rejected/embed/; returns rows and notes of the run record."""
     store = Store(config.output)
     for name in set(store.parts("embeddings")) - {part_name(part) for part in plan.parts}:
         storage.delete(store.uri("embeddings", name))
-    rows = 0
+    rows, computed = 0, Counter[str]()
     bad: list[dict[str, Any]] = []
-    for part in store.read_parts("embeddings", REJECTED_INSTANCES.names):
+    for part in store.read_parts("embeddings", [*REJECTED_INSTANCES.names, COMPUTED], (COMPUTED,)):
         rows += len(part)
+        computed.update(part[COMPUTED].to_pylist())
         bad += [row for row in part.to_pylist() if row["error"]]
     if rows != (wanted := sum(map(len, plan.parts))):
         raise RuntimeError(f"embeddings/ has {rows} of {wanted} instances. Rerun the same command.")
     store.replace_table("rejected/embed", [pa.Table.from_pylist(bad, REJECTED_INSTANCES)])
-    return {"in": rows, "out": rows - len(bad), "rejected": dict(Counter(row["error"] for row in bad))}
+    codes = dict(Counter(row["error"] for row in bad))
+    notes = mixed_features(computed, f"{plan.backbone.folder} and embeddings")
+    return {"rows": {"in": rows, "out": rows - len(bad), "rejected": codes}, "notes": notes}
 
 
 def read_embeddings(store: Store) -> Embeddings:
     """The sound vectors of embeddings/, in the order of `ordered`. Raises UserError where there are none."""
     found: dict[Instance, np.ndarray] = {}
-    for part in store.read_parts("embeddings", EMBEDDINGS.names):
+    for part in store.read_parts("embeddings", EMBEDDINGS.names, (COMPUTED,)):
         sound = part.filter(compute.field("error") == "").combine_chunks()
         vectors = sound["vector"].combine_chunks()
         flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(sound), -1)

@@ -7,7 +7,7 @@ are never mixed.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import pyarrow as pa
 from actors.comic_characters.instances import FEATURES, KEY, KEY_TYPES, Instance, as_instance, write_features
 from actors.comic_characters.weights import check_backbone_weights
 from actors.core import storage
+from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -46,6 +47,8 @@ class Features(NamedTuple):
     body: np.ndarray | None
     error: str = ""
     message: str = ""
+    computed: str = ""
+    """On what, by device and precision; "" where that is unknown."""
 
 
 def beside(pool: Stage, cpus: float) -> Stage:
@@ -104,6 +107,8 @@ class Source:
     """Its actor pool."""
     arguments: Callable[[Any], list[Any]]
     """Arguments of the actor, from its stage as fitted to the cluster."""
+    computed: str = ""
+    """On what it computes, by device and precision; "": on CPUs alone."""
 
 
 def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance]) -> dict[str, Any]:
@@ -121,6 +126,7 @@ def source_of(config: ComicsConfig, backbone: Backbone) -> Source:
         FeatureExtractor,
         config.features,
         lambda stage: [stage, config.backbone, backbone.weights, root],
+        config.features.computed,
     )
 
 
@@ -147,7 +153,7 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
     rows = ray.data.from_arrow(blocks).map_batches(
         source.actor, fn_constructor_args=source.arguments(stage), batch_size=size, **ray_actors(stage)
     )
-    write: Any = partial(write_features, store=store, folder=source.folder)
+    write: Any = partial(write_features, store=store, folder=source.folder, computed=source.computed)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
     finish(rows, "instances", Progress("features", len(instances), "instances"))
 
@@ -157,11 +163,16 @@ def stages_of(config: ComicsConfig) -> tuple[dict[str, Stage], dict[str, Stage]]
     return {"features": config.features}, {"write": beside(config.features, WRITES)}
 
 
+def mixed_features(counts: Mapping[Any, int], folder: str) -> list[str]:
+    """A sentence where features of one folder were computed in several ways; counts: instances by that."""
+    return mixed(counts, "features", "instances", f"To compute all on one device, delete {folder}.")
+
+
 def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> dict[Instance, Features]:
     """Features of these instances; a sound row counts more than one with an error."""
     wanted = set(instances)
     found: dict[Instance, Features] = {}
-    for part in store.read_parts(folder, FEATURES.names):
+    for part in store.read_parts(folder, FEATURES.names, (COMPUTED,)):
         for row in part.to_pylist():
             instance = as_instance(row)
             if instance in wanted and (row["error"] == "" or instance not in found):
@@ -169,5 +180,5 @@ def read_features(store: Store, folder: str, instances: Iterable[Instance]) -> d
                     None if row[name] is None else np.array(row[name], np.float32)
                     for name in ("face_features", "body_features")
                 )
-                found[instance] = Features(face, body, row["error"], row["message"])
+                found[instance] = Features(face, body, row["error"], row["message"], row[COMPUTED] or "")
     return found

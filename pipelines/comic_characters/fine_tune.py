@@ -27,6 +27,7 @@ from pipelines.comic_characters.features import (
     Features,
     extract,
     find_backbone,
+    mixed_features,
     read_features,
     without_features,
 )
@@ -274,5 +275,6 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
         "stages": stages,
         "sequences": {"train": len(plan.train), "valid": len(plan.valid)},
         "best": trained.history[trained.best_epoch - 1],
+        "notes": mixed_features(Counter(one.computed for one in features.values()), plan.backbone.folder),
     }
     return record, trained

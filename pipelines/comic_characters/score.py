@@ -33,6 +33,7 @@ from pipelines.comic_characters.features import (
     Source,
     extract_by,
     find_backbone,
+    mixed_features,
     read_features,
     source_of,
     without_features,
@@ -121,7 +122,8 @@ def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str
     except ValueError as error:
         return sources, {name: str(error).replace("backbone.", "score.photographs.")}
     folder = f"features/{backbones.name(photographs).replace(':', '-').replace('/', '-')}"
-    sources[name] = Source(folder, PhotographExtractor, photographs, lambda stage: [stage, root])
+    own = photographs.computed
+    sources[name] = Source(folder, PhotographExtractor, photographs, lambda stage: [stage, root], own)
     return sources, {}
 
 
@@ -211,7 +213,9 @@ def score(config: ComicsConfig, plan: ScorePlan) -> tuple[dict[str, Any], Found]
     storage.write_bytes(store.uri(config.score.folder, "scores.csv"), found.as_csv())
     codes = dict(Counter(why.error for why in bad.values()))
     record = {"rows": {"in": len(plan.instances), "out": len(sound), "rejected": codes}, "stages": stages}
-    return record | {"facts": found.facts}, found
+    counts = {name: Counter(one.computed for one in some.values()) for name, some in features.items()}
+    notes = [note for name, some in counts.items() for note in mixed_features(some, plan.sources[name].folder)]
+    return record | {"facts": found.facts, "notes": notes}, found
 
 
 def scores_of(

@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
@@ -50,6 +51,9 @@ from pipelines.curation.significance import Comparison, compare
 
 EVERY = {"keyframes": 1, "sampled": 2}
 """All key frames are scored, and every second sampled one."""
+
+ALIKE = "To score all on one device, delete evaluation/ and evaluate again."
+"""What to do where scores were computed in several ways."""
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +182,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "comparisons": compared,
         "totals": totals(compared),
         "pictures": plan.pictures,
+        "notes": mixed(Counter(rows[COMPUTED]), "CLIPScores", "scenes", ALIKE),
         "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),
         "settings": {"evaluate": asdict(config.evaluate), "embeddings": asdict(config.embeddings)},
         "open_clip": metadata.version("open_clip_torch"),
@@ -212,7 +217,7 @@ def _stored(store: Store) -> Iterator[pa.Table]:
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     for name in store.parts("evaluation"):
         with suppress(FileNotFoundError):
-            part = store.read_part("evaluation", name, EVALUATION.names, (*ORIGIN, "pictures"))
+            part = store.read_part("evaluation", name, EVALUATION.names, (*ORIGIN, "pictures", COMPUTED))
             if part is not None:
                 yield part.filter(current(part, stale)).select(EVALUATION.names).cast(EVALUATION)
 
@@ -239,14 +244,12 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     rows = rows.map_batches(
         FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
     )
-    write: Any = partial(
-        write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings.name()
-    )
+    write: Any = partial(write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
     finish(rows, "scenes", Progress("evaluate", len(plan.todo), "scenes"))
 
 
-def write_scores(batch: Batch, about: Any, texts: Any, store: Store, model: str) -> Batch:
+def write_scores(batch: Batch, about: Any, texts: Any, store: Store, model: EmbeddingsConfig) -> Batch:
     """As `score_scenes`; about and texts are references, so that the plan does not travel with every task."""
     import ray
 

@@ -5,7 +5,7 @@ Parts are read by Ray's tasks where they are many and Ray runs; what meets in on
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,9 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.catalog import Part
+from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
+from actors.curation.motion import BY_FARNEBACK
 from actors.curation.tables import (
     CAPTIONS,
     CAPTIONS_AGAIN,
@@ -40,6 +42,11 @@ MANY_PARTS = 1000
 """As many parts are read here before Ray's tasks would have started."""
 TASK_PARTS = 250
 """Parts that one task reads."""
+SCORE_APART = (
+    "The column computed of scenes/ tells them apart; to measure all alike, set the same devices and run into another "
+    "output."
+)
+"""What to do where the scores of an output were computed in several ways."""
 
 
 class IncompleteError(RuntimeError):
@@ -72,7 +79,7 @@ class Rows(NamedTuple):
     videos: pd.Series
     """How many scenes the plan has of each video, by video_id; -1: its film's row tells."""
     notes: list[str]
-    """What could not be read or checked, in sentences."""
+    """What could not be read or checked, and which scores are not comparable, in sentences."""
 
 
 def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None) -> Rows:
@@ -94,7 +101,6 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
     del whole
     planned = (rows.step == "plan").to_numpy()
-    notes = _notes(store, torn)
     # A video may have been scored in a run over another range of the input: this plan leaves it out.
     # Its place in the input may have changed since, as when a film was added to a folder.
     video = videos.index.get_indexer(pd.Index(rows.video_id))
@@ -109,11 +115,17 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     if "caption" in rows:
         rows = with_new_captions(store, rows)
     scenes = (rows.scene_id != "").to_numpy()
+    notes = _notes(store, torn, rows[COMPUTED].value_counts().to_dict())
     return Rows(rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes, notes)
 
 
-def _notes(store: Store, torn: list[str]) -> list[str]:
-    notes = []
+def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[str]:
+    notes = mixed(computed, "scores", "scenes", SCORE_APART)
+    if without := sum(count for how, count in computed.items() if BY_FARNEBACK in str(how)):
+        notes.append(
+            f"motion.flow=vectors: {without:,} scenes have no motion vectors (of HEVC, VP9, AV1 or single pictures, or "
+            "decoded by torchcodec), so their velocities are Farneback's, which are lower."
+        )
     if "plan/videos" not in store.catalog().tables:
         notes.append(
             f"The plan of {store.root} is of an earlier version, which kept no count: that it is whole cannot be "

@@ -21,7 +21,7 @@ from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig, check_model
 from actors.curation.layouts import LAYOUTS, SHARDS, Caption
-from actors.curation.motion import FLOWS, MotionConfig
+from actors.curation.motion import MotionConfig
 from actors.curation.presets import load_preset
 from actors.curation.raft import check_raft
 from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
@@ -284,7 +284,7 @@ def check(config: CurationConfig) -> None:
             f"output {config.output} lies inside input {config.input}: its clips would be films of the next run. "
             "Set an output outside."
         )
-    if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
+    if config.motion.flow != "raft" and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
     if config.video.decoder == "pyav" and config.video.num_gpus > 0 and _shots(config).detector not in NETWORKS:
         raise UserError(

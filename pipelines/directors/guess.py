@@ -80,6 +80,8 @@ class Guesses:
     """Pictures that cannot be read: path, error, message."""
     seconds: float
     """How long embedding took."""
+    notes: list[str]
+    """Which vectors are not comparable, in sentences."""
 
     @property
     def codes(self) -> dict[str, int]:
@@ -110,9 +112,9 @@ def guess(config: GuessConfig, plan: GuessPlan) -> Guesses:
     seconds = time.monotonic() - started
     got = read_pictures_of(store, plan.rows, config.pictures)
     if not got.path:
-        return Guesses({}, None, got.rejected, seconds)
+        return Guesses({}, None, got.rejected, seconds, got.notes)
     each, whole = answers(plan.model, got.vectors, config.top)
-    return Guesses(dict(zip(got.path, each, strict=True)), whole, got.rejected, seconds)
+    return Guesses(dict(zip(got.path, each, strict=True)), whole, got.rejected, seconds, got.notes)
 
 
 def find_images(uri: str) -> list[Entry]:

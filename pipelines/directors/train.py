@@ -77,6 +77,8 @@ class Trained:
     """JSON values of report.json, and arrays that figures are drawn from: answers, raw, labels, rows."""
     seconds: dict[str, float]
     """How long the stages embed and train took."""
+    notes: list[str]
+    """Which vectors are not comparable, in sentences."""
 
 
 def plan_train(config: DirectorsConfig) -> TrainPlan:
@@ -97,20 +99,21 @@ def train(config: DirectorsConfig, plan: TrainPlan) -> Trained:
     config = settled(config, plan)
     if plan.frames is not None:
         frames, rejected = plan.frames, {"no_director": plan.films - len(plan.frames.films)}
+        notes: list[str] = []
         count = plan.films
     else:
-        frames, rejected = _embedded(config, plan)
+        frames, rejected, notes = _embedded(config, plan)
         count = len(plan.shots)
     rejected = {code: number for code, number in rejected.items() if number}
     embedded = time.monotonic()
     report = train_head(frames, config)
     seconds = {"embed": embedded - started, "train": time.monotonic() - embedded}
     rows = {"in": count, "out": count - sum(rejected.values()), "rejected": rejected}
-    return Trained(frames, rows, report, seconds)
+    return Trained(frames, rows, report, seconds, notes)
 
 
-def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[str, int]]:
-    """Labelled vectors of the screenshots, and how many were rejected, by code."""
+def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[str, int], list[str]]:
+    """Labelled vectors of the screenshots, how many were rejected, by code, and which are not comparable."""
     cache = Store(config.input)
     if plan.todo:
         embed(cache, plan.todo, config.pictures)
@@ -123,7 +126,7 @@ def _embedded(config: DirectorsConfig, plan: TrainPlan) -> tuple[Frames, dict[st
         raise UserError(
             f"{config.input}: none of {len(plan.shots)} screenshots can be read ({why}); see {config.output}/rejected"
         )
-    return frames_of_pictures(plan.shots, pictures, config), dict(codes)
+    return frames_of_pictures(plan.shots, pictures, config), dict(codes), pictures.notes
 
 
 def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors.core import storage
+from actors.core.computed import COMPUTED, counted, mixed
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.directors.pictures import VECTORS, ViewsConfig, read_pictures, write_vectors
@@ -52,6 +53,8 @@ class Pictures:
     """float32 (N, 13), FEATURES of `actors.directors.style`."""
     rejected: list[Row]
     """Pictures that could not be read: path, error, message."""
+    notes: list[str]
+    """Which vectors are not comparable, in sentences."""
 
 
 def stages_of(config: PicturesConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
@@ -89,7 +92,7 @@ def _model(config: PicturesConfig) -> tuple[str, str]:
 def _stored(
     store: Store, models: tuple[str, str], columns: Sequence[str] = VECTORS.names
 ) -> Iterator[tuple[tuple[str, int, int], Row]]:
-    for part in store.read_parts("features", columns):
+    for part in store.read_parts("features", columns, (COMPUTED,)):
         for row in part.to_pylist():
             if row["model"] == models[row["view"] > 0]:
                 yield _key(row), row
@@ -111,7 +114,8 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     stages = fitted(*stages_of(config), config.autoscaling)
     backbone: Any = stages["backbone"]
     read: Any = partial(read_pictures, shape=shape, views=config.views)
-    write: Any = partial(write_vectors, store=Store(storage.absolute(store.root)))
+    store = Store(storage.absolute(store.root))
+    write: Any = partial(write_vectors, store=store, computed=config.backbone.computed)
     size = config.read.batch_size
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 10_000))
     data = in_blocks(data, size, Stage(num_cpus=0.1)).map_batches(read, batch_size=size, **ray_task(stages["read"]))
@@ -125,7 +129,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
 def embed_few(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of a few rows to features/, in this process, without Ray."""
     read = partial(read_pictures, shape=input_shape(config.backbone), views=config.views)
-    write = partial(write_vectors, store=store)
+    write = partial(write_vectors, store=store, computed=config.backbone.computed)
     for _ in in_process(_with_models(todo, config), config.backbone.batch_size, read, Backbone(config.backbone), write):
         pass
 
@@ -148,4 +152,5 @@ def read_pictures_of(store: Store, rows: Sequence[Row], config: PicturesConfig) 
         np.stack(vectors) if vectors else np.zeros((0, 0), np.float16),
         np.array([row["style"] for row in sound], np.float32).reshape(-1, len(FEATURES)),
         [{key: row[key] for key in ("path", "error", "message")} for row in got if row["error"] and not row["view"]],
+        mixed(counted(sound), "vectors", "pictures", f"To compute all on one device, delete {store.uri('features')}."),
     )

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.addresses import short_name
+from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
@@ -46,6 +47,8 @@ REJECTED = pa.schema([(name, pa.string()) for name in ("film", "name", "uri", "c
 """One row for each image that could not be read, and one with no name for each film that could not to its end."""
 REQUESTS = 16
 """Small files that the driver reads at once."""
+ALIKE = "To have all of one device, embed into another output."
+"""What to do where vectors were computed in several ways."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class EmbedOutcome:
     new: int
     """Images that this run has embedded."""
     seconds: float
+    notes: list[str]
+    """Which vectors are not comparable, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -168,16 +173,19 @@ def embed(config: EmbedConfig, plan: EmbedPlan) -> EmbedOutcome:
     if plan.todo:
         stages = fitted(*plan.stages(config), config.autoscaling)
         films = embed_films(plan.todo, ImageEmbedder, input_shape(config.embeddings), config.images, stages)
-        store_films(store, films, len(plan.todo))
+        store_films(store, films, len(plan.todo), config.embeddings.computed)
     seconds, left = time.monotonic() - started, {source.film for source in plan.todo}
     names = [source.film for source in plan.sources]
     rejected: Counter[str] = Counter()
+    computed: Counter[str] = Counter()
     embedded = new = 0
     for name, about in zip(names, read_about(store, names), strict=True):
         rejected.update(about["rejected"])
+        computed[about.get(COMPUTED, "")] += len(about["images"])
         embedded += len(about["images"])
         new += len(about["images"]) if name in left else 0
-    return EmbedOutcome(embedded, dict(rejected), new, seconds)
+    notes = mixed(computed, "vectors", "images", ALIKE)
+    return EmbedOutcome(embedded, dict(rejected), new, seconds, notes)
 
 
 def embed_films(
@@ -288,18 +296,19 @@ def stored_films(store: Store) -> set[str]:
     return {name.removesuffix(".json") for name in names}
 
 
-def store_films(store: Store, films: Iterator[Embedded], total: int) -> None:
+def store_films(store: Store, films: Iterator[Embedded], total: int, computed: str = "") -> None:
     """Write each film as features/FILM.npy, rows of rejected/, and last features/FILM.json, by which it counts as done.
 
-    FILM.json holds `images` (names of the rows), `start_s` of shots, and how often each code was `rejected`.
+    FILM.json holds `images` (names of the rows), `start_s` of shots, how often each code was `rejected`, and on what
+    vectors were `computed`.
     """
     with Progress("embed", total, "films") as progress:
         for film in films:
-            _store_film(store, film)
+            _store_film(store, film, computed)
             progress.advance()
 
 
-def _store_film(store: Store, film: Embedded) -> None:
+def _store_film(store: Store, film: Embedded, computed: str) -> None:
     if len(film.names):
         array = io.BytesIO()
         np.save(array, film.vectors)
@@ -307,7 +316,7 @@ def _store_film(store: Store, film: Embedded) -> None:
     if film.rejected:
         store.write_part("rejected", pa.Table.from_pylist(film.rejected, REJECTED), [film.film])
     codes = Counter(row["code"] for row in film.rejected)
-    about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes)}
+    about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes), COMPUTED: computed}
     store.write_json(about, "features", f"{film.film}.json")
 
 

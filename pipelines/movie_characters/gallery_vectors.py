@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pyarrow import compute
 
+from actors.core.computed import COMPUTED
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.media.images import read_images
@@ -38,13 +39,15 @@ def stages_of(config: ClipConfig | FaceConfig) -> tuple[dict[str, Stage], dict[s
     return {"embed": config.stage}, {**read, "write": WRITE}
 
 
-def embedded(store: Store, model: str) -> dict[tuple[str, int], np.ndarray]:
-    """float32 vectors of length 1, by uri and bytes of the image, of the images that a model has embedded."""
+def embedded(store: Store, model: str) -> dict[tuple[str, int], tuple[np.ndarray, str]]:
+    """By uri and bytes of the images that a model has embedded: float32 vectors of length 1, and what computed them."""
     found = {}
-    for part in store.read_parts("vectors", VECTORS.names):
+    for part in store.read_parts("vectors", VECTORS.names, (COMPUTED,)):
         rows = part.filter((compute.field("model") == model) & (compute.field("error") == ""))
-        for uri, size, vector in zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["vector"], strict=True):
-            found[uri, size] = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
+        columns = (rows[name].to_pylist() for name in ("uri", "size", COMPUTED))
+        for uri, size, computed, vector in zip(*columns, rows["vector"], strict=True):
+            values = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
+            found[uri, size] = values, computed or ""
     return found
 
 
@@ -54,7 +57,7 @@ def faceless(store: Store, model: str) -> dict[tuple[str, int], tuple[str, str]]
     It would find none again. What else went wrong may be over.
     """
     found = {}
-    for part in store.read_parts("vectors", VECTORS.names):
+    for part in store.read_parts("vectors", VECTORS.names, (COMPUTED,)):
         rows = part.filter((compute.field("model") == model) & (compute.field("error") == NO_FACE))
         for row in rows.select(["uri", "size", "error", "message"]).to_pylist():
             found[row["uri"], row["size"]] = row["error"], row["message"]
@@ -105,4 +108,5 @@ def _rows(pictures: Sequence[Picture]) -> list[Row]:
 
 
 def _writer(config: ClipConfig | FaceConfig) -> Any:
-    return partial(write_vectors, store=Store(root_of(config)), model=model_of(config))
+    computed = config.stage.computed if isinstance(config, ClipConfig) else ""
+    return partial(write_vectors, store=Store(root_of(config)), model=model_of(config), computed=computed)

@@ -3,8 +3,8 @@
 The folder of a mode (`Imagic_pipeline`, `SD_pipeline`, `SD_embeds_cat_avg`, `Imagic_pipeline_cat_avg`) holds
 
     CLASS_results.csv     for each image of that true class the identities, most likely first
-    CLASS_certainty.csv   for each of them the answer, its certainty, the evaluations of the UNet that it took, and how
-                          many identities were evaluated
+    CLASS_certainty.csv   for each of them the answer, its certainty, the evaluations of the UNet that it took, how many
+                          identities were evaluated, and device and precision
     answers/              Parquet: the losses of all evaluated pairs; resume reads these
     rejected/             Parquet: images without an answer, and why
 
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -59,7 +60,7 @@ from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_abo
 
 log = logging.getLogger(__name__)
 
-CERTAINTY = (IMAGE, "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked")
+CERTAINTY = (IMAGE, "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked", COMPUTED)
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,8 @@ class Outcome:
     """Pictures for which the preselection left identities out."""
     saved: int = 0
     """Least number of evaluations of the UNet that the preselection saved: those that no identity can do without."""
+    notes: list[str] = field(default_factory=list)
+    """Which losses are not comparable, in sentences."""
 
 
 def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
@@ -320,7 +323,7 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
     looked = len(looks(config.stages)) if config.method == "staged" else 1
     answers = {name: _decided(answered[name], name, plan, looked) for name in sound}
     p = _calibrated(answered, answers, plan)
-    _write_tables(store, answers, p, plan)
+    computed = _write_tables(store, answers, p, plan, config.diffusion.computed)
     silent = [picture.name for picture in plan.pictures if picture.name not in answers]
     classes = classes_of(config, plan.identities)
     write_about(store.root, f"diffusion, {config.mode}", False, answers, silent, classes)
@@ -336,6 +339,7 @@ def identify(config: IdentifyConfig, plan: Plan) -> Outcome:
         sum(np.isfinite(one) for one in p.values()),
         sum(count > 0 for count in left_out),
         sum(left_out) * each,
+        mixed(computed, "losses", "images", "To evaluate all on one device, identify all images again there."),
     )
 
 
@@ -396,10 +400,13 @@ def _decided(found: dict[int, np.ndarray], picture: str, plan: Plan, looked: int
     return replace(answer, losses=losses, best=asked[answer.best])
 
 
-def _write_tables(store: Store, answers: dict[str, Answer], p: dict[str, float], plan: Plan) -> None:
-    """Write the tables of each class; rows of other pictures stay."""
+def _write_tables(
+    store: Store, answers: dict[str, Answer], p: dict[str, float], plan: Plan, computed: str
+) -> Counter[str]:
+    """Write the tables of each class; rows of other pictures stay. Returns images by what they were computed on."""
     import pandas as pd
 
+    counts: Counter[str] = Counter()
     identities = [one.name for one in plan.identities]
     for cls, names in group_by_class(list(answers)).items():
         own = [(name, answers[name]) for name in sorted(names)]
@@ -419,6 +426,7 @@ def _write_tables(store: Store, answers: dict[str, Answer], p: dict[str, float],
                 one.margin,
                 one.evaluations,
                 len(plan.chosen[name]),
+                computed,
             )
             for (name, one), said in zip(own, words, strict=True)
         ]
@@ -431,3 +439,6 @@ def _write_tables(store: Store, answers: dict[str, Answer], p: dict[str, float],
                     before["p"] = np.nan
                 table = pd.concat([before[~before[IMAGE].isin(names)], table])[list(columns)]
             write_csv(uri, table.sort_values(IMAGE, kind="stable"))
+            if columns is CERTAINTY:
+                counts.update(table[COMPUTED].dropna())
+    return counts

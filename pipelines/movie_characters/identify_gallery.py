@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from actors.core.computed import mixed
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
@@ -158,6 +159,8 @@ class Identified:
     embedded: int
     """Images embedded by this run."""
     seconds: float
+    notes: list[str]
+    """Which vectors are not comparable, in sentences."""
 
 
 def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
@@ -172,7 +175,8 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     failed |= new
     took = time.monotonic() - started
     found = embedded(Store(root_of(config)), model_of(config))
-    vectors = {one.uri: found[one.uri, one.size] for one in both if (one.uri, one.size) in found}
+    vectors = {one.uri: found[one.uri, one.size][0] for one in both if (one.uri, one.size) in found}
+    computed = Counter(found[key][1] for key in {(one.uri, one.size) for one in both} & found.keys())
     images = [one for one in plan.images if one.uri in vectors]
     gallery = [one for one in plan.gallery if one.uri in vectors]
     if needs_gallery(config) and not gallery:
@@ -193,8 +197,15 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     ]
     store.replace_table("rejected", [pa.Table.from_pylist(rows, REJECTED)] if rows else [])
     codes = {role: dict(Counter(row["code"] for row in rows if row["role"] == role)) for role in ("image", "gallery")}
+    alike = f"To compute all on one device, delete {Store(root_of(config)).uri('vectors')}."
     return Identified(
-        len(plan.images), len(images), codes["image"], codes["gallery"], len(plan.todo) - len(new), round(took, 2)
+        len(plan.images),
+        len(images),
+        codes["image"],
+        codes["gallery"],
+        len(plan.todo) - len(new),
+        round(took, 2),
+        mixed(computed, "vectors", "images", alike),
     )
 
 

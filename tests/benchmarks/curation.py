@@ -1,6 +1,6 @@
 """Speed and memory of curation on real film: `python -m tests.benchmarks.curation [reference] [motion] [export]
 [memory] [ray] [labels] [selection] [bars] [keyframes]
-[order] [shown]`.
+[order] [shown] [vectors]`.
 
 Prints a table of what was measured beside the target. Times are CPU-seconds of the process and its children; what is
 compared runs alternately, and a ratio is the median of its rounds. Nothing fails for being slow.
@@ -49,6 +49,7 @@ from tests.benchmarks.keyframes import kilobytes, later, scenes_of
 from tests.benchmarks.memory import peak_of_scoring
 from tests.benchmarks.selection import select, write_corpus
 from tests.benchmarks.shown import costs, found, high_range, interlaced
+from tests.benchmarks.vectors import FLOWS, compared, samples, scenes
 from tests.support.films import bikes_mp4, demo_mp4
 
 RATE = 25
@@ -519,6 +520,22 @@ def order(films: Films) -> None:
     line(f"{what}: from the start of the first to the last row", told)
 
 
+def vectors(films: Films) -> None:
+    """Flow by the codec's motion vectors against Farneback's, exact and scaled: cost, and ranks of scenes."""
+    for what, paths in (("sample films", samples()), ("720p, 60 s", [films.get("720p", 60)])):
+        taken = alternate({flow: partial(scenes, paths, flow) for flow in FLOWS})
+        for other in ("farneback", "scaled"):
+            line(f"decode pass with flow by vectors / {other}, {what}", ratio(taken["vectors"], taken[other]))
+        for flow in ("scaled", "vectors"):
+            alone = ratio(taken[flow] - taken["none"], taken["farneback"] - taken["none"])
+            line(f"flow alone: {flow} / farneback, {what}", alone)
+    for flow in ("scaled", "vectors"):
+        for name in ("mean_velocity", "max_velocity"):
+            count, found, (low, high), times = compared(samples(), name, flow)
+            told = f"{found:.2f} ({low:.2f}-{high:.2f}); {times:.2f}"
+            line(f"rank correlation of {name}, {flow} with farneback, {count} scenes; median ratio", told)
+
+
 ORDERS = {
     "in the order of the input": "import pipelines.curation.plan as plan; plan.seconds_of = lambda *_: 0.0; ",
     "longest first": "",
@@ -538,6 +555,7 @@ PARTS: dict[str, Callable[[Films], None]] = {
     "keyframes": keyframes,
     "order": order,
     "shown": shown,
+    "vectors": vectors,
 }
 
 

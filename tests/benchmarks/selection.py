@@ -74,6 +74,7 @@ def _rows(numbers: np.ndarray, random: np.random.Generator) -> pa.Table:
         "no_frames": np.where(failed, 0, random.integers(2, 70, count)),
         "window": [-1] * count,
         **{name: [0] * count for name in BARS},
+        "computed": ["latents: cuda bfloat16"] * count,
         "phash": [random.bytes(HASH_BYTES) for _ in range(count)],
         "step": np.where(failed, "cut", ""),
         "error": np.where(failed, "decode_error", ""),

@@ -36,6 +36,7 @@ def batch(*scenes: np.ndarray) -> Batch:
         "frames": frames,
         **{name: np.full(len(scenes), NAN) for name in (*LATENTS, *MOTION)},
         "latents_s": np.zeros(len(scenes), np.float32),
+        "computed": np.array([""] * len(scenes), object),
     }
     for column in rows.values():
         column.flags.writeable = False
@@ -100,6 +101,16 @@ def test_rows_without_frames_keep_what_they_had_and_their_place(scorer: FrameSco
     nothing = scorer(batch(none, one))
     assert np.isnan(nothing["mse"]).all()
     assert nothing.keys() == out.keys()
+
+
+def test_rows_say_what_computed_them(scorer: FrameScorer, exact: LatentsConfig, raft: MotionConfig):
+    rows = batch(scene(1, 128), scene(2, 128))
+    assert scorer(rows)["computed"].tolist() == ["", "latents: cpu float32"]
+    both = FrameScorer(exact, raft, cpus=1, gpu=False, keep_frames=False)
+    assert both(rows)["computed"].tolist() == ["", "latents: cpu float32, motion: cpu float32"]
+    # What an earlier stage has told stays.
+    cut = {**rows, "computed": np.array(["motion: vectors"] * 2, object)}
+    assert scorer(cut)["computed"].tolist() == ["motion: vectors", "motion: vectors, latents: cpu float32"]
 
 
 def test_a_batch_that_holds_one_array_of_frames_is_the_same(scorer: FrameScorer):

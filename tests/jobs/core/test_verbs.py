@@ -151,6 +151,11 @@ def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["count-films.json"], "no progress file is left"
 
 
+def test_notes_of_a_record_end_its_summary(tmp_path: Path):
+    record = {"command": "embed", "status": "done", "seconds": 1, "notes": ["vectors of 2 images"]}
+    assert CountFilms().summary(record, Store(str(tmp_path)))[-1] == "NOTE: vectors of 2 images"
+
+
 def test_settings_come_in_any_form_and_around_options(tmp_path: Path):
     run("count-films", "--dry-run", tmp_path, "--input", "films", "--rows=7")
     told = run("count-films", tmp_path, "--input", "films", "--dry-run", "--out", "5", "rows=7").stdout

@@ -489,6 +489,15 @@ def test_an_evaluation_is_a_table_with_intervals(tmp_path: Path) -> None:
     ]
 
 
+def test_notes_stand_above_what_they_are_of(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    fill(store, MIXED)
+    about: dict[str, Any] = {"kept": 9, "random": 9, "comparisons": [], "settings": {"embeddings": {"model": "ViT"}}}
+    store.write_json(about | {"notes": ["CLIPScores of 5 scenes"]}, "evaluation.json")
+    page = report(store, record(34, notes=["latents of <2> scenes"]))
+    assert "latents of <2> scenes" in page.words("") and "CLIPScores of 5 scenes" in page.words("evaluation")
+
+
 def test_an_empty_corpus_has_a_page(tmp_path: Path) -> None:
     page = report(Store(str(tmp_path)), record(0, input={}, stages={}, films={"decoded": 0, "source": 0}))
     assert "0 in = 0 kept + 0 dropped + 0 failed (adds up)" in page.words("funnel")

@@ -62,7 +62,7 @@ def cut_comic(tmp_path: Path, output: str) -> ComicsConfig:
     return found
 
 
-def embed(config: ComicsConfig, plan: EmbedPlan, parts: int | None = None) -> None:
+def embed(config: ComicsConfig, plan: EmbedPlan, parts: int | None = None, computed: str = "cpu float32") -> None:
     """What `embed` does, without Ray, up to so many parts."""
     store = Store(config.output)
     begin(config, plan)
@@ -71,7 +71,7 @@ def embed(config: ComicsConfig, plan: EmbedPlan, parts: int | None = None) -> No
         batch: Batch = dict(zip(KEY, columns, strict=True))
         batch |= {name: batch[name].astype(float) for name in ("face", "body")}
         extractor = FeatureExtractor(config.features, config.backbone, plan.backbone.weights, store.root)
-        write_features(extractor(batch), store, plan.backbone.folder)
+        write_features(extractor(batch), store, plan.backbone.folder, computed)
     where = located(store, plan.backbone.folder)
     head = InstanceEmbedder(config.embed, HEAD, 512, plan.weights)
     for part in plan.todo[:parts]:
@@ -104,7 +104,7 @@ def test_every_instance_has_one_vector_or_says_why_not(config: ComicsConfig, tmp
     crop = tmp_path / "out/comics_crops" / lost[0] / lost[1] / f"bodies/{lost[3]}.jpg"
     kept = crop.rename(tmp_path / "kept.jpg")
     embed(config, plan)
-    rows = collect_vectors(config, plan)
+    rows = collect_vectors(config, plan)["rows"]
     assert rows == {"in": sum(map(len, plan.parts)), "out": rows["in"] - 1, "rejected": {"missing_crop": 1}}
     rejected = next(iter(store.read_parts("rejected/embed"))).to_pylist()
     assert [row["body"] for row in rejected] == [lost[3]] and str(crop) in rejected[0]["message"]
@@ -116,8 +116,11 @@ def test_every_instance_has_one_vector_or_says_why_not(config: ComicsConfig, tmp
     kept.rename(crop)
     again = plan_embedding(config)
     assert again.features == [lost] and len(again.todo) == 1
-    embed(config, again)
-    assert collect_vectors(config, again)["out"] == rows["in"]
+    embed(config, again, computed="cuda float32")
+    done = collect_vectors(config, again)
+    assert done["rows"]["out"] == rows["in"]
+    told = f"features of {rows['out']} instances were computed on cpu in float32, of 1 on cuda in float32"
+    assert [note.partition(":")[0] for note in done["notes"]] == [told]
     assert plan_embedding(config).todo == []
 
 
@@ -181,7 +184,7 @@ def test_all_of_it_on_s3(s3: str, tmp_path: Path) -> None:
     config = cut_comic(tmp_path, f"{s3}/out")
     embed(config, plan_embedding(config), parts=2)
     embed(config, plan_embedding(config))
-    assert collect_vectors(config, plan_embedding(config))["rejected"] == {}
+    assert collect_vectors(config, plan_embedding(config))["rows"]["rejected"] == {}
     sequences = (tmp_path / "sequences.json").read_bytes()
     for split in ("validation", "test"):
         storage.write_bytes(f"{s3}/labels/{split}_sequences.json", sequences)

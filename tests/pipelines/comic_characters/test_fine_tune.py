@@ -213,7 +213,7 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
     assert torch.equal(after["bn1.running_mean"], pretrained.state_dict()["backbone.bn1.running_mean"])
     assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
     store = Store(str(tmp_path))
-    write_features(found, store, "features/x")
+    write_features(found, store, "features/x", "cpu float32")
     assert without_features(store, "features/x", instances) == instances[2:]
     read = read_features(store, "features/x", instances)
     assert read[instances[2]].error == "broken_crop" and read[instances[1]].body is None

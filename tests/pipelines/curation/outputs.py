@@ -54,6 +54,7 @@ def scene(scene_id: str, /, **about: Any) -> Row:
         **dict.fromkeys(BARS, 0),
         **NOT_KNOWN._asdict(),
         "converted": "",
+        "computed": "latents: cpu float32",
         "phash": None,
         "step": "",
         "error": "",

@@ -182,6 +182,16 @@ def test_only_what_is_missing_is_scored(ray_cluster: None, proof: CurationConfig
     assert todo(copy) == ["d.0_0"]
 
 
+def test_scores_of_two_devices_are_told(copy: CurationConfig, result: dict[str, Any]):
+    assert result["notes"] == [] and set(table(copy).computed.drop("d.0_0")) == {"cpu float32"}
+    elsewhere = {"computed": {"cpu float32": "cuda float32"}}
+    rewrite(copy, lambda rows: pd.concat([rows[rows.scene_id == "c.0_0"].replace(elsewhere), rows]))
+    plan = plan_evaluation(copy)
+    assert not [row for row in plan.todo if row["scene_id"] == "c.0_0"]
+    [note] = evaluate(copy, replace(plan, todo=[]))["notes"]
+    assert note.startswith("CLIPScores of 5 scenes were computed on cpu in float32, of 1 on cuda in float32: ")
+
+
 def test_scores_of_another_model_do_not_count(copy: CurationConfig):
     assert todo(copy) == ["d.0_0"]
     half = replace(copy, embeddings=replace(copy.embeddings, dtype="bfloat16"))

@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
+from actors.curation.tables import SCORES
 from pipelines.curation.rows import IncompleteError, expected_scenes, measurements, rows_now
 from tests.pipelines.curation.outputs import film, scene, write_plan, write_scores
 
@@ -153,6 +155,30 @@ def test_measurements_are_those_of_what_was_done(store: Store):
             "decoders": {"pyav": 1, "torchcodec+pyav": 1},
         },
     }
+
+
+def test_scores_of_two_devices_are_told_and_those_of_earlier_versions_are_unknown(store: Store):
+    gpu, cpu = "latents: cuda bfloat16", "latents: cpu bfloat16"
+    write_plan(store, {"a": 4})
+    write_scores(store, scene("a.0_0", computed=gpu), scene("a.1_0", computed=gpu), film("a", 4, computed=""))
+    old = pa.Table.from_pylist([scene("a.2_0")], SCORES).drop_columns(["computed"])
+    store.write_table(old, "scores", "part-old.parquet")
+    assert not any("computed" in note for note in rows_now(store).notes)
+    write_scores(store, scene("a.3_0", computed=cpu), scene("a.1_0", error="crashed", computed=cpu))
+    [note] = [note for note in rows_now(store).notes if "computed" in note]
+    assert note.startswith("latents of 2 scenes were computed on cuda in bfloat16, of 1 on cpu in bfloat16: ")
+    assert "set the same devices" in note
+
+
+def test_scenes_without_motion_vectors_are_told(store: Store):
+    write_plan(store, {"a": 3})
+    write_scores(store, *(scene(f"a.{i}_0", computed="motion: farneback, latents: cpu float32") for i in range(2)))
+    [note] = [note for note in rows_now(store).notes if note.startswith("motion")]
+    assert note.startswith("motion.flow=vectors: 2 scenes have no motion vectors")
+    write_scores(store, scene("a.2_0", computed="motion: vectors, latents: cpu float32"), film("a", 3))
+    mixture, again = (note for note in rows_now(store).notes if note.startswith("motion"))
+    assert again == note
+    assert mixture.startswith("motion of 2 scenes were computed by farneback, of 1 by vectors: ")
 
 
 def test_nothing_was_done_and_that_is_measured_too(store: Store):

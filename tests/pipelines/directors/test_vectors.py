@@ -72,6 +72,24 @@ def test_a_picture_that_was_replaced_or_another_network_is_computed_again(tmp_pa
         read_pictures_of(store, rows, crop)
 
 
+def test_vectors_of_two_devices_are_told(tmp_path: Path, config: PicturesConfig, monkeypatch: pytest.MonkeyPatch):
+    store, found = Store(str(tmp_path / "store")), pictures(tmp_path / "pictures", 3)
+    rows = wanted(found, config.views, set())
+    embed_few(store, rows[:1], config)
+    assert read_pictures_of(store, rows[:1], config).notes == []
+    monkeypatch.setattr(BackboneConfig, "computed", f"cuda {config.backbone.precision}")
+    embed_few(store, missing(store, rows, config), config)
+    [note] = read_pictures_of(store, rows, config).notes
+    assert note.startswith("vectors of 2 pictures were computed on cuda in ") and "of 1 on cpu in " in note
+    assert store.uri("features") in note
+    # A part of an earlier version.
+    part = store.parts("features")[0]
+    old = store.read_part("features", part)
+    assert old is not None
+    store.write_table(old.drop_columns(["computed"]), "features", part)
+    assert read_pictures_of(store, rows, config).notes == []
+
+
 def test_other_views_are_computed_again_and_the_pictures_themselves_are_not(tmp_path: Path, config: PicturesConfig):
     store, found = Store(str(tmp_path / "store")), pictures(tmp_path / "pictures", 1)
     rows = wanted(found, config.views, {"0.png"})

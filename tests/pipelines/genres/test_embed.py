@@ -15,10 +15,14 @@ from actors.genres.film_images import ImagesConfig, list_images
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, input_shape
 from pipelines.genres.embed import (
     REJECTED,
+    EmbedConfig,
+    Embedded,
     Source,
+    embed,
     embed_films,
     find_films,
     gathered,
+    plan_embed,
     read_stored,
     stages_of,
     store_films,
@@ -130,6 +134,21 @@ def test_every_row_is_the_vector_of_its_own_image(
         ("tt2", "stills/text.jpg", "not_an_image"),
         ("tt3", "", "no_images"),
     ]
+
+
+def test_vectors_of_two_devices_are_told(folder: Path, clip_folder: str, tmp_path: Path) -> None:
+    made = EmbedConfig(str(folder), str(tmp_path), config(clip_folder))
+    store = Store(str(tmp_path))
+
+    def film(name: str, images: int) -> Embedded:
+        return Embedded(name, np.zeros((images, 3), np.float16), [str(i) for i in range(images)], [], [])
+
+    store_films(store, iter([film("tt1", 12), film("tt3", 0)]), 2, "cpu float32")
+    store_films(store, iter([film("tt2", 3), film("tt4", 2)]), 2)
+    assert embed(made, plan_embed(made)).notes == []
+    store_films(store, iter([film("tt2", 3)]), 1, "cuda float32")
+    [note] = embed(made, plan_embed(made)).notes
+    assert note.startswith("vectors of 12 images were computed on cpu in float32, of 3 on cuda in float32: ")
 
 
 def test_films_are_put_together_from_batches_in_any_order() -> None:

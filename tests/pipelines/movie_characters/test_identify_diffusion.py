@@ -134,13 +134,28 @@ def test_results_are_ascending_and_by_true_class(config: IdentifyConfig) -> None
     ]
     assert [row[1] for row in table(config, "Anna_results.csv")[1:]] == ["Ann_2", "Ann_1", "Anna_1"]
     sure = table(config, "Ann_certainty.csv")
-    assert sure[0] == ["GT Image name", "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked"]
+    assert sure[0] == [
+        "GT Image name",
+        "answer",
+        "p",
+        "certainty",
+        "p_noise",
+        "margin",
+        "evaluations",
+        "asked",
+        "computed",
+    ]
     few = "not stated: it takes 20 images, and 3 identities"
-    assert sure[2] == ["Ann_9.png", "Anna_1", "", few, "0.0", "inf", "9", "3"]
+    assert sure[2] == ["Ann_9.png", "Anna_1", "", few, "0.0", "inf", "9", "3", "cpu float32"]
     assert (outcome.certain, outcome.judged) == (0, 0)
     # A list of fewer pictures leaves the rows of others.
     identify(replace(config, input=f"{config.input}/Ann_9.png"), plan_identify(config))
-    assert len(table(config, "Ann_results.csv")) == 7
+    assert len(table(config, "Ann_results.csv")) == 7 and outcome.notes == []
+    sure[1][-1] = "cuda bfloat16"
+    Path(config.output, config.mode, "Ann_certainty.csv").write_text("".join(",".join(row) + "\n" for row in sure[:2]))
+    one = plan_identify(replace(config, input=f"{config.input}/Ann_9.png"))
+    [note] = identify(config, one).notes
+    assert note.startswith("losses of 1 images were computed on cuda in bfloat16, of 1 on cpu in float32: ")
 
 
 def test_certainty_is_judged_over_the_pairs_that_all_had_by_the_images_of_the_run(
@@ -256,7 +271,7 @@ def test_a_preselection_asks_about_the_best_classes_only(many: IdentifyConfig) -
     found = read_results(f"{many.output}/{many.mode}", clip_csv=False)
     ordered = found.rows[found.rows.image == "Ann_8.png"].sort_values("score", ascending=False)
     assert ordered.identity.tolist() == [row[1] for row in rows] and ordered.score.is_unique
-    asked = {row[0]: row[-1] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
+    asked = {row[0]: row[-2] for name in ("Ann", "Anna") for row in table(many, f"{name}_certainty.csv")[1:]}
     assert asked == {"Ann_8.png": "2", "Ann_9.png": "5", "Anna_8.png": "3"}
 
 

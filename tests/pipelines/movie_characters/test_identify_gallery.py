@@ -52,13 +52,13 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
             input=images, output=str(tmp_path / output), gallery=gallery, model_name=clip_folder, embeddings=exact
         )
 
-    def embed(config: ClipConfig, some: Sequence[Picture]) -> None:
+    def embed(config: ClipConfig, some: Sequence[Picture], computed: str = "cpu float32") -> None:
         """What the actors of a run do with a block."""
         columns = {"uri": [one.uri for one in some], "size": [one.size for one in some]}
         columns |= {"error": [""] * len(some), "message": [""] * len(some)}
         batch = {name: np.array(values) for name, values in columns.items()}
         rows = ImageEmbedder(config.stage)(read_images(batch, input_shape(config.stage)))
-        write_vectors(rows, Store(root_of(config)), model_of(config))
+        write_vectors(rows, Store(root_of(config)), model_of(config), computed)
 
     def tables(config: ClipConfig) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(config.output).glob("*.csv")}
@@ -68,7 +68,7 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     assert len(todo) == 6
     embed(whole, todo)
     done = identify(whole, plan_identification(whole))
-    assert (done.images, done.answered, done.embedded) == (3, 3, 0) and len(tables(whole)) == 3
+    assert (done.images, done.answered, done.embedded, done.notes) == (3, 3, 0, []) and len(tables(whole)) == 3
 
     # Two blocks were written, of which the store has torn one, and a third was on its way.
     embed(killed, todo[:2])
@@ -78,7 +78,7 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     (Path(root_of(killed)) / "vectors" / ".filmray-part-1").write_bytes(b"half")
     rest = plan_identification(killed).todo
     assert len(rest) == 4
-    embed(killed, rest)
+    embed(killed, rest, "cuda float32")
     write, written = Path.write_bytes, []
 
     def dying(uri: str, data: bytes) -> None:
@@ -93,10 +93,13 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     monkeypatch.undo()
     assert [uri for uri in written if uri.endswith(".csv")] == [f"{killed.output}/A_results.csv"]
     plan = plan_identification(killed)
-    assert plan.todo == [] and identify(killed, plan).answered == 3
+    assert plan.todo == []
+    done = identify(killed, plan)
+    told = "vectors of 4 images were computed on cuda in float32, of 2 on cpu in float32"
+    assert done.answered == 3 and [note.partition(":")[0] for note in done.notes] == [told]
     assert tables(killed) == tables(whole)
     # None is there twice.
     uris = [uri for part in Store(root_of(killed)).read_parts("vectors") for uri in part["uri"].to_pylist()]
     assert len(uris) == len(set(uris)) == 6
     one, other = (embedded(Store(root_of(c)), model_of(c)) for c in (whole, killed))
-    assert all(np.array_equal(one[image], other[image]) for image in one)
+    assert all(np.array_equal(one[image][0], other[image][0]) for image in one)
