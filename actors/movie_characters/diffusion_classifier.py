@@ -91,7 +91,7 @@ def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np
     leader = int(means.argmin())
     stay = np.ones(len(alive), bool)
     if seen.shape[1] >= stages.samples[0] and stages.p > 0:
-        stay = ~(np.array([paired(row - seen[leader])[0] for row in seen]) < stages.p)
+        stay = ~(paired(seen - seen[leader])[0] < stages.p)
     for samples, keep in zip(stages.samples, stages.keep, strict=True):
         if seen.shape[1] >= samples:
             stay &= means.argsort(kind="stable").argsort(kind="stable") < keep
@@ -99,17 +99,21 @@ def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np
     return alive[stay]
 
 
-def paired(differences: np.ndarray) -> tuple[float, float]:
-    """One-sided p that the mean (n,) is not above 0, and the mean in standard errors; NaN for fewer than two."""
+def paired(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One-sided p that the mean of differences (..., n) is not above 0, and that mean in standard errors, both (...).
+
+    NaN for fewer than two.
+    """
     from scipy import stats
 
-    count = len(differences)
+    count = differences.shape[-1]
     if count < 2:
-        return np.nan, np.nan
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / count**0.5
-    if error == 0:
-        return (0.5, 0.0) if mean == 0 else (float(mean < 0), np.copysign(np.inf, mean))
-    return float(stats.t.sf(mean / error, count - 1)), mean / error
+        unknown = np.full(differences.shape[:-1], np.nan)
+        return unknown, unknown
+    mean, error = differences.mean(-1), differences.std(-1, ddof=1) / count**0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margin = np.where((mean == 0) & (error == 0), 0.0, mean / error)
+    return stats.t.sf(margin, count - 1), margin
 
 
 def decide(losses: np.ndarray, looked: int = 1) -> Answer:
@@ -126,7 +130,7 @@ def decide(losses: np.ndarray, looked: int = 1) -> Answer:
         ahead = own - losses[best, : spent[number]]
         estimates[number] = own.mean() if number in longest else np.nanmean(losses[best]) + ahead.mean()
         if number != best:
-            tests.append(paired(ahead))
+            tests.append([float(one) for one in paired(ahead)])
     floor = -np.inf
     for count in sorted(set(spent.tolist()), reverse=True):
         group = spent == count
