@@ -1,7 +1,7 @@
 """What every stage of a pipeline shares: a batch of columns, and how many workers with which resources apply it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ Row = dict[str, Any]
 class Stage:
     """Resources of one stage; the settings of an actor extend it."""
 
+    LEAST_BATCH: ClassVar[int] = 1
+    """The least batch_size; 0 where a stage chooses its own."""
+
     workers: int = 1
     """Workers at once over the whole cluster. 0, for stages that load no model: as many as CPUs allow."""
     num_cpus: float = 1.0
@@ -28,8 +31,10 @@ class Stage:
     """Rows per call of a worker, from 1."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.batch_size < 1 or self.num_cpus < 0 or self.num_gpus < 0:
-            raise UserError(f"batch_size is 1 or more; workers, num_cpus and num_gpus are 0 or more: {self}")
+        if self.workers < 0 or self.batch_size < self.LEAST_BATCH or self.num_cpus < 0 or self.num_gpus < 0:
+            raise UserError(
+                f"batch_size is {self.LEAST_BATCH} or more; workers, num_cpus and num_gpus are 0 or more: {self}"
+            )
 
     def resources(self) -> dict[str, Any]:
         """Arguments that Ray takes for one worker of this stage."""

@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -23,14 +24,21 @@ TRAIN_TIMESTEPS = 1000
 """Timesteps of the noise schedule."""
 INDEX = "model_index.json"
 """The file that diffusers writes into the folder of a pipeline."""
+ENCODED_AT_ONCE = 8
+"""Pictures that the VAE encodes in one call on a GPU. On a CPU more than one gain nothing."""
+ROWS, ROWS_ON_A_GPU = 8, 64
+"""Rows in one call of a worker by default. With 64 images most calls of the UNet are full, also late in a race."""
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(ModelStage):
     """Workers and precision of Stable Diffusion."""
 
-    batch_size: int = 8
-    """Rows in one call of a worker."""
+    LEAST_BATCH: ClassVar[int] = 0
+
+    batch_size: int = 0
+    """Rows in one call of a worker, which is the most that a kill can cost it; 0: 64 on a GPU, 8 on a CPU. The more
+    images there are in a call, the fuller are batches of the UNet with method=staged."""
     evaluations_per_call: int = 32
     """Pairs of a noisy latent and a condition in one forward pass of the UNet. Lower it when memory runs out."""
     compile: bool = False
@@ -42,12 +50,20 @@ class DiffusionConfig(ModelStage):
         if self.workers < 1 or self.evaluations_per_call < 1:
             raise UserError(f"workers and evaluations_per_call start at 1: {self}")
 
+    @property
+    def rows_per_call(self) -> int:
+        """batch_size, with 0 resolved."""
+        return self.batch_size or (ROWS_ON_A_GPU if self.num_gpus else ROWS)
+
 
 @dataclass(frozen=True)
 class OneByOne(DiffusionConfig):
     """Workers and precision of Stable Diffusion, where a row takes long."""
 
+    LEAST_BATCH: ClassVar[int] = 1
+
     batch_size: int = 1
+    """Rows in one call of a worker."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -166,69 +182,17 @@ def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
 
 
-class Loras:
-    """LoRAs of one UNet, of which at most one is in it: each is read once, and from then on only copied into its place.
-
-    Side by side in the UNet each would make all that come after it, and every switch, slower.
-    """
-
-    def __init__(self, unet: Any) -> None:
-        self._unet, self._now = unet, ""
-        self._places: dict[tuple[Any, ...], tuple[str, list[Any]]] = {}
-        """Name and parameters of the adapter for LoRAs of the same layers and ranks."""
-        self._read: dict[str, tuple[tuple[Any, ...], list[torch.Tensor]]] = {}
-
-    def use(self, uri: str) -> None:
-        """Put in the LoRA of a file, as `personalise` saves it; raises UserError where it is none."""
-        import torch
-
-        if uri == self._now:
-            return
-        # What fails on the way leaves none in place.
-        self._now = ""
-        if uri not in self._read:
-            self._read[uri] = self._load(uri)
-        shape, weights = self._read[uri]
-        name, parameters = self._places[shape]
-        with torch.no_grad():
-            for parameter, weight in zip(parameters, weights, strict=True):
-                parameter.copy_(weight)
-        self._unet.set_adapter(name)
-        self._unet.enable_adapters()
-        self._now = uri
-
-    def leave(self) -> None:
-        """Take it out again."""
-        if self._now:
-            self._unet.disable_adapters()
-        self._now = ""
-
-    def _load(self, uri: str) -> "tuple[tuple[Any, ...], list[torch.Tensor]]":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            weights = load(storage.read_bytes(uri))
-        except SafetensorError as error:
-            raise UserError(f"{uri} is not a safetensors file. Personalise that character again.") from error
-        shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
-        if not shape:
-            raise UserError(f"{uri} holds no LoRA of a UNet")
-        there = shape in self._places
-        name = self._places[shape][0] if there else f"place{len(self._places)}_"
-        self._unet.load_lora_adapter(weights, prefix="unet", adapter_name=name, hotswap=there)
-        if not there:
-            own = [parameter for path, parameter in self._unet.named_parameters() if f".{name}." in path]
-            for parameter in own:
-                parameter.data = parameter.data.to(self._unet.dtype)
-            self._places[shape] = name, own
-        return shape, [parameter.detach().clone() for parameter in self._places[shape][1]]
-
-
 def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts:
-    """The tokenizer and text encoder of a Stable Diffusion model, or those of a CLIP model by hub name or folder."""
+    """The tokenizer and text encoder of a Stable Diffusion model, or those of a CLIP model by hub name or folder.
+
+    The encoder is in float32, whatever the precision of the UNet: what it embeds is embedded once.
+    """
+    import torch
+
     where, named = (clip_model, "clip_model_name") if clip_model else (model, setting)
-    tokenizer, encoder = (load_part(where, part, named) for part in ("tokenizer", "text_encoder"))
+    tokenizer = load_part(where, "tokenizer", named)
+    # In float32 also where it was saved in half precision, which transformers would keep.
+    encoder = load_part(where, "text_encoder", named, torch.float32)
     return Texts(tokenizer, encoder.eval().requires_grad_(False))
 
 
@@ -297,10 +261,23 @@ def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor
 
     found = []
     with torch.inference_mode():
-        for picture in torch.from_numpy(pixels).split(1):
-            scaled = picture.to(model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
+        for some in torch.from_numpy(pixels).split(1 if model.device == "cpu" else ENCODED_AT_ONCE):
+            scaled = sent(some, model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
             found.append(model.vae.encode(scaled).latent_dist.mean.float())
     return torch.cat(found) * model.vae.config.scaling_factor
+
+
+def sent(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
+    """A tensor of the CPU on a device; nothing waits for its way to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
+
+
+def copy_all(into: "Sequence[torch.Tensor]", of: "Sequence[torch.Tensor]") -> None:
+    """Copy the values of tensors into others on the same device, in few launches, which nothing waits for."""
+    import torch
+
+    with torch.no_grad():
+        torch._foreach_copy_([*into], [*of])  # pyright: ignore[reportPrivateImportUsage]
 
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:

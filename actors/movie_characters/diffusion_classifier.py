@@ -21,13 +21,13 @@ from actors.media.images import ImageError, read_image
 from actors.movie_characters.diffusion import (
     TRAIN_TIMESTEPS,
     DiffusionConfig,
-    Loras,
     StableDiffusion,
     check_size,
     crop,
     encode_pictures,
     latent_shape,
     load_diffusion,
+    sent,
     with_unet,
 )
 from actors.movie_characters.noise_losses import Loss, Weighting, full_bank, noise_losses, staged_bank
@@ -91,7 +91,7 @@ def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np
     leader = int(means.argmin())
     stay = np.ones(len(alive), bool)
     if seen.shape[1] >= stages.samples[0] and stages.p > 0:
-        stay = ~(np.array([paired(row - seen[leader])[0] for row in seen]) < stages.p)
+        stay = ~(paired(seen - seen[leader])[0] < stages.p)
     for samples, keep in zip(stages.samples, stages.keep, strict=True):
         if seen.shape[1] >= samples:
             stay &= means.argsort(kind="stable").argsort(kind="stable") < keep
@@ -99,17 +99,21 @@ def survivors(losses: np.ndarray, alive: np.ndarray, stages: StagesConfig) -> np
     return alive[stay]
 
 
-def paired(differences: np.ndarray) -> tuple[float, float]:
-    """One-sided p that the mean (n,) is not above 0, and the mean in standard errors; NaN for fewer than two."""
+def paired(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One-sided p that the mean of differences (..., n) is not above 0, and that mean in standard errors, both (...).
+
+    NaN for fewer than two.
+    """
     from scipy import stats
 
-    count = len(differences)
+    count = differences.shape[-1]
     if count < 2:
-        return np.nan, np.nan
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / count**0.5
-    if error == 0:
-        return (0.5, 0.0) if mean == 0 else (float(mean < 0), np.copysign(np.inf, mean))
-    return float(stats.t.sf(mean / error, count - 1)), mean / error
+        unknown = np.full(differences.shape[:-1], np.nan)
+        return unknown, unknown
+    mean, error = differences.mean(-1), differences.std(-1, ddof=1) / count**0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margin = np.where((mean == 0) & (error == 0), 0.0, mean / error)
+    return stats.t.sf(margin, count - 1), margin
 
 
 def decide(losses: np.ndarray, looked: int = 1) -> Answer:
@@ -126,7 +130,7 @@ def decide(losses: np.ndarray, looked: int = 1) -> Answer:
         ahead = own - losses[best, : spent[number]]
         estimates[number] = own.mean() if number in longest else np.nanmean(losses[best]) + ahead.mean()
         if number != best:
-            tests.append(paired(ahead))
+            tests.append([float(one) for one in paired(ahead)])
     floor = -np.inf
     for count in sorted(set(spent.tolist()), reverse=True):
         group = spent == count
@@ -231,13 +235,25 @@ class Unets:
     """
 
     def __init__(self, model: StableDiffusion, identities: Sequence[Identity]) -> None:
+        # Only workers that hold a model pay for importing torch.
+        from actors.movie_characters.loras import Loras
+
         self._model, self._identities = model, identities
         self._loras = Loras(model.unet)
         self._own: tuple[int, StableDiffusion] | None = None
+        self.mixed = model.device != "cpu"
+        """Whether rows of one call may have LoRAs of their own, so that calls are full. A CPU gains nothing by it."""
 
-    def of(self, number: int) -> StableDiffusion:
-        """The model with the UNet of an identity."""
+    def shared(self, number: int) -> str:
+        """What two identities must have in common for rows of both to be in one call: "" for all with the base UNet."""
         identity = self._identities[number]
+        if identity.lora and not identity.unet and self.mixed:
+            return self._loras.together(identity.lora)
+        return str(number) if identity.lora or identity.unet else ""
+
+    def of(self, *numbers: int) -> StableDiffusion:
+        """The model with the UNet of an identity, or with those of one identity per row, which share a call."""
+        number, identity = numbers[0], self._identities[numbers[0]]
         if identity.unet:
             if self._own is None or self._own[0] != number:
                 # Before the next one is loaded, so that there are never two.
@@ -245,7 +261,7 @@ class Unets:
                 self._own = number, with_unet(self._model, identity.unet)
             return self._own[1]
         if identity.lora:
-            self._loras.use(identity.lora)
+            self._loras.use([self._identities[one].lora for one in numbers])
         else:
             self._loras.leave()
         return self._model
@@ -300,23 +316,24 @@ class DiffusionIdentifier:
         return {**batch, "losses": losses, "error": np.array(codes, object), "message": np.array(messages, object)}
 
     def _losses(self, pixels: np.ndarray, missing: list[list[int]]) -> np.ndarray:
+        import torch
+
         latents = encode_pictures(self._model, pixels)
 
         def ask(wanted: np.ndarray) -> np.ndarray:
             rows, starts = self._of_parts(wanted)
-            found = np.empty(len(rows), np.float32)
-            for numbers in self._groups(rows):
-                model = self._unets.of(int(rows[numbers[0], 1]))
-                found[numbers] = noise_losses(
-                    model,
-                    latents,
-                    self._conditions,
-                    self._bank,
-                    rows[numbers],
-                    self._question.loss,
-                    self._config.evaluations_per_call,
-                )
-            return np.add.reduceat(found, starts) / self._counts[wanted[:, 1]].astype(np.float32)
+            calls = self._calls(rows)
+            order = np.concatenate(calls)
+            asked = sent(torch.from_numpy(rows[order]), self._model.device)
+            found = []
+            for numbers, some in zip(calls, asked.split([len(one) for one in calls]), strict=True):
+                model = self._unets.of(*rows[numbers, 1].tolist())
+                question = (latents, self._conditions, self._bank, some, self._question.loss)
+                found.append(noise_losses(model, *question, self._config.evaluations_per_call))
+            losses = np.empty(len(rows), np.float32)
+            # The only place that waits for the device.
+            losses[order] = torch.cat(found).cpu().numpy()
+            return np.add.reduceat(losses, starts) / self._counts[wanted[:, 1]].astype(np.float32)
 
         if self._question.method == "full":
             return ask_all(missing, len(self._identities), len(self._bank), ask)
@@ -331,8 +348,16 @@ class DiffusionIdentifier:
         rows[:, 1] = first[rows[:, 1]] + np.arange(len(rows)) - starts.repeat(counts)
         return rows, starts
 
-    def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Numbers of the evaluations that one UNet makes, for each UNet."""
-        own = np.array([bool(one.lora or one.unet) for one in self._parts])
-        users = np.where(own[rows[:, 1]], rows[:, 1], -1)
-        return [np.flatnonzero(users == user) for user in np.unique(users)]
+    def _calls(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Numbers of the evaluations of each call of the UNet."""
+        parts = np.unique(rows[:, 1])
+        shared = [self._unets.shared(part) for part in parts.tolist()]
+        size, calls = self._config.evaluations_per_call, []
+        # The base first, then by identity, so that as few calls as may be put in a LoRA.
+        for unet in sorted(set(shared), key=lambda one: (one != "", shared.index(one))):
+            users = parts[[one == unet for one in shared]]
+            group = np.flatnonzero(np.isin(rows[:, 1], users))
+            if unet:
+                group = group[rows[group, 1].argsort(kind="stable")]
+            calls += [group[first : first + size] for first in range(0, len(group), size)]
+        return calls

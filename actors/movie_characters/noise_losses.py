@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from actors.core.errors import UserError
-from actors.movie_characters.diffusion import TRAIN_TIMESTEPS, StableDiffusion
+from actors.movie_characters.diffusion import TRAIN_TIMESTEPS, StableDiffusion, sent
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -40,7 +38,7 @@ class Bank:
 
     def to(self, device: str) -> "Bank":
         """The bank on a device."""
-        return Bank(self.timesteps.to(device), self.noise.to(device), self.weights.to(device))
+        return Bank(*(sent(one, device) for one in (self.timesteps, self.noise, self.weights)))
 
 
 def full_bank(scheduler: Any, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform") -> Bank:
@@ -126,14 +124,15 @@ def noise_losses(
     latents: "torch.Tensor",
     conditions: "torch.Tensor",
     bank: Bank,
-    asked: np.ndarray,
+    asked: "torch.Tensor",
     loss: Loss,
     per_call: int,
-) -> np.ndarray:
+) -> "torch.Tensor":
     """Losses of single evaluations of the UNet, float32 (B,): the mean over a latent, times the weight of the pair.
 
-    latents: float32 (N, C, h, w); conditions: (K, 77, d); asked: int (B, 3), for each evaluation the number of its
-    latent, of its condition and of its pair in the bank. All tensors are on the model's device.
+    latents: float32 (N, C, h, w); conditions: (K, 77, d); asked: int64 (B, 3), for each evaluation the number of its
+    latent, of its condition and of its pair in the bank. All tensors, and the losses, are on the model's device, which
+    nothing here waits for.
     """
     import torch
     from torch.nn import functional
@@ -142,11 +141,11 @@ def noise_losses(
     shared = len(bank.noise) == 1
     found = []
     with torch.inference_mode():
-        for part in torch.from_numpy(asked).to(model.device).split(per_call):
+        for part in asked.split(per_call):
             latent, condition, pair = part.unbind(1)
             noise = bank.noise.expand(len(part), -1, -1, -1) if shared else bank.noise[pair]
             times = bank.timesteps[pair]
             noisy = model.scheduler.add_noise(latents[latent], noise, times)
             predicted = predict_noise(model, noisy, times, conditions[condition])
             found.append(how(predicted, noise, reduction="none").mean((1, 2, 3)) * bank.weights[pair])
-    return torch.cat(found).cpu().numpy() if found else np.zeros(0, np.float32)
+    return torch.cat(found) if found else latents.new_zeros(0)

@@ -13,7 +13,9 @@ DONE = "personalised.json"
 """In the folder of an identity, written last: settings, losses, seconds."""
 
 # In YAML a bare no is false.
-Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)]
+Precision = Annotated[
+    Literal["auto", "no", "fp16", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)
+]
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class PersonaliseConfig:
     """Term added to the denominator of Adam's update, for numerical stability."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are clipped to this norm."""
-    mixed_precision: Precision = "no"
-    """Precision in which the UNet computes; trained weights are always float32. fp16 without a GPU becomes no."""
+    mixed_precision: Precision = "auto"
+    """Precision in which the UNet computes; trained weights and losses are always float32. auto: bf16 on a GPU, no
+    (float32) on a CPU. fp16 without a GPU becomes no. On a GPU float32 products are rounded to TF32."""
     seed: int = 0
     """Seed of crops, timesteps, noise and initial LoRA weights."""
     log_interval: int = 10
@@ -114,13 +117,16 @@ class PersonaliseConfig:
     @property
     def precision(self) -> Literal["no", "fp16", "bf16"]:
         """mixed_precision as the device allows it: CPUs compute fp16 slowly or not at all."""
+        if self.mixed_precision == "auto":
+            return "bf16" if self.diffusion.num_gpus else "no"
         return "no" if self.mixed_precision == "fp16" and not self.diffusion.num_gpus else self.mixed_precision
 
     def learns(self) -> dict[str, Any]:
-        """All settings that change what is trained, as JSON values."""
+        """All settings that change what is trained, as JSON values; a precision that was not chosen as it came out."""
         elsewhere = ("input", "output", "checkpoint_s", "push_to_hub", "hub_model_id", "autoscaling")
         return {
             **{name: value for name, value in asdict(self).items() if name not in (*elsewhere, "diffusion")},
+            "mixed_precision": self.precision if self.mixed_precision == "auto" else self.mixed_precision,
             "gpu": self.diffusion.num_gpus > 0,
         }
 

@@ -13,11 +13,58 @@ from actors.core import storage
 from actors.core.checkpoints import metrics_of, pack, unpack
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder
+from actors.movie_characters.diffusion import copy_all
 from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
 
 
 class NotFinite(ArithmeticError):
     """A loss that is not a finite number."""
+
+
+class Trained:
+    """Parameters in float32, and the same ones in the precision that the UNet computes in, where that is another.
+
+    The UNet computes without autocast, which would cast its weights in every pass and compute norms in float32.
+    """
+
+    def __init__(self, used: list[nn.Parameter], exact: list[Tensor] | None = None) -> None:
+        """used: what the loss depends on; exact: its float32 values, where they are kept beside it."""
+        self._used = used
+        self.parameters = used if exact is None else [nn.Parameter(one) for one in exact]
+        """What the optimizer trains, float32."""
+        self._apart = exact is not None
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        for one in (*self._used, *self.parameters):
+            one.grad = None
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Add the gradients of a backward pass to those in float32."""
+        if not self._apart:
+            return
+        some = [
+            (own, used, used.grad)
+            for own, used in zip(self.parameters, self._used, strict=True)
+            if used.grad is not None
+        ]
+        found = [torch.empty_like(own) for own, *_ in some]
+        copy_all(found, [grad for *_, grad in some])
+        for (own, used, _), grad in zip(some, found, strict=True):
+            own.grad, used.grad = grad if own.grad is None else own.grad.add_(grad), None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Round the float32 values to those that the UNet computes with."""
+        if self._apart:
+            copy_all(self._used, self.parameters)
+
+    def finish(self) -> None:
+        """Put the float32 values in the place of the rounded ones."""
+        self.clear()
+        for used, own in zip(self._used, self.parameters, strict=True):
+            used.data = own.data
 
 
 class Steps:
@@ -32,7 +79,7 @@ class Steps:
     def steps(
         self,
         phase: str,
-        parameters: list[nn.Parameter],
+        trained: Trained,
         condition: Callable[[], Tensor],
         loss: Callable[[Tensor, int], Tensor],
         count: int,
@@ -42,6 +89,7 @@ class Steps:
 
         Args:
             phase: embedding or unet.
+            trained: what the steps train.
             condition: the condition (1, 77, d), computed anew for every pass.
             loss: the loss of a condition, with the noise that a number draws.
             count: steps of the phase in all.
@@ -51,31 +99,39 @@ class Steps:
         rate = config.emb_learning_rate if rate is None else rate
         if config.scale_lr:
             rate *= config.train_batch_size * config.gradient_accumulation_steps
-        optimizer = _optimizer(config, parameters, rate, config.adam_weight_decay if unet else 0.0)
-        model = nn.ParameterList(parameters)
+        decay = config.adam_weight_decay if unet else 0.0
+        optimizer = _optimizer(config, trained.parameters, rate, decay, self._device)
+        model = nn.ParameterList(trained.parameters)
         scaler = torch.amp.GradScaler(self._device, enabled=config.precision == "fp16")
         begin, total = self._restore(phase, model, optimizer, scaler)
+        trained.spread()
         losses = self.losses.setdefault(phase, [])
         pieces = config.gradient_accumulation_steps
+        unread: list[Tensor] = []
         for step in range(begin, count):
-            optimizer.zero_grad()
+            trained.clear()
             for piece in range(pieces):
                 state = np.random.SeedSequence([config.seed, unet, step, piece]).generate_state(1)
                 value = loss(condition(), int(state[0])) / pieces
                 scaler.scale(value).backward()
-                total += float(value.detach())
-            if not math.isfinite(total):
-                raise NotFinite(f"the loss of the {phase} is not finite in step {step + 1}: lower its learning rate")
+                trained.gather()
+                unread.append(value.detach())
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            nn.utils.clip_grad_norm_(trained.parameters, config.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
+            trained.spread()
             done = step + 1
-            if done % config.log_interval == 0 or done == count:
+            record = done % config.log_interval == 0 or done == count
+            # The next phase begins with the embedding as it is at the end of its own.
+            save = time.monotonic() - self._saved >= config.checkpoint_s or (done == count and not unet)
+            if record or save:
+                total = _added(total, unread, phase, done, pieces)
+                unread = []
+            if record:
                 losses.append([done, total / (done - (losses[-1][0] if losses else 0))])
                 total = 0.0
-            # The next phase begins with the embedding as it is at the end of its own.
-            if time.monotonic() - self._saved >= config.checkpoint_s or (done == count and not unet):
+            if save:
                 self._save(phase, done, total, model, optimizer, scaler)
 
     def _uri(self, phase: str) -> str:
@@ -124,13 +180,26 @@ class Steps:
             storage.delete(self._uri(phase))
 
 
+def _added(total: float, losses: list[Tensor], phase: str, done: int, pieces: int) -> float:
+    """A sum of losses with those of the last steps, which leave the device at once; raises NotFinite."""
+    found = torch.stack(losses).tolist()
+    for number, loss in enumerate(found):
+        if not math.isfinite(loss):
+            step = done - (len(found) - 1 - number) // pieces
+            raise NotFinite(f"the loss of the {phase} is not finite in step {step}: lower its learning rate")
+        total += loss
+    return total
+
+
 def _optimizer(
-    config: PersonaliseConfig, parameters: list[nn.Parameter], rate: float, decay: float
+    config: PersonaliseConfig, parameters: list[nn.Parameter], rate: float, decay: float, device: str
 ) -> torch.optim.Optimizer:
     """AdamW, which is Adam where decay is 0."""
-    kind = adam8bit() if config.use_8bit_adam else torch.optim.AdamW
-    betas = config.adam_beta1, config.adam_beta2
-    return kind(parameters, lr=rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay)
+    how: dict[str, Any] = {"lr": rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+    if config.use_8bit_adam:
+        return adam8bit()(parameters, weight_decay=decay, **how)
+    # On a GPU one launch for all parameters, and with fp16 no step waits to hear whether gradients overflowed.
+    return torch.optim.AdamW(parameters, weight_decay=decay, fused=True if device == "cuda" else None, **how)
 
 
 def adam8bit() -> Any:

@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ from actors.movie_characters.diffusion import (
     encode_pictures,
     load_diffusion,
     load_texts,
+    sent,
     tokens,
 )
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
 from actors.movie_characters.names import class_of
 from actors.movie_characters.noise_losses import predict_noise
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
-from actors.movie_characters.personalise_steps import NotFinite, Steps
+from actors.movie_characters.personalise_steps import NotFinite, Steps, Trained
 
 WORD = "<character>"
 """The new word of textual inversion while it is trained."""
@@ -48,6 +50,9 @@ class Personaliser:
     def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task]) -> None:
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         stage = config.diffusion
+        if stage.device == "cuda":
+            # For what is computed in float32: text encoder, VAE, and all with mixed_precision=no.
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
         loading = DiffusionConfig(num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, dtype="float32")
         model = load_diffusion(config.pretrained_model_name_or_path, loading, "pretrained_model_name_or_path")
         self._texts = load_texts(config.pretrained_model_name_or_path, None, "pretrained_model_name_or_path")
@@ -63,8 +68,8 @@ class Personaliser:
         self._base: dict[str, Tensor] = {}
         if config.method == "imagic":
             self._base = {name: tensor.cpu().clone() for name, tensor in model.unet.state_dict().items()}
-        elif config.precision != "no":
-            model.unet.to(dtype)
+        # diffusers would warn of modules that must stay in float32, of which these UNets have none.
+        nn.Module.to(model.unet, dtype)
         self._config, self._tasks, self._model, self._dtype = config, tasks, model, dtype
 
     def __call__(self, batch: Batch) -> Batch:
@@ -92,53 +97,49 @@ class Personaliser:
         if config.method == "textual_inversion":
             word = self._word(task)
             with self._reading(word) as condition:
-                run.steps("embedding", [word], condition, self._loss(latents), config.emb_train_steps)
+                run.steps("embedding", Trained([word]), condition, self._loss(latents), config.emb_train_steps)
                 with torch.no_grad():
                     optimized = condition().float()
         else:
             embedding = nn.Parameter(target.clone().to(self._model.device))
-            run.steps("embedding", [embedding], lambda: embedding, self._loss(latents), config.emb_train_steps)
+            run.steps("embedding", Trained([embedding]), lambda: embedding, self._loss(latents), config.emb_train_steps)
             optimized = embedding.detach()
             self._tune(run, optimized, latents)
         self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
 
     def _latents(self, task: Task) -> Tensor:
-        size, found = self._config.resolution, []
+        size, pixels = self._config.resolution, []
         for picture in task.pictures:
             at = (0.5, 0.5)
             if not self._config.center_crop:
                 drawn = np.random.default_rng([self._config.seed, zlib.crc32(picture.name.encode())])
                 at = (float(drawn.random()), float(drawn.random()))
-            pixels = crop(read_image(picture.uri), size, size, at)
-            found.append(encode_pictures(self._model, pixels[None]))
-        return torch.cat(found).clone()
+            pixels.append(crop(read_image(picture.uri), size, size, at))
+        # Tensors of inference cannot take part in training.
+        return encode_pictures(self._model, np.stack(pixels)).clone()
 
     def _loss(self, latents: Tensor) -> Callable[[Tensor, int], Tensor]:
         """The mean squared error of the noise for a condition (1, 77, d), in the numbered piece of a step."""
-        model, config = self._model, self._config
+        config = self._config
+        model = replace(self._model, dtype=self._dtype)
 
         def loss(condition: Tensor, number: int) -> Tensor:
             generator = torch.Generator().manual_seed(number)
             size = config.train_batch_size
             which = torch.randint(len(latents), (size,), generator=generator)
             times = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator)
-            noise = torch.randn((size, *latents.shape[1:]), generator=generator).to(model.device)
-            times, clear = times.to(model.device), latents[which.to(model.device)]
-            noisy = model.scheduler.add_noise(clear, noise, times)
-            with torch.autocast(model.device, self._dtype, enabled=self._dtype != torch.float32):
-                found = predict_noise(self._computing(), noisy, times, condition.expand(size, -1, -1))
+            noise = torch.randn((size, *latents.shape[1:]), generator=generator)
+            which, times, noise = (sent(one, model.device) for one in (which, times, noise))
+            noisy = model.scheduler.add_noise(latents[which], noise, times)
+            found = predict_noise(model, noisy, times, condition.expand(size, -1, -1))
             return nn.functional.mse_loss(found, noise)
 
         return loss
 
-    def _computing(self) -> StableDiffusion:
-        return StableDiffusion(
-            self._model.unet, self._model.vae, self._model.scheduler, self._model.device, self._model.unet.dtype
-        )
-
     def _reset(self) -> None:
         """Restore the UNet to its state before any identity."""
-        unet = self._model.unet
+        unet: Any = nn.Module.to(self._model.unet, self._dtype)
+        unet.zero_grad()
         if self._base:
             unet.load_state_dict(self._base)
         elif getattr(unet, "peft_config", {}):
@@ -164,10 +165,17 @@ class Personaliser:
             )
             unet.add_adapter(lora)
             rate = config.lora_learning_rate
-        learnt = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        for parameter in learnt:
-            parameter.data = parameter.data.float()
-        run.steps("unet", learnt, lambda: optimized, self._loss(latents), config.max_train_steps, rate)
+        named = {name: one for name, one in unet.named_parameters() if one.requires_grad}
+        exact = None
+        if self._dtype != torch.float32:
+            # The UNet itself has rounded ones.
+            exact = [
+                (self._base[name] if self._base else one.detach()).to(self._model.device, torch.float32, copy=True)
+                for name, one in named.items()
+            ]
+        trained = Trained(list(named.values()), exact)
+        run.steps("unet", trained, lambda: optimized, self._loss(latents), config.max_train_steps, rate)
+        trained.finish()
 
     def _word(self, task: Task) -> nn.Parameter:
         """The vector of the new word, float32 (d,): at first the mean of the class's own."""

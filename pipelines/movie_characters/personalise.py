@@ -42,6 +42,8 @@ REJECTED = pa.schema([("identity", pa.string()), ("code", pa.string()), ("messag
 class Plan:
     """What a run has to train."""
 
+    config: PersonaliseConfig
+    """Settings, with the precision in which the output was begun."""
     tasks: list[Task]
     todo: list[Task]
     """Identities whose folder is missing, or was trained with other settings."""
@@ -56,7 +58,7 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
         from actors.movie_characters.personalise_steps import adam8bit
 
         adam8bit()
-    if config.precision != config.mixed_precision:
+    if config.mixed_precision not in ("auto", config.precision):
         log.warning("mixed_precision=%s needs a GPU: computing in float32", config.mixed_precision)
     groups: dict[str, list[Picture]] = defaultdict(list)
     trained: dict[str, Picture] = {}
@@ -65,14 +67,24 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
         if (other := trained.setdefault(name, picture)) is not picture:
             raise UserError(f"input: {other.name} and {picture.name} would both be trained as {name}; rename one")
         groups[class_identity(picture.cls) if config.together else name].append(picture)
+    store = Store(config.output)
+    done = {name: (store.read_json(name, DONE) or {}).get("settings_digest") for name in groups}
+    tasks = _tasks(config, groups)
+    if config.mixed_precision == "auto" and config.precision != "no":
+        # So far the default was float32, also on a GPU.
+        before = replace(config, mixed_precision="no")
+        if any(done[task.name] == task.settings for task in _tasks(before, groups)):
+            log.warning("%s was begun in float32 and continues in it; for bf16 choose another output", config.output)
+            config, tasks = before, _tasks(before, groups)
+    return Plan(config, tasks, [task for task in tasks if done[task.name] != task.settings])
+
+
+def _tasks(config: PersonaliseConfig, groups: dict[str, list[Picture]]) -> list[Task]:
     settings = json.dumps(config.learns(), sort_keys=True)
-    tasks = [
+    return [
         Task(name, tuple(some), hashlib.sha256(repr((settings, [one.name for one in some])).encode()).hexdigest()[:20])
         for name, some in groups.items()
     ]
-    store = Store(config.output)
-    done = [(store.read_json(task.name, DONE) or {}).get("settings_digest") == task.settings for task in tasks]
-    return Plan(tasks, [task for task, there in zip(tasks, done, strict=True) if not there])
 
 
 def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
@@ -89,7 +101,7 @@ def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     if config.push_to_hub:
         _check_hub(config)
     set_context()
-    config = replace(config, output=storage.absolute(config.output))
+    config = replace(plan.config, output=storage.absolute(config.output))
     store = Store(config.output)
     bad: list[dict[str, str]] = []
     if plan.todo:

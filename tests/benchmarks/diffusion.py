@@ -118,7 +118,7 @@ def by_us(model: StableDiffusion, latents: torch.Tensor, conditions: torch.Tenso
     )
 
     def ask(rows: np.ndarray) -> np.ndarray:
-        return noise_losses(model, latents, conditions, bank, rows, "l2", PER_CALL)
+        return noise_losses(model, latents, conditions, bank, torch.from_numpy(rows), "l2", PER_CALL).numpy()
 
     wanted = [range(len(conditions))] * len(latents)
     if staged:

@@ -117,6 +117,23 @@ def stable_diffusion(folder: Path, side: int = 16, predicts: Any = "epsilon", le
     )
 
 
+def lora(model: str, folder: Path, name: str, rank: int = 2, seed: int = 0) -> str:
+    """A LoRA of two layers of each attention of a model's UNet, as diffusers saves it; returns the file."""
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    unet: Any = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    torch.manual_seed(seed)
+    layers: Any = {"target_modules": ["to_q", "to_v"], "init_lora_weights": False}
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, **layers))
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(folder, weights, weight_name=name)
+    return str(folder / name)
+
+
 def letters() -> Any:
     """A tokenizer of CLIP's class that knows single letters."""
     from transformers import CLIPTokenizer

@@ -34,8 +34,10 @@ from actors.movie_characters.diffusion_classifier import (
     StagesConfig,
     decide,
 )
+from actors.movie_characters.loras import Loras
 from actors.movie_characters.noise_losses import evenly_spaced, full_bank, noise_losses, staged_bank
 from tests.support import tiny_models
+from tests.support.waits import Waits
 
 CONFIG = DiffusionConfig(evaluations_per_call=7)
 
@@ -155,19 +157,11 @@ def test_only_the_chosen_are_asked_and_answer_as_among_themselves(
 @pytest.fixture(scope="module")
 def loras(sd_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Files of LoRAs as diffusers saves them; the last has another rank."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig, get_peft_model_state_dict
-
     folder = tmp_path_factory.mktemp("loras")
-    for number, rank in enumerate((2, 2, 3)):
-        unet = load_diffusion(sd_folder, CONFIG).unet
-        torch.manual_seed(number)
-        layers: Any = {"target_modules": ["to_q", "to_v"], "init_lora_weights": False}
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, **layers))
-        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-        StableDiffusionPipeline.save_lora_weights(folder, weights, weight_name=f"{number}.safetensors")
-    return [str(folder / f"{number}.safetensors") for number in range(3)]
+    return [
+        tiny_models.lora(sd_folder, folder, f"{number}.safetensors", rank, number)
+        for number, rank in enumerate((2, 2, 3))
+    ]
 
 
 def test_loras_take_turns_in_a_unet_that_is_loaded_once(
@@ -199,6 +193,34 @@ def test_loras_take_turns_in_a_unet_that_is_loaded_once(
     bare = sum(parameter.numel() for parameter in load_diffusion(sd_folder, CONFIG).unet.parameters())
     numbers = [sum(one.numel() for one in load_file(lora).values()) for lora in loras]
     assert size - bare == numbers[0] + numbers[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_call_may_have_loras_of_their_own(
+    loras: list[str], pictures: list[str], sd_folder: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = [replace(one, lora=lora) for one, lora in zip(identities(4), [*loras, ""], strict=True)]
+    missing = np.empty(3, object)
+    missing[:] = [np.arange(4)] * 3
+    batch = {"image": np.array(pictures, object), "missing": missing}
+    actor = DiffusionIdentifier(sd_folder, replace(CONFIG, dtype=dtype), question(num_inference_steps=1), who)
+    sizes: list[int] = []
+
+    def counting(model: StableDiffusion, *about: Any) -> torch.Tensor:
+        sizes.append(len(about[3]))
+        return noise_losses(model, *about)
+
+    monkeypatch.setattr("actors.movie_characters.diffusion_classifier.noise_losses", counting)
+    alone = np.stack(list(actor(batch)["losses"]))
+    actor._unets.mixed = True
+    together = np.stack(list(actor(batch)["losses"]))
+    again = np.stack(list(actor(batch)["losses"]))
+    # The base; LoRAs one by one; the first two of the same shape in one call.
+    assert sizes == [3, 3, 3, 3] + 2 * [3, 6, 3]
+    assert together == pytest.approx(alone, rel=1e-5 if dtype == "float32" else 0.01)
+    assert np.array_equal(together, again)
+    actor._unets.mixed = False
+    assert np.array_equal(np.stack(list(actor(batch)["losses"])), alone)
 
 
 def test_the_loss_of_a_class_is_the_mean_over_its_identities_each_with_its_own_unet(
@@ -241,12 +263,12 @@ def test_losses_and_weights_follow_their_formulas(
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     told = torch.from_numpy(conditions(1))
     plain = full_bank(model.scheduler, 4, (4, 8, 8), 0)
-    rows = np.array([[0, 0, pair] for pair in range(4)])
+    rows = torch.tensor([[0, 0, pair] for pair in range(4)])
     with torch.no_grad():
         noisy = [model.scheduler.add_noise(latents, plain.noise, t[None]) for t in plain.timesteps]
         found = [model.unet(z, t, told).sample.numpy() for z, t in zip(noisy, plain.timesteps, strict=True)]
     expected = np.array([formula(one - plain.noise.numpy()).mean() for one in found])
-    assert noise_losses(model, latents, told, plain, rows, loss, 3) == pytest.approx(expected, rel=1e-4)
+    assert noise_losses(model, latents, told, plain, rows, loss, 3).numpy() == pytest.approx(expected, rel=1e-4)
     t = np.array([750, 500, 250, 0])
     signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[t]
     expected_weights: dict[losses_module.Weighting, np.ndarray] = {
@@ -255,7 +277,7 @@ def test_losses_and_weights_follow_their_formulas(
     }
     for weighting, weights in expected_weights.items():
         bank = full_bank(model.scheduler, 4, (4, 8, 8), 0, weighting)
-        weighed = noise_losses(model, latents, told, bank, rows, loss, 3)
+        weighed = noise_losses(model, latents, told, bank, rows, loss, 3).numpy()
         assert weighed == pytest.approx(expected * weights / weights.mean(), rel=1e-3)
 
 
@@ -351,10 +373,54 @@ def test_a_machine_without_a_compiler_says_what_to_do(sd_folder: str) -> None:
         load_diffusion(sd_folder, replace(CONFIG, compile=True))
 
 
-def test_bfloat16_losses_are_near_those_of_float32(pictures: list[str], sd_folder: str) -> None:
-    who, config = identities(2), question(num_inference_steps=4)
+def test_bfloat16_losses_are_near_those_of_float32(
+    loras: list[str], pictures: list[str], sd_folder: str, tmp_path: Path
+) -> None:
+    unet = load_diffusion(sd_folder, CONFIG).unet
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(3)
+    unet.save_pretrained(tmp_path / "unet")
+    one, *others = identities(5)
+    who = [one, *(replace(other, lora=lora) for other, lora in zip(others, loras, strict=False))]
+    who += [replace(others[3], unet=str(tmp_path / "unet"))]
+    who += [Identity("Ann", one.condition, members=tuple(who[1:]))]
+    config = question(num_inference_steps=4)
     missing = np.empty(1, object)
-    missing[:] = [np.arange(2)]
+    missing[:] = [np.arange(len(who))]
     batch = {"image": np.array(pictures[:1], object), "missing": missing}
     half = DiffusionIdentifier(sd_folder, replace(CONFIG, dtype="bfloat16"), config, who)(batch)["losses"][0]
-    assert half == pytest.approx(asked(pictures[:1], sd_folder, config, who)[0], rel=0.02)
+    whole = asked(pictures[:1], sd_folder, config, who)[0]
+    assert half == pytest.approx(whole, rel=0.02) and half.dtype == np.float32
+    assert not np.allclose(whole[0], whole[4], rtol=0.1)
+
+
+def test_a_text_encoder_that_was_saved_in_half_precision_embeds_in_float32(sd_folder: str, tmp_path: Path) -> None:
+    texts = load_texts(sd_folder, None)
+    texts.encoder.half().save_pretrained(tmp_path / "text_encoder")
+    texts.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    half = load_texts(sd_folder, str(tmp_path))
+    assert half.encoder.dtype == torch.float32
+    assert embed_prompt(half, "ann").numpy() == pytest.approx(
+        embed_prompt(load_texts(sd_folder, None), "ann"), abs=0.02
+    )
+
+
+def test_nothing_waits_for_losses_before_they_are_all_there(
+    loras: list[str], model: StableDiffusion, sd_folder: str
+) -> None:
+    bank = staged_bank(model.scheduler, 4, 4, (4, 8, 8), 0)
+    latents, told = torch.randn((2, 4, 8, 8)), torch.from_numpy(conditions(2))
+    rows = torch.tensor([[n, k, p] for n in range(2) for k in range(2) for p in range(4)])
+    unet = load_diffusion(sd_folder, CONFIG).unet
+    swapped = Loras(unet)
+    for one in loras[:2]:
+        swapped.use([one])
+    with Waits() as waits:
+        for some in (loras[1:2], loras[:1], loras[:2]):
+            swapped.use(some)
+            noise_losses(replace(model, unet=unet), latents, told, bank, rows, "l2", 2)
+        swapped.leave()
+    assert not waits.found
+    with Waits() as waits:
+        float(latents.sum())
+    assert waits.found

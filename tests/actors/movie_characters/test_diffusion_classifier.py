@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from actors.movie_characters.diffusion import DiffusionConfig, OneByOne
 from actors.movie_characters.diffusion_classifier import (
     Ask,
     StagesConfig,
@@ -73,6 +74,28 @@ def test_a_race_finds_the_answer_of_all_losses_for_a_fraction_of_them() -> None:
     assert len(asked) < 0.25 * full.size
     assert all(answer.margin > 2 for answer in answers)
     assert np.isfinite(raced).sum() == len(asked)
+
+
+def late_and_full(pictures: int, in_a_call: int) -> float:
+    """Share of full calls of the UNet after the first look."""
+    random = np.random.default_rng(2)
+    means = random.uniform(0, 0.3, (pictures, 20))
+    full = np.stack([drawn(row, 50, 0.03, seed) for seed, row in enumerate(means)])
+    sizes: list[int] = []
+    for first in range(0, pictures, in_a_call):
+        some = full[first : first + in_a_call]
+        race([range(20)] * len(some), 20, StagesConfig(), asking(some, calls := []))
+        for rows in calls[1:]:
+            sizes += [len(rows[start : start + 32]) for start in range(0, len(rows), 32)]
+    return float(np.mean(np.array(sizes) == 32))
+
+
+def test_calls_are_full_to_the_end_with_as_many_pictures_as_a_gpu_has_by_default() -> None:
+    on_cpu, on_gpu = DiffusionConfig().rows_per_call, DiffusionConfig(num_gpus=1).rows_per_call
+    assert late_and_full(256, on_cpu) < 0.3 and late_and_full(256, on_gpu) > 0.85
+    assert DiffusionConfig(num_gpus=1, batch_size=8).rows_per_call == 8
+    with pytest.raises(ValueError, match="batch_size is 1 or more"):
+        OneByOne(batch_size=0)
 
 
 def test_what_cannot_be_told_apart_is_asked_to_the_end_and_is_not_certain() -> None:

@@ -1,6 +1,7 @@
 """Ranges, names, what is skipped, and that guidance and alpha are those of the formulas."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from PIL import Image
 
 from actors.movie_characters.diffusion import embed_prompt, load_texts
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
-from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
+from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
 from actors.movie_characters.manifest import read_manifest
 from pipelines.movie_characters.generate import generate, plan_generate
 from pipelines.movie_characters.pictures import find_pictures
+from tests.support import tiny_models
 
 
 @pytest.fixture
@@ -112,11 +114,22 @@ def test_pictures_follow_alpha_and_guidance(config: GenerateConfig, sd_folder: s
     assert np.abs(plain - guided).max() > 2
 
 
-def test_a_picture_in_bfloat16_is_that_of_float32_but_for_rounding(config: GenerateConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["", "lora", "unet"])
+def test_a_picture_in_bfloat16_is_that_of_float32_but_for_rounding(
+    config: GenerateConfig, sd_folder: str, tmp_path: Path, own: str
+) -> None:
+    if own == "lora":
+        tiny_models.lora(sd_folder, tmp_path / "ids" / "Bob_1", LORA)
+    if own == "unet":
+        shutil.copytree(Path(sd_folder, "unet"), tmp_path / "ids" / "Bob_1" / "unet")
+    # The embedding of the prompt is computed, and so is mixed with one that was stored.
+    (tmp_path / "ids" / "Bob_1" / f"{TARGET}.safetensors").unlink()
+    (tmp_path / "ids" / "Bob_1" / TEXT).write_text("bob")
+    config = replace(config, guidance_scale_range=(3.0,), alpha_range=(0.5,), input="Bob_1", imagic_pipe=bool(own))
     found = []
     for dtype in ("float32", "bfloat16"):
         other = replace(config, output=str(tmp_path / dtype), diffusion=replace(config.diffusion, dtype=dtype))
-        plan = plan_generate(replace(other, guidance_scale_range=(3.0,), input="Bob_1"))
+        plan = plan_generate(other)
         out = Drawer(other, plan.identities, plan.todo)({"number": np.arange(1)})
         assert out["error"].tolist() == [""], out["message"]
         found.append(np.asarray(Image.open(tmp_path / dtype / plan.todo[0].file), float))

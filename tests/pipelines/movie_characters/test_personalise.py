@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
 from actors.movie_characters.personaliser import Personaliser
 from pipelines.movie_characters.personalise import personalise, plan_personalise
 from tests.support import hub
+from tests.support.waits import Waits
+
+HALF = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +175,8 @@ def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: P
         {"method": "lora"},
         {"method": "imagic"},
         {"method": "textual_inversion"},
+        {"method": "lora", "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
+        {"method": "imagic", "mixed_precision": "bf16"},
         {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
     ],
 )
@@ -263,15 +268,65 @@ def test_steps_make_the_loss_smaller_and_all_options_work_together(config: Perso
     assert [one.name for one in find_learnt(config.output, "x")] == ["Ann_0", "Anna_0"]
 
 
-@pytest.mark.parametrize("method", ["lora", "imagic"])
-def test_half_precision_learns_nearly_the_same(config: PersonaliseConfig, tmp_path: Path, method: Any) -> None:
-    config = replace(config, method=method, input=str(Path(str(config.input)) / "Ann_1.png"))
-    half = replace(config, mixed_precision="bf16", output=str(tmp_path / "half"))
-    assert learn(config) == learn(half) == [""]
-    one, other = (json.loads(Path(c.output, "Ann_1", DONE).read_text())["losses"] for c in (config, half))
-    for phase in ("embedding", "unet"):
-        assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
-    assert all(tensor.dtype == np.float32 for tensor in learnt(half, "Ann_1").values())
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
+def test_half_precision_learns_nearly_the_same(
+    config: PersonaliseConfig, tmp_path: Path, method: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, method=method, gradient_accumulation_steps=2)
+    assert learn(config) == [""] * 3
+    half = replace(config, mixed_precision=precision, output=str(tmp_path / "half"))
+    # As on a GPU: by itself a CPU does not compute fp16.
+    monkeypatch.setattr(PersonaliseConfig, "precision", property(lambda given: given.mixed_precision))
+    assert learn(half) == [""] * 3
+    for name in ("Ann_1", "Anna_1"):
+        one, other = (json.loads(Path(c.output, name, DONE).read_text())["losses"] for c in (config, half))
+        assert one.keys() == other.keys()
+        for phase in one:
+            assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
+        assert all(tensor.dtype == np.float32 for tensor in learnt(half, name).values())
+    if method == "imagic":
+        # In float32 a step of 0.001 changes what half precision would round away.
+        weights = learnt(half, "Ann_1")["diffusion_pytorch_model.mid_block.resnets.0.norm1.weight"]
+        assert not np.array_equal(weights, torch.from_numpy(weights).to(getattr(torch, HALF[precision])).float())
+
+
+@pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
+def test_no_step_waits_for_the_device(config: PersonaliseConfig, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = str(Path(str(config.input)) / "Ann_1.png")
+    config = replace(config, method=method, input=one, mixed_precision="fp16", gradient_accumulation_steps=2)
+    monkeypatch.setattr(PersonaliseConfig, "precision", property(lambda given: given.mixed_precision))
+    waits, steps, optimizer = Waits(), module.Steps.steps, module._optimizer
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        with waits:
+            steps(*arguments, **options)
+
+    monkeypatch.setattr(module.Steps, "steps", watched)
+    monkeypatch.setattr(module.Steps, "_save", lambda *_: None)
+    monkeypatch.setattr(module, "_optimizer", lambda *about: cast(Any, optimizer)(*about[:4], "cuda"))
+    assert learn(config) == [""] and waits.found == []
+    # As on a CPU: Adam asks how many steps it has made.
+    monkeypatch.setattr(module, "_optimizer", optimizer)
+    assert learn(replace(config, seed=4)) == [""] and waits.found
+
+
+def test_a_gpu_computes_in_bf16_and_an_output_of_before_continues_in_float32(
+    config: PersonaliseConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert plan_personalise(config).tasks == plan_personalise(replace(config, mixed_precision="no")).tasks
+    on_gpu = replace(config, diffusion=replace(config.diffusion, num_gpus=1))
+    assert plan_personalise(on_gpu).config.precision == "bf16"
+    assert plan_personalise(on_gpu).tasks == plan_personalise(replace(on_gpu, mixed_precision="bf16")).tasks
+    before = plan_personalise(replace(on_gpu, mixed_precision="no")).tasks
+    assert not caplog.text
+    folder = Path(config.output, before[0].name)
+    folder.mkdir(parents=True)
+    (folder / DONE).write_text(json.dumps({"settings_digest": before[0].settings}))
+    plan = plan_personalise(on_gpu)
+    assert (plan.config.precision, plan.tasks, plan.todo) == ("no", before, before[1:])
+    assert "was begun in float32 and continues in it" in caplog.text
+    assert len(plan_personalise(replace(on_gpu, mixed_precision="bf16")).todo) == 3
 
 
 def test_fp16_without_a_gpu_is_float32_and_says_so(
