@@ -1,14 +1,20 @@
 """`cluster.yaml` is what Ray's launcher takes, costs nothing when idle, and runs the versions that the project pins."""
 
+import ast
 import json
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 WORKERS = ("cpu", "gpu")
@@ -17,6 +23,59 @@ WORKERS = ("cpu", "gpu")
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def extras_of(cluster: dict[str, Any]) -> set[str]:
+    """The extras that every node installs."""
+    return set(re.findall(r"--extra ([\w-]+)", cluster["setup_commands"][-1]))
+
+
+def sources() -> Iterator[Path]:
+    """The project's own code, without what copies the demo's films onto one's own machine."""
+    for layer in ("jobs", "pipelines", "actors"):
+        yield from (path for path in (ROOT / layer).rglob("*.py") if path != ROOT / "jobs/samples.py")
+
+
+def installed(project: dict[str, Any], extras: set[str]) -> set[str]:
+    """Every package that the project needs with these extras, and what these need in turn."""
+    wanted = [*project["dependencies"], *(line for name in extras for line in project["optional-dependencies"][name])]
+    todo, seen = [Requirement(line) for line in wanted], set()
+    while todo:
+        one = todo.pop()
+        key = canonicalize_name(one.name), frozenset(one.extras)
+        if key in seen:
+            continue
+        seen.add(key)
+        for line in metadata.requires(one.name) or ():
+            need = Requirement(line)
+            if need.marker is None or any(need.marker.evaluate({"extra": name}) for name in ("", *one.extras)):
+                todo.append(need)
+    return {name for name, _ in seen}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file names in its import statements, wherever they stand in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    own = {*sys.stdlib_module_names, "jobs", "pipelines", "actors"}
+    return {name for name in names if name.partition(".")[0] not in own}
+
+
+def owners() -> dict[str, set[str]]:
+    """The packages that hold a module or a folder of modules, by its dotted name."""
+    found: dict[str, set[str]] = {}
+    for package in metadata.distributions():
+        name = canonicalize_name(package.name)
+        for file in package.files or ():
+            if file.suffix in (".py", ".so"):
+                parts = PurePath(str(file).partition(".")[0]).parts
+                for end in range(1, len(parts) + 1):
+                    found.setdefault(".".join(parts[:end]), set()).add(name)
+    return found
 
 
 def pinned(package: str) -> str:
@@ -58,6 +117,36 @@ def test_every_node_installs_the_pinned_versions(cluster: dict[str, Any]) -> Non
     assert "-c constraints.txt" in install and "-r pyproject.toml" in install
     uv = re.findall(r"uv==\S+", (ROOT / "Makefile").read_text())
     assert uv == re.findall(r"uv==\S+", " ".join(cluster["setup_commands"])) and len(uv) == 1
+
+
+def test_every_node_has_what_any_capability_imports(cluster: dict[str, Any]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    there, held = installed(project, extras_of(cluster)), owners()
+    lacking = {}
+    for path in sources():
+        for module in imported(path):
+            # Of a folder that packages share, as google, its deepest part counts.
+            parts = module.split(".")
+            known = (held[name] for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in held)
+            packages = next(known, set())
+            if packages.isdisjoint(there):
+                lacking[module] = (str(path.relative_to(ROOT)), packages)
+    assert not lacking
+    assert "peft" not in installed(project, set()), "else the extras would prove nothing"
+
+
+def test_every_node_has_the_extras_that_messages_ask_for(cluster: dict[str, Any]) -> None:
+    asked = re.compile(r"extra `?([\w-]+\w)|(?:filmray|\.)\[([\w-]+)\]")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {name for path in sources() for found in asked.findall(path.read_text()) for name in found if name}
+    named &= set(project["optional-dependencies"])
+    assert {"movie-characters", "faces", "transnetv2", "adam8bit", "tiny-vae"} <= named
+    assert named == extras_of(cluster)
+
+
+def test_the_image_for_kubernetes_has_the_same_extras(cluster: dict[str, Any]) -> None:
+    names = re.findall(r'pip install -c constraints\.txt "\.\[(.*)\]"', (ROOT / "docs/clusters.md").read_text())
+    assert [set(line.split(",")) for line in names] == [extras_of(cluster)]
 
 
 def test_whoever_has_no_token_is_refused(cluster: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ class Head(nn.Module):
         parts = torch.stack([faces, bodies], 1)
         missing = torch.zeros_like(parts) if self.padding is None else self.padding.expand_as(parts)
         parts = torch.where(there[..., None], parts, missing)
-        return normalize(self.linear(self._fused(parts, there if self.padding is None else torch.ones_like(there))))
+        fused = self._fused(parts, there if self.padding is None else torch.ones_like(there))
+        return normalize(self.linear(fused).float())
 
     def _fused(self, parts: Tensor, seen: Tensor) -> Tensor:
         match self.fusion:

@@ -41,7 +41,7 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the rows of all workers; PyTorch's own, SyncBatchNorm, needs GPUs.
+    """Batch norm over the rows of all workers on CPUs. On GPUs a training takes PyTorch's own, SyncBatchNorm, for it.
 
     Takes (N, C) or (N, C, H, W), as BatchNorm1d and BatchNorm2d do, whose weights it has.
     """

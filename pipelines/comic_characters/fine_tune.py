@@ -33,6 +33,7 @@ from pipelines.comic_characters.features import (
 )
 from pipelines.comic_characters.sequences import Sequence, known_to_differ, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
+from pipelines.core.float32 import in_float32
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -159,6 +160,7 @@ def loss(config: FineTuneConfig, model: nn.Module, batch: Tensors) -> Tensor:
     return metric_loss(config, model(rows["faces"], rows["bodies"], there), rows)
 
 
+@in_float32
 def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
     """The loss of vectors (N, D) of the rows of `flat`."""
     import torch

@@ -37,6 +37,7 @@ from pipelines.comic_characters.validation import (
     validation_of,
     view_retrieval,
 )
+from pipelines.core.float32 import in_float32
 from pipelines.core.ray_data import set_context
 from pipelines.core.training import Trained, fit
 
@@ -45,20 +46,23 @@ log = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------- loss
 
 
+@in_float32
 def nt_xent(first: Tensor, second: Tensor, temperature: float, everyones: bool = True) -> tuple[Tensor, Tensor]:
     """The loss of two views (n, D) with rows of length 1; equal row numbers are partners.
 
     Each vector has to find its partner among all others of both views; with `everyones`, among those of all workers.
-    Returns the mean over this worker's 2n vectors, and the rank of each one's partner, from 1, (2n,).
+    Returns the mean over this worker's 2n vectors, and the rank of each one's partner, from 1, (2n,): among equal
+    similarities wrong answers come first, as in `rank_scores`.
     """
     left, begin = gathered(first) if everyones else (first, 0)
     right, _ = gathered(second) if everyones else (second, 0)
     count, rows = len(left), torch.arange(len(first), device=first.device) + begin
     mine, partner = torch.cat([rows, rows + count]), torch.cat([rows + count, rows])
-    logits = torch.cat([first, second]).float() @ torch.cat([left, right]).float().T / temperature
+    logits = torch.cat([first, second]) @ torch.cat([left, right]).T / temperature
     logits = logits.scatter(1, mine[:, None], -torch.inf)
     positive = logits.detach().gather(1, partner[:, None])
-    return cross_entropy(logits, partner), 1 + (logits.detach() > positive).sum(1)
+    # The partner itself is not below itself; nor is what is not a number, which thus comes last.
+    return cross_entropy(logits, partner), (~(logits.detach() < positive)).sum(1)
 
 
 class Contrastive(nn.Module):

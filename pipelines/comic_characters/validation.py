@@ -21,6 +21,7 @@ from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from pipelines.comic_characters.retrieval import RANKS, Labelled, distances_of, rank_scores
 from pipelines.comic_characters.sequences import Sequence, read_sequences
+from pipelines.core.float32 import in_float32
 from pipelines.core.metrics import ENOUGH
 
 RELATIONS = ("character", "sequence", "series", "uncertain")
@@ -114,9 +115,13 @@ def identity_retrieval(vectors: np.ndarray, columns: np.ndarray) -> float:
     return float(np.concatenate(found).mean()) if found else float("nan")
 
 
+@in_float32
 def view_retrieval(first: Tensor, second: Tensor) -> float:
-    """Mean over both views (N, D), of length 1, of 1 / rank of the partner among all others; N is MOST at most."""
-    first, second = first[:MOST].float(), second[:MOST].float()
+    """Mean over both views (N, D), of length 1, of 1 / rank of the partner among all others; N is MOST at most.
+
+    Among equal similarities wrong answers come first.
+    """
+    first, second = first[:MOST], second[:MOST]
     both, count = torch.cat([first, second]), len(first)
     total = 0.0
     for begin in range(0, 2 * count, 512):
@@ -124,8 +129,8 @@ def view_retrieval(first: Tensor, second: Tensor) -> float:
         alike = both[rows] @ both.T
         alike.scatter_(1, rows[:, None], -torch.inf)
         partner = alike.gather(1, ((rows + count) % (2 * count))[:, None])
-        # The partner itself is one of those that are at least as alike: wrong answers come first.
-        total += (1 / (alike >= partner).sum(1)).sum().item()
+        # The partner itself is not below itself; nor is what is not a number, which thus comes last.
+        total += (1 / (~(alike < partner)).sum(1)).sum().item()
     return total / (2 * count)
 
 

@@ -4,8 +4,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from actors.core.checkpoints import STATE, Tensors, pack, unpack
 from actors.core.temporary import TemporaryFolder
@@ -68,7 +69,9 @@ class _Training:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.loss, self.evaluate, self.config = loss, evaluate, config
         self.device = get_device()
-        self.bare = make_model().to(self.device)
+        self.bare = with_shared_norms(make_model().to(self.device), self.device, self.workers)
+        if self.config.bf16 and self.device.type == "cuda":
+            train_in_bfloat16(self.bare, self.device.type)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.bare.parameters() if parameter.requires_grad],
             config.learning_rate,
@@ -81,8 +84,6 @@ class _Training:
     def open(self, output: str) -> str:
         """Get ready for the first step; returns what is wrong."""
         self.model = prepare_model(self.bare)
-        half = self.config.bf16 and self.device.type == "cuda"
-        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, half)
         self.rows: dict[str, Rows] = {}
         for name in ("train", "valid") if self.rank == 0 else ("train",):
             stream = ray_train.get_dataset_shard(name)
@@ -109,7 +110,7 @@ class _Training:
             shares = (share for share in shares if share.rows == config.batch_size)
         total, count = train_epoch(
             *(self.model, self.optimizer, self._counted(shares), self.loss, config.accumulate),
-            *(self.workers, self.autocast, config.clip),
+            *(self.workers, config.clip),
         )
         if not count:
             return False, f"there are fewer rows in train than batch_size={config.batch_size}: lower it"
@@ -146,7 +147,7 @@ class _Training:
             note = f"epoch {len(self.history) + 1}: validation{self._latest()}"
             self.report.write(len(self.history) + TRAINING, note, INSIDE_S)
         self.bare.eval()
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode():
             return self.evaluate(self.bare, self.rows["valid"].batches(self.config.batch_size))
 
     def _add(self, row: Row) -> None:
@@ -170,6 +171,31 @@ class _Training:
         report(metrics, self.bare, self.optimizer, self.best)
 
 
+def with_shared_norms(model: nn.Module, device: torch.device, workers: int) -> nn.Module:
+    """The model with batch norm over the rows of all workers where these have GPUs: PyTorch's SyncBatchNorm.
+
+    Weights, and their names, stay as they are.
+    """
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" and workers > 1 else model
+
+
+def train_in_bfloat16(model: nn.Module, device: str) -> None:
+    """Let a model's forward compute in bfloat16 (autocast) while it trains, and return float32.
+
+    Losses, which are computed outside of it, and all of validation are in float32: under autocast, products are
+    bfloat16 whatever their inputs are, and similarities that differ by less than 0.4 % would be equal.
+    """
+    forward = model.forward
+
+    @wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=model.training):
+            found = forward(*args, **kwargs)
+        return tree_map(lambda one: one.float() if isinstance(one, Tensor) and one.is_floating_point() else one, found)
+
+    model.forward = wrapped
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -177,7 +203,6 @@ def train_epoch(
     loss: Callable[[nn.Module, Tensors], Tensor],
     accumulate: int = 1,
     workers: int = 1,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     clip: float | None = None,
 ) -> tuple[Tensor, int]:
     """Make one optimizer step for every batch; returns the sum of this worker's losses, and how many rows all had.
@@ -193,8 +218,7 @@ def train_epoch(
             # Gradients travel once a step.
             alone = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
             with alone:
-                with autocast():
-                    value = loss(model, piece).float() * (row_count(piece) if share.counts else 0)
+                value = loss(model, piece) * (row_count(piece) if share.counts else 0)
                 # The workers' gradients are averaged, which divides by their number.
                 (value * workers / share.rows).backward()
             total = total.to(value.device) + value.detach()

@@ -41,7 +41,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Gradient accumulation: pieces of a worker's share of a batch, for less memory and the same gradient."""
     bf16: bool = True
-    """On a GPU: mixed precision with bfloat16 (autocast)."""
+    """On a GPU: train in mixed precision with bfloat16 (autocast). Losses and validation are in float32."""
     monitor: str = "valid_loss"
     """Metric that selects the best epoch: a validation metric, or train_loss."""
     mode: Literal["min", "max"] = "min"

@@ -105,7 +105,7 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     report = _report(labelled, config, _said(narrow, plan, models), order, final)
     known = {
         "measured_by": labelled.measured_by,
-        "versions": {name: version(name) for name in ("xgboost", "scikit-learn", "numpy")},
+        "versions": {"xgboost": xgboost.__version__, **{name: version(name) for name in ("scikit-learn", "numpy")}},
         "report": report | {"folds": count, "notes": notes},
         "spread": _spread(table),
     }

@@ -5,8 +5,10 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from actors.core.errors import UserError
+from pipelines.core.float32 import in_float32
 
 
+@in_float32
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy, every class and side alike."""
     return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
@@ -28,12 +30,14 @@ def class_balanced_weights(positives: Tensor, films: int, beta: float = 0.999) -
     return there, missing
 
 
+@in_float32
 def class_balanced(logits: Tensor, targets: Tensor, there: Tensor, missing: Tensor) -> Tensor:
     """Binary cross-entropy with the weights of `class_balanced_weights`."""
     weights = torch.where(targets > 0, there, missing)
     return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weights)
 
 
+@in_float32
 def asymmetric(
     logits: Tensor, targets: Tensor, gamma_there: float = 0.0, gamma_missing: float = 4.0, margin: float = 0.05
 ) -> Tensor:

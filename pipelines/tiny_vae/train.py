@@ -150,7 +150,7 @@ def packaged(package: str, name: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
-        raise UserError(f"{package} is not installed. Run: pip install 'filmray[test]'") from error
+        raise UserError(f"{package} is not installed. Run: pip install 'filmray[tiny-vae]'") from error
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))

@@ -119,6 +119,17 @@ def test_what_may_be_the_same_is_no_negative_unless_asked_for(loss: Any, miner: 
     assert not torch.allclose(metric_loss(config, vectors, apart), metric_loss(config, turned, apart))
 
 
+@pytest.mark.parametrize(("loss", "miner"), CASES)
+def test_a_loss_is_float32_under_autocast(loss: Any, miner: Any) -> None:
+    vectors, rows = labelled()
+    config = FineTuneConfig(loss=loss, miner=miner)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = metric_loss(config, vectors, rows)
+        found = Head(HeadConfig(), 512)(torch.ones(3, 512), torch.ones(3, 512), torch.ones(3, 2, dtype=torch.bool))
+    assert torch.equal(value, metric_loss(config, vectors, rows))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_falls_along_its_gradient(loss: Any) -> None:
     drawn, rows = labelled()

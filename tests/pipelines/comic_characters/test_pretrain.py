@@ -16,7 +16,8 @@ from pipelines.comic_characters.augment_settings import ViewsConfig
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pretrain import evaluate, loss, make_model, nt_xent
 from pipelines.comic_characters.settings import PretrainConfig
-from pipelines.core.epochs import train_epoch
+from pipelines.comic_characters.validation import view_retrieval
+from pipelines.core.epochs import train_epoch, train_in_bfloat16, with_shared_norms
 from pipelines.core.training_rows import Share
 
 PLAIN = ViewsConfig(flip=0, min_scale=1, jitter=0, grey=0, max_sigma=0.1)
@@ -59,7 +60,9 @@ def test_nt_xent_is_that_of_the_paper(count: int, temperature: float) -> None:
 def test_nt_xent_in_closed_form() -> None:
     """All alike: one of 2n - 1. All pairs at right angles to each other: 1 / t against 0."""
     alike = torch.ones(6, 1)
-    assert nt_xent(alike, alike, 0.07)[0].item() == pytest.approx(math.log(11))
+    value, places = nt_xent(alike, alike, 0.07)
+    assert value.item() == pytest.approx(math.log(11))
+    assert (places == 11).all(), "what is as alike as the partner stands before it"
     apart = torch.eye(6)
     for temperature in (0.3, 1.0):
         value, places = nt_xent(apart, apart, temperature)
@@ -67,11 +70,65 @@ def test_nt_xent_in_closed_form() -> None:
         assert (places == 1).all()
 
 
+def test_similarities_are_float32_under_autocast() -> None:
+    """Vectors as of an untrained network, all much alike: in bfloat16 most cosines are equal, and no rank says much."""
+    first, second = (normalize(torch.ones(1, 16) + 0.02 * vectors(64, seed, 16), dim=1) for seed in (0, 1))
+    value, places = nt_xent(first, second, 0.07)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len((first.float() @ second.float().T).unique()) <= 2, "what must not be"
+        again, same = nt_xent(first, second, 0.07)
+        found = view_retrieval(first, second)
+    assert torch.equal(value, again) and torch.equal(places, same)
+    assert found == view_retrieval(first, second)
+    # Chance is 1 of 127.
+    assert (places == 1).float().mean() < 0.05
+
+
+def test_a_network_that_gives_no_numbers_finds_nobody() -> None:
+    nothing = torch.full((5, 4), torch.nan)
+    assert (nt_xent(nothing, nothing, 0.1)[1] >= 9).all()
+    assert view_retrieval(nothing, nothing) <= 1 / 9
+
+
+def test_a_training_in_bfloat16_is_validated_in_float32() -> None:
+    config, rows = PretrainConfig(views=PLAIN), batch()
+    plain, half = tiny(), tiny()
+    train_in_bfloat16(half, "cpu")
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(half.state_dict()[name], tensor)
+    with torch.no_grad():
+        trained = loss(config, half.train(), rows)
+        assert trained.dtype == torch.float32 and trained != loss(config, plain.train(), rows)
+        assert trained.item() == pytest.approx(loss(config, tiny().train(), rows).item(), rel=0.05)
+    # Batch norm of both has seen the same rows, rounded in one of them.
+    half.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        assert evaluate(config, half.eval(), iter([rows])) == evaluate(config, plain.eval(), iter([rows]))
+
+
 def test_without_other_workers_nothing_is_gathered_and_batch_norm_is_pytorchs() -> None:
     rows = vectors(5, 0)
     assert gathered(rows)[0] is rows and gathered(rows)[1] == 0
     ours, theirs = SharedBatchNorm(8), nn.BatchNorm1d(8)
     assert torch.equal(ours(rows), theirs(rows)) and ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_gpus_share_batch_norm_by_pytorchs_own_with_the_same_weights() -> None:
+    bare, rows = tiny(), torch.rand(4, 3, 32, 32)
+    bare.train()(rows)
+    expected = bare.eval()(rows)[0]
+    before, weights = bare.state_dict(), list(bare.parameters())
+    for device, workers in (("cpu", 2), ("cuda", 1)):
+        assert with_shared_norms(bare, torch.device(device), workers) is bare
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in bare.modules())
+    ours = with_shared_norms(bare, torch.device("cuda"), 2)
+    norms = [module for module in ours.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+    assert isinstance(ours, type(bare)) and torch.equal(ours.eval()(rows)[0], expected)
+    # An optimizer that has them goes on with them, and so does a checkpoint, on CPUs as well.
+    assert all(one is other for one, other in zip(ours.parameters(), weights, strict=True))
+    assert ours.state_dict().keys() == before.keys()
+    tiny().load_state_dict(ours.state_dict())
 
 
 def batch(rows: int = 7, seed: int = 0) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from actors.core import storage
 from pipelines.core.curves import Row, draw_curves
-from pipelines.core.epochs import train_epoch
+from pipelines.core.epochs import train_epoch, train_in_bfloat16
 from pipelines.core.training import Trained, fit, train
 from pipelines.core.training_config import TrainingConfig, best_epoch, finished, learning_rate
 from pipelines.core.training_rows import Rows, Share
@@ -85,6 +85,24 @@ def test_a_step_follows_the_gradient_of_the_mean_over_the_batch(accumulate: int)
     assert model.weight.item() == pytest.approx(2 - 0.01 * 2 * (2 * 30 - 100) / 5)
     assert total.item() == pytest.approx((2 * x - y).square().sum().item())
     assert count == 6
+
+
+def test_only_the_forward_of_a_training_is_in_bfloat16() -> None:
+    model = nn.Sequential(nn.Linear(64, 1, bias=False))
+    x = torch.rand(1, 64)
+    exact = model(x)
+    train_in_bfloat16(model, "cpu")
+    seen: list[torch.dtype] = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        found = model(batch["x"])
+        assert found.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return found.square().mean()
+
+    train_epoch(model.train(), torch.optim.SGD(model.parameters(), 0.0), [Share({"x": x}, 1, True)], loss)
+    assert torch.equal(model.eval()(x), exact)
+    assert seen == [torch.bfloat16, torch.float32]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,15 @@ def test_asymmetric_as_in_the_paper(there: float, missing: float, margin: float)
     assert asymmetric(LOGITS, TARGETS, there, missing, margin).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_losses_are_float32_under_autocast_and_of_narrow_logits():
+    weights = class_balanced_weights(torch.tensor([1, 10, 5]), 100)
+    narrow = LOGITS.bfloat16()
+    for loss in (cross_entropy, asymmetric, lambda logits, targets: class_balanced(logits, targets, *weights)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(narrow, TARGETS)
+        assert found.dtype == torch.float32 and torch.equal(found, loss(narrow.float(), TARGETS))
+
+
 def test_asymmetric_without_its_settings_is_cross_entropy_and_stays_finite_far_out():
     assert torch.allclose(asymmetric(LOGITS, TARGETS, 0, 0, 0), cross_entropy(LOGITS, TARGETS))
     far = torch.tensor([[200.0, -200.0, 200.0]], requires_grad=True)
