@@ -116,6 +116,12 @@ class CudaTensor(_Tensor):
     def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = DEVICE, requires_grad: bool = False) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
 
+    # That there are these tells modules to put another tensor in the place of a parameter that moves.
+    def __tensor_flatten__(self) -> Any:
+        raise NotImplementedError
+
+    __tensor_unflatten__ = __tensor_flatten__
+
     def record_stream(self, stream: Any) -> None: ...
 
     def __repr__(self, **_: Any) -> str:
@@ -339,6 +345,9 @@ class FakeCuda(TorchDispatchMode):
             return self._copy(*args, **kwargs)
         if name.strip("_") in ("index", "index_put", "index_put_impl"):
             self._indices(name, *args)
+        elif name == "index_fill_" and not _is(args[2]):
+            # It stands for x[indices] = number.
+            self._indices(name, args[0], [args[2]])
         else:
             _check(name, tensors, mine)
         if name in WAITING:
@@ -392,10 +401,9 @@ class FakeCuda(TorchDispatchMode):
             self._stack.close()
 
     def _open(self, stack: ExitStack) -> None:
+        # It remembers the functions that it sees first, by which `with torch.device(...)` knows them.
+        torch.utils._device._device_constructors()
         stack.callback(setattr, FakeCuda, "now", None)
-        # Parameters become tensors of another class.
-        swap = torch.__future__.get_swap_module_params_on_conversion()
-        stack.enter_context(_set(torch.__future__.set_swap_module_params_on_conversion, swap, True))
         # LSTMs would lay their weights out for it.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         # Threads of autograd would not see the device.
@@ -532,15 +540,6 @@ def _cudas_autocast() -> Iterator[None]:
 
 def _stream(stream: Waiter | None) -> AbstractContextManager[Any]:
     return stream or nullcontext()
-
-
-@contextmanager
-def _set(setter: Callable[[Any], Any], before: Any, value: Any) -> Iterator[None]:
-    setter(value)
-    try:
-        yield
-    finally:
-        setter(before)
 
 
 def _is(one: object) -> bool:
