@@ -17,6 +17,8 @@ from tests.support.servers import gemini, host, s3, s3_server  # noqa: F401
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.support.fake_cuda import FakeCuda
+
 ROOT = Path(__file__).resolve().parents[1]
 # A shell starts what runs in its background without SIGINT, and what that starts would have none to be tested with.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -108,3 +110,18 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Stable Diffusion with random weights, as diffusers saves it."""
     return tiny_models.stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture
+def cuda() -> "Iterator[FakeCuda]":
+    """A CUDA device that is none, which refuses what CUDA refuses, and counts copies and waits."""
+    import torch
+
+    from tests.support.fake_cuda import FakeCuda
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    # A process of tests shares its cores with others.
+    torch.set_num_threads(1)
+    with FakeCuda() as device:
+        yield device
