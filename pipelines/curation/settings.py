@@ -286,11 +286,7 @@ def check(config: CurationConfig) -> None:
         )
     if config.motion.flow in FLOWS and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
-    if config.video.decoder == "pyav" and config.video.num_gpus > 0 and _shots(config).detector not in NETWORKS:
-        raise UserError(
-            "video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec, or a network for "
-            "shots.detector"
-        )
+    config.video.check_gpus(_shots(config).detector in NETWORKS)
     made = Store(config.output).read_json("plan", "settings.json") or {}
     length, every = config.windows.length_s, config.frames.interval_ms
     if length and not made and not config.frames.min <= length * 1000 / every + 1e-6 < config.frames.max + 1:
