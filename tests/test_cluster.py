@@ -60,6 +60,16 @@ def test_every_node_installs_the_pinned_versions(cluster: dict[str, Any]) -> Non
     assert uv == re.findall(r"uv==\S+", " ".join(cluster["setup_commands"])) and len(uv) == 1
 
 
+def test_containers_have_what_nvdec_needs_of_the_driver(cluster: dict[str, Any]) -> None:
+    needed = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+    assert f"--env {needed}" in cluster["docker"]["run_options"]
+    (pods,) = (found for found in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL))
+    groups = yaml.safe_load(pods)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (gpu,) = (group for group in groups if group["groupName"] == "gpu")
+    name, _, value = needed.partition("=")
+    assert {"name": name, "value": value} in gpu["template"]["spec"]["containers"][0]["env"]
+
+
 def test_whoever_has_no_token_is_refused(cluster: dict[str, Any]) -> None:
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"

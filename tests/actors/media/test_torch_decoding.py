@@ -1,5 +1,6 @@
 """torchcodec on a GPU, without one: what its decoder says and raises there is taken from its sources."""
 
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,8 @@ def _library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let torchcodec's decoder decode on the CPU, and say that it is a GPU, or raise what it raises on one."""
     import torch
-    import torchcodec.decoders as decoders
+
+    decoders: Any = importlib.import_module("torchcodec.decoders")
 
     def pretend(said: str = "", error: str = "", at: int = 0) -> None:
         """said: the flag of its CpuFallbackStatus that is set. error: raised at that frame; at -1 when it is made."""
@@ -200,7 +202,7 @@ def test_without_a_gpu_neither_a_process_nor_its_child_begins_a_film(plain: Path
 
 def test_a_share_of_a_gpu_has_room_for_a_film(monkeypatch: pytest.MonkeyPatch):
     import torch
-    from torchcodec.decoders import get_nvdec_cache_capacity
+    from torchcodec.decoders import get_nvdec_cache_capacity  # pyright: ignore[reportPrivateImportUsage]
 
     monkeypatch.setattr(torch_decoding, "_has_nvcuvid", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 10 * FILM_BYTES))
