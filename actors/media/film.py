@@ -50,6 +50,10 @@ class VideoConfig(Stage):
     num_cpus: float = 1.0
     """CPUs that one worker reserves. In `curation`, from 2 on, as many processes cut one film at once, where it is an
     mp4 or mov of a minute or more without metadata, and its shots are found without a network."""
+    num_gpus: float = 0.0
+    """GPUs that one worker reserves, a fraction to share one. With torchcodec, GPUs decode then (NVDEC), and 1 GPU has
+    room for 1/num_gpus films at once; a film takes about 1.5 GiB of its memory, of 4K twice that. With PyAV only a
+    network that finds shots uses it."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
     max_pixels: int = MAX_PIXELS

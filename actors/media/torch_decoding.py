@@ -35,7 +35,9 @@ is scaled, and the frames of 1080p that are held until it is known to which shot
 """
 NVDEC, ON_CPU, PYAV = "nvdec", "torchcodec-cpu", "pyav"
 """What has decoded a film; joined by + where PyAV went on."""
-NO_DRIVER_LIBRARY = "NVIDIA's driver has no libnvcuvid here; in containers set NVIDIA_DRIVER_CAPABILITIES=video,compute"
+NO_DRIVER_LIBRARY = (
+    "NVIDIA's driver has no libnvcuvid here; in containers set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+)
 
 
 class _Chunk:

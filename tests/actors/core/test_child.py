@@ -70,6 +70,11 @@ def need() -> Iterator[int]:
     yield 1
 
 
+def exhaust() -> Iterator[int]:
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+    yield 1
+
+
 def stop_sending() -> Iterator[bytes]:
     """Stop the process with a pipe full of the beginning of a row; nobody reads before."""
     yield b""
@@ -152,7 +157,10 @@ def test_an_exception_costs_one_call_and_its_traceback_is_logged(child: Child, c
     assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
 
 
-@pytest.mark.parametrize(("function", "told"), [(lack, "install it"), (need, "no_such_module")])
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(lack, "install it"), (need, "no_such_module"), (exhaust, "CUDA out of memory.*raise num_gpus")],
+)
 def test_what_would_fail_for_every_file_ends_the_run(child: Child, function: Callable[[], Iterator[int]], told: str):
     with pytest.raises(BrokenRunError, match=told):
         list(child.stream(function, stall_s=20, timeout_s=30))

@@ -14,6 +14,7 @@ from actors.core.errors import BrokenRunError
 from actors.core.stage import Row
 from actors.curation.cut import cut
 from actors.curation.motion import MotionConfig
+from actors.curation.rates import speeds
 from actors.curation.scenes import FramesConfig
 from actors.media import torch_decoding
 from actors.media.film import VideoConfig, opened
@@ -47,8 +48,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         """said: the flag of its CpuFallbackStatus that is set. error: raised at that frame; at -1 when it is made."""
 
         class OnGpu(decoders.VideoDecoder):
+            on_cpu = False
+
             def __init__(self, source: Any, **options: Any) -> None:
-                assert options.pop("device") == "cuda"
+                assert options.pop("device") == "cuda" or self.on_cpu
                 if error and at < 0:
                     raise RuntimeError(error)
                 super().__init__(source, device="cpu", **options)
@@ -183,6 +186,16 @@ def test_what_a_film_is_at_fault_for_is_left_to_pyav(
     assert [row["scene_id"] for row in found] == [row["scene_id"] for row in wanted]
     assert not any(row["error"] for row in found)
     assert found[-1]["decoder"] == decoder and error in found[-1]["message"] and error in caplog.text
+
+
+def test_films_are_divided_by_what_is_measured(tmp_path: Path, plain: Path, gpu: Callable[..., None]):
+    gpu()
+    decoders: Any = importlib.import_module("torchcodec.decoders")
+    decoders.VideoDecoder.on_cpu = True
+    *_, found = speeds(str(plain), GPU)
+    assert found is not None and set(found) == {"nvdec", "torchcodec-cpu"} and min(found.values()) > 0
+    *_, found = speeds(str(films.film(tmp_path / "film.avi")), GPU)
+    assert found == {}
 
 
 def test_without_a_gpu_neither_a_process_nor_its_child_begins_a_film(plain: Path):
