@@ -8,7 +8,7 @@ import ctypes
 import logging
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from itertools import islice
@@ -41,11 +41,15 @@ NO_DRIVER_LIBRARY = (
 
 
 class _Chunk:
-    """Frames that were fetched together."""
+    """Frames that were fetched together.
 
-    def __init__(self, frames: Any, together: bool) -> None:
-        """frames: a tensor uint8 (N, 3, H, W). together: all are scaled and copied to the host at once, as on a GPU."""
-        self._frames, self._together = frames, together
+    What is asked for of more than one of them is made of all at once, with one copy to the host.
+    """
+
+    def __init__(self, frames: Any, on_gpu: bool, often: set[Any]) -> None:
+        """frames: a tensor uint8 (N, 3, H, W). often: what was asked for more than once in a film's chunk so far."""
+        self._frames, self._on_gpu, self._often = frames, on_gpu, often
+        self._asked: set[Any] = set()
         self._made: dict[Any, np.ndarray] = {}
 
     @property
@@ -54,22 +58,24 @@ class _Chunk:
 
     def scaled(self, number: int, height: int, width: int, smooth: bool, bars: Bars) -> np.ndarray:
         """One of them inside of bars at that size: uint8 (height, width, 3)."""
-        wanted = height, width, smooth, bars
-        # Only sampled frames are smooth, and a CPU takes long for one.
-        if smooth and not self._together:
-            return _scaled(self._frames[number : number + 1], *wanted)[0]
-        if wanted not in self._made:
-            self._made[wanted] = _scaled(self._frames, *wanted)
-        # A view would keep all of them.
-        return self._made[wanted][number].copy()
+        # On a CPU what is smooth takes long, and not all frames are sampled.
+        alone = smooth and not self._on_gpu
+        wanted = (height, width, smooth, bars)
+        return self._of(number, wanted, lambda frames: _scaled(frames, *wanted), alone)
 
     def brightest(self, number: int) -> np.ndarray:
         """The brightest colour of each pixel of one of them: uint8 (H, W)."""
-        if not self._together:
-            return self._frames[number].amax(0).numpy()
-        if None not in self._made:
-            self._made[None] = self._frames.amax(1).cpu().numpy()
-        return self._made[None][number]
+        return self._of(number, None, lambda frames: frames.amax(1).cpu().numpy(), not self._on_gpu)
+
+    def _of(self, number: int, wanted: Any, make: Callable[[Any], np.ndarray], alone: bool) -> np.ndarray:
+        if alone or (wanted not in self._often and wanted not in self._asked):
+            self._asked.add(wanted)
+            return make(self._frames[number : number + 1])[0]
+        self._often.add(wanted)
+        if wanted not in self._made:
+            self._made[wanted] = make(self._frames)
+        # A view would keep all of them.
+        return self._made[wanted][number].copy()
 
 
 def _scaled(frames: Any, height: int, width: int, smooth: bool, bars: Bars) -> np.ndarray:
@@ -150,6 +156,7 @@ def _decoded(film: "Film", kind: Any, path: str, device: str, start: float) -> I
     end = decoder.metadata.end_stream_seconds
     if end is None or film.falls_short(end - start):
         raise ValueError("it ends before its declared end")
+    often: set[Any] = set()
     step = max(1, min(CHUNK_FRAMES[device], CHUNK_BYTES // (3 * film.width * film.height)))
     for first in range(0, len(decoder), step):
         batch = decoder.get_frames_in_range(first, min(first + step, len(decoder)))
@@ -157,7 +164,7 @@ def _decoded(film: "Film", kind: Any, path: str, device: str, start: float) -> I
             film.decoder, film.fallback = _word(decoder, device)
             if film.fallback:
                 _tell(film, kind=f"{film.codec}: {film.fallback}")
-        chunk = _Chunk(batch.data, together=device == "cuda")
+        chunk = _Chunk(batch.data, device == "cuda", often)
         for number, time in enumerate((batch.pts_seconds - start).tolist()):
             yield TorchPicture(chunk, number, time, film.interlaced)
 

@@ -107,7 +107,7 @@ def test_frames_that_are_scaled_together_are_those_scaled_one_by_one(
         assert row == pytest.approx(other, nan_ok=True)
 
 
-def test_a_chunk_is_scaled_and_copied_once_for_a_size(
+def test_a_chunk_is_scaled_and_copied_once_for_a_size_that_is_asked_for_often(
     plain: Path, gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
     gpu()
@@ -118,7 +118,10 @@ def test_a_chunk_is_scaled_and_copied_once_for_a_size(
     pictures = list(film.pictures)
     stamps = [films.read_stamp(picture.scaled(film.width // 2, film.height // 2)) for picture in pictures]
     assert stamps == list(range(len(pictures)))
-    assert sum(sizes) == len(pictures) and len(sizes) == -(-len(pictures) // 64)
+    whole = [64] * (len(pictures) // 64) + [len(pictures) % 64]
+    assert len(whole) > 1 and sizes == [1, *whole]
+    sizes.clear()
+    assert pictures[0].scaled(30, 20).shape == (20, 30, 3) and sizes == [1]
 
 
 def test_what_nvdec_does_not_decode_is_recorded_and_told_once(
