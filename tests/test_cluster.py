@@ -149,6 +149,16 @@ def test_the_image_for_kubernetes_has_the_same_extras(cluster: dict[str, Any]) -
     assert [set(line.split(",")) for line in names] == [extras_of(cluster)]
 
 
+def test_containers_have_what_nvdec_needs_of_the_driver(cluster: dict[str, Any]) -> None:
+    needed = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+    assert f"--env {needed}" in cluster["docker"]["run_options"]
+    (pods,) = (found for found in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL))
+    groups = yaml.safe_load(pods)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (gpu,) = (group for group in groups if group["groupName"] == "gpu")
+    name, _, value = needed.partition("=")
+    assert {"name": name, "value": value} in gpu["template"]["spec"]["containers"][0]["env"]
+
+
 def test_whoever_has_no_token_is_refused(cluster: dict[str, Any]) -> None:
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"

@@ -25,6 +25,9 @@ from actors.core.errors import BrokenRunError, machine_fault
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 
+IDLE_S = 30.0
+"""Seconds without a call after which a child ends. Ray keeps a worker process long after a stage's last task, and the
+memory of its child, on a GPU also a CUDA context, would be missing elsewhere. Starting one takes a second or two."""
 DECODE_ATTEMPTS = 2
 """Calls in all for a film whose decoding crashes: the crash may have been another's, as when memory ran out."""
 
@@ -42,9 +45,12 @@ class ChildFault(Exception):
 
 
 class Child:
-    """One child process, started at the first call and again after a fault."""
+    """One child process, started at the first call and again after a fault; it ends when it was idle for IDLE_S."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._timer: threading.Timer | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._devices: str | None = None
@@ -118,8 +124,22 @@ class Child:
             # An OSError also where it ended in the middle of a row.
             raise ChildFault("crashed", f"the decoding process ended {self._exit()}") from error
         finally:
-            if not done:
+            if done:
+                self._rest()
+            else:
                 self.kill()
+
+    def _rest(self) -> None:
+        """End the child after a while, unless another call has begun by then."""
+
+        def end(calls: int) -> None:
+            with self._lock:
+                if calls == self._calls:
+                    self.kill()
+
+        self._timer = threading.Timer(IDLE_S, end, [self._calls])
+        self._timer.daemon = True
+        self._timer.start()
 
     def _receive(self, pipe: Connection, stall_s: float) -> tuple[str, Any]:
         """One message whose first bytes are there; raises ChildFault where the child stops in the middle of it."""
@@ -163,6 +183,11 @@ class Child:
         return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
     def _start(self) -> Connection:
+        if self._timer:
+            self._timer.cancel()
+        # It may be at work already.
+        with self._lock:
+            self._calls += 1
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         # A worker process may serve another GPU in its next task; the child has its own from the start.
         if self._process is not None and (self._process.poll() is not None or devices != self._devices):

@@ -2,9 +2,17 @@
 
 import errno
 import itertools
+import re
 
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 _PLACE = _MACHINE | {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO}
+_DEVICE = re.compile(
+    r"out of memory|can't allocate memory|NVIDIA driver|CUDA (driver|error|GPUs)|CUDA-capable|with CUDA enabled|"
+    r"set CUDA device|current CUDA device|NVCUVID not loaded|\bcuda[A-Z]\w+ failed|"
+    # CUresult: 1 and 801 say that this one film cannot be decoded on this GPU.
+    r"Failed to create NVDEC decoder: (?!1\b|801\b)"
+)
+"""What torch and torchcodec say where it is the GPU, its driver or the memory that fails, not what they compute."""
 
 
 class UserError(ValueError):
@@ -21,10 +29,12 @@ class BrokenRunError(RuntimeError):
 
 
 def machine_fault(error: BaseException, writing: bool = False) -> str:
-    """What an error says of this machine: a disk that is full or read-only, too many open files; "" for another error.
+    """What an error says of this machine: a disk that is full or read-only, too many open files, a GPU that is not
+    there or has no memory left; "" for another error.
 
     writing: it comes from writing into a folder of our own, where a missing folder or permission is the machine's, too.
-    Errors of FFmpeg count by their number; so does what an error was raised from.
+    Errors of FFmpeg count by their number, those of torch and torchcodec by their text; so does what an error was
+    raised from.
     """
     one: BaseException | None = error
     for _ in itertools.repeat(None, 16):
@@ -32,5 +42,8 @@ def machine_fault(error: BaseException, writing: bool = False) -> str:
             break
         if getattr(one, "errno", None) in (_PLACE if writing else _MACHINE):
             return f"{one}; free some space, or set TMPDIR to a folder that can be written to"
+        if isinstance(one, (RuntimeError, AssertionError)) and _DEVICE.search(str(one)):
+            said = str(one).partition("\n")[0]
+            return f"{said}; check the GPU and its driver, or, where memory ran out, raise num_gpus or lower workers"
         one = one.__cause__ or one.__context__
     return ""

@@ -23,6 +23,7 @@ from actors.media.film import (
     SeekError,
     VideoConfig,
     open_film,
+    opened,
     visited,
 )
 from actors.media.in_shots import in_shots
@@ -199,9 +200,8 @@ def cut(
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
-    device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, device, video.max_pixels, frames.look, motion.by_codec)
+        film = opened(path, video, frames.look, motion.by_codec)
     except FilmError as error:
         for span in spans or []:
             for scene in span["scenes"]:
@@ -210,7 +210,7 @@ def cut(
         yield film_row(None, _count(spans), error.code if spans is None else "", str(error) if spans is None else "")
         return
     if spans is None:
-        found = in_shots(film, shots, device)
+        found = in_shots(film, shots, video.device)
         yield from cut_shots(film, found, video_id, skip, frames, motion, windows)
         return
     cut_spans = partial(_cut_spans, spans=spans, frames=frames, motion=motion, windows=UNDIVIDED if seek else windows)
@@ -224,7 +224,7 @@ def cut(
         except SeekError:
             film = open_film(path, "pyav", max_pixels=video.max_pixels, look=frames.look, vectors=motion.by_codec)
             skip = frozenset(done)
-    numbered = in_shots(film, shots, device) if shots.check_named and not seek else None
+    numbered = in_shots(film, shots, video.device) if shots.check_named and not seek else None
     yield from cut_spans(film, skip=skip, seek=False, numbered=numbered)
 
 
@@ -234,7 +234,7 @@ def film_row(film: Film | None, scenes: int, error: str = "", message: str = "")
     decoded, source, decoder = (film.decoded, film.frames or film.decoded, film.decoder) if film else (0, 0, "")
     counts: Row = {"decoded": decoded, "source": source, "decoder": decoder, "scenes": scenes}
     counts["clock_jumps"] = film.jumps_before(math.inf) if film else 0
-    return {**scene_row(about, error, message), **counts}
+    return {**scene_row(about, error, message or (film.fallback if film else "")), **counts}
 
 
 def _count(spans: list[Row] | None) -> int:

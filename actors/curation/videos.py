@@ -1,6 +1,7 @@
 """Videos of the plan become rows of scores/: fetched, cut in a killable child process, written as whole parts."""
 
 import json
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -40,8 +41,17 @@ class Choice:
     """These; None: all."""
     without: frozenset[int] = frozenset()
     """And none of these."""
+    share: float = 1.0
+    """Of these, this share in the order of the plan, dealt evenly."""
+    others: bool = False
+    """Those that are not of the share, instead."""
     lost: str = ""
     """Why nothing of them can be measured: each gets rows with the code crashed_worker and this message."""
+
+    def deals(self, number: int) -> bool:
+        """Whether the film that comes `number`th, from 0, is taken by its place."""
+        dealt = math.floor((number + 1) * self.share + 0.5) > math.floor(number * self.share + 0.5)
+        return dealt != self.others
 
 
 ALL = Choice()
@@ -52,11 +62,12 @@ def read_tasks(row: Row, store: Store, choice: Choice = ALL) -> list[Row]:
     """The chosen videos of one part of plan/todo, by the fields of its `Part`."""
     table = store.read_whole(Part(**row))
     lost = {"error": "crashed_worker", "message": choice.lost, "attempts": DECODE_ATTEMPTS} if choice.lost else {}
-    return [
+    chosen = [
         task | {"spans": task["spans"] or ""} | lost
         for task in table.to_pylist()
         if (choice.only is None or task["video_index"] in choice.only) and task["video_index"] not in choice.without
     ]
+    return [task for number, task in enumerate(chosen) if choice.deals(number)]
 
 
 def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:

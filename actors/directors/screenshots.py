@@ -78,6 +78,8 @@ class ScreenshotsConfig(Stage):
                 f"screenshots: per_film from 1, side from 16, quality 1 to 100, seed from 0, not {self.per_film}, "
                 f"{self.side}, {self.quality}, {self.seed}"
             )
+        if self.num_gpus:
+            raise UserError(f"screenshots.num_gpus={self.num_gpus:g}: films are decoded on CPUs here; set 0")
         if not 0 <= self.begin < self.end <= 1:
             raise UserError(f"screenshots: 0 <= begin < end <= 1 must hold, not begin {self.begin} and end {self.end}")
 

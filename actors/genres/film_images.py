@@ -37,7 +37,7 @@ def list_images(film: Row) -> list[Row]:
 
     Other files beside the images are named in a warning.
     """
-    about = {"film": film["film"], "start_s": 0.0, "error": "", "message": ""}
+    about = {"film": film["film"], "start_s": 0.0, "decoder": "", "error": "", "message": ""}
     try:
         entries = images_among(storage.listing(film["uri"], as_input=True), film["uri"])
     except PermissionError as error:
@@ -55,10 +55,10 @@ def list_images(film: Row) -> list[Row]:
 def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batch]:
     """The key frames of video files as batches of rows, each film with a row of its own at its end."""
     for film, uri in zip(map(str, films["film"]), map(str, films["uri"]), strict=True):
-        blank = {"film": film, "images": -1, "name": "", "uri": uri, "start_s": 0.0, "error": "", "message": ""}
+        blank = {"film": film, "images": -1, "name": "", "uri": uri, "start_s": 0.0, "decoder": "", "error": ""}
         rows: list[Row] = []
         for row in _key_frames(uri, shape, images):
-            rows.append({**blank, "image": np.zeros((shape.size, shape.size, 3), np.uint8), **row})
+            rows.append({**blank, "message": "", "image": np.zeros((shape.size, shape.size, 3), np.uint8), **row})
             if len(rows) == SHOTS_AT_ONCE:
                 yield _columns(rows)
                 rows = []
@@ -67,7 +67,7 @@ def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batc
 
 
 def _columns(rows: list[Row]) -> Batch:
-    names = ("film", "number", "images", "name", "uri", "start_s", "image", "error", "message")
+    names = ("film", "number", "images", "name", "uri", "start_s", "image", "decoder", "error", "message")
     return {name: np.array([row[name] for row in rows]) for name in names}
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from actors.core.stage import Row
-from actors.media.film import Beat, FilmError, VideoConfig, open_film
+from actors.media.film import Beat, FilmError, VideoConfig, opened
 from actors.media.images import Shape, square
 from actors.media.in_shots import in_shots
 from actors.media.shots import BETWEEN, ShotsConfig
@@ -21,15 +21,14 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
     """Decode a film once; yield the middle picture of each shot, in order, then the film's own row; None: alive.
 
     A shot's row: number from 0, name (shot_0000_img_0), start_s, end_s, image uint8 (size, size, 3) RGB. The film's
-    has number -1, how many images there were, error and message.
+    has number -1, how many images there were, what has decoded it, error and message.
     """
     cv2.setNumThreads(1)
     av.logging.set_level(None)
-    device = "cuda" if video.num_gpus > 0 else "cpu"
     try:
-        film = open_film(path, video.decoder, device, video.max_pixels)
+        film = opened(path, video)
     except FilmError as error:
-        yield {"number": -1, "images": 0, "error": error.code, "message": str(error)}
+        yield {"number": -1, "images": 0, "decoder": "", "error": error.code, "message": str(error)}
         return
     size = shape.scaled(film.width, film.height)
     shot, start, end = 0, 0.0, 0.0
@@ -41,7 +40,7 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
         image = square(middle.of(start, end), shape)
         return {"number": shot, "name": name, "start_s": start, "end_s": end, "image": image}
 
-    for number, picture in in_shots(film, shots, device):
+    for number, picture in in_shots(film, shots, video.device):
         yield from beat
         if number == BETWEEN:
             continue
@@ -58,7 +57,8 @@ def key_frames(path: str, shape: Shape, video: VideoConfig, shots: ShotsConfig) 
         error, message = "no_shot", "all of the film is a transition"
     if film.truncated:
         error, message = "truncated", f"the film breaks off at {end:.3f} s, before its declared end"
-    yield {"number": -1, "images": shot, "error": error, "message": message}
+    about = {"number": -1, "images": shot, "decoder": film.decoder}
+    yield about | {"error": error, "message": message or film.fallback}
 
 
 class _Middle:

@@ -4,7 +4,6 @@ Times are presentation times in seconds since the start of the file; frame numbe
 by a rate, so that films with a variable rate are cut where they cut.
 """
 
-import logging
 import math
 import os
 from collections import deque
@@ -12,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import av
 import av.logging
@@ -23,18 +22,17 @@ from av.error import FFmpegError
 
 from actors.core import storage
 from actors.core.addresses import local_path
-from actors.core.errors import BrokenRunError
+from actors.core.errors import UserError
 from actors.core.stage import Stage
-from actors.media.bars import BLACK, NO_BARS, Bars, Lines, Plane, look
+from actors.media.bars import NO_BARS, Bars, Lines
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
 from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
 from actors.media.shown import AS_STORED, NOT_KNOWN, Look, Stored, Viewer, converted, stored, turn_of
 from actors.media.streams import film_stream, sound_stream
+from actors.media.torch_decoding import check_nvdec, with_torchcodec
 from actors.media.vectors import EXPORT, Vectors
 from actors.media.whole import has_index, is_whole, lacks_samples
-
-logger = logging.getLogger(__name__)
 
 ROUNDING_S = 0.001
 """Containers and metadata round times to milliseconds: a frame this much early still counts as on time."""
@@ -42,8 +40,6 @@ HOLE_S = 1.0
 """Where no picture is shown for longer than this, and for three frames, pictures are missing."""
 JUMP_S = 10.0
 """Less than this is decoded rather than jumped over: a jump costs the pictures since the key frame before its end."""
-TORCHCODEC_BYTES = 64 << 20
-"""About as much of full-size frames, at most 16, is fetched from torchcodec at once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,10 @@ class VideoConfig(Stage):
     num_cpus: float = 1.0
     """CPUs that one worker reserves. In `curation`, from 2 on, as many processes cut one film at once, where it is an
     mp4 or mov of a minute or more without metadata, and its shots are found without a network."""
+    num_gpus: float = 0.0
+    """GPUs that one worker reserves, a fraction to share one. With torchcodec, GPUs decode then (NVDEC), and 1 GPU has
+    room for 1/num_gpus films at once; a film takes about 1.5 GiB of its memory, of 4K twice that. With PyAV only a
+    network that finds shots uses it."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
     max_pixels: int = MAX_PIXELS
@@ -64,6 +64,24 @@ class VideoConfig(Stage):
     """Seconds without progress after which decoding of a film is given up (error code `stalled`)."""
     timeout_s: float = 4 * 3600
     """Seconds in all after which decoding of a film is given up (error code `timeout`)."""
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """Where films are decoded, and where networks that find shots run."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+    @property
+    def by_nvdec(self) -> bool:
+        """Whether a GPU decodes."""
+        return self.decoder == "torchcodec" and self.num_gpus > 0
+
+    def check_gpus(self, network: bool) -> None:
+        """Raise UserError for GPUs that nothing would use; network: one finds shots."""
+        if self.decoder == "pyav" and self.num_gpus > 0 and not network:
+            raise UserError(
+                "video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec, or a network for "
+                "shots.detector"
+            )
 
 
 class FilmError(ValueError):
@@ -143,7 +161,9 @@ class Film:
     converted: tuple[str, ...] = ()
     """What is done to all of its pictures, in words."""
     decoder: str = "pyav"
-    """What decodes the pictures; torchcodec+pyav where the one could not go on."""
+    """What decodes the pictures: pyav, nvdec, torchcodec-cpu; nvdec+pyav where PyAV had to go on."""
+    fallback: str = ""
+    """Why that is not what was asked for; "" where it is."""
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
     decoded: int = 0
     """Frames decoded so far."""
@@ -258,9 +278,16 @@ def open_film(
     if container.format.name in (MOV, MATROSKA):
         film.seek = partial(sought, container, stream, start, viewer)
     if decoder == "torchcodec":
-        film.pictures = _with_torchcodec(film, path, device, start)
+        film.pictures = with_torchcodec(film, path, device, start)
     film.pictures = with_ends(film, film.pictures, decoding.heard)
     return film
+
+
+def opened(path: str, video: VideoConfig, look: Look = AS_STORED, vectors: bool = False) -> Film:
+    """Open a film for one pass by the settings, as `open_film`; raises BrokenRunError where a GPU is to and cannot."""
+    if video.by_nvdec:
+        check_nvdec(video.num_gpus)
+    return open_film(path, video.decoder, video.device, video.max_pixels, look, vectors)
 
 
 def with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iterator[Picture]:
@@ -297,75 +324,6 @@ def _unreadable(path: str, error: Exception) -> FilmError:
         if (kind := listing_kind(file)) is not None:
             return FilmError("playlist", f"{kind}: a list of other files, which are not opened; name each film itself")
     return FilmError("not_a_video", f"no container that can be read: {error}")
-
-
-class _TorchPicture:
-    __slots__ = ("_frame", "after_hole", "interlaced", "time", "until")
-    deinterlaced = False
-    duration = 0.0  # what torchcodec says of it is wrong where the rate varies
-    damaged = False
-
-    def __init__(self, frame: Any, time: float, interlaced: bool) -> None:
-        self._frame, self.time, self.interlaced = frame, time, interlaced
-        self.until, self.after_hole = time, False
-
-    @property
-    def nbytes(self) -> int:
-        # The frames that were fetched with it stay, too.
-        return self._frame.untyped_storage().nbytes()
-
-    def scaled(self, width: int, height: int, smooth: bool = True, bars: Bars = NO_BARS) -> np.ndarray:
-        from torchvision.transforms.v2.functional import resize
-
-        down, across = self._frame.shape[1:]
-        inside = self._frame[:, bars.top : down - bars.bottom, bars.left : across - bars.right]
-        return resize(inside, [height, width], antialias=smooth).permute(1, 2, 0).contiguous().cpu().numpy()
-
-    def lines(self) -> Lines:
-        return look([Plane(self._frame.amax(0).cpu().numpy(), 0, BLACK - 1)])
-
-    def vectors(self) -> Vectors | None:
-        return None
-
-
-def _with_torchcodec(film: Film, path: str, device: str, start: float) -> Iterator[Picture]:
-    """The pictures of a film as torchcodec decodes them, and from where it cannot go on, as PyAV does.
-
-    torchcodec is exact only where an index tells the frames, and stops at the first damage. What is to be converted
-    otherwise than by turning it is PyAV's from the start.
-    """
-    try:
-        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
-    except (ImportError, RuntimeError, OSError) as error:
-        raise BrokenRunError(
-            f"video.decoder=torchcodec needs the extra `torchcodec` and FFmpeg's shared libraries "
-            f"(Debian: apt-get install ffmpeg): {error}"
-        ) from error
-    pyav = film.pictures
-
-    def pictures() -> Iterator[Picture]:
-        done = 0
-        plain = set(film.converted) <= {"rotated"} and not (film.look.deinterlace and film.interlaced)
-        if plain and not film.truncated and film.container in (MOV, MATROSKA):
-            try:
-                decoder = VideoDecoder(path, stream_index=film.stream, device=device, num_ffmpeg_threads=1)
-                end = decoder.metadata.end_stream_seconds
-                whole = end is not None and not film.falls_short(end - start)
-                chunk = max(1, min(16, TORCHCODEC_BYTES // (3 * film.width * film.height)))
-                while whole and done < len(decoder):
-                    batch = decoder.get_frames_in_range(done, min(done + chunk, len(decoder)))
-                    for frame, time in zip(batch.data, (batch.pts_seconds - start).tolist(), strict=True):
-                        film.decoder = "torchcodec"
-                        done += 1
-                        yield _TorchPicture(frame, time, film.interlaced)
-                if whole:
-                    return
-            except (RuntimeError, ValueError, IndexError) as error:
-                logger.warning("%s: from frame %d on decoded by PyAV: %s", path, done, error)
-                film.decoder = "torchcodec+pyav" if done else "pyav"
-        yield from islice(pyav, done, None)
-
-    return pictures()
 
 
 class SeekError(Exception):

@@ -16,12 +16,13 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row
 from actors.core.store import Store
-from actors.media.film import MAX_PIXELS, ROUNDING_S, Beat, Film, FilmError, VideoConfig, open_film
+from actors.media.film import ROUNDING_S, Beat, Film, FilmError, VideoConfig, opened
 from actors.media.images import encode_jpeg
 from actors.media.in_shots import in_shots
 from actors.media.shots import BETWEEN, ShotsConfig
 from actors.movie_characters.names import film_frame_name, frame_name
 
+DEFAULT = VideoConfig()
 QUALITY = 95
 """Quality of the JPEG files, 0..100."""
 
@@ -40,11 +41,11 @@ class Interval:
         return self.start_s - ROUNDING_S <= time_s <= self.end_s + ROUNDING_S
 
 
-def _opened(path: str, decoder: str, max_pixels: int) -> Film:
+def _opened(path: str, video: VideoConfig) -> Film:
     """Open a film in a decoding process, with one thread and no log of its decoder; raises FilmError."""
     cv2.setNumThreads(1)
     av.logging.set_level(None)
-    return open_film(path, decoder, max_pixels=max_pixels)
+    return opened(path, video)
 
 
 def frames_in(
@@ -52,21 +53,20 @@ def frames_in(
     intervals: Sequence[Interval],
     by_index: bool,
     there: frozenset[str],
-    decoder: str = "pyav",
-    max_pixels: int = MAX_PIXELS,
+    video: VideoConfig = DEFAULT,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield {name, jpeg} for each frame that is not `there`, then a row for the film; None: alive.
 
     Frames are numbered within each category in the order of presentation, from 1, each once where intervals overlap,
     or, `by_index`, as they are in the film, from 0. What a decoder marks as damaged gets a number and no file.
 
-    The film's row has no name. It has frames (of each interval, whole ones), files (by category), damaged, error,
-    message.
+    The film's row has no name. It has frames (of each interval, whole ones), files (by category), damaged, decoder,
+    error, message.
     """
     frames = [0] * len(intervals)
-    about: Row = {"name": "", "frames": frames, "files": {}, "damaged": 0, "error": "", "message": ""}
+    about: Row = {"name": "", "frames": frames, "files": {}, "damaged": 0, "decoder": "", "error": "", "message": ""}
     try:
-        film = _opened(path, decoder, max_pixels)
+        film = _opened(path, video)
     except FilmError as error:
         yield {**about, "error": error.code, "message": str(error)}
         return
@@ -96,7 +96,8 @@ def frames_in(
     else:
         if film.truncated:
             about |= {"error": "truncated", "message": f"the film breaks off at {end:.3f} s, before its declared end"}
-    yield {**about, "files": dict(files), "end_s": end}
+    about["message"] = about["message"] or film.fallback
+    yield {**about, "files": dict(files), "end_s": end, "decoder": film.decoder}
 
 
 def frames_of_shots(
@@ -104,24 +105,23 @@ def frames_of_shots(
     shots: ShotsConfig,
     every_s: float,
     max_side: int,
-    decoder: str = "pyav",
-    max_pixels: int = MAX_PIXELS,
+    video: VideoConfig = DEFAULT,
 ) -> Iterator[Row | None]:
     """Decode a film once; yield {shot, start_s, end_s, times, jpegs} for each shot, then a row for it; None: alive.
 
     times, jpegs: of the shot's first frame and then one every `every_s`, upright, of at most that side; a damaged frame
-    is left out. The film's row has shot -1, and in shots how many there are, error and message.
+    is left out. The film's row has shot -1, and in shots how many there are, what has decoded it, error and message.
     """
     try:
-        film = _opened(path, decoder, max_pixels)
+        film = _opened(path, video)
     except FilmError as error:
-        yield {"shot": -1, "shots": 0, "error": error.code, "message": str(error)}
+        yield {"shot": -1, "shots": 0, "decoder": "", "error": error.code, "message": str(error)}
         return
     scale = min(1.0, max_side / max(film.width, film.height))
     size = max(1, round(film.width * scale)), max(1, round(film.height * scale))
     shot: Row = {"shot": 0, "start_s": 0.0, "end_s": 0.0, "times": [], "jpegs": []}
     beat = Beat()
-    for number, picture in in_shots(film, shots):
+    for number, picture in in_shots(film, shots, video.device):
         yield from beat
         if number == BETWEEN:
             continue
@@ -141,7 +141,8 @@ def frames_of_shots(
         code, message = "no_shot", "all of the film is a transition"
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
-    yield {"shot": -1, "shots": shot["shot"] + bool(shot["end_s"]), "error": code, "message": message}
+    about = {"shot": -1, "shots": shot["shot"] + bool(shot["end_s"]), "decoder": film.decoder}
+    yield about | {"error": code, "message": message or film.fallback}
 
 
 def write_frames(
@@ -154,10 +155,10 @@ def write_frames(
     """
     counts = []
     for film, uri in zip(map(str, batch["film"]), map(str, batch["uri"]), strict=True):
-        found, about = [], {"error": "", "message": ""}
+        found, about = [], {"decoder": "", "error": "", "message": ""}
         for row in _shots(uri, shots, video, every_s, max_side):
             if row["shot"] < 0:
-                about = {"error": row["error"], "message": row["message"]}
+                about |= {name: row[name] for name in about if name in row}
                 continue
             first = sum(len(shot["times"]) for shot in found)
             names = [film_frame_name(film, first + number) for number in range(len(row["jpegs"]))]
@@ -177,7 +178,7 @@ def _shots(uri: str, shots: ShotsConfig, video: VideoConfig, every_s: float, max
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
     try:
         with storage.local(uri) as path:
-            arguments = (str(path), shots, every_s, max_side, video.decoder, video.max_pixels)
+            arguments = (str(path), shots, every_s, max_side, video)
             yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
     except ChildFault as fault:
         yield {"shot": -1, "error": fault.code, "message": str(fault)}

@@ -207,6 +207,15 @@ def listed(counts: Mapping[str, int]) -> str:
     return ": " + ", ".join(f"{name} {n}" for name, n in counts.items()) if counts else ""
 
 
+def decoder_lines(decoders: Mapping[str, int], by_nvdec: bool) -> list[str]:
+    """What has decoded films, as lines, where it was not one decoder for all; by_nvdec: a GPU was to."""
+    others = sum(count for name, count in decoders.items() if name != "nvdec")
+    lines = [f"decoded by{listed(decoders)}"] if len(decoders) > 1 or by_nvdec else []
+    if by_nvdec and others:
+        lines.append(f"NOTE: {others} of {sum(decoders.values())} films were not decoded by NVDEC alone, though asked")
+    return lines
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     names = (

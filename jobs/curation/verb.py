@@ -17,7 +17,7 @@ from actors.curation.tables import check_planned
 from jobs.core.describe import inline, settings_of
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
-from jobs.core.verbs import Run, Verb, listed
+from jobs.core.verbs import Run, Verb, decoder_lines, listed
 
 if TYPE_CHECKING:
     from pipelines.curation.settings import CurationConfig
@@ -245,6 +245,9 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
         rate = measured["scenes"] / max(measured["seconds"], 1e-9)
         what = f"{measured['scenes']} scenes of {measured['films']} videos"
         lines.append(f"scored {what} in {measured['seconds']:.0f} s, {rate:.1f} scenes/s")
+        video = record["settings"]["video"]
+        by_nvdec = video["decoder"] == "torchcodec" and video["num_gpus"] > 0
+        lines += decoder_lines(record.get("films", {}).get("decoders", {}), by_nvdec)
     lines += record.get("changed", ())
     if evaluation := record.get("evaluation"):
         lines += _evaluation(evaluation)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.core.stage import Stage
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed
 
 if TYPE_CHECKING:
     from pipelines.core.film_vectors import Films
@@ -61,8 +61,10 @@ class Embed(Verb):
         count = done.embedded + sum(done.rejected.values())
         run.record["rows"] = {"in": count, "out": done.embedded, "rejected": done.rejected}
         run.stage("embed", done.new, done.seconds)
-        run.record["films"] = {"in": len(plan.sources), "embedded_now": len(plan.todo)}
+        run.record["films"] = {"in": len(plan.sources), "embedded_now": len(plan.todo), "decoders": done.decoders}
         run.record["notes"] = done.notes
+        for line in decoder_lines(done.decoders, config.images.video.by_nvdec):
+            run.say(line)
 
 
 @app.verb

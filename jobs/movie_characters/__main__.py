@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed
 from jobs.movie_characters.score import score
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Extract(Verb):
         done = extract(config, plan)
         run.record["rows"] = _rows(len(done.rows), done.rejected)
         run.record["stages"] = {"extract": {"rows": done.written, "seconds": done.seconds}}
-        run.record |= {"files": done.files, "damaged": done.damaged}
+        run.record |= {"files": done.files, "damaged": done.damaged, "decoder": done.decoder}
         existed = sum(done.files.values()) - done.written
         run.say(f"frames: {done.written} written, {existed} existed, {done.damaged} damaged")
         if config.show:
@@ -364,7 +364,10 @@ class Timeline(Verb):
         run.record["rows"] = _rows(len(plan.films), Counter(about["error"] for about in broken.values()))
         for line in examples([f"{name}: {about['error']}: {about['message']}" for name, about in broken.items()]):
             run.say(line)
-        run.record |= {"films": broken, "shots": len(found.shots), "frames": frames}
+        decoders = Counter(about["decoder"] for about in found.films.values() if about["decoder"])
+        for line in decoder_lines(decoders, config.video.by_nvdec):
+            run.say(line)
+        run.record |= {"films": broken, "decoders": decoders, "shots": len(found.shots), "frames": frames}
         run.record["page"] = timeline_page(config, found)
         run.say(f"{len(found.shots)} shots, {frames} frames; page: {run.record['page']}")
 

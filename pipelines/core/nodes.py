@@ -1,5 +1,6 @@
-"""What every node of a cluster must see before work begins."""
+"""What every node of a cluster must see, or be able to do, before work begins."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -10,7 +11,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.media.torch_decoding import check_worker
 
+log = logging.getLogger(__name__)
+
+BUSY_S = 120.0
+"""Seconds after which a node whose GPUs are all taken is left to the checks that its workers make."""
 TRIES = 3
 """A shared file system may show a new file some seconds late."""
 
@@ -64,3 +70,24 @@ def _blind(nodes: dict[str, str], sees: Callable[[str], bool], token: str) -> li
         except RayError:
             continue
     return blind
+
+
+def check_nvdec(num_gpus: float, check: Callable[[float], object] = check_worker) -> None:
+    """Raise what a worker on a node with GPUs raises that cannot decode films on its share of one.
+
+    check: what a worker does, with its share.
+    """
+    look = ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0)(check)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus]
+    asked = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(num_gpus)
+        for node in nodes
+    ]
+    done, busy = ray.wait(asked, num_returns=len(asked), timeout=BUSY_S) if asked else ([], [])
+    for answer in busy:
+        ray.cancel(answer)
+    if busy:
+        log.warning(
+            "%d of %d nodes have no GPU free: whether they can decode is not checked yet", len(busy), len(asked)
+        )
+    ray.get(done)

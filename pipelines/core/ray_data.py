@@ -106,6 +106,13 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
     check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     for line in lines:
         log.info(line)
+    # Imported here: it takes no part in most commands.
+    from actors.media.film import VideoConfig
+    from pipelines.core.nodes import check_nvdec
+
+    for stage in stages.values():
+        if isinstance(stage, VideoConfig) and stage.by_nvdec:
+            check_nvdec(stage.num_gpus)
     return stages
 
 

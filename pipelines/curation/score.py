@@ -26,6 +26,7 @@ from actors.curation.videos import ALL, Choice, cut_videos, fetch_video, read_ta
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
+from pipelines.curation.division import ON_CPUS, Division, divided
 from pipelines.curation.plan import Plan
 from pipelines.curation.settings import CurationConfig
 
@@ -108,8 +109,10 @@ def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured)
     stages = fitted(pools, tasks, config.autoscaling)
     if plan.films and not config.autoscaling and not config.video.workers:
         stages["video"] = widened("video", stages, pools, plan.todo)
-    rows = _todo(config, stages, choice)
-    for step in (_fetched, _cut, _measured, _written):
+    # What is measured alone is not divided.
+    divide = ON_CPUS in stages and choice.only is None
+    rows = _decoded(config, stages, choice, divided(config, stages, pools) if divide else None)
+    for step in (_measured, _written):
         rows = step(rows, config, stages)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
@@ -143,6 +146,8 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
     if config.motion.flow == "raft" and bool(config.motion.num_gpus) != bool(config.latents.num_gpus):
         pools["motion"] = config.motion
     tasks: dict[str, Stage] = {"read": READ, "video": config.video, "write": config.write}
+    if config.cpu_films:
+        tasks[ON_CPUS] = Stage(0 if config.cpu_films == "auto" else config.cpu_films, config.video.num_cpus)
     return pools, tasks | ({"fetch": config.fetch} if remote else {})
 
 
@@ -158,6 +163,23 @@ def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -
         return tasks
     fetch = partial(fetch_video, folder=Store(config.output).uri("videos"), config=config.fetch)
     return tasks.map(fetch, **ray_task(stages["fetch"]))
+
+
+def _decoded(
+    config: CurationConfig, stages: dict[str, Stage], choice: Choice, division: Division | None = None
+) -> Dataset:
+    """Rows of the chosen videos; with a division those that GPUs decode, and those that CPUs decode beside them."""
+    if division is None:
+        return _cut(_fetched(_todo(config, stages, choice), config, stages), config, stages)
+    cpus_only = replace(config, video=replace(config.video, num_gpus=0.0))
+    video, on_cpus = replace(stages["video"], workers=division.gpus), replace(stages[ON_CPUS], workers=division.cpus)
+    # Both download.
+    shared = dict(stages)
+    if "fetch" in shared:
+        shared["fetch"] = replace(shared["fetch"], workers=-(-shared["fetch"].workers // 2))
+    ours = replace(choice, share=division.share)
+    by_gpus = _decoded(config, shared | {"video": video}, ours)
+    return by_gpus.union(_decoded(cpus_only, shared | {"video": on_cpus}, replace(ours, others=True)))
 
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:

@@ -162,6 +162,10 @@ class CurationConfig:
     """Where results are written: a path or s3://bucket/prefix, outside the input."""
     autoscaling: bool = False
     """The cluster grows on demand: actor pools are not reduced to its present size."""
+    cpu_films: int | Literal["auto"] = 0
+    """Films that CPUs decode at once beside those that GPUs decode, with video.decoder=torchcodec and video.num_gpus
+    above 0. auto: as many as there are CPUs left. Their share of all films follows from how fast the longest film is
+    decoded both ways, which is measured when the work begins. 0: GPUs decode all films."""
     videos: VideosConfig = field(default_factory=VideosConfig)
     """Which videos of the input are read."""
     frames: FramesConfig = field(default_factory=FramesConfig)
@@ -286,10 +290,11 @@ def check(config: CurationConfig) -> None:
         )
     if config.motion.flow != "raft" and config.motion.num_gpus > 0:
         raise UserError(f"motion.flow={config.motion.flow} runs on CPUs: with motion.num_gpus use motion.flow=raft")
-    if config.video.decoder == "pyav" and config.video.num_gpus > 0 and _shots(config).detector not in NETWORKS:
+    config.video.check_gpus(_shots(config).detector in NETWORKS)
+    if config.cpu_films and (not config.video.by_nvdec or (config.cpu_films != "auto" and config.cpu_films < 0)):
         raise UserError(
-            "video.decoder=pyav runs on CPUs: with video.num_gpus use video.decoder=torchcodec, or a network for "
-            "shots.detector"
+            f"cpu_films={config.cpu_films}: films beside those that GPUs decode, 0 or more, with "
+            "video.decoder=torchcodec and video.num_gpus above 0"
         )
     made = Store(config.output).read_json("plan", "settings.json") or {}
     length, every = config.windows.length_s, config.frames.interval_ms

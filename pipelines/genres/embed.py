@@ -32,6 +32,7 @@ from actors.core.store import Store
 from actors.genres.film_images import ImagesConfig, cut_films, list_images
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import Shape, natural, read_images
+from actors.media.shots import NETWORKS
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
@@ -111,6 +112,8 @@ class EmbedOutcome:
     seconds: float
     notes: list[str]
     """Which vectors are not comparable, in sentences."""
+    decoders: dict[str, int]
+    """Video files by what has decoded them."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,10 @@ class Embedded:
     """N times in seconds at which the shots of a video file begin; none for a folder."""
     rejected: list[dict[str, str]]
     """Rows of REJECTED."""
+    decoder: str = ""
+    """What has decoded a video file, as `actors.media.film.Film.decoder`."""
+    fallback: str = ""
+    """Why that is not what was asked for."""
 
 
 def find_films(input: str) -> list[Source]:
@@ -160,6 +167,8 @@ def plan_embed(config: EmbedConfig) -> EmbedPlan:
     if made and made["model"] != config.embeddings.name():
         # Vectors of two models lie in two spaces.
         raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
+    if any(source.video for source in sources):
+        config.images.video.check_gpus(config.images.shots.detector in NETWORKS)
     # It imports the model's library, which takes seconds.
     check_clip(config.embeddings)
     done = stored_films(store)
@@ -177,15 +186,18 @@ def embed(config: EmbedConfig, plan: EmbedPlan) -> EmbedOutcome:
     seconds, left = time.monotonic() - started, {source.film for source in plan.todo}
     names = [source.film for source in plan.sources]
     rejected: Counter[str] = Counter()
+    decoders: Counter[str] = Counter()
     computed: Counter[str] = Counter()
     embedded = new = 0
     for name, about in zip(names, read_about(store, names), strict=True):
         rejected.update(about["rejected"])
         computed[about.get(COMPUTED, "")] += len(about["images"])
+        # Those of earlier versions do not say.
+        decoders.update(filter(None, [about.get("decoder")]))
         embedded += len(about["images"])
         new += len(about["images"]) if name in left else 0
     notes = mixed(computed, "vectors", "images", ALIKE)
-    return EmbedOutcome(embedded, dict(rejected), new, seconds, notes)
+    return EmbedOutcome(embedded, dict(rejected), new, seconds, notes, dict(decoders))
 
 
 def embed_films(
@@ -281,7 +293,10 @@ def _embedded(name: str, film: _Film) -> Embedded:
         if row["error"]
     ]
     times = [float(row["start_s"]) for row in sound] if film.own else []
-    return Embedded(name, vectors.astype(np.float16), [str(row["name"]) for row in sound], times, rejected)
+    names = [str(row["name"]) for row in sound]
+    last = film.own[-1] if film.own else {"decoder": "", "message": "", "error": ""}
+    fallback = "" if last["error"] else str(last["message"])
+    return Embedded(name, vectors.astype(np.float16), names, times, rejected, str(last["decoder"]), fallback)
 
 
 _REJECTED_FROM = {"name": "name", "uri": "uri", "code": "error", "message": "message"}
@@ -317,6 +332,7 @@ def _store_film(store: Store, film: Embedded, computed: str) -> None:
         store.write_part("rejected", pa.Table.from_pylist(film.rejected, REJECTED), [film.film])
     codes = Counter(row["code"] for row in film.rejected)
     about = {"images": film.names, "start_s": film.start_s, "rejected": dict(codes), COMPUTED: computed}
+    about |= {name: value for name in ("decoder", "fallback") if (value := getattr(film, name))}
     store.write_json(about, "features", f"{film.film}.json")
 
 

@@ -82,6 +82,10 @@ class Plan:
 
 def plan_extraction(config: ExtractConfig) -> Plan:
     """Read the table; raises UserError where a column is missing, which lists those there are."""
+    if config.decode.num_gpus:
+        raise UserError(
+            f"video.num_gpus={config.decode.num_gpus:g}: `extract` decodes its film on a CPU of this machine; set 0"
+        )
     try:
         data = storage.read_bytes(config.csv)
     except FileNotFoundError as error:
@@ -148,6 +152,8 @@ class Extracted:
     damaged: int
     """Frames that the decoder marked as damaged, and that got no file."""
     seconds: float
+    decoder: str
+    """What has decoded the film; "" where none was."""
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -174,7 +180,8 @@ def extract(config: ExtractConfig, plan: Plan) -> Extracted:
     bad = rows[rows.code != ""].drop(columns="frames").rename_axis("row").reset_index()
     store.replace_table("rejected", [pa.Table.from_pandas(bad, REJECTED, preserve_index=False)] if len(bad) else [])
     files, damaged = (film["files"], film["damaged"]) if film else ({}, 0)
-    return Extracted(rows, files, written, damaged, round(time.monotonic() - started, 2))
+    seconds = round(time.monotonic() - started, 2)
+    return Extracted(rows, files, written, damaged, seconds, (film or {}).get("decoder", ""))
 
 
 def _digest(config: ExtractConfig, intervals: Sequence[Interval]) -> str:
@@ -220,7 +227,7 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     try:
         with storage.local(config.input) as path:
             wanted = (plan.intervals, config.by_index, frozenset(plan.there))
-            arguments = (str(path), *wanted, config.decode.decoder, config.decode.max_pixels)
+            arguments = (str(path), *wanted, config.decode)
             for row in tracked(CHILD.stream(frames_in, *arguments, **limits, **again), progress):
                 if not row["name"]:
                     film = row

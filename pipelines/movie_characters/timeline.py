@@ -27,7 +27,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shots import NETWORKS, ShotsConfig
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
@@ -120,6 +120,7 @@ class TimelinePlan:
 def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     """Find the films, and check the model and its gallery; raises UserError for what cannot work."""
     films = find_films(config.input)
+    config.video.check_gpus(config.shots.detector in NETWORKS)
     check_output(config)
     store = Store(storage.absolute(config.output))
     run = run_of(config.model, [], store.uri("results"), config.output)
@@ -176,7 +177,7 @@ class Appearances:
     characters: list[str]
     """All characters that can be answered, sorted."""
     films: dict[str, dict[str, str]]
-    """Error and message of each film, "" where it was read to its end."""
+    """Decoder, error and message of each film; no error where it was read to its end."""
 
 
 def appearances(config: TimelineConfig, films: Sequence[str], results: Results | None, lead: bool) -> Appearances:
@@ -211,7 +212,7 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
         pd.DataFrame(votes, columns=[*columns, "character", "votes", "share", "score"]),
         pd.DataFrame(parts, columns=[*columns, "character", "frames", "share", "score", "image"]),
         sorted(map(str, scores.columns)),
-        {film: {name: about[name] for name in ("error", "message")} for film, about in read.items()},
+        {film: {name: about.get(name, "") for name in ("decoder", "error", "message")} for film, about in read.items()},
     )
     write_csv(store.uri("shots.csv"), found.shots)
     write_csv(store.uri("appearances.csv"), found.votes)

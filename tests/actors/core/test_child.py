@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from actors.core import child as child_module
 from actors.core.child import Child, ChildFault
 from actors.core.errors import BrokenRunError
 
@@ -48,6 +49,12 @@ def beat_forever() -> Iterator[None]:
         yield None
 
 
+def rest_for(seconds: float) -> Iterator[int]:
+    """The process that answers, after a while without a sign of life."""
+    time.sleep(seconds)
+    yield os.getpid()
+
+
 def fail() -> Iterator[int]:
     yield 1
     raise KeyError("wrong")
@@ -60,6 +67,11 @@ def lack() -> Iterator[int]:
 
 def need() -> Iterator[int]:
     importlib.import_module("no_such_module")
+    yield 1
+
+
+def exhaust() -> Iterator[int]:
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
     yield 1
 
 
@@ -145,7 +157,10 @@ def test_an_exception_costs_one_call_and_its_traceback_is_logged(child: Child, c
     assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
 
 
-@pytest.mark.parametrize(("function", "told"), [(lack, "install it"), (need, "no_such_module")])
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(lack, "install it"), (need, "no_such_module"), (exhaust, "CUDA out of memory.*raise num_gpus")],
+)
 def test_what_would_fail_for_every_file_ends_the_run(child: Child, function: Callable[[], Iterator[int]], told: str):
     with pytest.raises(BrokenRunError, match=told):
         list(child.stream(function, stall_s=20, timeout_s=30))
@@ -179,3 +194,20 @@ def test_another_thread_ends_a_call(child: Child):
         next(stream)
     assert fault.value.code == "crashed"
     assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_an_idle_child_ends_and_the_next_call_works(child: Child, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child_module, "IDLE_S", 1.0)
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+    assert child._process is not None
+    process = psutil.Process(child._process.pid)
+    process.wait(timeout=20)
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
+def test_a_child_that_has_another_call_does_not_end(child: Child, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child_module, "IDLE_S", 0.3)
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+    assert child._process is not None
+    before = child._process.pid
+    assert list(child.stream(rest_for, 1.0, stall_s=20, timeout_s=30)) == [before]

@@ -548,7 +548,7 @@ def test_damage_harms_the_scenes_that_show_it_and_no_others(
     }
     closing = rows.pop("")
     assert closing["scenes"] == len(rows) == LENGTH // 2
-    assert closing["decoder"] == ("pyav" if decoder == "pyav" else "torchcodec+pyav")
+    assert closing["decoder"] == ("pyav" if decoder == "pyav" else "torchcodec-cpu+pyav")
     harmed = [i for i, row in enumerate(rows.values()) if row["error"]]
     assert {rows[f"c_{i}"]["error"] for i in harmed} == {"decode_error"}
     assert frame // 2 in harmed and max(frame // 2 - 2, 0) <= harmed[0] and harmed[-1] <= (key - 1) // 2
@@ -687,7 +687,7 @@ def test_torchcodec_gives_the_same_rows(tmp_path: Path, name: str, make: Any) ->
         assert list(ours) == list(theirs)
         assert film["decoded"] == pytest.approx(wanted_film["decoded"], abs=16)
         assert film["source"] == wanted_film["source"]
-        assert film["decoder"] == ("torchcodec" if path.suffix in (".mp4", ".mkv", ".mov") else "pyav")
+        assert film["decoder"] == ("torchcodec-cpu" if path.suffix in (".mp4", ".mkv", ".mov") else "pyav")
         for row, wanted in zip(ours.values(), theirs.values(), strict=True):
             for key in ("error", "width", "height", "no_frames"):
                 assert row[key] == wanted[key]

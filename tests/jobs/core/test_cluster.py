@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON_A_RAY = """
 import sys, ray
 from jobs.curation.__main__ import app
-ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
-sys.exit(app(sys.argv[2:], standalone_mode=False))
+ray.init(
+    address="local", num_cpus=int(sys.argv[1]), num_gpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False
+)
+sys.exit(app(sys.argv[3:], standalone_mode=False))
 """
 
 
@@ -126,10 +129,30 @@ def test_few_cpus_are_enough_and_what_is_scaled_down_by_half_is_told(
     cpus: int, folder: Path, on_a_folder: Path, tmp_path: Path
 ):
     output, log = tmp_path / "out", tmp_path / "log.txt"
-    program = ["-c", ON_A_RAY, str(cpus)]
+    program = ["-c", ON_A_RAY, str(cpus), "0"]
     with corpus.job(log, "run", f"input={folder}", f"output={output}", *FAST, program=program) as job:
         assert (f"to fit {cpus} CPUs" in job.wait()) == (cpus == 1)
     corpus.assert_same_result(output, on_a_folder)
+
+
+@pytest.mark.parametrize(("gpus", "code", "reason"), [(0, 2, "needs more GPUs"), (1, 1, "torch cannot use a GPU")])
+def test_where_no_gpu_can_decode_a_run_ends_before_its_first_film(
+    gpus: int, code: int, reason: str, folder: Path, tmp_path: Path
+):
+    """With 1, Ray is told of a GPU that is not there, as of one whose driver torch cannot use."""
+    pytest.importorskip("torchcodec")
+    output = tmp_path / "out"
+    settings = (f"input={folder}", f"output={output}", *FAST, "video.decoder=torchcodec", "video.num_gpus=0.5")
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_RAY, "2", str(gpus), "run", *settings],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "99"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert reason in done.stderr and "video" in done.stderr
+    assert not list(output.glob("scores/*")) and not list(output.glob("plan/held/*"))
 
 
 BROKEN = {

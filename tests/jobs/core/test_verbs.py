@@ -15,7 +15,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, nothing_done, versions
+from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, listed, nothing_done, versions
 from pipelines.core.progress import Progress
 
 app = Verbs("A capability of a test.")
@@ -244,3 +244,12 @@ def test_only_our_own_lines_are_logged_unless_verbose(tmp_path: Path):
 def test_counts_and_versions():
     assert listed({"a": 1, "b": 2}) == ": a 1, b 2" and listed({}) == ""
     assert versions()["av"] == av.__version__ and {"python", "ray", "torch"} <= versions().keys()
+
+
+def test_what_decoded_films_is_told_where_it_is_not_what_was_asked_for():
+    assert decoder_lines({"pyav": 3}, by_nvdec=False) == []
+    assert decoder_lines({"nvdec": 3}, by_nvdec=True) == ["decoded by: nvdec 3"]
+    mixed, note = decoder_lines({"nvdec": 3, "torchcodec-cpu": 2, "nvdec+pyav": 1}, by_nvdec=True)
+    assert mixed == "decoded by: nvdec 3, torchcodec-cpu 2, nvdec+pyav 1"
+    assert note.startswith("NOTE: 3 of 6 films were not decoded by NVDEC alone")
+    assert len(decoder_lines({"pyav": 1, "torchcodec-cpu": 2}, by_nvdec=False)) == 1

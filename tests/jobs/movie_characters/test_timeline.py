@@ -51,7 +51,7 @@ def test_a_film_becomes_a_table_and_a_picture(tmp_path: Path, settings: list[str
     assert (tmp_path / "out" / "frames" / "a_film" / "a_film_000000.jpg").stat().st_mtime_ns == before
     assert "unknown" not in pd.read_csv(tmp_path / "out" / "shots.csv").answer.to_list()
     record = json.loads((tmp_path / "out" / "runs" / "timeline.json").read_text())
-    assert (record["shots"], record["frames"]) == (3, 6)
+    assert (record["shots"], record["frames"], record["decoders"]) == (3, 6, {"pyav": 1})
     assert "other settings" in run(*settings, "every_s=2", code=2).output
 
 
@@ -59,4 +59,5 @@ def test_a_dry_run_tells_what_is_to_do(tmp_path: Path, settings: list[str]):
     told = run(*settings, "--dry-run").stdout
     assert "input: 2 films" in told and "to do: 2 films" in told
     assert not (tmp_path / "out").exists()
+    assert "torchcodec" in run(*settings, "video.num_gpus=1", code=2).output
     assert "model.settings.size: there is no such setting" in run(*settings, "model.settings.size=3", code=2).output

@@ -128,6 +128,7 @@ def test_every_row_is_the_vector_of_its_own_image(
     np.testing.assert_allclose(fourth, [direction(colours.RED), direction(colours.BLUE)], atol=0.01)
     assert four["images"] == ["shot_0000_img_0", "shot_0001_img_0"]
     assert four["start_s"] == pytest.approx([0, 2], abs=0.01) and not four["rejected"]
+    assert four["decoder"] == "pyav" and "decoder" not in one
     rejected = store.read_table("rejected", REJECTED).to_pandas()
     assert sorted(zip(rejected.film, rejected.name, rejected.code, strict=True)) == [
         ("tt2", "stills/cut.jpg", "broken_image"),
