@@ -386,7 +386,7 @@ def _trained(
     steps: int = 3,
 ) -> None:
     """Compare the losses of a few steps on one batch."""
-    from pipelines.core.epochs import Share, train_epoch
+    from pipelines.core.epochs import Share, train_epoch, train_in_bfloat16
 
     losses = []
     for device in ("cpu", bench.device):
@@ -397,12 +397,13 @@ def _trained(
                 module.p = 0.0
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), 1e-3)
         there = {name: values.to(device) for name, values in batch.items()}
-        half = partial(torch.autocast, device, torch.bfloat16, device == "cuda")
+        if device == "cuda":
+            train_in_bfloat16(model, device)
         found = []
         rows = len(next(iter(there.values())))
         for step in range(steps):
             torch.manual_seed(step)
-            total, count = train_epoch(model, optimizer, [Share(there, rows, True)], loss, autocast=half)
+            total, count = train_epoch(model, optimizer, [Share(there, rows, True)], loss)
             found.append(float(total) / count)
         losses.append(found)
     bench.close(f"{what}: losses of {steps} steps", losses[1], losses[0], share)

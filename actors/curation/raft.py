@@ -90,9 +90,10 @@ def _flow(model: Any, frames: "torch.Tensor", first: "torch.Tensor") -> "torch.T
     features = model.feature_encoder(pixels).float()
     pyramid = _pyramid(features[first], features[first + 1])
     context = model.context_encoder(pixels[first])
-    width = model.update_block.hidden_state_size
-    hidden, context = torch.tanh(context[:, :width]), torch.relu(context[:, width:])
-    points = _points(*features.shape[2:], features.device).expand(len(first), -1, -1, -1)
+    state = model.update_block.hidden_state_size
+    hidden, context = torch.tanh(context[:, :state]), torch.relu(context[:, state:])
+    height, width = features.shape[2:]
+    points = _points(height, width, features.device).expand(len(first), -1, -1, -1)
     moved = torch.zeros_like(points)
     for _ in range(UPDATES):
         near = _lookup(pyramid, points + moved).permute(0, 3, 1, 2).to(dtype)

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.amp.autocast_mode import autocast
 from torch.library import Library
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -402,7 +403,7 @@ class FakeCuda(TorchDispatchMode):
 
     def _open(self, stack: ExitStack) -> None:
         # It remembers the functions that it sees first, by which `with torch.device(...)` knows them.
-        torch.utils._device._device_constructors()
+        _device_constructors()
         stack.callback(setattr, FakeCuda, "now", None)
         # LSTMs would lay their weights out for it.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
