@@ -38,7 +38,8 @@ def mixed(counts: Mapping[Any, int], what: str, rows: str, remedy: str) -> list[
 def _told(name: str, rows: str, found: Counter[str]) -> str:
     first, *others = [(f"{count:,}", _in_words(way)) for way, count in found.most_common()]
     rest = "".join(f", of {count} {way}" for count, way in others)
-    return f"{name} of {first[0]} {rows} were computed {first[1]}{rest}: these are not exactly comparable"
+    verb = "were" if name.endswith("s") else "was"
+    return f"{name} of {first[0]} {rows} {verb} computed {first[1]}{rest}: these are not exactly comparable"
 
 
 def _in_words(way: str) -> str:

@@ -43,8 +43,8 @@ MANY_PARTS = 1000
 TASK_PARTS = 250
 """Parts that one task reads."""
 SCORE_APART = (
-    "The column computed of scenes/ tells them apart; to measure all alike, set the same devices and run into another "
-    "output."
+    "The column computed of scenes/ tells them apart. To measure all alike, use the same kind of device throughout, in "
+    "another output."
 )
 """What to do where the scores of an output were computed in several ways."""
 
@@ -124,7 +124,8 @@ def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[s
     if without := sum(count for how, count in computed.items() if BY_FARNEBACK in str(how)):
         notes.append(
             f"motion.flow=vectors: {without:,} scenes have no motion vectors (of HEVC, VP9, AV1 or single pictures, or "
-            "decoded by torchcodec), so their velocities are Farneback's, which are lower."
+            "decoded by torchcodec), so their velocities are Farneback's, mostly lower. To measure all alike, use "
+            "motion.flow=scaled in another output."
         )
     if "plan/videos" not in store.catalog().tables:
         notes.append(

@@ -25,7 +25,7 @@ def test_each_model_that_worked_on_a_row_is_judged_by_itself():
     [latents] = mixed({cuda: 2, cpu: 1}, "scores", "scenes", "")
     assert latents.startswith("latents of 2 scenes were computed on cuda in bfloat16, of 1 on cpu in float32")
     [motion] = mixed({cpu: 3, other: 4}, "scores", "scenes", "")
-    assert motion.startswith("motion of 4 scenes were computed by farneback, of 3 by vectors")
+    assert motion.startswith("motion of 4 scenes was computed by farneback, of 3 by vectors")
     assert len(mixed({cuda: 2, cpu: 3, other: 4}, "scores", "scenes", "")) == 2
 
 

@@ -167,7 +167,7 @@ def test_scores_of_two_devices_are_told_and_those_of_earlier_versions_are_unknow
     write_scores(store, scene("a.3_0", computed=cpu), scene("a.1_0", error="crashed", computed=cpu))
     [note] = [note for note in rows_now(store).notes if "computed" in note]
     assert note.startswith("latents of 2 scenes were computed on cuda in bfloat16, of 1 on cpu in bfloat16: ")
-    assert "set the same devices" in note
+    assert "the same kind of device" in note
 
 
 def test_scenes_without_motion_vectors_are_told(store: Store):
@@ -178,7 +178,7 @@ def test_scenes_without_motion_vectors_are_told(store: Store):
     write_scores(store, scene("a.2_0", computed="motion: vectors, latents: cpu float32"), film("a", 3))
     mixture, again = (note for note in rows_now(store).notes if note.startswith("motion"))
     assert again == note
-    assert mixture.startswith("motion of 2 scenes were computed by farneback, of 1 by vectors: ")
+    assert mixture.startswith("motion of 2 scenes was computed by farneback, of 1 by vectors: ")
 
 
 def test_nothing_was_done_and_that_is_measured_too(store: Store):
