@@ -319,6 +319,25 @@ def test_latents_are_the_scaled_mean_of_the_posterior(model: StableDiffusion) ->
     assert torch.allclose(latents, both.latent_dist.mode() * 0.18215, atol=1e-5)
 
 
+def test_a_gpu_encodes_pictures_in_calls_of_a_bounded_number(
+    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
+    one_by_one = encode_pictures(model, pixels)
+    sizes: list[int] = []
+
+    class Counted:
+        config = model.vae.config
+
+        def encode(self, scaled: torch.Tensor) -> Any:
+            sizes.append(len(scaled))
+            return model.vae.encode(scaled)
+
+    monkeypatch.setattr("actors.movie_characters.diffusion.sent", lambda tensor, _: tensor)
+    batched = encode_pictures(replace(model, vae=Counted(), device="cuda"), pixels)
+    assert sizes == [8, 3] and torch.allclose(batched, one_by_one, atol=1e-5)
+
+
 def test_a_picture_is_scaled_to_cover_and_cut_in_the_middle() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255

@@ -212,7 +212,8 @@ OPTIONS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
             "adam_weight_decay": 1e-2,
             "adam_epsilon": 1e-8,
             "max_grad_norm": 1,
-            "mixed_precision": "no",
+            # The reference's no on a CPU.
+            "mixed_precision": "auto",
             "seed": 0,
             "log_interval": 10,
             "push_to_hub": False,
