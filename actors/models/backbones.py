@@ -6,7 +6,7 @@ The network sees all of a picture between bars, or its middle; never a picture t
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
@@ -160,6 +160,14 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
         ) from error
     model = model.to(config.device, getattr(torch, config.precision), memory_format=torch.channels_last)
     return model.eval().requires_grad_(False), pixels
+
+
+def check_loads(config: BackboneConfig) -> None:
+    """Raise UserError where the network cannot be loaded, or has no weights.
+
+    Loads it as a driver may, which has no GPU where its workers have one.
+    """
+    load_backbone(replace(config, num_gpus=0.0))
 
 
 def _classifiers(model: Any) -> tuple[str, ...]:
