@@ -128,6 +128,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
     It gives float (N, D) of pictures (N, 3, S, S). Raises ValueError where it cannot be loaded, or has no weights.
     """
     import torch
+    from safetensors import SafetensorError
 
     if config.device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
@@ -153,7 +154,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
             if config.weights:
                 _fill(model, _weights(config.weights), *_classifiers(model))
             model.reset_classifier(0)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(
             f"backbone.model={config.model} cannot be loaded ({str(error).partition(chr(10))[0]}); give a folder as "
             "timm saves it, backbone.weights=FILE, or check the name and the network"
