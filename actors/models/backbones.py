@@ -6,7 +6,7 @@ The network sees all of a picture between bars, or its middle; never a picture t
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
@@ -129,6 +129,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
     It gives float (N, D) of pictures (N, 3, S, S). Raises ValueError where it cannot be loaded, or has no weights.
     """
     import torch
+    from safetensors import SafetensorError
 
     if config.device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
@@ -154,13 +155,21 @@ def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
             if config.weights:
                 _fill(model, _weights(config.weights), *_classifiers(model))
             model.reset_classifier(0)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(
             f"backbone.model={config.model} cannot be loaded ({str(error).partition(chr(10))[0]}); give a folder as "
             "timm saves it, backbone.weights=FILE, or check the name and the network"
         ) from error
     model = model.to(config.device, getattr(torch, config.precision), memory_format=torch.channels_last)
     return model.eval().requires_grad_(False), pixels
+
+
+def check_loads(config: BackboneConfig) -> None:
+    """Raise UserError where the network cannot be loaded, or has no weights.
+
+    Loads it as a driver may, which has no GPU where its workers have one.
+    """
+    load_backbone(replace(config, num_gpus=0.0))
 
 
 def _classifiers(model: Any) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit codes of a command that SIGINT (130) or SIGTERM (143) ended, as shells have them."""
 
-_RAY_HINT = "\nFailed to apply UDF transform after"
+_RAY_HINT = re.compile(r"(?:^|\n)Failed to apply UDF transform after \d+/\d+ attempts.*", re.DOTALL)
+"""What Ray Data writes behind a message, which may be empty."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def root_cause(error: BaseException) -> Cause:
     """The error that a worker raised, where Ray wraps it; else the error itself."""
     while (inner := _inside(error)) is not None:
         error = inner
-    if type(error).__name__ == "ActorDiedError" and "raised in its creation task" in str(error):
-        return _cause_in(str(error))
-    message = str(error).partition(_RAY_HINT)[0]
-    return Cause(type(error).__name__, message, isinstance(error, UserError))
+    kind = type(error).__name__
+    if kind == "UnserializableException" or (kind == "ActorDiedError" and "raised in its creation task" in str(error)):
+        return _cause_in(error)
+    return Cause(kind, _RAY_HINT.sub("", str(error)), isinstance(error, UserError))
 
 
 def _inside(error: BaseException) -> BaseException | None:
@@ -65,14 +66,19 @@ def _inside(error: BaseException) -> BaseException | None:
     return before if before is not None and str(before) else None
 
 
-def _cause_in(text: str) -> Cause:
-    """The exception at the end of a traceback's text: an actor that failed to start leaves nothing else."""
-    lines = text.strip().splitlines()
-    frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
-    last = "\n".join(lines[frames[-1] + 1 if frames else 0 :])
+def _cause_in(error: BaseException) -> Cause:
+    """The exception at the end of the traceback that a Ray error tells: nothing else is left of one that cannot be
+    unpickled, and of an actor that failed to start."""
+    lines = _RAY_HINT.sub("", str(error)).strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    after = frames[-1] + 1 if frames else 0
+    # The code of the frame; a message may have lines that are indented, too, but not its first.
+    while after < len(lines) - 1 and lines[after].startswith(" "):
+        after += 1
+    last = "\n".join(lines[after:])
     found = re.match(r"([A-Za-z_][\w.]*)(?:: (.*))?$", last, re.DOTALL)
     if found is None:
-        return Cause("ActorDiedError", last, False)
+        return Cause(type(error).__name__, last, False)
     users = found[1] in {f"{one.__module__}.{one.__qualname__}" for one in _kinds(UserError)}
     return Cause(found[1].rpartition(".")[2], found[2] or "", users)
 

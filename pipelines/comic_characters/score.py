@@ -118,7 +118,7 @@ def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str
     name = f"ImageNet {photographs.model}"
     try:
         backbones.check_backbone(photographs)
-        backbones.load_backbone(photographs)
+        backbones.check_loads(photographs)
     except ValueError as error:
         return sources, {name: str(error).replace("backbone.", "score.photographs.")}
     folder = f"features/{backbones.name(photographs).replace(':', '-').replace('/', '-')}"

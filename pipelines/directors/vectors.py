@@ -18,7 +18,7 @@ from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.directors.pictures import VECTORS, ViewsConfig, read_pictures, write_vectors
 from actors.directors.style import FEATURES
-from actors.models.backbones import Backbone, BackboneConfig, input_shape, load_backbone, name
+from actors.models.backbones import Backbone, BackboneConfig, check_loads, input_shape, name
 from pipelines.core.in_process import in_process
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, in_blocks, ray_actors, ray_task, set_context
@@ -106,8 +106,7 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     """Write vectors and style of these rows to features/."""
     import ray
 
-    # Fails here, in the driver, where the model cannot be loaded.
-    load_backbone(config.backbone)
+    check_loads(config.backbone)
     shape = input_shape(config.backbone)
     rows: Any = _with_models(todo, config)
     set_context()

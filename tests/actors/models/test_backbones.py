@@ -6,11 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from actors.core.errors import UserError
 from actors.directors.pictures import ViewsConfig, random_view, read_pictures
 from actors.media.images import Shape
-from actors.models.backbones import Backbone, BackboneConfig, check_backbone, input_shape, name, timm_names
+from actors.models.backbones import (
+    Backbone,
+    BackboneConfig,
+    check_backbone,
+    check_loads,
+    input_shape,
+    load_backbone,
+    name,
+    timm_names,
+)
 from tests.support.tiny_models import backbone
 
 SHAPE = Shape(32, mode="longest", fill=116)
@@ -149,3 +160,17 @@ def test_names_are_those_that_timm_registers() -> None:
     assert all(timm.is_model(name) for name in timm_names())
     old = timm.models._registry._model_entrypoints.keys() - set(timm.list_models())
     assert old and old <= timm_names()
+
+
+def test_a_driver_checks_the_weights_of_workers_on_gpus_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> None:
+        raise AssertionError("the driver touches a GPU")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    config = BackboneConfig(model=backbone(tmp_path / "model"), num_gpus=1)
+    with pytest.raises(AssertionError, match="touches"):
+        load_backbone(config)
+    check_loads(config)
+    (tmp_path / "model/model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        check_loads(config)

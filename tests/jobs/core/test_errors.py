@@ -1,6 +1,8 @@
 """What each kind of error ends a command with, also when Ray has wrapped it."""
 
 import pickle
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,41 +77,117 @@ def test_a_code_that_was_chosen_stays():
     assert (DONE, FAILED, USAGE, REJECTED) == (0, 1, 2, 3)
 
 
-class Actor:
-    """An actor of a pipeline that fails when it starts, when it is called, or by dying."""
+class TwoFoldError(Exception):
+    """An error that can be pickled and not unpickled, as those of many libraries."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code} {message}")
+
+
+FAILURES: dict[str, tuple[Exception, str, str, bool]] = {
+    "users": (LackingError("weights are missing:\npass a folder"), "LackingError", "weights are missing:", True),
+    "indented": (ValueError("one:\n  two\nthree"), "ValueError", "one:", False),
+    "empty": (MemoryError(), "MemoryError", "", False),
+    "no way back": (TwoFoldError(503, "busy"), "TwoFoldError", "503 busy", False),
+}
+"""What a worker raises: the exception, its class, the first line of its message, and whether the user can mend it."""
+
+
+def fail(how: str) -> None:
+    """Raise one of FAILURES, from another."""
+    try:
+        np.zeros(3).reshape(2)
+    except ValueError as error:
+        raise FAILURES[how][0] from error
+
+
+class Actor:
+    """An actor of a pool that fails when it starts or when it is called."""
+
+    def __init__(self, how: str, start: bool) -> None:
         self.how = how
-        if how == "start":
-            raise LackingError("weights are missing:\npass a folder")
+        if start:
+            fail(how)
 
     def __call__(self, batch: Any) -> Any:
-        if self.how == "call":
-            raise UserError("this model has no encoder")
-        return {"x": np.zeros(3).reshape(2)}
+        fail(self.how)
 
 
-@pytest.mark.parametrize(
-    ("how", "name", "message", "users"),
-    [
-        ("start", "LackingError", "weights are missing:\npass a folder", True),
-        ("call", "UserError", "this model has no encoder", True),
-        ("reshape", "ValueError", "cannot reshape array of size 3 into shape (2,)", False),
-    ],
-)
-def test_the_cause_is_found_through_what_ray_wraps_it_in(
-    ray_cluster: None, how: str, name: str, message: str, users: bool
-):
+def failing_task(batch: Any, how: str) -> Any:
+    fail(how)
+
+
+def in_an_actors_start(how: str) -> None:
+    _pool(how, True).materialize()
+
+
+def in_an_actors_call(how: str) -> None:
+    _pool(how, False).materialize()
+
+
+def in_a_task(how: str) -> None:
     import ray
 
     from actors.core.stage import Stage
-    from pipelines.core.ray_data import ray_actors, set_context
+    from pipelines.core.ray_data import ray_task
+
+    task: Any = failing_task
+    ray.data.range(1).map_batches(task, fn_kwargs={"how": how}, **ray_task(Stage(num_cpus=0.5))).materialize()
+
+
+def in_an_actor_of_its_own(how: str) -> None:
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0.5)(Actor)
+    ray.get(actor.remote(how, False).__call__.remote(None))
+
+
+def _pool(how: str, start: bool) -> Any:
+    import ray
+
+    from actors.core.stage import Stage
+    from pipelines.core.ray_data import ray_actors
+
+    stage: Any = ray_actors(Stage(num_cpus=0.5))
+    return ray.data.range(1).map_batches(Actor, fn_constructor_args=[how, start], **stage)
+
+
+@pytest.mark.parametrize("how", FAILURES)
+@pytest.mark.parametrize("where", [in_an_actors_start, in_an_actors_call, in_a_task, in_an_actor_of_its_own])
+def test_the_cause_is_the_last_line_through_what_ray_wraps_it_in(
+    ray_cluster: None, where: Any, how: str, capsys: pytest.CaptureFixture[str]
+):
+    from pipelines.core.ray_data import set_context
 
     set_context()
-    with pytest.raises(Exception) as error:  # noqa: PT011
-        ray.data.range(1).map_batches(Actor, fn_constructor_args=[how], **ray_actors(Stage(num_cpus=0.5))).materialize()
-    cause = root_cause(error.value)
-    assert (cause.name, cause.message, cause.users) == (name, message, users)
+    error, name, first, users = FAILURES[how]
+    with pytest.raises(typer.Exit) as left, exit_codes():
+        where(how)
+    assert left.value.__cause__ is not None
+    cause = root_cause(left.value.__cause__)
+    assert (cause.name, cause.message, cause.users) == (name, str(error), users)
+    told = capsys.readouterr().err
+    assert "apply UDF" not in told.splitlines()[-1]
+    if users:
+        assert left.value.exit_code == USAGE and told.endswith(f"error: {error}\n")
+    else:
+        assert left.value.exit_code == FAILED
+        assert told.splitlines()[-1] == f"failed: {name}: {first}".removesuffix(": ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["users", "indented"])
+def test_the_cause_of_a_failed_training_is_the_last_line(
+    ray_cluster: None, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+):
+    from pipelines.core.training import train
+
+    _, name, first, users = FAILURES[how]
+    with pytest.raises(typer.Exit) as left, exit_codes():
+        train(partial(fail, how), {}, seed=0, output=str(tmp_path), num_cpus=0.5)
+    assert left.value.exit_code == (USAGE if users else FAILED)
+    told = capsys.readouterr().err
+    assert (f"error: {first}\n" in told) if users else told.splitlines()[-1] == f"failed: {name}: {first}"
 
 
 def test_a_users_error_survives_the_way_between_processes():
