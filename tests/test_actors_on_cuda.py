@@ -171,7 +171,7 @@ def test_backbones(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_comics(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None:
-    from actors.comic_characters.crops import crop_name
+    from actors.comic_characters.crops import Kind, crop_name
     from actors.comic_characters.crops import encode as encode_crop
     from actors.comic_characters.network import FeatureExtractor, make_backbone
     from actors.comic_characters.network_settings import BackboneConfig, FeaturesConfig
@@ -182,7 +182,8 @@ def test_comics(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None:
     rows = {"series_id": column(["a"] * 2), "page_id": column(["1"] * 2), "face": np.array([0.0, np.nan])}
     rows["body"] = np.array([0.0, 1.0])
     random = np.random.default_rng(0)
-    for kind, number in (("face", 0), ("body", 0), ("body", 1)):
+    crops: list[tuple[Kind, int]] = [("face", 0), ("body", 0), ("body", 1)]
+    for kind, number in crops:
         path = tmp_path / crop_name("a", "1", kind, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_crop(Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)), 90))

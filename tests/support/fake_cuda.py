@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.amp.autocast_mode import autocast
 from torch.library import Library
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -115,12 +116,6 @@ class CudaTensor(_Tensor):
 
     def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = DEVICE, requires_grad: bool = False) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
-
-    # That there are these tells modules to put another tensor in the place of a parameter that moves.
-    def __tensor_flatten__(self) -> Any:
-        raise NotImplementedError
-
-    __tensor_unflatten__ = __tensor_flatten__
 
     def record_stream(self, stream: Any) -> None: ...
 
@@ -402,7 +397,7 @@ class FakeCuda(TorchDispatchMode):
 
     def _open(self, stack: ExitStack) -> None:
         # It remembers the functions that it sees first, by which `with torch.device(...)` knows them.
-        torch.utils._device._device_constructors()
+        _device_constructors()
         stack.callback(setattr, FakeCuda, "now", None)
         # LSTMs would lay their weights out for it.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -434,6 +429,17 @@ class FakeCuda(TorchDispatchMode):
         names = ("tensor", "as_tensor", "asarray")
         yield torch, {"Generator": Generator, **{name: made(getattr(torch, name)) for name in names}}
         yield autocast, {"__init__": begin}
+        # A parameter that moves becomes another tensor, since it becomes one of another class.
+        yield torch.nn.modules.module, {"is_traceable_wrapper_subclass": _is}
+        group: Any = torch._C._group_tensors_by_device_and_dtype
+
+        def grouped(lists: Any, *args: Any) -> Any:
+            return {
+                (DEVICE if any(_is(one) for one in found[0][0]) else place, dtype): found
+                for (place, dtype), found in group(lists, *args).items()
+            }
+
+        yield torch._C, {"_group_tensors_by_device_and_dtype": grouped}
         yield torch.cuda, self._cuda()
         yield (
             torch.accelerator,
