@@ -152,8 +152,10 @@ def test_directors(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     compare(cuda, monkeypatch, tmp_path, make, loss, values, rows, TrainingConfig(), DIRECTORS_COSTS, 0.15)
 
 
-@pytest.mark.parametrize("head", ["mean", "lstm", "attention", "transformer"])
-@pytest.mark.parametrize("kind", ["cross_entropy", "asymmetric"])
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("mean", "asymmetric"), *((head, "cross_entropy") for head in ("mean", "lstm", "attention", "transformer"))],
+)
 def test_genres(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, head: Any, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = {
@@ -226,8 +228,22 @@ def test_the_tiny_vae(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["imagic", "lora", "textual_inversion"])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        ("imagic", "no"),
+        ("lora", "bf16"),
+        ("textual_inversion", "fp16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *(("imagic", one) for one in ("bf16", "fp16")),
+                *(("lora", one) for one in ("no", "fp16")),
+                *(("textual_inversion", one) for one in ("no", "bf16")),
+            ]
+        ),
+    ],
+)
 def test_personalising(
     cuda: FakeCuda, sd_folder: str, tmp_path: Path, method: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
