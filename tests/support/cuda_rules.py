@@ -1,5 +1,6 @@
 """What CUDA refuses, what it waits for, and what its autocast computes in float32: rules of `fake_cuda`."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -161,3 +162,11 @@ def check_generator(generator: Any, there: bool) -> None:
 
 def stream(on: Waiter | None) -> AbstractContextManager[Any]:
     return on or nullcontext()
+
+
+def forget() -> None:
+    """Let libraries that remember whether there is CUDA look again."""
+    for name in ("transformers.utils.import_utils", "accelerate.utils.imports"):
+        for function in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+            if callable(clear := getattr(function, "cache_clear", None)):
+                clear()

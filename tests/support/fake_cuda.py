@@ -46,6 +46,7 @@ from tests.support.cuda_rules import (
     check,
     check_generator,
     cudas_autocast,
+    forget,
     stream,
 )
 
@@ -77,9 +78,6 @@ class CudaTensor(_Tensor):
     @property
     def is_cpu(self) -> bool:
         return False
-
-    def get_device(self) -> int:
-        return 0
 
     def numpy(self, *, force: bool = False) -> Any:
         if force:
@@ -328,6 +326,7 @@ class FakeCuda(TorchDispatchMode):
     def _open(self, stack: ExitStack) -> None:
         # It remembers the functions that it sees first, by which `with torch.device(...)` knows them.
         _device_constructors()
+        stack.callback(forget)
         stack.callback(setattr, FakeCuda, "now", None)
         # LSTMs would lay their weights out for it.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -336,6 +335,7 @@ class FakeCuda(TorchDispatchMode):
         for place, names in self._patches():
             for name, value in names.items():
                 stack.enter_context(patch.object(place, name, value))
+        forget()
         stack.enter_context(cudas_autocast())
         stack.enter_context(_Calls(self))
 
