@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import typer
@@ -22,6 +22,10 @@ DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit codes of a command that SIGINT (130) or SIGTERM (143) ended, as shells have them."""
 
+_NO_CUDA = re.compile(
+    r"Found no NVIDIA driver|No CUDA GPUs are available|not compiled with CUDA|CUDA driver version is insufficient"
+    r"|no CUDA-capable device|NVIDIA driver on your system is too old|requires at least one CUDA device"
+)
 _RAY_HINT = re.compile(r"(?:^|\n)Failed to apply UDF transform after \d+/\d+ attempts.*", re.DOTALL)
 """What Ray Data writes behind a message, which may be empty."""
 
@@ -58,7 +62,8 @@ def _inside(error: BaseException) -> BaseException | None:
     failures: Any = getattr(error, "worker_failures", None)
     if failures:
         return next(iter(failures.values()))
-    cause = getattr(error, "cause", None)
+    # A training whose workers could not begin has the first, and other errors the second.
+    cause = getattr(error, "controller_failure", None) or getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return cause
     before = error.__cause__
@@ -100,6 +105,27 @@ def inputs_are_named() -> Iterator[None]:
         }.get(type(error), "cannot be read: permission denied")
         told = f"{error.filename} {reason}" if error.filename else str(error)
         raise UserError(f"{told}. Check the setting that names it.") from error
+
+
+def no_cuda(cause: Cause, config: Any) -> str:
+    """What to do where a worker that holds a GPU found no CUDA device; "" for another cause. config: of the verb."""
+    if not _NO_CUDA.search(cause.message):
+        return ""
+    settings = ", ".join(f"{name}={value:g}" for name, value in _gpus(config)) or "num_gpus"
+    first = cause.message.partition(". ")[0]
+    return (
+        f"{settings}: a worker was given a GPU on which CUDA does not run ({first}). Check that node's driver with "
+        "nvidia-smi, or set num_gpus=0 to compute on CPUs."
+    )
+
+
+def _gpus(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Settings that ask for GPUs, by dotted path."""
+    for one in fields(config) if is_dataclass(config) else ():
+        value = getattr(config, one.name)
+        if one.name == "num_gpus" and value:
+            yield f"{path}num_gpus", value
+        yield from _gpus(value, f"{path}{one.name}.")
 
 
 @contextmanager

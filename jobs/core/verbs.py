@@ -34,12 +34,13 @@ import typer
 import yaml
 
 from actors.core import storage
+from actors.core.errors import BrokenRunError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
 from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
-from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, root_cause
+from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, no_cuda, root_cause
 from jobs.core.session import ray_session, start_logging
 from jobs.core.settings import load
 from jobs.core.termination import terminable
@@ -266,6 +267,9 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
     except BaseException as error:
         cause = root_cause(error)
         users = cause.users
+        if reason := no_cuda(cause, config):
+            record |= {"status": "failed", "error": reason}
+            raise BrokenRunError(reason) from error
         record |= {"status": "failed", "error": str(cause)}
         raise
     finally:

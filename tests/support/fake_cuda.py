@@ -22,9 +22,8 @@ threads of the code under test can use its tensors, and make none.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -33,49 +32,29 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import autocast
-from torch.library import Library
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from tests.support.cuda_rules import (
+    DEVICE,
+    PRODUCTS,
+    WAITING,
+    Generator,
+    Waiter,
+    check,
+    check_generator,
+    cudas_autocast,
+    forget,
+    stream,
+)
+
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-PRODUCTS = _names("""
-    mm bmm addmm baddbmm addbmm mv addmv dot linear convolution convolution_backward scaled_dot_product_attention
-    _native_multi_head_attention _transformer_encoder_layer_fwd
-""")
-"""Operations whose floating tensors must share a dtype, and that CUDA lacks for integers."""
-NO_BYTES = _names("""
-    upsample_linear1d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa avg_pool2d
-    _adaptive_avg_pool2d grid_sampler_2d reflection_pad2d replication_pad2d
-""")
-"""Operations that a CPU has for uint8, and CUDA has not."""
-WAITING = _names("""
-    _local_scalar_dense nonzero masked_select equal _unique _unique2 unique_dim unique_consecutive bincount histc
-""")
-"""Operations whose results the host needs to go on."""
-ON_THE_HOST = _names("_pack_padded_sequence _pad_packed_sequence _pack_padded_sequence_backward lstm gru")
-"""Operations that take lengths from the host."""
-FLOAT32 = _names("""
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus layer_norm
-    native_layer_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss cosine_embedding_loss
-    nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss
-    multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist
-    pdist cdist renorm logsumexp upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d
-    upsample_bicubic2d prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm
-""")
-"""Operations that autocast computes in float32 on CUDA."""
 # Type checkers know that properties of tensors are not to be overridden.
 _Tensor: Any = torch.Tensor
-_Generator: Any = torch.Generator
 
 
 class CudaTensor(_Tensor):
@@ -100,9 +79,6 @@ class CudaTensor(_Tensor):
     def is_cpu(self) -> bool:
         return False
 
-    def get_device(self) -> int:
-        return 0
-
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()
@@ -116,12 +92,6 @@ class CudaTensor(_Tensor):
 
     def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = DEVICE, requires_grad: bool = False) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
-
-    # That there are these tells modules to put another tensor in the place of a parameter that moves.
-    def __tensor_flatten__(self) -> Any:
-        raise NotImplementedError
-
-    __tensor_unflatten__ = __tensor_flatten__
 
     def record_stream(self, stream: Any) -> None: ...
 
@@ -152,53 +122,6 @@ class _Move(torch.autograd.Function):
         return _Move.apply(grads[0], False), None
 
 
-class Generator(_Generator):
-    """A generator that claims to be on the device, and draws what the CPU's draws."""
-
-    def __new__(cls, device: Any = "cpu") -> Self:
-        made = super().__new__(cls)
-        made.claimed = torch.device(device)
-        return made
-
-    claimed: torch.device
-
-    @property
-    def device(self) -> torch.device:
-        return self.claimed
-
-
-class Waiter:
-    """A stream or an event."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.device = DEVICE
-
-    def synchronize(self) -> None:
-        assert FakeCuda.now
-        FakeCuda.now.wait("synchronize")
-
-    def query(self) -> bool:
-        return False
-
-    def is_capturing(self) -> bool:
-        return False
-
-    def elapsed_time(self, _other: object) -> float:
-        return 1.0
-
-    def record_event(self, event: "Waiter | None" = None) -> "Waiter":
-        return event or Waiter()
-
-    def record(self, _stream: object = None) -> None: ...
-    def wait(self, _stream: object = None) -> None: ...
-    def wait_event(self, _event: object) -> None: ...
-    def wait_stream(self, _stream: object) -> None: ...
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 class _Calls(TorchFunctionMode):
     """Knows which operations are steps of a call that Python makes with tensors of the device."""
 
@@ -211,7 +134,7 @@ class _Calls(TorchFunctionMode):
         mine = any(_is(one) for one in tree_flatten((args, kwargs))[0])
         if (generator := kwargs.get("generator")) is not None:
             asked = kwargs.get("device")
-            _check_generator(generator, mine if asked is None else torch.device(asked).type == "cuda")
+            check_generator(generator, mine if asked is None else torch.device(asked).type == "cuda")
         if not mine:
             return func(*args, **kwargs)
         self._device.inside += 1
@@ -290,7 +213,6 @@ class FakeCuda(TorchDispatchMode):
             *args, **kwargs
         )
         goes = isinstance(one, CudaTensor) if device is None else device.type == "cuda"
-        # CUDA converts where it is faster: before a copy, and after none.
         rest = {"copy": copy, **({} if layout is None else {"memory_format": layout})}
         if goes == isinstance(one, CudaTensor):
             return real(one, one.dtype if dtype is None else dtype, **rest)
@@ -350,7 +272,7 @@ class FakeCuda(TorchDispatchMode):
             # It stands for x[indices] = number.
             self._indices(name, args[0], [args[2]])
         else:
-            _check(name, tensors, mine)
+            check(name, tensors, mine)
         if name in WAITING:
             self.wait(name)
         out = _run(func, args, {key: value for key, value in kwargs.items() if key != "pin_memory"}, there)
@@ -373,7 +295,7 @@ class FakeCuda(TorchDispatchMode):
         if not _is(of) and any(_is(one) for one in indices):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         if value is not None:
-            _check(name, [of, value], [one for one in (of, value) if isinstance(one, CudaTensor)])
+            check(name, [of, value], [one for one in (of, value) if isinstance(one, CudaTensor)])
             # One number at a mask is filled in, without counting.
             if value.dim() == 0 and not _is(value) and all(one.dtype == torch.bool for one in indices):
                 indices = [one for one in indices if not _is(one)]
@@ -404,6 +326,7 @@ class FakeCuda(TorchDispatchMode):
     def _open(self, stack: ExitStack) -> None:
         # It remembers the functions that it sees first, by which `with torch.device(...)` knows them.
         _device_constructors()
+        stack.callback(forget)
         stack.callback(setattr, FakeCuda, "now", None)
         # LSTMs would lay their weights out for it.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -412,7 +335,8 @@ class FakeCuda(TorchDispatchMode):
         for place, names in self._patches():
             for name, value in names.items():
                 stack.enter_context(patch.object(place, name, value))
-        stack.enter_context(_cudas_autocast())
+        forget()
+        stack.enter_context(cudas_autocast())
         stack.enter_context(_Calls(self))
 
     def _patches(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -435,6 +359,18 @@ class FakeCuda(TorchDispatchMode):
         names = ("tensor", "as_tensor", "asarray")
         yield torch, {"Generator": Generator, **{name: made(getattr(torch, name)) for name in names}}
         yield autocast, {"__init__": begin}
+        # A parameter that moves becomes another tensor, since it becomes one of another class.
+        yield torch.nn.modules.module, {"is_traceable_wrapper_subclass": _is}
+        group: Any = torch._C._group_tensors_by_device_and_dtype
+
+        def grouped(lists: Any, *args: Any) -> Any:
+            return {
+                (DEVICE if any(_is(one) for one in found[0][0]) else place, dtype): found
+                for (place, dtype), found in group(lists, *args).items()
+            }
+
+        yield torch._C, {"_group_tensors_by_device_and_dtype": grouped}
+        yield Waiter, {"told": self.wait}
         yield torch.cuda, self._cuda()
         yield (
             torch.accelerator,
@@ -461,7 +397,7 @@ class FakeCuda(TorchDispatchMode):
         )
 
     def _cuda(self) -> dict[str, Any]:
-        about = {"name": "none", "major": 9, "minor": 0, "total_memory": 8 << 30, "multi_processor_count": 1}
+        about = {"name": "none", "major": 9, "minor": 0, "total_memory": 8 << 30}
         return {
             "is_available": lambda: True,
             "is_initialized": lambda: True,
@@ -478,7 +414,6 @@ class FakeCuda(TorchDispatchMode):
             "manual_seed_all": lambda _: None,
             "get_rng_state": lambda *_: torch.get_rng_state(),
             "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-            "get_device_name": lambda *_: about["name"],
             "get_device_capability": lambda *_: (9, 0),
             "get_device_properties": lambda *_: SimpleNamespace(**about),
             "mem_get_info": lambda *_: (8 << 30, 8 << 30),
@@ -488,7 +423,7 @@ class FakeCuda(TorchDispatchMode):
             "empty_cache": lambda: None,
             "Stream": Waiter,
             "Event": type("Event", (Waiter,), {}),
-            "stream": _stream,
+            "stream": stream,
             "current_stream": lambda *_: Waiter(),
             "default_stream": lambda *_: Waiter(),
         }
@@ -503,46 +438,6 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], there: bool) -> Any:
     return tree_map_only(Tensor, _claim, out) if there else out
 
 
-@contextmanager
-def _cudas_autocast() -> Iterator[None]:
-    """The CPU's autocast with what CUDA's computes in float32."""
-    library = Library("aten", "IMPL")
-    beyond = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-
-    def kernel(function: Any) -> Callable[..., Any]:
-        def wide(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(beyond):
-                args, kwargs = tree_map_only(
-                    CudaTensor,
-                    lambda one: one.float() if one.dtype in (torch.bfloat16, torch.float16) else one,
-                    (args, kwargs),
-                )
-                return function(*args, **kwargs)
-
-        return wide
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in FLOAT32:
-            packet = getattr(torch.ops.aten, name)
-            for overload in packet.overloads():
-                function = getattr(packet, overload)
-                if "out" not in overload and "names" not in str(function._schema).lower():
-                    library.impl(
-                        function._schema.name.partition("::")[2] + ("" if overload == "default" else f".{overload}"),
-                        kernel(function),
-                        "AutocastCPU",
-                    )
-    try:
-        yield
-    finally:
-        library._destroy()
-
-
-def _stream(stream: Waiter | None) -> AbstractContextManager[Any]:
-    return stream or nullcontext()
-
-
 def _is(one: object) -> bool:
     return isinstance(one, CudaTensor)
 
@@ -553,31 +448,3 @@ def _device(args: Any, kwargs: dict[str, Any]) -> torch.device | None:
     if asked is None:
         asked = next((one for one in args if isinstance(one, torch.device)), None)
     return torch.device(asked) if asked is not None else None
-
-
-def _check(name: str, tensors: list[Tensor], mine: list[CudaTensor]) -> None:
-    """Refuse what CUDA refuses."""
-    if not mine:
-        return
-    others = [one for one in tensors if not _is(one) and one.dim() > 0]
-    if others and name not in ON_THE_HOST:
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"(in {name}: {[(str(one.device), one.dtype, tuple(one.shape)) for one in tensors]})"
-        )
-    dtypes = {one.dtype for one in tensors if one.dim() > 0}
-    if name in PRODUCTS:
-        if floats := {one for one in dtypes if one.is_floating_point}:
-            if len(floats) > 1:
-                raise RuntimeError(f"{name}: expected tensors to have the same dtype, but got: {floats}")
-        elif dtypes:
-            raise RuntimeError(f'"{name}_cuda" not implemented for {dtypes}')
-    if name in NO_BYTES and torch.uint8 in dtypes:
-        raise RuntimeError(f"\"{name}_out_frame\" not implemented for 'Byte'")
-
-
-def _check_generator(generator: Any, there: bool) -> None:
-    if (generator.device.type == "cuda") != there:
-        raise RuntimeError(
-            f"Expected a '{'cuda' if there else 'cpu'}' device type for generator but found '{generator.device.type}'"
-        )

@@ -1,6 +1,7 @@
 """What each kind of error ends a command with, also when Ray has wrapped it."""
 
 import pickle
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import typer
 from ray.exceptions import RayTaskError
 
 from actors.core.errors import UserError
-from jobs.core.errors import DONE, FAILED, REJECTED, USAGE, exit_codes, root_cause
+from actors.core.stage import Stage
+from jobs.core.errors import DONE, FAILED, REJECTED, USAGE, exit_codes, no_cuda, root_cause
 from jobs.core.settings import SettingsError
 from jobs.core.termination import Terminated
 from pipelines.curation.rows import IncompleteError
@@ -192,3 +194,17 @@ def test_the_cause_of_a_failed_training_is_the_last_line(
 
 def test_a_users_error_survives_the_way_between_processes():
     assert str(pickle.loads(pickle.dumps(LackingError("a")))) == "a"  # noqa: S301
+
+
+@dataclass(frozen=True)
+class Pools:
+    latents: Stage = field(default_factory=lambda: Stage(num_gpus=0.5))
+    motion: Stage = field(default_factory=Stage)
+    num_gpus: float = 1.0
+
+
+def test_a_gpu_without_cuda_is_told_with_the_settings_that_asked_for_one() -> None:
+    missing = in_task(RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"))
+    told = no_cuda(root_cause(missing), Pools())
+    assert told.startswith("latents.num_gpus=0.5, num_gpus=1: ") and "(Found no NVIDIA driver on your system)" in told
+    assert no_cuda(root_cause(RuntimeError("CUDA out of memory")), Pools()) == ""
