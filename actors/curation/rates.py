@@ -8,8 +8,9 @@ from itertools import islice
 import av.logging
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
-from actors.media.film import VideoConfig, opened
+from actors.media.film import FilmError, VideoConfig, opened
 from actors.media.torch_decoding import CHUNK_FRAMES, NVDEC, ON_CPU
 
 SMALL = (128, 72)
@@ -21,12 +22,19 @@ WARM = CHUNK_FRAMES["cuda"]
 
 
 def speeds(path: str, video: VideoConfig) -> Iterator[dict[str, float] | None]:
-    """Yield the frames a second by what decodes: nvdec, torchcodec-cpu; {} for a film that is too short, or that either
-    leaves to another decoder. None: alive. Raises what `opened` raises."""
+    """Yield the frames a second by what decodes: nvdec, torchcodec-cpu; None: alive.
+
+    {} for a film that cannot be read, is too short, or is left to another decoder. Raises BrokenRunError where a GPU is
+    to decode and cannot.
+    """
     av.logging.set_level(None)
     found: dict[str, float] = {}
     for word, settings in ((NVDEC, video), (ON_CPU, replace(video, num_gpus=0.0))):
-        film = opened(path, settings)
+        try:
+            film = opened(path, settings)
+        except FilmError:
+            yield {}
+            return
         begun, frames = time.monotonic(), 0
         for number, picture in enumerate(islice(film.pictures, WARM + FRAMES)):
             if number == WARM:
@@ -47,5 +55,5 @@ def measured(uri: str, video: VideoConfig) -> dict[str, float]:
         with storage.local(uri) as path:
             *_, found = CHILD.stream(speeds, str(path), video, stall_s=video.stall_s, timeout_s=video.timeout_s)
             return found
-    except (ChildFault, OSError):
+    except (ChildFault, OSError, AddressError):
         return {}

@@ -116,19 +116,25 @@ class TorchPicture:
         return None
 
 
+def _library() -> Any:
+    """torchcodec's decoders; importing them takes seconds."""
+    try:
+        from torchcodec import decoders
+    except (ImportError, RuntimeError, OSError) as error:
+        raise BrokenRunError(
+            f"video.decoder=torchcodec needs the extra `torchcodec` and FFmpeg's shared libraries "
+            f"(Debian: apt-get install ffmpeg): {error}"
+        ) from error
+    return decoders
+
+
 def with_torchcodec(film: "Film", path: str, device: str, start: float) -> "Iterator[Picture]":
     """The pictures of a film as torchcodec decodes them, and from where it cannot go on, as PyAV does.
 
     Raises BrokenRunError where the library, the GPU or its memory is at fault. `film.decoder` and `film.fallback` are
     those of the pictures so far.
     """
-    try:
-        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
-    except (ImportError, RuntimeError, OSError) as error:
-        raise BrokenRunError(
-            f"video.decoder=torchcodec needs the extra `torchcodec` and FFmpeg's shared libraries "
-            f"(Debian: apt-get install ffmpeg): {error}"
-        ) from error
+    decoder = _library().VideoDecoder
     pyav = film.pictures
 
     def pictures() -> "Iterator[Picture]":
@@ -136,7 +142,7 @@ def with_torchcodec(film: "Film", path: str, device: str, start: float) -> "Iter
         why = kind
         if not kind:
             try:
-                for picture in _decoded(film, VideoDecoder, path, device, start):
+                for picture in _decoded(film, decoder, path, device, start):
                     done += 1
                     yield picture
                 return
@@ -216,13 +222,13 @@ def check_nvdec(num_gpus: float) -> None:
 
     Also bounds the decoders that torchcodec keeps for the next film.
     """
-    try:
-        import torch
-        from torchcodec.decoders import set_nvdec_cache_capacity  # pyright: ignore[reportPrivateImportUsage]
+    decoders = _library()
+    import torch
 
+    try:
         there = torch.cuda.mem_get_info()[1]
-        set_nvdec_cache_capacity(1)
-    except (ImportError, RuntimeError, AssertionError, OSError) as error:
+        decoders.set_nvdec_cache_capacity(1)
+    except (RuntimeError, AssertionError) as error:
         said = str(error).partition("\n")[0]
         raise BrokenRunError(
             f"{_machine()}: video.num_gpus={num_gpus:g}, and torch cannot use a GPU: {said}. Mend its driver, or set "

@@ -197,8 +197,9 @@ def test_films_are_divided_by_what_is_measured(tmp_path: Path, plain: Path, gpu:
     decoders.VideoDecoder.on_cpu = True
     *_, found = speeds(str(plain), GPU)
     assert found is not None and set(found) == {"nvdec", "torchcodec-cpu"} and min(found.values()) > 0
-    *_, found = speeds(str(films.film(tmp_path / "film.avi")), GPU)
-    assert found == {}
+    for other in (films.film(tmp_path / "film.avi"), films.text_file(tmp_path / "text.mp4")):
+        *_, found = speeds(str(other), GPU)
+        assert found == {}
 
 
 def test_without_a_gpu_neither_a_process_nor_its_child_begins_a_film(plain: Path):
