@@ -36,7 +36,7 @@ from PIL import Image
 from actors.core.child import Child
 from actors.core.stage import Batch
 from actors.directors.head import FrameHead, head_loss, head_values
-from actors.media.film import open_film
+from actors.media.film import Film, VideoConfig, opened
 from tests.support import films, tiny_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,7 @@ class Bench:
 
     def together(self, actor: Callable[[Batch], Any], batch: Batch, units: float, threads: int = 2) -> float:
         """Units a second of an actor that Ray gives so many batches at once."""
-        calls = 2 if self.small else 8
+        calls = 2 if self.small else 4
         with ThreadPoolExecutor(threads) as pool:
             return self.rate(lambda: list(pool.map(actor, [batch] * calls)), units * calls)
 
@@ -257,7 +257,7 @@ def clip(bench: Bench) -> None:
             )
         config = EmbeddingsConfig(model=str(folder), num_gpus=float(gpu))
         exact = EmbeddingsConfig(model=str(folder), dtype="float32")
-        count = 16 if bench.small else 2048
+        count = 16 if bench.small else 1024
         images = np.concatenate([moving(16, 224, seed) for seed in range(8)])
         images = np.tile(images, (max(1, count // len(images)), 1, 1, 1))[:count]
         batch = {"image": images, "error": np.array([""] * count, object)}
@@ -672,10 +672,15 @@ def drawn(
     return paths
 
 
-def decoded(path: str, decoder: str, device: str) -> Iterator[tuple[int, str]]:
+def film_of(path: Path | str, decoder: Any, gpu: bool) -> Film:
+    """A film as a worker opens it."""
+    by_gpu = gpu and decoder == "torchcodec"
+    return opened(str(path), VideoConfig(decoder=decoder, num_gpus=0.1 if by_gpu else 0.0))
+
+
+def decoded(path: str, decoder: str, gpu: bool) -> Iterator[tuple[int, str]]:
     """How many pictures a film has, once each was scaled as finding shots needs it, and what has decoded them."""
-    film = open_film(path, decoder, device)
-    count = 0
+    film, count = film_of(path, decoder, gpu), 0
     for count, picture in enumerate(film.pictures, 1):
         picture.scaled(128, 72, smooth=False)
         if count % 6 == 0:
@@ -685,10 +690,10 @@ def decoded(path: str, decoder: str, device: str) -> Iterator[tuple[int, str]]:
 
 def nvdec(bench: Bench) -> None:
     """NVDEC's frames, times and pixels beside PyAV's, and its frames a second by decoding processes at once."""
-    codecs = ("libx264", "libx265")
-    for codec in codecs:
-        path = str(drawn(bench, 1, 10, codec)[0])
-        ours, theirs = open_film(path, "torchcodec", bench.device), open_film(path, "pyav")
+    gpu = bench.device == "cuda"
+    for codec in ("libx264", "libx265"):
+        (path,) = drawn(bench, 1, 10, codec)
+        ours, theirs = film_of(path, "torchcodec", gpu), film_of(path, "pyav", gpu)
         times, off, count = [], [], 0
         for a, b in zip_longest(ours.pictures, theirs.pictures):
             count += 1
@@ -697,8 +702,8 @@ def nvdec(bench: Bench) -> None:
             times.append(abs(a.time - b.time))
             if count % 10 == 0:
                 off.append(np.abs(a.scaled(320, 180).astype(float) - b.scaled(320, 180)).mean())
-        wanted = "nvdec" if bench.device == "cuda" else "torchcodec-cpu"
-        bench.line(f"{codec}: decoded by", ours.decoder, wanted, ours.decoder == wanted)
+        wanted = "nvdec" if gpu else "torchcodec-cpu"
+        bench.line(f"{codec}: decoded by", f"{ours.decoder} {ours.fallback}", wanted, ours.decoder == wanted)
         bench.line(
             f"{codec}: frames", f"{ours.decoded} and {theirs.decoded}", "the same", ours.decoded == theirs.decoded
         )
@@ -711,26 +716,29 @@ def nvdec(bench: Bench) -> None:
     for height, paths in ((360, small), (1080, large)):
         for decoder in ("torchcodec", "pyav"):
             for children in (1,) if bench.small else (1, 4, 8):
-                count, spent, cpu, by = _by_children(paths, children, decoder, bench.device)
+                with busy() as seen:
+                    count, spent, cpu, by = _by_children(paths, children, decoder, gpu)
+                memory = [mib for _, mib in seen] or [0]
                 found = f"{count / spent:,.0f} frames/s, {count / cpu:,.0f} a CPU-s"
+                found += f", {(max(memory) - min(memory)) / children:,.0f} MiB each" if by == "nvdec" else ""
                 bench.line(f"{height}p, {children} children, {by}", found)
 
 
 def enlarged(source: Path, path: Path) -> None:
     """The first five seconds of a film at 1080p."""
     if not path.exists():
-        pictures = islice(open_film(str(source), "pyav").pictures, films.RATE * 5)
+        pictures = islice(film_of(source, "pyav", False).pictures, films.RATE * 5)
         films.written(path, (picture.scaled(1920, 1080) for picture in pictures))
 
 
-def _by_children(paths: list[Path], children: int, decoder: str, device: str) -> tuple[int, float, float, str]:
+def _by_children(paths: list[Path], children: int, decoder: str, gpu: bool) -> tuple[int, float, float, str]:
     """Frames of all films, seconds, CPU-seconds, and what has decoded them."""
     pool = [Child() for _ in range(children)]
 
     def some(child: Child, own: list[Path]) -> tuple[int, float, str]:
         count, cpu, by = 0, 0.0, ""
         for path in own:
-            stream = child.stream(decoded, str(path), decoder, device, stall_s=60, timeout_s=120)
+            stream = child.stream(decoded, str(path), decoder, gpu, stall_s=60, timeout_s=120)
             while True:
                 try:
                     frames_, by = next(stream)
@@ -800,7 +808,7 @@ def run(bench: Bench) -> None:
             os.link(originals[number % len(originals)], link)
     models = [f"latents.model={vae(bench)}", "motion.flow=raft", f"motion.weights={raft_weights(bench)}"]
     on_gpu = ["latents.num_gpus=0.2", "motion.num_gpus=0.2", "latents.batch_size=8"]
-    decoding = ["video.decoder=torchcodec", "video.num_gpus=0.1"]
+    decoding = ["video.decoder=torchcodec", "video.num_gpus=0.1", "cpu_films=auto"]
     ways = {"PyAV": [*models, *on_gpu], "NVDEC": [*models, *on_gpu, *decoding]} if gpu else {"PyAV": models[:1]}
     for way, settings in ways.items():
         output = bench.out / f"run_{way}"
