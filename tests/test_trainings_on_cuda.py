@@ -23,6 +23,7 @@ from actors.directors.head import make_head as make_director_head
 from actors.directors.head_settings import HeadConfig as DirectorHeadConfig
 from actors.genres.head_settings import HeadConfig as GenreHeadConfig
 from actors.movie_characters.personalise_settings import PersonaliseConfig
+from actors.movie_characters.personalise_steps import Trained
 from actors.movie_characters.personaliser import Personaliser
 from pipelines.comic_characters import fine_tune, pretrain
 from pipelines.comic_characters.settings import FineTuneConfig, PretrainConfig, PretrainTraining
@@ -53,7 +54,7 @@ FINE_TUNE_COSTS: dict[str, tuple[Costs, Costs]] = {
     "n_pairs": ((7, 2, 25), (13, 12, 59)),
 }
 # Of a step that trains the embedding, the LoRA or the UNet with all that is in it.
-PERSONALISE_COSTS: dict[str, Costs] = {"no": (4, 0, 5), "bf16": (4, 0, 5), "fp16": (4, 0, 6)}
+PERSONALISE_COSTS: dict[str, Costs] = dict.fromkeys(("no", "bf16", "fp16"), (4, 1, 2))
 
 
 class Shard:
@@ -268,8 +269,8 @@ def test_personalising(
         todo = plan_personalise(config).todo
         actor = Personaliser(config, todo)
         cuda.reset()
-        starts = Counted(cuda, torch.optim.Optimizer.zero_grad)
-        monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", lambda one, starts=starts: starts(one))
+        starts = Counted(cuda, Trained.clear)
+        monkeypatch.setattr(Trained, "clear", lambda one, starts=starts: starts(one))
         assert actor({"number": np.arange(len(todo))})["message"].tolist() == [""]
         files = sorted((tmp_path / device / "Ann_1").rglob("optimized*.safetensors"))
         told.append(load_file(files[0]))

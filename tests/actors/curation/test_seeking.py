@@ -33,12 +33,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Film]:
     """The films that were opened."""
     opened: list[Film] = []
 
-    def note(*arguments: Any, **more: Any) -> Film:
-        opened.append(films_of.open_film(*arguments, **more))
-        return opened[-1]
+    def noted(function: Any) -> Any:
+        def note(*arguments: Any, **more: Any) -> Film:
+            opened.append(function(*arguments, **more))
+            return opened[-1]
 
-    monkeypatch.setattr(clips, "open_film", note)
-    monkeypatch.setattr(cut, "open_film", note)
+        return note
+
+    for module, name in ((clips, "open_film"), (cut, "open_film"), (cut, "opened")):
+        monkeypatch.setattr(module, name, noted(getattr(films_of, name)))
     return opened
 
 

@@ -155,7 +155,13 @@ def _pool(how: str, start: bool) -> Any:
 
 
 @pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("where", [in_an_actors_start, in_an_actors_call, in_a_task, in_an_actor_of_its_own])
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (in_an_actors_start, in_an_actors_call)),
+        *(in_a_task, in_an_actor_of_its_own),
+    ],
+)
 def test_the_cause_is_the_last_line_through_what_ray_wraps_it_in(
     ray_cluster: None, where: Any, how: str, capsys: pytest.CaptureFixture[str]
 ):
