@@ -14,6 +14,7 @@ from actors.movie_characters.diffusion import (
     OneByOne,
     check_size,
     embed_prompt,
+    latent_shape,
     load_diffusion,
     load_texts,
 )
@@ -159,6 +160,9 @@ class Drawer:
         }
         pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
+        # Drawn in float32, so that a seed gives one picture in all precisions: PyTorch 2.11 draws others in bfloat16.
+        shape = latent_shape(model.vae, self._config.height, self._config.width)
+        noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(drawing.seed))
         found: Any = pipeline(
             prompt_embeds=torch.from_numpy(blend)[None].to(model.device, model.dtype),
             negative_prompt_embeds=self._empty.to(model.device, model.dtype),
@@ -166,7 +170,7 @@ class Drawer:
             height=self._config.height,
             width=self._config.width,
             num_inference_steps=self._config.num_inference_steps,
-            generator=torch.Generator().manual_seed(drawing.seed),
+            latents=noise.to(model.device, model.dtype),
         )
         image = io.BytesIO()
         found.images[0].save(image, format="png")
