@@ -1,7 +1,9 @@
 """Features that need a model: the same for a scene alone and among others, and only where there are frames."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -88,6 +90,18 @@ def test_scenes_of_a_batch_do_not_touch(scorer: FrameScorer):
     # A cut between two still scenes is no movement.
     still = np.repeat(scene(1, seed=4), 3, axis=0), np.repeat(scene(1, seed=5), 2, axis=0)
     assert scorer(batch(*still))["mse"].tolist() == [0, 0]
+
+
+def test_two_batches_at_once_are_those_of_one_after_the_other(scorer: FrameScorer):
+    batches = [batch(scene(3 + seed % 3, seed=seed), scene(4, seed=seed + 9)) for seed in range(6)]
+    started = perf_counter()
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(scorer, batches))
+    spent = perf_counter() - started
+    for found, rows in zip(together, batches, strict=True):
+        np.testing.assert_array_equal(found["mse"], scorer(rows)["mse"])
+    # Seconds in which both were at work count once.
+    assert 0 < sum(float(found["latents_s"].sum()) for found in together) <= spent
 
 
 def test_rows_without_frames_keep_what_they_had_and_their_place(scorer: FrameScorer):
