@@ -1,14 +1,18 @@
 """What of the stages fits a cluster."""
 
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from actors.core.stage import Stage
+from actors.core.stage import Batch, Stage
 from actors.curation.fetch import FetchConfig
 from actors.curation.latents import LatentsConfig
 from actors.curation.motion import MotionConfig
@@ -17,6 +21,8 @@ from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, check_nodes, finish, fit, fitted, in_blocks, ray_task, set_context, widened
 from pipelines.curation.score import stages_of
 from pipelines.curation.settings import CurationConfig
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def cpus_used(pools: dict[str, Stage], tasks: dict[str, Stage], stages: dict[str, Stage], resource: str) -> float:
@@ -177,3 +183,47 @@ def test_a_task_that_kills_its_worker_is_tried_four_times(ray_cluster: None, tmp
     with pytest.raises(WorkerCrashedError):
         list(batches(rows))
     assert file.read_text() == "xxxx"
+
+
+PROGRAM = """
+import sys
+import ray
+from actors.core.stage import Stage
+from pipelines.core.ray_data import batches, ray_actors, set_context
+from tests.pipelines.core.test_ray_data import AtOnce
+
+ray.init(
+    address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+    _temp_dir=sys.argv[1], runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}},
+)
+set_context()
+for threads in (False, True):
+    rows = ray.data.range(12, override_num_blocks=12)
+    found = list(batches(rows.map_batches(AtOnce, batch_size=1, **ray_actors(Stage(num_gpus=1), threads))))
+    print(sorted(int(i) for batch in found for i in batch["id"]), max(int(batch["peak"].max()) for batch in found))
+"""
+
+
+class AtOnce:
+    """Tell how many batches it has worked on at once."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def __call__(self, batch: Batch) -> Batch:
+        self.now += 1
+        time.sleep(0.2)
+        self.peak = max(self.peak, self.now)
+        self.now -= 1
+        return {**batch, "peak": np.full(len(batch["id"]), self.peak)}
+
+
+@pytest.mark.slow
+def test_a_worker_on_a_gpu_gets_two_batches_at_once_where_it_takes_them(tmp_path_factory: pytest.TempPathFactory):
+    folder = str(tmp_path_factory.mktemp("r"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, folder, str(ROOT)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == [f"{list(range(12))} {peak}" for peak in (1, 2)]
