@@ -245,7 +245,8 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
     features = read_features(store, plan.backbone.folder, plan.instances)
     bad = [one for one in plan.instances if features[one].error]
     names = ("series_id", "page_id", "face", "body", "error", "message")
-    rejected = [dict(zip(names, (*one, *features[one][2:]), strict=True)) for one in bad]
+    told = ((*one, features[one].error, features[one].message) for one in bad)
+    rejected = [dict(zip(names, values, strict=True)) for values in told]
     store.replace_table("rejected/fine-tune", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])
     width = feature_size(config.backbone.name)
     longest = max(len(one.instances) for one in (*plan.train, *plan.valid))
