@@ -163,10 +163,14 @@ def test_names_are_those_that_timm_registers() -> None:
 
 
 def test_a_driver_checks_the_weights_of_workers_on_gpus_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse() -> None:
-        raise AssertionError("the driver touches a GPU")
+    moved = torch.nn.Module.to
 
-    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    def refuse(module: torch.nn.Module, *args: Any, **more: Any) -> Any:
+        if any(str(one).startswith("cuda") for one in (*args, *more.values())):
+            raise AssertionError("the driver touches a GPU")
+        return moved(module, *args, **more)
+
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
     config = BackboneConfig(model=backbone(tmp_path / "model"), num_gpus=1)
     with pytest.raises(AssertionError, match="touches"):
         load_backbone(config)
