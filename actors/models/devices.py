@@ -1,4 +1,4 @@
-"""How arrays reach the device of a model and how results come back: in one copy each, and on a GPU without waiting."""
+"""How arrays and tensors reach the device of a model: in one copy each, and a GPU without waiting for it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,3 +29,8 @@ def sent(arrays: Sequence[np.ndarray], device: str) -> "torch.Tensor":
     here.wait_stream(apart)
     there.record_stream(here)
     return there
+
+
+def moved(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
+    """A tensor of the CPU on a device; nothing waits for its way to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)

@@ -14,6 +14,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import ModelStage
 from actors.core.temporary import private_folder
+from actors.models.devices import moved
 from actors.models.hub import check_hub
 
 if TYPE_CHECKING:
@@ -262,14 +263,9 @@ def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor
     found = []
     with torch.inference_mode():
         for some in torch.from_numpy(pixels).split(1 if model.device == "cpu" else ENCODED_AT_ONCE):
-            scaled = sent(some, model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
+            scaled = moved(some, model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
             found.append(model.vae.encode(scaled).latent_dist.mean.float())
     return torch.cat(found) * model.vae.config.scaling_factor
-
-
-def sent(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
-    """A tensor of the CPU on a device; nothing waits for its way to a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
 
 
 def copy_all(into: "Sequence[torch.Tensor]", of: "Sequence[torch.Tensor]") -> None:

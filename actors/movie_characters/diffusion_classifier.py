@@ -18,6 +18,7 @@ import numpy as np
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.media.images import ImageError, read_image
+from actors.models.devices import moved
 from actors.movie_characters.diffusion import (
     TRAIN_TIMESTEPS,
     DiffusionConfig,
@@ -27,7 +28,6 @@ from actors.movie_characters.diffusion import (
     encode_pictures,
     latent_shape,
     load_diffusion,
-    sent,
     with_unet,
 )
 from actors.movie_characters.noise_losses import Loss, Weighting, full_bank, noise_losses, staged_bank
@@ -324,7 +324,7 @@ class DiffusionIdentifier:
             rows, starts = self._of_parts(wanted)
             calls = self._calls(rows)
             order = np.concatenate(calls)
-            asked = sent(torch.from_numpy(rows[order]), self._model.device)
+            asked = moved(torch.from_numpy(rows[order]), self._model.device)
             found = []
             for numbers, some in zip(calls, asked.split([len(one) for one in calls]), strict=True):
                 model = self._unets.of(*rows[numbers, 1].tolist())

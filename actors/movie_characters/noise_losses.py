@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from actors.core.errors import UserError
-from actors.movie_characters.diffusion import TRAIN_TIMESTEPS, StableDiffusion, sent
+from actors.models.devices import moved
+from actors.movie_characters.diffusion import TRAIN_TIMESTEPS, StableDiffusion
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -38,7 +39,7 @@ class Bank:
 
     def to(self, device: str) -> "Bank":
         """The bank on a device."""
-        return Bank(*(sent(one, device) for one in (self.timesteps, self.noise, self.weights)))
+        return Bank(*(moved(one, device) for one in (self.timesteps, self.noise, self.weights)))
 
 
 def full_bank(scheduler: Any, steps: int, shape: Sequence[int], seed: int, weighting: Weighting = "uniform") -> Bank:

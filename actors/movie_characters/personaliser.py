@@ -15,6 +15,7 @@ from actors.core.stage import Batch
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.media.images import ImageError, read_image
+from actors.models.devices import moved
 from actors.movie_characters.diffusion import (
     TRAIN_TIMESTEPS,
     DiffusionConfig,
@@ -25,7 +26,6 @@ from actors.movie_characters.diffusion import (
     encode_pictures,
     load_diffusion,
     load_texts,
-    sent,
     tokens,
 )
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
@@ -129,7 +129,7 @@ class Personaliser:
             which = torch.randint(len(latents), (size,), generator=generator)
             times = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator)
             noise = torch.randn((size, *latents.shape[1:]), generator=generator)
-            which, times, noise = (sent(one, model.device) for one in (which, times, noise))
+            which, times, noise = (moved(one, model.device) for one in (which, times, noise))
             noisy = model.scheduler.add_noise(latents[which], noise, times)
             found = predict_noise(model, noisy, times, condition.expand(size, -1, -1))
             return nn.functional.mse_loss(found, noise)

@@ -333,7 +333,7 @@ def test_a_gpu_encodes_pictures_in_calls_of_a_bounded_number(
             sizes.append(len(scaled))
             return model.vae.encode(scaled)
 
-    monkeypatch.setattr("actors.movie_characters.diffusion.sent", lambda tensor, _: tensor)
+    monkeypatch.setattr("actors.movie_characters.diffusion.moved", lambda tensor, _: tensor)
     batched = encode_pictures(replace(model, vae=Counted(), device="cuda"), pixels)
     assert sizes == [8, 3] and torch.allclose(batched, one_by_one, atol=1e-5)
 
