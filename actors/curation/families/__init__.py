@@ -1,0 +1,1 @@
+"""Scores that can be added to a finished corpus: one file a family."""
