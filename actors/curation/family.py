@@ -118,7 +118,7 @@ def _told(name: str) -> Iterator[None]:
         yield
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"scores={name} cannot be loaded ({error}). The module must be on PYTHONPATH of the driver and of the workers."
+            f"scores={name} cannot be loaded ({error}). The module must be on PYTHONPATH, also on the workers."
         ) from error
 
 
