@@ -39,6 +39,7 @@ video      pictures: a list for each scene, the same for all scenes of a video, 
 VIDEO_SCENES = 64
 """Most scenes of a video whose pictures a family gets that reads videos."""
 FAMILIES: dict[str, str] = {
+    "clip": "actors.curation.families.clip:ClipScorer",
     "faces": "actors.curation.families.faces:FaceScorer",
     "text": "actors.curation.families.text:TextScorer",
 }
