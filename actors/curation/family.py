@@ -41,6 +41,7 @@ VIDEO_SCENES = 64
 FAMILIES: dict[str, str] = {
     "clip": "actors.curation.families.clip:ClipScorer",
     "faces": "actors.curation.families.faces:FaceScorer",
+    "safety": "actors.curation.families.safety:SafetyScorer",
     "text": "actors.curation.families.text:TextScorer",
 }
 """Our own families: where the class of each is."""
