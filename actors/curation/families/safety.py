@@ -15,7 +15,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.curation.family import Reads
 from actors.models.devices import sent_apart
-from actors.models.hub import check_hub, first_line
+from actors.models.hub import check_hub, first_line, local_digest
 from actors.models.pixels import fitted
 
 if TYPE_CHECKING:
@@ -89,6 +89,11 @@ class SafetyScorer:
             raise UserError(f"{setting} is no image classifier of transformers or timm. {GIVE}.")
         if not importlib.util.find_spec(library):
             raise UserError(f'{setting} needs the extra `{library}`: pip install -c constraints.txt -e ".[{library}]"')
+
+    @staticmethod
+    def identity(config: SafetyConfig) -> str:
+        """The digest of settings and weights in a local folder."""
+        return local_digest(config.model)
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """Measure scenes: `frames`, uint8 (1 to 3, H, W, 3) RGB each."""

@@ -1,5 +1,6 @@
 """CLIPScores of a model that knows colours, whose every score is known, and heads whose every rating is."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch
@@ -159,6 +160,12 @@ def test_it_is_a_family_whose_values_depend_on_model_and_head(config: ClipConfig
     before = fingerprint("clip", replace(config, aesthetic=str(other)))
     save_file({"weight": torch.ones(1, 3), "bias": torch.zeros(1)}, other)
     assert len({before, fingerprint("clip", replace(config, aesthetic=str(other))), fingerprint("clip", config)}) == 3
+    folder = shutil.copytree(config.model, tmp_path / "clip")
+    model = replace(config, model=str(folder))
+    before = fingerprint("clip", model)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "open_clip_model.safetensors")
+    assert fingerprint("clip", model) != before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

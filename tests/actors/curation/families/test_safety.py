@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from skimage import data
 
 from actors.core.errors import UserError
@@ -182,10 +184,15 @@ def test_what_cannot_work_is_told(vit: str, tmp_path: Path, monkeypatch: pytest.
         SafetyScorer.check(SafetyConfig(model=vit))
 
 
-def test_it_is_a_family_whose_values_depend_on_the_model(vit: str, resnet: str) -> None:
+def test_it_is_a_family_whose_values_depend_on_the_model(vit: str, resnet: str, tmp_path: Path) -> None:
     assert scorer_class("safety") is SafetyScorer
     same = {fingerprint("safety", SafetyConfig(model=vit, batch_size=size)) for size in (1, 64)}
     assert len(same | {fingerprint("safety", SafetyConfig(model=resnet))}) == 2
+    trained = SafetyConfig(model=str(shutil.copytree(vit, tmp_path / "vit")))
+    before = fingerprint("safety", trained)
+    weights = load_file(tmp_path / "vit" / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
+    assert fingerprint("safety", trained) != before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
