@@ -42,8 +42,8 @@ RAFT_COSTS = (1, 0, 0)
 BOTH_COSTS = (3, 1, 1)
 # Of 2 pictures in one call, of 2 scenes (5 frames in 3 calls), of 3 texts in 2 calls.
 PICTURES_COSTS = (1, 1, 1)
-FRAMES_COSTS = (2, 1, 1)
-TEXTS_COSTS = (1, 1, 2)
+FRAMES_COSTS = (1, 1, 1)
+TEXTS_COSTS = (1, 1, 1)
 # Of a batch of PICTURES pictures, each with 3 identities.
 PICTURES = 2
 FULL_COSTS = (3, 1, 2)

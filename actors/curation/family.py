@@ -40,8 +40,12 @@ VIDEO_SCENES = 64
 """Most scenes of a video whose pictures a family gets that reads videos."""
 FAMILIES: dict[str, str] = {
     "camera": "actors.curation.families.camera:Camera",
+    "clip": "actors.curation.families.clip:ClipScorer",
+    "faces": "actors.curation.families.faces:FaceScorer",
     "quality": "actors.curation.families.quality:Quality",
+    "safety": "actors.curation.families.safety:SafetyScorer",
     "sound": "actors.curation.families.sound:Sound",
+    "text": "actors.curation.families.text:TextScorer",
     "watermark": "actors.curation.families.watermark:Watermark",
 }
 """Our own families: where the class of each is."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
-from actors.models.devices import sent
+from actors.models.devices import moved, sent, sent_apart
 from actors.models.hub import check_hub
+from actors.models.pixels import fitted
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -74,9 +75,12 @@ class Clip:
     std: "torch.Tensor"
 
 
-def check_clip(config: EmbeddingsConfig) -> None:
-    """Raise UserError where the model cannot be had, before a run begins; loads and downloads no weights."""
-    name, tag, setting = config.model, config.pretrained, f"embeddings.model={config.model}"
+def check_clip(config: EmbeddingsConfig, where: str = "embeddings") -> None:
+    """Raise UserError where the model cannot be had, before a run begins; loads and downloads no weights.
+
+    where: what the settings are called in messages.
+    """
+    name, tag, setting = config.model, config.pretrained, f"{where}.model={config.model}"
     if folder := _folder(name):
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"{setting} has no weights: put a .safetensors file beside its {CONFIG}")
@@ -98,7 +102,7 @@ def check_clip(config: EmbeddingsConfig) -> None:
     source = weights.get_pretrained_cfg(known, tag or "")
     if not source:
         tags = ", ".join(weights.list_pretrained_tags_by_model(known)) or "none: give a file"
-        raise UserError(f"embeddings.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
+        raise UserError(f"{where}.pretrained={tag} is no file, and no weights of {name}; it has {tags}")
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
         files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
@@ -169,7 +173,7 @@ def input_shape(config: EmbeddingsConfig) -> Shape:
     )
 
 
-def load_clip(config: EmbeddingsConfig) -> Clip:
+def load_clip(config: EmbeddingsConfig, where: str = "embeddings") -> Clip:
     """Load the model, in evaluation mode and channels last, on a GPU where the stage holds one.
 
     Weights are safetensors where there are any; of others torch reads tensors only, so that they run no code. Raises
@@ -198,7 +202,7 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
         )
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"embeddings.model={config.model} cannot be loaded by open_clip: {error}") from error
+        raise UserError(f"{where}.model={config.model} cannot be loaded by open_clip: {error}") from error
     # Its weights keep requires_grad: without it torch copies some for every text of a batch (12 x slower in bfloat16).
     model.to(memory_format=torch.channels_last).eval()
     transform: Any = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
@@ -208,45 +212,49 @@ def load_clip(config: EmbeddingsConfig) -> Clip:
 
 
 def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
-    """Images uint8 (N, H, W, 3) RGB as the model takes them: (N, 3, S, S).
+    """Images uint8 (N, H, W, 3) RGB as the model takes them: (N, 3, S, S)."""
+    return _prepared(clip, sent([images], clip.device))
 
-    The steps are those of open_clip's transform for single PIL images, done on all of them at once, and on the device.
-    """
-    from open_clip.transform import ResizeKeepRatio
-    from torchvision.transforms import Resize
-    from torchvision.transforms.v2.functional import resize
 
-    pixels = sent([images], clip.device).permute(0, 3, 1, 2)
+def _prepared(clip: Clip, images: "torch.Tensor") -> "torch.Tensor":
     *shape, _to_rgb, _to_tensor, _normalise = clip.transform.transforms
-    for step in shape:
-        if isinstance(step, ResizeKeepRatio):
-            # It asks a PIL image for its width and height.
-            image: Any = SimpleNamespace(size=(pixels.shape[3], pixels.shape[2]))
-            pixels = resize(pixels, step.get_params(image, step.size, step.longest), step.interpolation)
-        elif isinstance(step, Resize):
-            # Torchvision's older one, which open_clip uses, is no match for PIL on tensors.
-            pixels = resize(pixels, [step.size] if isinstance(step.size, int) else list(step.size), step.interpolation)
-        else:
-            pixels = step(pixels)
+    pixels = fitted(images.permute(0, 3, 1, 2), shape)
     return pixels.float().div_(255).sub_(clip.mean).div_(clip.std).to(clip.dtype)
 
 
 def embed_images(clip: Clip, images: np.ndarray, per_call: int) -> np.ndarray:
     """Vectors of length 1, float32 (N, D), of images uint8 (N, H, W, 3) RGB."""
-    return _embed(clip.model.encode_image, preprocess(clip, images), per_call)
+    return _encode(clip.model.encode_image, preprocess(clip, images), per_call).cpu().numpy()
 
 
 def embed_texts(clip: Clip, texts: Sequence[str], per_call: int) -> np.ndarray:
     """Vectors of length 1, float32 (N, D); of a text that is longer than the model reads, its beginning counts."""
-    return _embed(clip.model.encode_text, clip.tokenizer(list(texts)).to(clip.device), per_call)
+    return text_vectors(clip, texts, per_call).cpu().numpy()
 
 
-def _embed(encode: Any, inputs: "torch.Tensor", per_call: int) -> np.ndarray:
+def scene_vectors(clip: Clip, scenes: Sequence[np.ndarray], per_call: int) -> "torch.Tensor":
+    """Vectors of length 1, float32 (sum of T, D) on the device, of the frames of scenes, uint8 (T, H, W, 3) RGB each.
+
+    Scenes may differ in size, what the model takes does not. They go to the device in one copy.
+    """
+    import torch
+
+    inputs = [_prepared(clip, images) for images in sent_apart(scenes, clip.device)]
+    return _encode(clip.model.encode_image, torch.cat(inputs), per_call)
+
+
+def text_vectors(clip: Clip, texts: Sequence[str], per_call: int) -> "torch.Tensor":
+    """As `embed_texts`, on the device."""
+    return _encode(clip.model.encode_text, moved(clip.tokenizer(list(texts)), clip.device), per_call)
+
+
+def _encode(encode: Any, inputs: "torch.Tensor", per_call: int) -> "torch.Tensor":
     import torch
 
     with torch.inference_mode():
-        parts = [torch.nn.functional.normalize(encode(part).float(), dim=1) for part in inputs.split(per_call)]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat(
+            [torch.nn.functional.normalize(encode(part).float(), dim=1) for part in inputs.split(per_call)]
+        )
 
 
 class TextEmbedder:
@@ -275,14 +283,10 @@ class FrameEmbedder:
         self._config, self._every, self._clip = config, every, load_clip(config)
 
     def __call__(self, batch: Batch) -> Batch:
-        import torch
-
-        scenes = [np.ascontiguousarray(frames[:: self._every]) for frames in batch["frames"]]
-        # Scenes may differ in size, what the model takes does not.
-        inputs = [preprocess(self._clip, scene) for scene in scenes if len(scene)]
+        scenes = [frames[:: self._every] for frames in batch["frames"]]
         found = np.zeros((0, 0), np.float32)
-        if inputs:
-            found = _embed(self._clip.model.encode_image, torch.cat(inputs), self._config.per_call)
+        if shown := [scene for scene in scenes if len(scene)]:
+            found = scene_vectors(self._clip, shown, self._config.per_call).cpu().numpy()
         embeddings = np.empty(len(scenes), object)
         ends = np.cumsum([len(scene) for scene in scenes])
         for i, end in enumerate(ends):

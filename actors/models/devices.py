@@ -31,6 +31,15 @@ def sent(arrays: Sequence[np.ndarray], device: str) -> "torch.Tensor":
     return there
 
 
+def sent_apart(arrays: Sequence[np.ndarray], device: str) -> "list[torch.Tensor]":
+    """Arrays of one dtype, each of its own shape, as tensors on the device: all in one copy, as `sent` makes it."""
+    whole = sent([np.ascontiguousarray(array).reshape(-1) for array in arrays], device)
+    return [
+        part.view(array.shape)
+        for part, array in zip(whole.split([array.size for array in arrays]), arrays, strict=True)
+    ]
+
+
 def moved(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
     """A tensor of the CPU on a device; nothing waits for its way to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)

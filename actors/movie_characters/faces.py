@@ -14,12 +14,13 @@ import numpy as np
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError, read_image
+from actors.models.faces import check_faces, load_hog
 
 WIDTH = 128
 """Length of a face's vector."""
 NO_FACE = "no_face"
 """Error code of an image in which no face was found."""
-EXTRA = 'Faces need the extra `faces`. Install it: pip install -c constraints.txt -e ".[faces]"'
+PACKAGES = ("dlib", "face_recognition_models")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class FacesConfig(Stage):
             raise UserError(f"workers starts at 1, upsample at 0, max_side at 80: {self}")
 
 
-def check_faces() -> None:
+def check_embedder() -> None:
     """Raise UserError where the extra is not installed."""
-    if not all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models")):
-        raise UserError(EXTRA)
+    check_faces(*PACKAGES)
 
 
 class FaceEmbedder:
@@ -56,17 +56,17 @@ class FaceEmbedder:
     """
 
     def __init__(self, config: FacesConfig) -> None:
-        check_faces()
+        check_embedder()
         import dlib
 
-        library: Any = dlib
+        self._library: Any = dlib
         self._config = config
         spec = importlib.util.find_spec("face_recognition_models")
         # Its own module wants a package that newer setuptools lacks; only its files are needed.
         folder = Path(*(spec.submodule_search_locations or ()) if spec else (), "models")
-        self._detector = library.get_frontal_face_detector()
-        self._landmarks = library.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
-        self._model = library.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
+        self._find = load_hog(config.upsample)
+        self._landmarks = self._library.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
+        self._model = self._library.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
 
     def __call__(self, batch: Batch) -> Batch:
         errors, messages = batch["error"].astype(object), batch["message"].astype(object)
@@ -83,10 +83,10 @@ class FaceEmbedder:
         return {**batch, "vector": vectors, "error": errors.astype(str), "message": messages.astype(str)}
 
     def _vector(self, image: np.ndarray) -> np.ndarray:
-        faces = self._detector(image, self._config.upsample)
-        if not len(faces):
+        faces = self._find(image)
+        if not faces:
             raise _NoFaceError
-        face = max(faces, key=lambda face: face.area())
+        face = self._library.rectangle(*max(faces, key=lambda face: face.area))
         vector = np.array(self._model.compute_face_descriptor(image, self._landmarks(image, face)))
         return vector / np.linalg.norm(vector)
 

@@ -29,7 +29,7 @@ from actors.core.computed import mixed
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
-from actors.movie_characters.faces import check_faces
+from actors.movie_characters.faces import check_embedder
 from actors.movie_characters.names import Picture, class_identity, stem
 from pipelines.core.in_process import few, in_process
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
@@ -95,7 +95,7 @@ def needs_ray(config: ClipConfig | FaceConfig, plan: Plan) -> bool:
 def check_model(config: ClipConfig | FaceConfig) -> None:
     """Raise UserError where the model, its extra or its GPU is missing; loads no weights."""
     if isinstance(config, FaceConfig):
-        check_faces()
+        check_embedder()
         return
     _check_gpu(config)
     try:
