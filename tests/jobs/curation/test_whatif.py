@@ -209,7 +209,7 @@ def test_a_slider_moves_its_threshold_and_line(report: Report) -> None:
     report.show(report.settings)
     before = report.kept
     figure = report.page.locator("#feature-mean_velocity")
-    slider, field = figure.locator("input[type=range]"), figure.locator("input[type=number]")
+    slider, field = figure.locator("input[type=range]"), figure.locator("input[type=number][required]")
     at = float(figure.locator("line.rule").get_attribute("x1") or 0)
     slider.fill("900")
     assert float(field.input_value()) > 0.1
