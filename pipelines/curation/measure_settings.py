@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.curation.families.sound import SoundConfig
 from actors.curation.family import FAMILIES, scorer_class
 from actors.curation.tables import check_columns
 
@@ -16,6 +17,10 @@ from actors.curation.tables import check_columns
 class MeasureConfig:
     """How each family of scores is measured."""
 
+    sound: SoundConfig = field(default_factory=SoundConfig)
+    """Loudness, silence, clipping and speech."""
+    retry: bool = False
+    """Measure scenes again that could not be measured."""
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of your own families, by the name of the class, as in own.Brightness.workers=4."""
 
