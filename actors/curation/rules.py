@@ -116,8 +116,7 @@ def write_decisions(
 
 def _measured(store: Store, places: pd.DataFrame, families: Sequence[Family]) -> tuple[pa.Table, pa.Schema]:
     """What was measured of rows, in their order, and which of its columns are of families."""
-    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
-    names = [name for name in dict.fromkeys([*SCENES.names, *REJECTED.names]) if name not in added]
+    names = [name for name in dict.fromkeys([*SCENES.names, *REJECTED.names]) if name in SCORES.names]
     extra = pa.schema([*scalars({name: kind for one in families for name, kind in one.columns.items()}).items()])
     schema = pa.schema([*(SCORES.field(name) for name in names), *extra])
     read, order = [schema.empty_table()], []
