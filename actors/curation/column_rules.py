@@ -7,6 +7,7 @@ Bounds are included. A rule's name is the reason of the scenes that it drops, an
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def _rule(name: str, rule: Mapping[str, Any], taken: tuple[str, ...]) -> ColumnR
     numbers, values = low is not None or high is not None, only is not None or without is not None
     if not told or (numbers and values):
         raise UserError(f"{at}: set min or max (numbers), or is or not (text, true and false)")
+    if not all(value is None or math.isfinite(value) for value in (low, high)):
+        raise UserError(f"{at}: min and max are numbers, or null for no bound")
     if low is not None and high is not None and low > high:
         raise UserError(f"{at}: min={low:g} is above max={high:g}")
     if not numbers and not values:

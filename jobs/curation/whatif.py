@@ -23,7 +23,9 @@ from actors.curation.scenes import FEATURES
 from actors.curation.select_settings import REASONS
 
 ROWS = 200_000
-"""Scenes that the page holds at most; 2 to 5 MB, and 1 MB more for each column that has a rule."""
+"""Scenes that the page holds at most; 2 to 5 MB, and 1 MB more for each rule on a column."""
+RULES = 8
+"""Rules on columns from which on the page holds fewer scenes, so that it grows no further."""
 TRIALS = 200_000
 """Values of columns without a rule that the page holds at most; 1 MB."""
 COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "error")
@@ -71,8 +73,8 @@ class WhatIf:
         taken = {*REASONS, *(rule.name for rule in rules)}
         self.trials = [n for n in others if n not in ruled | taken and re.fullmatch(r"[A-Za-z_]\w*", n)]
         """Columns that a rule can be tried on."""
-        self._all = _Sample(ROWS)
-        self._tried = _Sample(min(ROWS, TRIALS // max(1, len(self.trials))))
+        self._all = _Sample(ROWS * RULES // max(RULES, len(rules)))
+        self._tried = _Sample(min(self._all.rows, TRIALS // max(1, len(self.trials))))
         self._of = 0
 
     def add(self, rows: pd.DataFrame) -> None:
@@ -101,7 +103,9 @@ class WhatIf:
         """
         if not self._of:
             return ""
-        rows, tried = self._all.taken().reset_index(drop=True), self._tried.taken().reset_index(drop=True)
+        rows, tried = self._all.taken().reset_index(drop=True), self._tried.taken()
+        limit = min(self._all.limit, self._tried.limit)
+        tried = tried[(tried.place < limit).to_numpy()]
         select = settings["select"]
         by_filter = select["by"] == "classifier"
         rank = rows.probability if by_filter else steadiness(rows)
@@ -110,8 +114,8 @@ class WhatIf:
         columns = {**_measured(rows, settings), **self._ruled(rows, by_filter)}
         rules = [self._rule(rule, number) for number, rule in enumerate(self._rules)]
         # The rows of the smaller sample are among those of the larger one, and came in the same order.
-        inside = (rows.place < self._tried.limit).to_numpy()
-        at = np.cumsum((rows.place.sort_index() < self._tried.limit).to_numpy())[rows.index[inside]] - 1
+        inside = (rows.place < limit).to_numpy()
+        at = np.cumsum((rows.place.sort_index() < limit).to_numpy())[rows.index[inside]] - 1
         for number, name in enumerate(self.trials):
             if name in drawn:
                 columns[f"trial{number}"] = tried[number].to_numpy()[at]

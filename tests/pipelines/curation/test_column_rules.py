@@ -133,6 +133,7 @@ def test_without_rules_nothing_more_is_read_and_reasons_are_the_fixed_ones():
         ("width: {}", "set min or max"),
         ("width: {min: 3, max: 2}", "min=3 is above max=2"),
         ("width: {min: 3, is: true}", "set min or max"),
+        ("width: {max: .inf}", "are numbers, or null for no bound"),
         ("width: {least: 3}", r"select\.rules\.width\.least: there is no such setting"),
         ("width: {min: x}", r"select\.rules\.width\.min: Input should be a valid number"),
         ("width: 3", r"select\.rules\.width: "),
