@@ -1,4 +1,4 @@
-"""Learn from labels which scenes are good: XGBoost on the seven features, judged by videos that it has not seen.
+"""Learn from labels which scenes are good: XGBoost on columns of scenes, judged by videos that it has not seen.
 
 Folds are of whole videos, since the scenes of one resemble each other: a model of each outer fold never saw its videos,
 and when to stop was decided on another, inner, fold. What those models say of their own folds is what is reported.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ import pandas as pd
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
+from actors.curation.column_rules import COLUMNS, missing, scalars
+from actors.curation.measured import Family, families_now
 from actors.curation.scenes import FEATURES
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ DRIFT = 0.25
 """A population stability index above this is a shift (Siddiqi 2006, Credit Risk Scorecards, chapter 10)."""
 DRIFT_CHANCE = 0.001
 """How often chance alone may go beyond the bound for what few labels make of the index."""
+ADDED = ("label", "fold", "order")
+"""Columns of the table of labels that are no features."""
 ROUNDS, PATIENCE = 1000, 10
 """Trees at most, and how many in a row may be of no use on the inner fold."""
 
@@ -52,7 +56,10 @@ class Filter:
     raw: bytes
     """XGBoost's own JSON."""
     about: dict[str, Any]
-    """measured_by: settings of the features; versions; report; spread: each feature's distribution over the labels."""
+    """measured_by: settings of the features; versions; report; spread: each feature's distribution over the labels;
+    families, where it reads their columns: the fingerprint of each."""
+    features: tuple[str, ...] = FEATURES
+    """The columns that it reads, in XGBoost's order."""
 
     @cached_property
     def _booster(self) -> "xgboost.Booster":
@@ -61,30 +68,30 @@ class Filter:
         return xgboost.Booster(model_file=bytearray(self.raw))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"raw": self.raw, "about": self.about}
+        return {"raw": self.raw, "about": self.about, "features": self.features}
 
     def probability(self, rows: pd.DataFrame) -> np.ndarray:
-        """float32 (N,): probability of "good" for rows with FEATURES, of which any may be NaN."""
-        return self._booster.predict(feature_matrix(rows))
+        """float32 (N,): probability of "good" for rows with `features`, of which any may be missing."""
+        return self._booster.predict(feature_matrix(rows, self.features))
 
     def contributions(self, rows: pd.DataFrame) -> np.ndarray:
-        """float32 (N, 8): what each of FEATURES adds to the log-odds of "good", and last what holds for every scene.
+        """float32 (N, F + 1): what each feature adds to the log-odds of "good", and last what holds for every scene.
 
         Shapley values over the trees (Lundberg et al. 2018, Consistent Individualized Feature Attribution for Tree
         Ensembles), as XGBoost computes them; a row adds up to its log-odds.
         """
-        return self._booster.predict(feature_matrix(rows), pred_contribs=True)
+        return self._booster.predict(feature_matrix(rows, self.features), pred_contribs=True)
 
     def drift(self, counts: np.ndarray) -> dict[str, float]:
         """Population stability index of each feature that has left the distribution of the labels.
 
-        counts: int (7, BINS), as `spread_counts` makes them. Index Σ (a - e) ln(a / e) over bins, a and e the shares of
+        counts: int (F, BINS), as `spread_counts` makes them. Index Σ (a - e) ln(a / e) over bins, a and e the shares of
         corpus and labels. Between two samples of one distribution it is about χ² · (1/n + 1/m) with bins - 1 degrees of
         freedom (Yurdakul and Naranjo 2020, Statistical properties of the population stability index), so that with few
         labels a higher value than DRIFT may be chance.
         """
         left = {}
-        for row, name in zip(counts, FEATURES, strict=True):
+        for row, name in zip(counts, self.features, strict=True):
             labels = np.array(self.about["spread"][name]["counts"], np.float64)
             found = row[: len(labels)].astype(np.float64)
             if len(labels) < 2 or not found.sum():
@@ -99,8 +106,8 @@ class Filter:
         return left
 
     def spread_counts(self, rows: pd.DataFrame) -> np.ndarray:
-        """int64 (7, BINS): scenes in each bin of the labels' distribution of each of FEATURES; NaN is in none."""
-        return np.stack([binned(rows[name], self.about["spread"][name]["edges"]) for name in FEATURES])
+        """int64 (F, BINS): scenes in each bin of the labels' distribution of each feature; missing ones are in none."""
+        return np.stack([binned(numbers(rows[name]), self.about["spread"][name]["edges"]) for name in self.features])
 
 
 def _chi_squared(free: int) -> float:
@@ -109,16 +116,30 @@ def _chi_squared(free: int) -> float:
     return free * (1 - part + NormalDist().inv_cdf(1 - DRIFT_CHANCE) * math.sqrt(part)) ** 3
 
 
-def binned(values: pd.Series, edges: Sequence[float]) -> np.ndarray:
-    there = values.to_numpy(np.float64)
+def numbers(values: pd.Series, kind: type[Any] = np.float64) -> np.ndarray:
+    """Numbers or bools as floats, NaN where they are missing."""
+    if values.dtype == object:
+        # Bools of which some are missing.
+        return values.map({True: 1.0, False: 0.0}).to_numpy(kind)
+    return values.to_numpy(kind)
+
+
+def binned(there: np.ndarray, edges: Sequence[float]) -> np.ndarray:
     return np.bincount(np.searchsorted(edges, there[np.isfinite(there)], side="right"), minlength=BINS)
 
 
-def feature_matrix(rows: pd.DataFrame, labels: pd.Series | None = None) -> "xgboost.DMatrix":
+def features_of(table: pd.DataFrame) -> list[str]:
+    """The features in a table of labels."""
+    return [str(name) for name in table if name not in ADDED]
+
+
+def feature_matrix(rows: pd.DataFrame, features: Sequence[str], labels: pd.Series | None = None) -> "xgboost.DMatrix":
     import xgboost
 
-    values = rows[list(FEATURES)].to_numpy(np.float32)
-    return xgboost.DMatrix(values, labels, feature_names=list(FEATURES), nthread=PARAMETERS["nthread"])
+    values = np.empty((len(rows), len(features)), np.float32)
+    for number, name in enumerate(features):
+        values[:, number] = numbers(rows[name], np.float32)
+    return xgboost.DMatrix(values, labels, feature_names=list(features), nthread=PARAMETERS["nthread"])
 
 
 def inner_fold(fold: int, count: int) -> int:
@@ -129,12 +150,14 @@ def inner_fold(fold: int, count: int) -> int:
 def train_models(table: pd.DataFrame, plan: Sequence[tuple[float, int]], count: int) -> list[bytes]:
     """XGBoost's JSON of the models of every share and outer fold of the plan, and last of the one fitted to all.
 
-    table: FEATURES, label, fold and order of all labels; in workers of Ray Train of those that each of them has.
+    table: features, label, fold and order of all labels; in workers of Ray Train of those that each of them has.
     """
     import xgboost
 
+    features = features_of(table)
+
     def matrix(rows: pd.Series) -> xgboost.DMatrix:
-        return feature_matrix(table[rows], table.label[rows])
+        return feature_matrix(table[rows], features, table.label[rows])
 
     models, rounds = [], []
     for share, fold in plan:
@@ -168,32 +191,49 @@ def save_filter(fitted: Filter, uri: str) -> None:
     storage.write_bytes(uri, fitted.raw)
 
 
-def load_filter(uri: str, measured_by: dict[str, Any] | None = None) -> Filter:
+def load_filter(uri: str, measured_by: dict[str, Any] | None = None, store: Store | None = None) -> Filter:
     """Read a filter.
 
-    measured_by: the settings that the features to be judged were measured with.
+    measured_by: the settings that the features to be judged were measured with; store: the output that holds them.
 
     Raises:
-        UserError: there is none, it is no filter that `fit-filter` wrote, or it knows other features.
+        UserError: there is none, it is no filter that `fit-filter` wrote, or its features are not there or were
+            measured otherwise.
     """
     try:
         raw = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise UserError(f"{uri} does not exist. Label scenes with `annotate`, then run `fit-filter`.") from error
     model = _parsed(uri, raw)
-    names = model["learner"].get("feature_names")
-    if names != list(FEATURES):
-        raise UserError(
-            f"{uri} expects the features {names}, but scenes have {list(FEATURES)}, in this order. Run `fit-filter`."
-        )
+    names = tuple(str(name) for name in model["learner"].get("feature_names") or ())
     about = json.loads(model["learner"]["attributes"][ATTRIBUTE])
+    if sorted(names) == sorted(FEATURES) and list(names) != list(FEATURES):
+        raise UserError(
+            f"{uri} expects the features {[*names]}, but scenes have {[*FEATURES]}, in this order. Run `fit-filter`."
+        )
     theirs = about["measured_by"]
     if measured_by is not None and feature_settings(measured_by) != theirs:
-        ours = feature_settings(measured_by)
-        changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-        told = ", ".join(f"{name}={theirs.get(name)} there, {ours.get(name)} here" for name in changed)
-        raise UserError(f"{uri} was fitted to features measured with other settings ({told}). Run `fit-filter`.")
-    return Filter(raw, about)
+        _refuse(uri, theirs, feature_settings(measured_by))
+    if store is not None:
+        families = families_now(store)
+        there = {**COLUMNS, **scalars({name: kind for one in families for name, kind in one.columns.items()})}
+        if lacking := [name for name in names if name not in there]:
+            raise UserError(f"{uri} reads columns that {store.root} lacks: {missing(lacking, there, store.root)}")
+        ours, theirs = fingerprints(families, names), about.get("families", {})
+        if ours != theirs:
+            _refuse(uri, theirs, ours)
+    return Filter(raw, about, names)
+
+
+def _refuse(uri: str, theirs: dict[str, Any], ours: dict[str, Any]) -> NoReturn:
+    changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    told = ", ".join(f"{name}={theirs.get(name)} there, {ours.get(name)} here" for name in changed)
+    raise UserError(f"{uri} was fitted to features measured with other settings ({told}). Run `fit-filter`.")
+
+
+def fingerprints(families: Sequence[Family], features: Sequence[str]) -> dict[str, str]:
+    """Of the families that features come from, by which settings they were measured, in a few digits."""
+    return {one.name: one.fingerprint for one in families if not {*features}.isdisjoint(one.columns)}
 
 
 def _parsed(uri: str, raw: bytes) -> dict[str, Any]:

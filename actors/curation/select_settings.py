@@ -1,10 +1,19 @@
 """Settings of the rules that drop a scene; imports no pandas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from actors.core.errors import UserError
+from actors.curation.column_rules import ColumnRule, Rule, column_rules
 from actors.curation.duplicates import FARTHEST
+
+REASONS = (
+    *("", "frozen", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
+    *("near_duplicate", "same_span", "not_selected"),
+)
+"""Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
+COMPARED = ("", "near_duplicate", "same_span", "not_selected")
+"""Reasons of scenes that pass every rule of their own and are compared with others."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,12 @@ class SelectConfig:
     dedupe: int | None = None
     """Of scenes whose hashes differ in at most this many of 192 bits, 0 to 17, keep the best; null: keep all. 8 finds
     copies in another size or codec; 16 also slightly cropped or darkened ones, and parts of a still shot."""
+    rules: dict[str, Rule | None] = field(default_factory=dict)
+    """Rules on columns of scores/ and of families of scores, after the others and in this order. {text_area: {max:
+    0.05}} drops scenes whose text_area is above 0.05, for the reason text_area. min and max are for numbers, and are
+    included; is and not, a value or a list, for text, true and false: {camera: {not: [shake]}}. A rule of another name
+    says its column: {subtitles: {column: text_area, max: 0.05}}. A scene without a value is dropped as unmeasured.
+    null turns a rule off."""
 
     def __post_init__(self) -> None:
         if self.count is not None and self.fraction is not None:
@@ -37,3 +52,15 @@ class SelectConfig:
             raise UserError(f"select.max_hold_s={self.max_hold_s}: set seconds above 0")
         if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
             raise UserError(f"select.dedupe={self.dedupe}: set 0 to {FARTHEST} bits, or null")
+        _ = self.column_rules
+
+    @property
+    def column_rules(self) -> tuple[ColumnRule, ...]:
+        """The rules on columns that are on. Raises UserError."""
+        return column_rules(self.rules, REASONS)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """REASONS with those of the rules on columns behind the other rules."""
+        first, last = REASONS[: -len(COMPARED) + 1], REASONS[-len(COMPARED) + 1 :]
+        return (*first, *(rule.name for rule in self.column_rules), *last)

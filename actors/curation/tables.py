@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from actors.core import storage
 from actors.core.catalog import Part
 from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
@@ -251,6 +253,35 @@ def read_rows(
         rows = added(table.select(names).cast(schema), part)
         tables.append(rows.filter(current(table, stale)) if part.folder == "scores" and origin else rows)
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
+
+
+def read_scenes(store: Store, part: Part) -> pa.Table:
+    """A part of scenes/ as `whole_scenes`."""
+    return whole_scenes(store.read_whole(part, again=SELECT_AGAIN), store.uri(part.path))
+
+
+def whole_scenes(table: pa.Table, uri: str) -> pa.Table:
+    """All that a part of scenes/ holds: the columns of SCENES in their order, then those of families."""
+    lacking = [name for name in SCENES.names if name not in table.column_names]
+    if earlier := set(lacking) - set(LATER):
+        raise UserError(f"{uri} has no column {', '.join(sorted(earlier))}. {SELECT_AGAIN}")
+    for name in lacking:
+        table = table.append_column(name, pa.nulls(len(table)))
+    more = [field for field in table.schema if field.name not in SCENES.names]
+    schema = pa.schema([*SCENES, *more])
+    return table.select(schema.names).cast(schema)
+
+
+def more_columns(store: Store) -> dict[str, pa.DataType]:
+    """The columns of families that scenes/ holds; all of its parts hold the same."""
+    for part in store.listed("scenes")[:1]:
+        try:
+            schema = pq.read_schema(pa.BufferReader(storage.read_bytes(store.uri(part.path))))
+        except (pa.ArrowInvalid, FileNotFoundError):
+            # Who reads its rows says what is wrong.
+            break
+        return {field.name: field.type for field in schema if field.name not in SCENES.names}
+    return {}
 
 
 def current(rows: pa.Table, stale: pa.Table) -> pa.Array:

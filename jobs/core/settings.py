@@ -256,7 +256,7 @@ def _pull(tree: Any, path: list[str]) -> Any:
 
 def _explain(config: Any, problem: Any) -> str:
     dotted = ".".join(_path(config, problem["loc"]))
-    if problem["type"] == "unexpected_keyword_argument":
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(dotted, [one.path for one in settings_of(config)], 1)
         return f"{dotted}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
     if problem["type"].startswith("union_tag"):

@@ -69,10 +69,11 @@ def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> 
     """
     check_host(config.host, token)
     labels, own = config.files()
-    model = None
+    model, store = None, Store(config.output)
     if config.order == "uncertain":
-        model = load_filter(place(config.output, config.filter), measured_by(run))
-    scenes = in_order(scenes_to_label(Store(config.output)), config.per_video, config.seed, model)
+        model = load_filter(place(config.output, config.filter), measured_by(run), store)
+    to_label = scenes_to_label(store, model.features if model else FEATURES)
+    scenes = in_order(to_label, config.per_video, config.seed, model)
     session = Session(scenes, own, read_labels(labels))
     asyncio.run(_serve(session, Clips(session.scenes, run), config, token))
     print("\n".join(summary(session, config)))

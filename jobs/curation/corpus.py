@@ -74,9 +74,11 @@ class Run(CurationVerb):
     """Run everything: fetch, score, select, export, report. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
+        from pipelines.curation.columns import check_rules_of
         from pipelines.curation.settings import check
 
         check(config)
+        check_rules_of(config, config.scores)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
@@ -141,6 +143,12 @@ class Score(CurationVerb):
 class Select(CurationVerb):
     """Select the scenes to keep by the scores that exist; measures nothing."""
 
+    def plan(self, config: CurationConfig) -> None:
+        from pipelines.curation.columns import check_rules_of
+
+        super().plan(config)
+        check_rules_of(config)
+
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         facts = [f"to judge: the scenes of {len(Store(config.output).parts('scores'))} parts of scores/"]
         return Preview(facts, places(config, "scenes", "places", "rejected", "report.html", "run.json"))
@@ -186,10 +194,12 @@ class Retry(CurationVerb):
 
     def plan(self, config: RetryConfig) -> None:
         from actors.curation.captioners import check_captioner
+        from pipelines.curation.columns import check_rules_of
         from pipelines.curation.rows import captions
         from pipelines.curation.settings import check
 
         check(config)
+        check_rules_of(config, config.scores)
         if "caption_failed" in config.again() and (captions(Store(config.output)).code != "").any():
             check_captioner(config.captions)
 

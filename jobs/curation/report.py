@@ -7,15 +7,12 @@ asks nobody for anything; the one script that may run in it is known to it by it
 
 import base64
 import hashlib
-import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -23,64 +20,61 @@ import yaml
 from markupsafe import Markup
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.export import clip_name
+from actors.curation.column_rules import COLUMNS, ColumnRule
+from actors.curation.filter import load_filter, place
 from actors.curation.scenes import FEATURES
-from actors.curation.tables import BARS, LATER, PLACES, REJECTED, SCENES
-from jobs.core.pages import number, render
+from actors.curation.tables import PLACES, REJECTED, more_columns, whole_scenes
+from jobs.core.pages import render
+from jobs.curation.cards import (
+    MEMBERS,
+    NEAR_DUPLICATE,
+    Key,
+    Row,
+    Shown,
+    card,
+    chosen_groups,
+    groups_of,
+    key_of,
+    pairs_of,
+)
+from jobs.curation.census import KEPT, Census, count, keys_of
+from jobs.curation.charts import UNITS, charts, rules_of
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
-from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
-from jobs.curation.whatif import COLUMNS, WhatIf
+from jobs.curation.histogram import Histogram
+from jobs.curation.whatif import WhatIf
+from pipelines.curation.columns import numeric
 from pipelines.curation.settings import RETRYABLE
 
-SAMPLE = 20_000
-"""Scenes from which the axes of the histograms are chosen."""
 THUMBNAILS = 48
 """Thumbnails of kept scenes, and of dropped ones, at most."""
 THUMBNAIL_PARTS = 256
 """Parts of thumbnails/ that are read at most."""
-GROUPS, LARGEST, MEMBERS = 12, 4, 6
-"""Groups of near-duplicates that are shown at most, how many of them are the largest, and scenes of each."""
 REJECTED_ROWS = 200
 """Rows of rejected/ that are shown in full."""
-
-Row = dict[str, Any]
-Key = tuple[str, str]
-"""A scene: its video_id and scene_id."""
-
-KEPT, NEAR_DUPLICATE = "kept", "near_duplicate"
-UNITS = {
-    "max_rgb_diff": "squared, of 0–255",
-    "mean_rgb_diff": "squared, of 0–255",
-    "max_velocity": "pixels per step",
-    "mean_velocity": "pixels per step",
-    "mse": "of latents",
-    "cos_sim": "of latents",
-    "no_frames": "sampled",
-    "probability": "of good, says the filter",
-}
-FLOOR = {"max_rgb_diff": 0.01, "mean_rgb_diff": 0.01, "max_velocity": 1e-3, "mean_velocity": 1e-3, "mse": 1e-6}
-"""Where the axes of these begin at the lowest: below is no more than rounding, as in a scene of one black picture."""
-LINEAR = {"cos_sim", "no_frames", "probability"}
-"""Features drawn on a linear axis; the others have long tails."""
 
 
 def write_report(store: Store, record: dict[str, Any]) -> str:
     """Write report.html from scenes/, rejected/, thumbnails/ and a run record; returns its URI."""
     settings = record["settings"]
     made = store.read_json("plan", "settings.json") or {}
-    census = _count(store)
+    column_rules = rules_of(settings)
+    columns = numeric(more_columns(store), column_rules)
+    reads = _reads(store, settings)
+    whatif = WhatIf(column_rules, columns, reads)
+    census = count(store, whatif, columns)
     pictures = _thumbnails(store, census)
-    histograms = [_histogram(name, census, settings) for name in FEATURES]
-    if settings["select"]["by"] == "classifier":
-        histograms.append(Histogram("probability", 0, 1, 40, log=False, marks=[Mark("probability", 0, 0, -1)]))
+    drawn = charts(census.sample, census.varies, census.measured, settings, column_rules)
+    histograms = drawn.histograms
     pairs = caption_pairs(store)
-    groups = _chosen_groups(census)
+    groups = chosen_groups(census)
     shown, others = _draw(store, histograms, pictures, set(pairs), groups)
-    pictures |= _fetched(store, [row for row in others if _key(row) not in pictures])
+    pictures |= _fetched(store, [row for row in others if key_of(row) not in pictures])
+    about = Shown(store, settings, column_rules, reads, pictures)
     script = (Path(__file__).parent / "whatif.js").read_text()
     failures = _failures(store)
-    rules = _rules(settings)
+    rules = _rules(settings, column_rules, reads)
     dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
     page = render(
         "curation/report.html.j2",
@@ -99,99 +93,28 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         histograms=histograms,
         units=UNITS,
         rules=rules,
-        cards={group: [_card(row, pictures, settings, store) for row in shown[group]] for group in shown},
-        whatif=Markup(census.whatif.page(settings)),
+        bounds={one.feature: whatif.bounds(one.feature) for one in histograms},
+        left_out=drawn.left_out,
+        cards={group: [card(row, about) for row in shown[group]] for group in shown},
+        whatif=Markup(whatif.page(settings, [one.feature for one in histograms])),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        groups=_groups(groups, others, census, pictures, settings, store),
+        groups=groups_of(groups, others, census, about),
         n_groups=len(census.duplicates),
         n_duplicates=census.duplicates.total(),
         filter=filter_findings(store, settings),
         evaluation=evaluation_findings(store),
-        pairs=_pairs(pairs, others, pictures),
+        pairs=pairs_of(pairs, others, pictures),
     )
     uri = store.uri("report.html")
     storage.write_bytes(uri, page.encode())
     return uri
 
 
-NOTED = ["window", "trimmed_before_s", "trimmed_after_s", "cuts_inside", *BARS]
-"""Columns of the census that rows of earlier versions lack."""
-
-# ------------------------------------------------------------------------------------------------------- the first pass
+# --------------------------------------------------------------------------------------------------------- the pictures
 
 
-@dataclass
-class _Census:
-    """How many scenes there are of each kind, and where each of them belongs."""
-
-    groups: Counter[str] = field(default_factory=Counter)
-    """Measured scenes by "kept" or the reason why they were dropped."""
-    failed: Counter[str] = field(default_factory=Counter)
-    """Scenes by error code."""
-    duplicates: Counter[int] = field(default_factory=Counter)
-    """Scenes by group of near-duplicates."""
-    windows: int = 0
-    """Scenes that are windows of a shot that is too long to be one."""
-    trimmed: int = 0
-    """Scenes beside a dissolve or fade, which is left out."""
-    with_cuts: int = 0
-    """Scenes of the metadata in which a cut was found."""
-    barred: int = 0
-    """Scenes with black bars."""
-    whatif: WhatIf = field(default_factory=WhatIf)
-    sample: np.ndarray = field(default_factory=lambda: np.empty((0, len(FEATURES))))
-    """Features of at most SAMPLE measured scenes, float64 (n, 7)."""
-    names: list[str] = field(default_factory=list)
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    """Hashes of the ids of the measured scenes, sorted."""
-    places: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
-    """Of each key, the index in `names` of its scene's group."""
-
-    @property
-    def measured(self) -> int:
-        return self.groups.total()
-
-    @property
-    def scenes(self) -> int:
-        return self.measured + self.failed.total()
-
-
-def _count(store: Store) -> _Census:
-    census = _Census()
-    keys, places, draws = [census.keys], [census.places], np.empty(0)
-    rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *NOTED], NOTED):
-        rows = part.to_pandas()
-        census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
-        census.barred += int((rows[list(BARS)] > 0).any(axis=1).sum()) if set(BARS) <= set(rows) else 0
-        if "trimmed_before_s" in rows:
-            census.trimmed += int(((rows.trimmed_before_s > 0) | (rows.trimmed_after_s > 0)).sum())
-            census.with_cuts += int((rows.cuts_inside.fillna("") != "").sum())
-        census.whatif.add(rows[list(COLUMNS)])
-        census.duplicates.update(rows.duplicate_group.dropna().astype(int))
-        census.failed.update(rows.error[rows.error != ""])
-        rows = rows[rows.error == ""]
-        groups = rows.reason.where(~rows.kept, KEPT)
-        census.groups.update(groups)
-        census.names.extend(name for name in groups.unique() if name not in census.names)
-        keys.append(_keys(rows))
-        places.append(groups.map({name: i for i, name in enumerate(census.names)}).to_numpy(np.uint8))
-        draws = np.concatenate([draws, rng.random(len(rows))])
-        sample = np.concatenate([census.sample, rows[list(FEATURES)].to_numpy(np.float64)])
-        drawn = np.argsort(draws)[:SAMPLE]
-        draws, census.sample = draws[drawn], sample[drawn]
-    census.keys, census.places = np.concatenate(keys), np.concatenate(places)
-    order = np.argsort(census.keys)
-    census.keys, census.places = census.keys[order], census.places[order]
-    return census
-
-
-def _keys(rows: pd.DataFrame) -> np.ndarray:
-    return np.array([hash(key) for key in zip(rows.video_id.tolist(), rows.scene_id.tolist(), strict=True)], np.int64)
-
-
-def _thumbnails(store: Store, census: _Census) -> dict[Key, bytes]:
+def _thumbnails(store: Store, census: Census) -> dict[Key, bytes]:
     """JPEGs of a seeded sample of scenes, by (video_id, scene_id), from as few parts as give a choice."""
     wanted = {KEPT: min(THUMBNAILS, census.groups[KEPT])}
     reasons = sorted((n, reason) for reason, n in census.groups.items() if reason != KEPT)
@@ -210,7 +133,7 @@ def _thumbnails(store: Store, census: _Census) -> dict[Key, bytes]:
         if part is None:
             continue
         rows = part.to_pandas()
-        keys = _keys(rows)
+        keys = keys_of(rows)
         at = np.searchsorted(census.keys, keys).clip(max=len(census.keys) - 1)
         for i in np.flatnonzero(census.keys[at] == keys):
             row, group = rows.iloc[i], census.names[census.places[at[i]]]
@@ -224,26 +147,6 @@ def _thumbnails(store: Store, census: _Census) -> dict[Key, bytes]:
 
 
 # ------------------------------------------------------------------------------------------------------ the second pass
-
-
-def _histogram(feature: str, census: _Census, settings: dict[str, Any]) -> Histogram:
-    """An empty histogram whose axis suits the sample and, where they are near, the thresholds."""
-    frames, select = settings["frames"], settings["select"]
-    # A number of frames that is still kept lies inside.
-    marks = {
-        "max_rgb_diff": [Mark("select.max_rgb_diff", select["max_rgb_diff"], select["max_rgb_diff"], 1)],
-        "mean_velocity": [Mark("select.min_velocity", select["min_velocity"], select["min_velocity"], -1)],
-        "no_frames": [
-            Mark("frames.min", frames["min"], frames["min"] - 0.5, -1),
-            Mark("frames.max", frames["max"], frames["max"] + 0.5, 1),
-        ],
-    }.get(feature, [])
-    log = feature not in LINEAR
-    values = scaled(np.maximum(census.sample[:, FEATURES.index(feature)], FLOOR.get(feature, -np.inf)), log)
-    edges = scaled(np.array([mark.edge for mark in marks], np.float64), log)
-    bins = int(np.clip(2 * math.sqrt(census.measured), 10, 48))
-    axis = axis_of(values[np.isfinite(values)], edges[np.isfinite(edges)], bins, whole=feature == "no_frames")
-    return Histogram(feature, *axis, log, marks)
 
 
 def _draw(
@@ -260,47 +163,57 @@ def _draw(
     others: list[Row] = []
     held: Counter[Any] = Counter()
     wanted = [scene_id for _, scene_id in {*pictures, *captioned}]
-    for part in store.read_parts("scenes", SCENES.names, LATER):
+    for part in (whole_scenes(part, store.uri("scenes")) for part in store.read_parts("scenes")):
         sound = part.filter((part["error"].to_pandas() == "").to_numpy())
         kept = sound["kept"].to_numpy()
         for histogram in histograms:
-            histogram.add(sound[histogram.feature].to_numpy(), kept)
+            histogram.add(sound[histogram.feature].to_numpy().astype(np.float64), kept)
         grouped = sound["duplicate_group"].to_pandas().isin(groups)
         some = grouped | sound["scene_id"].to_pandas().isin(wanted)
         for row, member in zip(sound.filter(some.to_numpy()).to_pylist(), grouped[some], strict=True):
-            if _key(row) in pictures:
+            if key_of(row) in pictures:
                 shown.setdefault(KEPT if row["kept"] else row["reason"], []).append(row)
             place = row["duplicate_group"], row["reason"] == NEAR_DUPLICATE
             held[place] += member
-            if (member and held[place] <= MEMBERS) or _key(row) in captioned:
+            if (member and held[place] <= MEMBERS) or key_of(row) in captioned:
                 others.append(row)
     return shown, others
 
 
 def _fetched(store: Store, rows: list[Row]) -> dict[Key, bytes]:
     """The thumbnails of these scenes, as far as they are there."""
-    wanted = {_key(row) for row in rows}
+    wanted = {key_of(row) for row in rows}
     parts: set[str] = set()
     for places in store.read_parts("places", PLACES.names) if wanted else ():
         near = places.filter(places["scene_id"].to_pandas().isin([scene_id for _, scene_id in wanted]).to_numpy())
-        parts |= {place["part"] for place in near.to_pylist() if _key(place) in wanted}
+        parts |= {place["part"] for place in near.to_pylist() if key_of(place) in wanted}
     found = {}
     for name in sorted(parts & set(store.parts("thumbnails"))):
         part = store.read_part("thumbnails", name)
-        found |= {_key(row): row["thumbnail"] for row in (part.to_pylist() if part else []) if _key(row) in wanted}
+        found |= {key_of(row): row["thumbnail"] for row in (part.to_pylist() if part else []) if key_of(row) in wanted}
     return found
-
-
-def _key(row: Row) -> Key:
-    return row["video_id"], row["scene_id"]
 
 
 # -------------------------------------------------------------------------------------------------------- what is shown
 
 
-def _rules(settings: dict[str, Any]) -> dict[str, str]:
+def _reads(store: Store, settings: dict[str, Any]) -> list[str]:
+    """The columns beside the seven features that the filter in use reads, as far as scenes/ holds them."""
+    if settings["select"]["by"] != "classifier":
+        return []
+    try:
+        features = load_filter(place(store.root, settings["filter"])).features
+    except UserError:
+        # What is wrong with it is told in the section on the filter.
+        return []
+    there = {*COLUMNS, *more_columns(store)}
+    return [name for name in features if name not in FEATURES and name in there]
+
+
+def _rules(settings: dict[str, Any], column_rules: Sequence[ColumnRule], reads: Sequence[str]) -> dict[str, str]:
     """What each reason means under these settings, in the order in which the reasons are looked for."""
     frames, select = settings["frames"], settings["select"]
+    others = dict.fromkeys([*(rule.column for rule in column_rules), *reads])
     best = f"the best {select['count']:,}" if select["count"] is not None else "the best"
     if select["fraction"] is not None:
         best = f"the best {select['fraction']:.4g} of those that pass"
@@ -308,9 +221,10 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
         "frozen": f"longest_hold_s > {select['max_hold_s']:g}",
         "too_short": f"no_frames < {frames['min']}",
         "too_long": f"no_frames > {frames['max']}, or as many intervals of frames.interval_ms",
-        "unmeasured": "a feature is missing: `score` measures it",
+        "unmeasured": "a feature is missing: `score` measures it" + (f", or {' or '.join(others)}" if others else ""),
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
+        **{rule.name: rule.meaning for rule in column_rules},
         "near_duplicate": f"another that differs in at most {select['dedupe']} bits of its hash ranks higher",
         "same_span": "another of its span ranks higher",
         "not_selected": f"not among {best}",
@@ -322,7 +236,7 @@ def _ordered(groups: Counter[str], rules: dict[str, str]) -> list[str]:
     return [reason for reason in [*rules, *others] if groups[reason]]
 
 
-def _funnel(rows_in: int, census: _Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
+def _funnel(rows_in: int, census: Census, dropped: dict[str, int], rules: dict[str, str]) -> list[dict[str, Any]]:
     """Steps from the rows of the input down to those that are kept; each bar begins where what is left ends."""
     notes = (
         (census.windows, "windows of long shots"),
@@ -365,59 +279,3 @@ def _failures(store: Store) -> dict[str, Any]:
 def _example(rows: pd.DataFrame) -> dict[str, str]:
     row = rows.iloc[0]
     return {"example": row.scene_id or row.video_id, "message": row.message}
-
-
-def _card(row: Row, pictures: dict[Key, bytes], settings: dict[str, Any], store: Store) -> dict[str, Any]:
-    """What is shown of a scene: its picture, its clip where there is one, and what decided it."""
-    frames, select = settings["frames"], settings["select"]
-    if select["by"] == "classifier":
-        rank = f"probability {number(row['probability'])}"
-    else:
-        rank = f"steadiness {number(row['mean_velocity'] / row['max_velocity'] if row['max_velocity'] else 0)}"
-    decided = {
-        "frozen": f"a picture is held for {number(row['longest_hold_s'] or 0)} s > {select['max_hold_s']:g} s",
-        "too_short": f"{row['no_frames']} frames < {frames['min']}",
-        "too_long": f"{row['no_frames']} frames > {frames['max']}, or as long as that",
-        "unmeasured": "not measured: " + ", ".join(name for name in FEATURES if row[name] is None),
-        "static": f"velocity {number(row['mean_velocity'])} < {select['min_velocity']:g}",
-        "cut_inside": f"diff {number(row['max_rgb_diff'])} > {select['max_rgb_diff']:g}",
-    }.get(row["reason"], rank)
-    numbers = [("v", row["mean_velocity"]), ("d", row["max_rgb_diff"]), ("f", row["no_frames"])]
-    measured = " · ".join(f"{letter} {number(value)}" for letter, value in numbers if value is not None)
-    name = clip_name(*_key(row)) if row["kept"] else ""
-    clip = f"clips/{quote(name)}" if name and storage.exists(store.uri("clips", name)) else ""
-    return {**row, "jpeg": pictures.get(_key(row), b""), "clip": clip, "decided": decided, "measured": measured}
-
-
-def _chosen_groups(census: _Census) -> list[int]:
-    """The largest groups of near-duplicates, then some of the others, drawn with a fixed seed."""
-    ordered = [group for group, _ in sorted(census.duplicates.items(), key=lambda item: (-item[1], item[0]))]
-    largest, others = ordered[:LARGEST], ordered[LARGEST:]
-    return largest + random.Random(0).sample(others, min(GROUPS - len(largest), len(others)))
-
-
-def _groups(
-    chosen: Sequence[int],
-    rows: list[Row],
-    census: _Census,
-    pictures: dict[Key, bytes],
-    settings: dict[str, Any],
-    store: Store,
-) -> list[dict[str, Any]]:
-    """What is shown of groups: how many scenes each has, and the first of them, that which stayed before the others."""
-    members = {group: [row for row in rows if row["duplicate_group"] == group] for group in chosen}
-    groups = []
-    for group, scenes in members.items():
-        first = sorted(scenes, key=lambda row: (row["reason"] == NEAR_DUPLICATE, not row["kept"], _key(row)))[:MEMBERS]
-        cards = [_card(row, pictures, settings, store) | {"reason": row["reason"] or KEPT} for row in first]
-        groups.append({"scenes": census.duplicates[group], "cards": cards})
-    return groups
-
-
-def _pairs(pairs: dict[Key, tuple[str, str]], rows: list[Row], pictures: dict[Key, bytes]) -> list[dict[str, Any]]:
-    """Captions beside recaptions, with pictures where there are some."""
-    return [
-        {**row, "caption": pairs[_key(row)][0], "recaption": pairs[_key(row)][1], "jpeg": pictures.get(_key(row), b"")}
-        for row in {_key(row): row for row in rows}.values()
-        if _key(row) in pairs
-    ]

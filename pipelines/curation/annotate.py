@@ -3,7 +3,7 @@
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -44,13 +44,17 @@ class ClipError(RuntimeError):
     """A clip that cannot be had, and why."""
 
 
-def scenes_to_label(store: Store) -> pd.DataFrame:
-    """The scenes of an output that are sound and have all features, kept or not."""
-    scenes = rows_now(store, COLUMNS).scenes
+def scenes_to_label(store: Store, features: Sequence[str] = FEATURES) -> pd.DataFrame:
+    """The scenes of an output that are sound and have all of the seven features, kept or not.
+
+    features: of the filter that they are to be ordered by.
+    """
+    columns = [*dict.fromkeys([*COLUMNS, *features])]
+    scenes = rows_now(store, columns).scenes
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
-    return with_places(store, sound[[*COLUMNS, "part"]])
+    return with_places(store, sound[[*columns, "part"]])
 
 
 def key_frames(store: Store, row: Row) -> list[bytes]:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
+from actors.curation.column_rules import COLUMNS, ColumnRule
 from actors.curation.filter import load_filter, place
-from actors.curation.rules import COMPARED, steadiness
+from actors.curation.rules import steadiness
 from actors.curation.scenes import FEATURES
-from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, strings
+from actors.curation.select_settings import COMPARED
+from actors.curation.tables import LATER, SELECT_AGAIN, more_columns, read_scenes, strings
+from pipelines.curation.columns import numeric
 from pipelines.curation.settings import CurationConfig
 
 NEAR = 1000
@@ -37,9 +40,13 @@ def explain(config: CurationConfig, name: str) -> list[str]:
     among = _among(store, scene, config)
     made = (store.read_json("plan", "settings.json") or {}).get("measured_by", {})
     lines.append("features, and the share of measured scenes that have less")
-    for feature, below, count in zip(FEATURES, among.below, among.measured, strict=True):
-        share = "" if _missing(scene[feature]) else f"{100 * below / count:5.1f} %"
-        lines.append(f"  {feature:14} {_number(scene[feature]):>10} {share}".rstrip())
+    told = [one for one in range(len(among.columns)) if among.columns[one] in FEATURES or among.varies[one]]
+    width = max(14, *(len(among.columns[one]) for one in told))
+    for name, below, count in ((among.columns[one], among.below[one], among.measured[one]) for one in told):
+        share = "" if _missing(scene[name]) else f"{100 * below / count:5.1f} %"
+        lines.append(f"  {name:{width}} {_number(scene[name]):>10} {share}".rstrip())
+    words = {name: scene[name] for name in [*COLUMNS, *more_columns(store)] if isinstance(scene.get(name), str | bool)}
+    lines.append("  " + ", ".join(f"{name}={str(value).lower()}" for name, value in words.items() if value != ""))
     lines.append("  measured with " + ", ".join(f"{key}={value}" for key, value in made.items()))
     lines += _filter(scene, config, made)
     lines += _rules(scene, config)
@@ -52,7 +59,7 @@ def explain(config: CurationConfig, name: str) -> list[str]:
 
 def _parts(store: Store, folder: str, columns: list[str]) -> Iterator[pd.DataFrame]:
     again = "" if folder == "scores" else SELECT_AGAIN
-    return (part.to_pandas(types_mapper=strings) for part in store.read_parts(folder, columns, again=again))
+    return (part.to_pandas(types_mapper=strings) for part in store.read_parts(folder, columns, LATER, again=again))
 
 
 def _is(rows: pd.DataFrame, scene: Row) -> pd.Series:
@@ -66,8 +73,7 @@ def _find(store: Store, name: str) -> Row:
         keys = ids.to_pandas(types_mapper=strings)
         hit = (keys.scene_id == name) | (keys.video_id + "/" + keys.scene_id == name)
         if hit.any():
-            whole = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN)
-            found += whole.filter(hit.to_numpy()).to_pylist()
+            found += read_scenes(store, part).filter(hit.to_numpy()).to_pylist()
     # A duplicate of a scene has its id, and an error.
     sound = [row for row in found if not row["error"]] or found
     if not sound:
@@ -94,9 +100,8 @@ def _near(store: Store, name: str) -> list[str]:
 class _Among:
     """A scene among those of its corpus."""
 
-    below: np.ndarray = field(default_factory=lambda: np.zeros(len(FEATURES), int))
-    """Measured scenes that have less of each feature."""
-    measured: np.ndarray = field(default_factory=lambda: np.zeros(len(FEATURES), int))
+    columns: list[str]
+    """Numbers that are known of scenes, the seven features first."""
     passed: int = 0
     """Scenes that pass the rules."""
     better: int = 0
@@ -106,6 +111,25 @@ class _Among:
     chosen: tuple[float, str] | None = None
     """Rank and id of the scene that stands for the same span, or for the same group of near-duplicates."""
 
+    def __post_init__(self) -> None:
+        count = len(self.columns)
+        self.below, self.measured = np.zeros(count, int), np.zeros(count, int)
+        """Measured scenes that have less of each column, and that have a value."""
+        self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
+
+    @property
+    def varies(self) -> np.ndarray:
+        """Which columns have more than one value."""
+        return self._low < self._high
+
+    def add(self, values: np.ndarray, mine: np.ndarray) -> None:
+        """Count measured scenes: their values (N, C), and those of the scene (C,)."""
+        there = np.isfinite(values)
+        self.below += (values < mine).sum(axis=0)
+        self.measured += there.sum(axis=0)
+        self._low = np.minimum(self._low, np.where(there, values, np.inf).min(axis=0, initial=np.inf))
+        self._high = np.maximum(self._high, np.where(there, values, -np.inf).max(axis=0, initial=-np.inf))
+
 
 def _ranks(rows: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     rank = rows.probability if config.select.by == "classifier" else steadiness(rows)
@@ -113,15 +137,13 @@ def _ranks(rows: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 
 
 def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
-    among = _Among()
-    mine = pd.DataFrame([scene])[list(FEATURES)].to_numpy(np.float32)[0]
+    among = _Among(numeric(more_columns(store)))
+    mine = pd.DataFrame([scene])[among.columns].astype(np.float32).to_numpy()[0]
     rank = _ranks(pd.DataFrame([scene]), config)[0]
-    columns = ["video_id", "clip_id", "scene_id", *FEATURES, "probability", "reason", "error", "duplicate_group"]
-    for part in _parts(store, "scenes", columns):
+    columns = ["video_id", "clip_id", "scene_id", "probability", "reason", "error", "duplicate_group"]
+    for part in _parts(store, "scenes", [*columns, *among.columns]):
         rows = part[part.error == ""]
-        values = rows[list(FEATURES)].to_numpy(np.float32)
-        among.below += (values < mine).sum(axis=0)
-        among.measured += np.isfinite(values).sum(axis=0)
+        among.add(rows[among.columns].astype(np.float32).to_numpy(), mine)
         rows = rows[rows.reason.isin(COMPARED)]
         ranks = _ranks(rows, config)
         among.passed += len(rows)
@@ -174,6 +196,8 @@ def _filter(scene: Row, config: CurationConfig, made: dict[str, Any]) -> list[st
     if config.select.by != "classifier" and not storage.exists(uri):
         return []
     model = load_filter(uri, made)
+    if lacking := [name for name in model.features if name not in scene]:
+        return [f"filter {uri} reads {', '.join(lacking)}, which scenes/ does not hold yet: run `select`"]
     rows = pd.DataFrame([scene])
     probability, *_ = model.probability(rows)
     parts = model.contributions(rows)[0]
@@ -183,7 +207,7 @@ def _filter(scene: Row, config: CurationConfig, made: dict[str, Any]) -> list[st
         f"filter {uri}, from {of}",
         f"  good with probability {probability:.3f}, log-odds {parts.sum():+.2f}, which are the sum of",
         f"  {parts[-1]:+.2f} of any scene",
-        *(f"  {parts[i]:+.2f} of {FEATURES[i]}" for i in np.argsort(-np.abs(parts[:-1]), kind="stable")),
+        *(f"  {parts[i]:+.2f} of {model.features[i]}" for i in np.argsort(-np.abs(parts[:-1]), kind="stable")),
     ]
     if not _missing(scene["probability"]) and abs(scene["probability"] - probability) > 1e-4:
         lines.append(f"  the filter has changed: scenes/ was decided with probability {scene['probability']:.3f}")
@@ -208,7 +232,16 @@ def _rules(scene: Row, config: CurationConfig) -> list[str]:
         lines.append(
             f"  {reason:10} {broken} {abs(margin):.4g}: {feature} {scene[feature]:.4g}, {setting} {threshold:g}"
         )
-    return lines
+    return lines + [_column_rule(scene, rule) for rule in config.select.column_rules]
+
+
+def _column_rule(scene: Row, rule: ColumnRule) -> str:
+    value = scene.get(rule.column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return f"  {rule.name:10} not known: {rule.column} is missing"
+    broken = "broken" if rule.broken(pd.Series([value]))[0] else "kept"
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else value
+    return f"  {rule.name:10} {broken}: {rule.column} {shown}, dropped where {rule.meaning}"
 
 
 def _rank(scene: Row, config: CurationConfig, among: _Among) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,24 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
+from actors.curation.column_rules import BOOL, NUMBER, kind_of, missing
 from actors.curation.filter import (
+    ADDED,
     ATTRIBUTE,
     BINS,
     Filter,
     binned,
     feature_matrix,
     feature_settings,
+    features_of,
+    fingerprints,
     inner_fold,
+    numbers,
     train_models,
 )
+from actors.curation.measured import families_now
 from actors.curation.scenes import FEATURES
+from pipelines.curation.columns import columns_of
 from pipelines.curation.filter_metrics import calibration, judged
 from pipelines.curation.label_settings import LEAST_FOLDS, FitConfig
 from pipelines.curation.labels import labels_for
@@ -46,35 +53,53 @@ class Labelled:
     """Scenes that people labelled, with what was measured of them."""
 
     scenes: pd.DataFrame
-    """video_id, scene_id, FEATURES (some may be NaN) and label (0 bad, 1 good), in order of the ids."""
+    """video_id, scene_id, features (some may be missing) and label (0 bad, 1 good), in order of the ids."""
     measured_by: dict[str, Any]
     """The settings of the features."""
     people: list[str]
     """Who labelled."""
     lost: int = 0
     """Labels of scenes that are not in scores/, or failed."""
+    features: tuple[str, ...] = FEATURES
+    """The columns of scenes that the filter learns from."""
+    families: dict[str, str] = field(default_factory=dict)
+    """The fingerprint of each family that features come from."""
 
     def workers(self, config: FitConfig) -> int:
         """Over how many processes the fit is split."""
-        return math.ceil(len(self.scenes) * 4 * (len(FEATURES) + 4) / config.worker_bytes)
+        return math.ceil(len(self.scenes) * 4 * (len(self.features) + 4) / config.worker_bytes)
 
 
 def read_labelled(config: FitConfig) -> Labelled:
-    """The labelled scenes of an output. Raises ValueError where there are none."""
-    store = Store(config.output)
+    """The labelled scenes of an output. Raises ValueError where there are none, or no such feature."""
+    store, features = Store(config.output), tuple(dict.fromkeys(config.features or FEATURES))
     path, people, labels = labels_for(config.output, config.labels)
-    scenes, settings = rows_now(store, FEATURES).scenes, store.read_json("plan", "settings.json")
+    _check_features(features, store)
+    scenes, settings = rows_now(store, features).scenes, store.read_json("plan", "settings.json")
     assert settings is not None
     keys = ["video_id", "scene_id"]
     known = pd.Series(list(labels.values()), pd.MultiIndex.from_tuples(list(labels), names=keys), name="label")
-    sound = scenes.loc[scenes.error == "", [*keys, *FEATURES]]
+    sound = scenes.loc[scenes.error == "", [*keys, *features]]
     found = sound.join(known, on=keys, how="inner").sort_values(keys).reset_index(drop=True)
     if found.empty:
         raise UserError(
             f"None of the {len(labels)} labels of {path} is of a scene that {config.output} has measured. "
             "Set labels=PATH."
         )
-    return Labelled(found, feature_settings(settings["measured_by"]), people, len(labels) - len(found))
+    if empty := [name for name in features if name not in FEATURES and found[name].isna().all()]:
+        raise UserError(f"features: none of the {len(found)} labelled scenes has a value of {', '.join(empty)}")
+    told = feature_settings(settings["measured_by"]), people, len(labels) - len(found)
+    return Labelled(found, *told, features, fingerprints(families_now(store), features))
+
+
+def _check_features(features: Sequence[str], store: Store) -> None:
+    there = columns_of(store)
+    if lacking := [name for name in features if name not in there]:
+        raise UserError(f"features: {missing(lacking, there, store.root)}")
+    if taken := [name for name in features if name in ADDED]:
+        raise UserError(f"features: {', '.join(taken)} cannot be learnt from: a label has a column of this name")
+    if texts := [name for name in features if kind_of(there[name]) not in (NUMBER, BOOL)]:
+        raise UserError(f"features: {', '.join(texts)} is text. A filter learns from numbers and bools.")
 
 
 def fit(labelled: Labelled, config: FitConfig) -> Filter:
@@ -90,7 +115,8 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
     random = np.random.default_rng(config.seed)
     videos, video = np.unique(table.video_id.to_numpy(str), return_inverse=True)
     order = (random.permutation(len(videos)) / len(videos))[video]
-    narrow = table[[*FEATURES, "label"]].astype(np.float32).assign(fold=folds.astype(np.int32), order=order)
+    narrow = pd.DataFrame({name: numbers(table[name], np.float32) for name in (*labelled.features, "label")})
+    narrow = narrow.assign(fold=folds.astype(np.int32), order=order)
     count = int(folds.max()) + 1
     shares = [share for share in SHARES if _can_learn(narrow, count, share)]
     if 1.0 not in shares:
@@ -107,10 +133,11 @@ def fit(labelled: Labelled, config: FitConfig) -> Filter:
         "measured_by": labelled.measured_by,
         "versions": {"xgboost": xgboost.__version__, **{name: version(name) for name in ("scikit-learn", "numpy")}},
         "report": report | {"folds": count, "notes": notes},
-        "spread": _spread(table),
+        "spread": _spread(table, labelled.features),
+        **({"families": labelled.families} if labelled.families else {}),
     }
     final.set_attr(**{ATTRIBUTE: json.dumps(known)})
-    return Filter(bytes(final.save_raw("json")), known)
+    return Filter(bytes(final.save_raw("json")), known, labelled.features)
 
 
 def _report(
@@ -136,7 +163,7 @@ def _report(
         "rounds": final.num_boosted_rounds(),
         "metrics": judged(labels, chance, video, config.seed),
         "calibration": calibration(labels, chance),
-        "importance": {name: round(gain.get(name, 0.0) / whole, 4) for name in FEATURES},
+        "importance": {name: round(gain.get(name, 0.0) / whole, 4) for name in labelled.features},
         "learning_curve": [
             {
                 "videos": len(np.unique(video[order < share])),
@@ -148,14 +175,14 @@ def _report(
     }
 
 
-def _spread(table: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
+def _spread(table: pd.DataFrame, features: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Each feature's distribution over the labels: edges of bins of equal counts, and the counts."""
     spread = {}
-    for name in FEATURES:
-        values = table[name].to_numpy(np.float64)
+    for name in features:
+        values = numbers(table[name])
         there = values[np.isfinite(values)]
         edges = np.unique(np.quantile(there, np.arange(1, BINS) / BINS)).tolist() if len(there) else []
-        spread[name] = {"edges": edges, "counts": binned(table[name], edges)[: len(edges) + 1].tolist()}
+        spread[name] = {"edges": edges, "counts": binned(values, edges)[: len(edges) + 1].tolist()}
     return spread
 
 
@@ -243,8 +270,9 @@ def _said(table: pd.DataFrame, plan: Sequence[tuple[float, int]], models: Sequen
     """By share, float32 (N,): the probability of each scene, from the model that did not see its video."""
     import xgboost
 
+    features = features_of(table)
     said = {share: np.full(len(table), np.nan, np.float32) for share, _ in plan}
     for (share, fold), raw in zip(plan, models[:-1], strict=True):
         held = (table.fold == fold).to_numpy()
-        said[share][held] = xgboost.Booster(model_file=bytearray(raw)).predict(feature_matrix(table[held]))
+        said[share][held] = xgboost.Booster(model_file=bytearray(raw)).predict(feature_matrix(table[held], features))
     return said

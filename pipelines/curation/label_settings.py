@@ -73,6 +73,9 @@ class FitConfig:
     """Labels: a .json file or a folder of such files, a path or s3://; null: OUTPUT/labels."""
     filter: str | None = None
     """Where the filter is written, a path or s3://; null: OUTPUT/filter.json."""
+    features: list[str] | None = None
+    """Columns to learn from, numbers or bools, of scores/ or of families of scores; null: the seven features. A scene
+    without a value in one of them is dropped as unmeasured where the filter selects."""
     folds: int = 5
     """Outer folds of the cross-validation, of whole videos, at least 3; fewer are used where too few videos have good,
     or bad, scenes. More give each model more labels and take longer."""
@@ -82,5 +85,7 @@ class FitConfig:
     """Bytes of labels, as numbers, that one worker holds; more labels are split over workers of Ray Train."""
 
     def __post_init__(self) -> None:
+        if self.features is not None and not self.features:
+            raise UserError("features=[]: name at least one column, or null for the seven features")
         if self.folds < LEAST_FOLDS:
             raise UserError(f"folds={self.folds}: set at least {LEAST_FOLDS}, to test, to stop early and to train")

@@ -7,6 +7,8 @@ A scene passes the rules where, in this order, none of these holds:
     unmeasured  a feature is missing: the scene was too long when it was scored; `score` measures it
     static      mean_velocity < select.min_velocity
     cut_inside  max_rgb_diff > select.max_rgb_diff
+    NAME        what the rule of this name in select.rules drops; unmeasured where its column has no value
+    unmeasured  by classifier, where another column that the filter reads has no value
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
 same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. With
 select.dedupe the best of each group of near-duplicates stays (`near_duplicate`); then the best of each span
@@ -29,9 +31,10 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.duplicates import near_duplicates
 from actors.curation.filter import Filter, load_filter, place
-from actors.curation.rules import HASH, JUDGED, REASONS, judge, rejections, write_decisions
-from actors.curation.scenes import FEATURES
-from actors.curation.tables import LATER, SCENES, SELECT_AGAIN, SELECTION, strings
+from actors.curation.measured import families_now
+from actors.curation.rules import HASH, judge, needed, rejections, write_decisions
+from actors.curation.tables import SCENES, SELECT_AGAIN, SELECTION, read_scenes, strings
+from pipelines.curation.columns import check_rules_of
 from pipelines.curation.rows import (
     IncompleteError,
     captions,
@@ -87,17 +90,19 @@ def select(config: CurationConfig) -> Selected:
     what is compared over the corpus meets here.
     """
     store = Store(config.output)
-    model = _filter(config) if config.select.by == "classifier" else None
-    columns = [*FEATURES, *JUDGED, *(["phash"] if config.select.dedupe is not None else [])]
+    check_rules_of(config)
+    families = families_now(store)
+    model = load_filter_of(config) if config.select.by == "classifier" else None
     look = partial(judge, frames=config.frames, select=config.select, model=model)
     with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
-        scenes, films, videos, notes = rows_now(store, columns, look)
+        scenes, films, videos, notes = rows_now(store, needed(config.select, model), look)
         expected = expected_scenes(scenes, films, videos)
         costs = {**measurements(scenes, films), "notes": notes}
         decided = _decided(scenes, films, config)
         del scenes
         starts = range(0, max(len(decided), 1), PART_ROWS)
-        chunks = [(store, new.writer, i, decided.iloc[at : at + PART_ROWS], model) for i, at in enumerate(starts)]
+        shared = model, families
+        chunks = [(store, new.writer, i, decided.iloc[at : at + PART_ROWS], *shared) for i, at in enumerate(starts)]
         written = in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS)
         new.add(*(part for parts, _ in written for part in parts))
         _tell_captions(store, new)
@@ -111,10 +116,11 @@ def _decided(scenes: pd.DataFrame, films: pd.DataFrame, config: CurationConfig) 
     scenes["duplicate_group"] = alike(scenes, config)
     code = choose(scenes, config)
     columns = ["video_index", "ordinal", "part", "row", "error"]
-    decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=code, scene=True)
-    nothing = {"reason": np.int8(0), "probability": np.nan, "duplicate_group": -1, "scene": False}
+    reason = pd.Categorical.from_codes(code, scenes.reason.cat.categories)
+    decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=reason, scene=True)
+    nothing = {"reason": "", "probability": np.nan, "duplicate_group": -1, "scene": False}
     bad = films.loc[films.error != "", columns].assign(**nothing)
-    decided = pd.concat([decided, bad.astype({"part": decided.part.dtype})])
+    decided = pd.concat([decided, bad.astype({name: decided[name].dtype for name in ("part", "reason")})])
     return decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
 
 
@@ -130,9 +136,10 @@ def check_selection(store: Store, selection: str) -> None:
         raise replaced(store.root, "scenes")
 
 
-def _filter(config: CurationConfig) -> Filter:
+def load_filter_of(config: CurationConfig) -> Filter:
+    """The filter that ranks scenes. Raises UserError where the output lacks a column that it reads."""
     made = Store(config.output).read_json("plan", "settings.json") or {}
-    return load_filter(place(config.output, config.filter), made.get("measured_by"))
+    return load_filter(place(config.output, config.filter), made.get("measured_by"), Store(config.output))
 
 
 def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
@@ -146,7 +153,7 @@ def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 
 
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
-    """What is kept of scenes that were judged: the index in REASONS of each, int8 (N,); kept and failed ones have 0.
+    """What is kept of scenes that were judged: the code of each one's reason, int8 (N,); kept and failed ones have 0.
 
     scenes: video_id, clip_id, scene_id, error, and what `judge` and `alike` add.
     """
@@ -163,9 +170,10 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     if config.select.fraction is not None:
         # 0.29 of 100 is 29, whatever a binary fraction makes of it.
         limit = int(config.select.fraction * len(passed) + 1e-9)
-    reason[passed] = REASONS.index("near_duplicate")
-    reason[unlike] = REASONS.index("same_span")
-    reason[left] = REASONS.index("not_selected")
+    code = list(scenes.reason.cat.categories).index
+    reason[passed] = code("near_duplicate")
+    reason[unlike] = code("same_span")
+    reason[left] = code("not_selected")
     reason[left[:limit]] = 0
     return reason
 
@@ -205,15 +213,12 @@ def _tell_captions(store: Store, new: Replacement) -> bool:
     sound = answers[answers.code == ""].set_index(keys).recaption
     changed = False
     for part in new.parts("scenes"):
-        table = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN)
+        table = read_scenes(store, part)
         about = table.select([*keys, "error", "recaption"]).to_pandas()
         found = sound.reindex(pd.MultiIndex.from_frame(about[keys])).fillna("").to_numpy(object)
         told = np.where(about.error == "", found, "")
         if (told != about.recaption).any():
-            column = SCENES.get_field_index("recaption")
-            new.swap(
-                part, table.select(SCENES.names).set_column(column, SCENES.field(column), pa.array(told, pa.string()))
-            )
+            new.swap(part, _changed(table, recaption=told))
             changed = True
     failed: list[Any] = answers[answers.code != ""].rename(columns={"code": "error"}).to_dict("records")
     return _fail_scenes(store, new, failed, "caption") or changed
@@ -225,18 +230,27 @@ def _fail_scenes(store: Store, new: Replacement, rows: Sequence[Row], step: str)
     keys = ["video_id", "scene_id"]
     more = []
     for part in new.parts("scenes") if rows else ():
-        scenes = store.read_whole(part, SCENES.names, LATER, again=SELECT_AGAIN).to_pandas(types_mapper=strings)
+        table = read_scenes(store, part)
+        scenes = table.select([*keys, "clip_id", "kept", "error"]).to_pandas(types_mapper=strings)
         codes = failed.set_index(keys).error.reindex(pd.MultiIndex.from_frame(scenes[keys])).to_numpy()
         # A duplicate of a kept scene has its own error already.
         hit = scenes.kept.to_numpy() & ~pd.isna(codes)
         if hit.any():
             more.append(failed.merge(scenes.loc[hit, [*keys, "clip_id"]], on=keys))
-            scenes = scenes.assign(kept=scenes.kept & ~hit, error=np.where(hit, codes, scenes.error))
-            new.swap(part, pa.Table.from_pandas(scenes, SCENES, preserve_index=False))
+            now = {"kept": scenes.kept.to_numpy() & ~hit, "error": np.where(hit, codes, scenes.error)}
+            new.swap(part, _changed(table, **now))
     if more:
         number = len(new.parts("rejected"))
         new.add(new.writer.write("rejected", number, rejections(pd.concat(more).assign(step=step))))
     return bool(more)
+
+
+def _changed(scenes: pa.Table, **columns: np.ndarray) -> pa.Table:
+    """Rows of scenes/ with other values in some columns."""
+    for name, values in columns.items():
+        field = SCENES.field(name)
+        scenes = scenes.set_column(scenes.schema.get_field_index(name), field, pa.array(values, field.type))
+    return scenes
 
 
 def tally(store: Store, expected: int | None = None) -> Tally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from actors.core.store import Store
 from actors.curation.filter import save_filter
 from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import SCENES
+from jobs.core.settings import load
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
 from jobs.curation.report import write_report
@@ -23,7 +25,7 @@ from pipelines.curation.fit_filter import fit
 from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.select import select, tally
 from pipelines.curation.settings import CurationConfig
-from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_plan, write_scores
+from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_measured, write_plan, write_scores
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +36,25 @@ RULES = {
     "select.min_velocity": [0.1, 0.7, 1.3],
     "select.max_rgb_diff": [4000, 3000.1, 900.7],
 }
+
+LOOKS = {"text_area": pa.float32(), "camera": pa.string(), "shaky": pa.bool_()}
+COLUMN_RULES = {
+    "text_area": {"max": 0.05},
+    "wide": {"column": "width", "min": 1000, "max": 1500},
+    "camera": {"not": ["shake"]},
+    "shaky": {"is": False},
+}
+
+
+def look(number: int, random: np.random.Generator) -> dict[str, Any]:
+    """What a family says of a scene; some things it cannot say."""
+    text_area = float(np.float32(random.choice([random.uniform(0, 0.2), 0.05, 0.1])))
+    said = {
+        "text_area": text_area,
+        "camera": str(random.choice(["pan", "shake"])),
+        "shaky": bool(random.random() < 0.1),
+    }
+    return {"row": number, **{name: None if random.random() < 0.05 else value for name, value in said.items()}}
 
 
 def corpus(folder: Path) -> CurationConfig:
@@ -53,6 +74,8 @@ def corpus(folder: Path) -> CurationConfig:
                     "max_rgb_diff": float(np.float32(random.choice([random.lognormal(7, 1), 3000.1, 900.7, 4000]))),
                     "phash": np.random.default_rng(copied).bytes(24) if copied < 90 else None,
                     "longest_hold_s": float(np.float32(random.choice([0.04, 0.5, 3.0, 3.1], p=[0.8, 0.1, 0.05, 0.05]))),
+                    "width": int(random.choice([640, 1280, 1920])),
+                    "bar_top": (0, 0, 40, None)[int(random.integers(4))],
                     "end_s": float(random.choice([2.0, 15.1, 15.3, 40.0], p=[0.85, 0.05, 0.05, 0.05])),
                     "video_index": video,
                     "ordinal": scenes,
@@ -67,7 +90,8 @@ def corpus(folder: Path) -> CurationConfig:
         rows.append(film(f"v{video}", scenes, video_index=video))
     settings = config(folder)
     store = Store(settings.output)
-    write_scores(store, *rows)
+    part = write_scores(store, *rows)
+    write_measured(store, "looks", LOOKS, part, [look(number, random) for number in range(len(rows))])
     write_plan(store, videos)
     made = {"settings": asdict(settings), "measured_by": {"motion.flow": "farneback"}}
     store.write_json(made, "plan", "settings.json")
@@ -146,6 +170,8 @@ def decided(settings: CurationConfig) -> tuple[int, dict[str, int]]:
         {"fraction": 0.3},
         {"by": "classifier", "dedupe": 0},
         {"by": "classifier", "count": 40},
+        {"rules": COLUMN_RULES},
+        {"rules": {"bar_top": {"max": 10}}, "by": "classifier", "fraction": 0.5},
     ],
 )
 def test_the_page_says_what_select_would(report: Report, rules: dict[str, Any]) -> None:
@@ -176,6 +202,78 @@ def test_one_of_very_many_copies_and_scenes_of_a_span_stays(report: Report) -> N
     write_plan(store, {"w": 1200})
     report.show(replace(report.settings, select=SelectConfig(dedupe=8)))
     assert (report.kept, report.dropped) == (2, {"near_duplicate": 599, "same_span": 599})
+
+
+def test_rules_on_columns_are_moved_turned_off_and_tried(report: Report) -> None:
+    report.show(replace(report.settings, select=SelectConfig(rules=COLUMN_RULES, dedupe=0)))
+    seen = {report.kept}
+    for bound, value in [
+        ("text_area.max", 0.1),
+        ("wide.min", None),
+        ("text_area.min", 0.01),
+        ("mse.max", 0.9),
+        ("mse.max", None),
+        ("height.min", 200),
+        ("bar_top.max", 0),
+        ("text_area.max", None),
+    ]:
+        if report.page.locator(f'input[data-rule="select.rules.{bound}"]').count() == 0:
+            # All scenes have the same height.
+            assert bound == "height.min"
+            continue
+        report.put(f"select.rules.{bound}", value)
+        expected = load(CurationConfig, [*report.command[5:], *whole(report.settings)])
+        assert (report.kept, report.dropped) == decided(expected), bound
+        seen.add(report.kept)
+    assert len(seen) > 5
+    report.page.locator("#reset").click()
+    assert (report.kept, report.dropped) == decided(report.settings)
+
+
+def whole(settings: CurationConfig) -> list[str]:
+    return [f"input={settings.input}", f"output={settings.output}"]
+
+
+def test_a_slider_of_a_rule_moves_it(report: Report) -> None:
+    report.show(replace(report.settings, select=SelectConfig(rules=COLUMN_RULES)))
+    figure = report.page.locator("#feature-text_area")
+    before = report.kept
+    figure.locator("input[type=range]").fill("700")
+    assert float(figure.locator('input[type=number][data-rule="select.rules.text_area.max"]').input_value()) > 0.05
+    assert report.kept > before
+    report.put("select.rules.text_area.min", 9)
+    expect(report.page.locator("#wrong")).to_be_visible()
+
+
+def test_a_filter_of_other_columns_drops_what_has_none(report: Report) -> None:
+    store = Store(report.settings.output)
+    labelled = fast_is_good()
+    text = np.random.default_rng(0).uniform(0, 0.2, len(labelled.scenes))
+    features = ("text_area", "mean_velocity")
+    named = replace(
+        labelled, scenes=labelled.scenes.assign(text_area=text), features=features, families={"looks": "f" * 12}
+    )
+    save_filter(fit(named, FitConfig(store.root)), store.uri("filter.json"))
+    settings = replace(report.settings, select=SelectConfig(by="classifier", rules={"camera": {"not": "shake"}}))
+    report.show(settings)
+    kept, dropped = decided(settings)
+    assert (report.kept, report.dropped) == (kept, dropped) and dropped["unmeasured"] > 30
+
+
+def test_a_rule_is_tried_on_a_sample_of_a_larger_corpus(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.show(report.settings)
+    report.put("select.rules.width.max", 1300)
+    wide = report.kept
+    monkeypatch.setattr(whatif, "TRIALS", 3000)
+    report.show(report.settings)
+    exact = report.kept
+    expect(report.page.locator("#sampled")).to_be_empty()
+    report.put("select.rules.width.max", 1300)
+    told = re.fullmatch(r"estimated from (\d+) of (\d+) scenes", report.page.locator("#sampled").inner_text())
+    assert told and 50 < int(told[1]) < 300 < int(told[2])
+    assert report.kept == pytest.approx(wide, rel=0.3)
+    report.put("select.rules.width.max", None)
+    assert report.kept == exact
 
 
 def test_the_line_below_it_is_the_command_that_does_it(report: Report) -> None:
@@ -209,7 +307,7 @@ def test_a_slider_moves_its_threshold_and_line(report: Report) -> None:
     report.show(report.settings)
     before = report.kept
     figure = report.page.locator("#feature-mean_velocity")
-    slider, field = figure.locator("input[type=range]"), figure.locator("input[type=number]")
+    slider, field = figure.locator("input[type=range]"), figure.locator("input[type=number][required]")
     at = float(figure.locator("line.rule").get_attribute("x1") or 0)
     slider.fill("900")
     assert float(field.input_value()) > 0.1

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from actors.core.store import Store
 from actors.curation.latents import LatentsConfig
+from actors.curation.measured import Family, write_family
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
 from actors.media.shown import NOT_KNOWN
@@ -114,3 +115,12 @@ def quick(source: object, output: object, **groups: Any) -> CurationConfig:
     frames = FramesConfig(size=64)
     latents = LatentsConfig(model="tiny")
     return CurationConfig(input=str(source), output=str(output), frames=frames, latents=latents, **groups)
+
+
+def write_measured(store: Store, name: str, columns: dict[str, pa.DataType], part: str, rows: Iterable[Row]) -> None:
+    """Write what a family measured of the rows of a part of scores/, as `measure` does; each has `row` and columns."""
+    family = Family(name, "f" * 12, columns)
+    whole = [{"video_id": "", "scene_id": "", "error": "", "message": "", "computed": "", **row} for row in rows]
+    table = pa.Table.from_pylist([{key: row.get(key) for key in family.schema.names} for row in whole], family.schema)
+    store.write_table(table, family.folder, part)
+    write_family(store, family, {})

@@ -13,7 +13,7 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.filter import Filter, save_filter
-from actors.curation.rules import REASONS, judge
+from actors.curation.rules import judge
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.select_settings import SelectConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
@@ -36,7 +36,7 @@ def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None 
     judged = scenes.join(judge(scenes, settings.frames, settings.select, model))
     judged["duplicate_group"] = alike(judged, settings)
     code = choose(judged, settings)
-    reason = np.array(REASONS, object)[code]
+    reason = np.array(settings.select.reasons, object)[code]
     kept = (reason == "") & (scenes.error == "")
     return scenes.assign(kept=kept, reason=reason, probability=judged.probability)
 
