@@ -212,11 +212,15 @@ def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
 
     The steps are those of open_clip's transform for single PIL images, done on all of them at once, and on the device.
     """
+    return prepared(clip, sent([images], clip.device).permute(0, 3, 1, 2))
+
+
+def prepared(clip: Clip, pixels: "torch.Tensor") -> "torch.Tensor":
+    """What `preprocess` makes of pictures uint8 (N, 3, H, W) that are on the model's device: (N, 3, S, S)."""
     from open_clip.transform import ResizeKeepRatio
     from torchvision.transforms import Resize
     from torchvision.transforms.v2.functional import resize
 
-    pixels = sent([images], clip.device).permute(0, 3, 1, 2)
     *shape, _to_rgb, _to_tensor, _normalise = clip.transform.transforms
     for step in shape:
         if isinstance(step, ResizeKeepRatio):
