@@ -14,14 +14,14 @@ from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES, stri
 
 REASONS = (
     *("", "frozen", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
-    *("near_duplicate", "same_span", "not_selected"),
+    *("near_duplicate", "same_span", "concept_full", "not_selected"),
 )
 """Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
 JUDGED = ("start_s", "end_s", "longest_hold_s")
 """Columns that rules need beside the features."""
 ROUNDING = 0.004
 """Of an interval: times are rounded to milliseconds."""
-COMPARED = ("", "near_duplicate", "same_span", "not_selected")
+COMPARED = ("", "near_duplicate", "same_span", "concept_full", "not_selected")
 """Reasons of scenes that pass every rule of their own and are compared with others."""
 HASH = ("hash_0", "hash_1", "hash_2")
 
@@ -78,10 +78,10 @@ def write_decisions(
 ) -> tuple[list[Part], np.ndarray]:
     """Write one part of scenes/, of places/ and of rejected/; with a model, also returns `spread_counts` of its scenes.
 
-    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
-    duplicate_group, and whether it is a scene, or a film that failed.
+    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason,
+    duplicate_group and concept, and whether it is a scene, or a film that failed.
     """
-    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group"}
+    added = {"recaption", "probability", "kept", "reason", "code", "duplicate_group", "concept"}
     names = [*dict.fromkeys([*SCENES.names, *REJECTED.names])]
     names = [name for name in names if name not in added]
     places = decided.reset_index(drop=True)
@@ -100,7 +100,7 @@ def write_decisions(
     groups = places.duplicate_group.where(places.duplicate_group >= 0)
     parts = places.part.astype(str).str.rpartition("/")[2]
     decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
-    rows = about.assign(**decision, duplicate_group=groups)
+    rows = about.assign(**decision, duplicate_group=groups, concept=places.concept.where(places.concept >= 0))
     tables = {
         "places": pa.Table.from_pandas(about.assign(part=parts)[places.scene], PLACES, preserve_index=False),
         "scenes": pa.Table.from_pandas(rows[places.scene], SCENES, preserve_index=False),

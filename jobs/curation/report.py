@@ -28,6 +28,7 @@ from actors.curation.export import clip_name
 from actors.curation.scenes import FEATURES
 from actors.curation.tables import BARS, LATER, PLACES, REJECTED, SCENES
 from jobs.core.pages import number, render
+from jobs.curation.concepts import alike_words, concept_findings
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
 from jobs.curation.whatif import COLUMNS, WhatIf
@@ -77,7 +78,9 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     pairs = caption_pairs(store)
     groups = _chosen_groups(census)
     shown, others = _draw(store, histograms, pictures, set(pairs), groups)
-    pictures |= _fetched(store, [row for row in others if _key(row) not in pictures])
+    concepts = concept_findings(store, settings)
+    examples = [row for concept in concepts for row in concept.examples]
+    pictures |= _fetched(store, [row for row in (*others, *examples) if _key(row) not in pictures])
     script = (Path(__file__).parent / "whatif.js").read_text()
     failures = _failures(store)
     rules = _rules(settings)
@@ -109,6 +112,8 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         filter=filter_findings(store, settings),
         evaluation=evaluation_findings(store),
         pairs=_pairs(pairs, others, pictures),
+        alike=alike_words(settings["select"]),
+        concepts=[(one, [pictures.get(_key(row), b"") for row in one.examples]) for one in concepts],
     )
     uri = store.uri("report.html")
     storage.write_bytes(uri, page.encode())
@@ -161,7 +166,7 @@ def _count(store: Store) -> _Census:
     census = _Census()
     keys, places, draws = [census.keys], [census.places], np.empty(0)
     rng = np.random.default_rng(0)
-    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *NOTED], NOTED):
+    for part in store.read_parts("scenes", [*COLUMNS, "kept", "reason", *NOTED], [*NOTED, "concept"]):
         rows = part.to_pandas()
         census.windows += int((rows.window >= 0).sum()) if "window" in rows else 0
         census.barred += int((rows[list(BARS)] > 0).any(axis=1).sum()) if set(BARS) <= set(rows) else 0
@@ -304,6 +309,7 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
     best = f"the best {select['count']:,}" if select["count"] is not None else "the best"
     if select["fraction"] is not None:
         best = f"the best {select['fraction']:.4g} of those that pass"
+    cap = (select.get("balance") or {"cap": 1})["cap"]
     return {
         "frozen": f"longest_hold_s > {select['max_hold_s']:g}",
         "too_short": f"no_frames < {frames['min']}",
@@ -311,8 +317,9 @@ def _rules(settings: dict[str, Any]) -> dict[str, str]:
         "unmeasured": "a feature is missing: `score` measures it",
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
-        "near_duplicate": f"another that differs in at most {select['dedupe']} bits of its hash ranks higher",
+        "near_duplicate": f"another ranks higher that is like it: {alike_words(select)}",
         "same_span": "another of its span ranks higher",
+        "concept_full": f"as many of its concept rank higher as select.balance.cap={cap:g} allows",
         "not_selected": f"not among {best}",
     }
 

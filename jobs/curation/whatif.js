@@ -6,6 +6,7 @@ const frames = read("frames", Uint16Array), velocity = read("velocity", Float32A
 const length = read("length", Uint16Array), frozen = read("frozen", Uint8Array);
 const difference = read("difference", Float32Array), probability = read("probability", Float32Array);
 const span = read("span", Uint32Array), group = read("group", Uint32Array); // empty where no rows share one
+const concept = read("concept", Uint32Array); // the same
 const marks = numbers => new Uint8Array(numbers.reduce((a, b) => Math.max(a, b), 0) + 1);
 const spans = marks(span), groups = marks(group);
 const taken = (marks, number) => Boolean(number) && (marks[number] === 1 || !(marks[number] = 1));
@@ -17,7 +18,8 @@ let least = null; // a probability, where the number to keep follows from one
 function counted() {
   const [shortest, longest, slowest, largest] =
     ["frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff"].map(name => Math.fround(field(name).value));
-  const n = {frozen: 0, too_short: 0, too_long: 0, unmeasured: 0, static: 0, cut_inside: 0, near_duplicate: 0, same_span: 0};
+  const n = {frozen: 0, too_short: 0, too_long: 0, unmeasured: 0, static: 0, cut_inside: 0, near_duplicate: 0, same_span: 0, concept_full: 0};
+  const unlike = [];
   let passed = 0, left = 0, likely = 0;
   spans.fill(0);
   groups.fill(0);
@@ -32,10 +34,17 @@ function counted() {
       passed++;
       if (taken(groups, group[i])) n.near_duplicate++;
       else if (taken(spans, span[i])) n.same_span++;
-      else {
-        left++;
-        if (least !== null && probability[i] >= Math.fround(least)) likely++;
-      }
+      else unlike.push(i);
+    }
+  }
+  const cap = data.cap < 1 ? Math.max(1, Math.floor(data.cap * unlike.length + 1e-9)) : data.cap * data.rows / data.of;
+  const held = {};
+  for (const i of unlike) {
+    held[concept[i]] = (held[concept[i]] ?? 0) + 1;
+    if (concept[i] && held[concept[i]] > cap) n.concept_full++;
+    else {
+      left++;
+      if (least !== null && probability[i] >= Math.fround(least)) likely++;
     }
   }
   return {n, passed, left, likely};

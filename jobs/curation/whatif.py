@@ -18,7 +18,7 @@ from actors.curation.scenes import FEATURES
 
 ROWS = 200_000
 """Scenes that the page holds at most; 2 to 5 MB."""
-COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "error")
+COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "concept", "error")
 """What is read of scenes/."""
 SETTINGS = ("frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff")
 """The thresholds that can be moved."""
@@ -75,17 +75,21 @@ class WhatIf:
             "difference": rows.max_rgb_diff.where(measured).to_numpy(np.float32),
             "span": _shared(rows.place),
             "group": _shared(rows.duplicate_group),
+            "concept": _shared(rows.concept),
             "probability": rows.probability.to_numpy(np.float32) if by_filter else np.zeros(0, np.float32),
         }
-        fixed = {f"select.{name}": select[name] for name in ("by", "fraction", "dedupe", "max_hold_s")} | {
-            "filter": settings["filter"]
-        }
+        names = ("by", "fraction", "dedupe", "semantic_dedupe", "max_hold_s")
+        # Those of an earlier version lack some.
+        balance = select.get("balance") or {"concepts": 0, "cap": 1}
+        fixed = {f"select.{name}": select.get(name) for name in names} | {"filter": settings["filter"]}
+        fixed |= {f"select.balance.{name}": value for name, value in balance.items() if balance["concepts"]}
         page = {
             "rows": len(rows),
             "of": self._of,
             "columns": {name: base64.b64encode(values.tobytes()).decode() for name, values in columns.items()},
             "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")},
             "fraction": select["fraction"],
+            "cap": balance["cap"],
             "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
             "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
         }

@@ -1,7 +1,7 @@
 """An output as a run leaves it, made without running one: rows of scores/ and of the plan."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -95,6 +95,22 @@ def write_scores(store: Store, *rows: Row) -> str:
     """Write one part of scores/."""
     keys = [f"{row['video_id']}/{row['scene_id']}/{row['error']}" for row in rows]
     return store.write_part("scores", pa.Table.from_pylist(list(rows), SCORES), keys)
+
+
+def write_embeddings(store: Store, part: str, rows: Sequence[Row], vectors: Sequence[Any], **settings: Any) -> None:
+    """Write the embeddings of the rows of a part of scores/, as `embed` does; None where a scene has none."""
+    width = next(len(vector) for vector in vectors if vector is not None)
+    kind = pa.list_(pa.float16(), width)
+    values = [None if vector is None else np.asarray(vector, np.float16) for vector in vectors]
+    columns = {
+        "row": pa.array(range(len(rows)), pa.int32()),
+        **{name: pa.array([row[name] for row in rows], pa.string()) for name in ("video_id", "scene_id")},
+        "embedding": pa.array(values, kind),
+        **dict.fromkeys(("error", "message"), pa.array([""] * len(rows), pa.string())),
+    }
+    store.write_table(pa.table(columns), "measured", "embedding", "0123456789ab", part)
+    about = {"fingerprint": "0123456789ab", "columns": {"embedding": str(kind)}, "settings": settings}
+    store.write_json(about, "measured", "embedding.json")
 
 
 def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = ()) -> None:
