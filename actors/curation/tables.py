@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.keyframes import KEY_FRAMES
+from actors.curation.measured import ROW, Family, with_families
 from actors.curation.perceptual_hash import HASH_BYTES
 from actors.curation.scenes import FEATURES
 
@@ -196,6 +199,8 @@ NARROW = (
     *("decoder", "decoded", "source", "scenes", "window", "fetch_s", "cut_s", "latents_s", COMPUTED),
 )
 """What is always read of a row: whether it counts, what it cost, and on what it was computed."""
+UNMEASURED = "unmeasured"
+"""Column that says which families have yet to measure a row."""
 Look = Callable[["pd.DataFrame"], "pd.DataFrame"]
 """What is made of the rows of a part; it returns a row for each that it is given."""
 
@@ -208,21 +213,35 @@ def check_planned(store: Store) -> None:
     raise UserError(f"{store.root} has no plan, so it is not the output of a run. Check the path.")
 
 
+def check_columns(name: str, columns: Collection[str]) -> None:
+    """Raise UserError where a family has columns of names that are taken."""
+    if taken := set(columns) & {*SCORES.names, *SCENES.names, *ROW}:
+        raise UserError(f"scores={name}: rename its columns {', '.join(sorted(taken))}: scores/ or scenes/ has these")
+
+
 def read_rows(
-    store: Store, parts: Sequence[Part], columns: Sequence[str], look: Look | None, stale: pa.Table
+    store: Store,
+    parts: Sequence[Part],
+    columns: Sequence[str],
+    look: Look | None,
+    stale: pa.Table,
+    families: Sequence[Family] = (),
 ) -> tuple[pa.Table, list[str]]:
     """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them.
 
-    Rows that are `stale` are left out. Also returns the paths of parts of scores/ that are torn and left out. A part of
-    the plan that is not whole raises DamagedError.
+    With `families`, which have those of the columns that scores/ has not, also UNMEASURED: which of them, by bits of a
+    number, have yet to measure a row. Rows that are `stale` are left out. Also returns the paths of parts of scores/
+    that are torn and left out. A part of the plan that is not whole raises DamagedError.
     """
     origin = ORIGIN if len(stale) else ()
-    names = [*NARROW, *(name for name in columns if name not in NARROW)]
+    needed = ("mean_rgb_diff",) if families else ()
+    names = [*dict.fromkeys([*NARROW, *needed, *(name for name in columns if name in SCORES.names)])]
     schema = pa.schema([SCORES.field(name) for name in names])
     # A few texts, millions of times.
     schema = schema.set(names.index(COMPUTED), pa.field(COMPUTED, pa.dictionary(pa.int32(), pa.string())))
     # Tables of no part have columns, too.
-    tables, torn = [_looked(schema.empty_table(), "", look)], []
+    added = partial(_looked, store=store, look=look, families=families, columns=columns)
+    tables, torn = [added(schema.empty_table(), Part("", ""))], []
     for part in parts:
         if part.folder == "scores":
             table = store.read_part(part.folder, part.name, [*names, *origin], LATER)
@@ -231,7 +250,7 @@ def read_rows(
         if table is None:
             torn.append(part.path)
             continue
-        rows = _looked(table.select(names).cast(schema), part.path, look)
+        rows = added(table.select(names).cast(schema), part)
         tables.append(rows.filter(current(table, stale)) if part.folder == "scores" and origin else rows)
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
 
@@ -268,16 +287,33 @@ def with_new_captions(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(caption=np.where(pd.isna(found), rows.caption.to_numpy(object), found))
 
 
-def _looked(table: pa.Table, part: str, look: Look | None) -> pa.Table:
+def with_places(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the `uri` where their films lie now: the input or the output may have moved since."""
+    if "plan/videos" not in store.catalog().tables:
+        return rows
+    now = store.read_table("plan/videos", URLS).to_pandas().set_index("video_id").url
+    urls = rows.video_id.map(now[now.index.isin(rows.video_id.unique())]).fillna("").to_numpy(object)
+    local = np.array([url.startswith(("/", "file://", "s3://")) for url in urls], bool)
+    fetched = [store.uri("videos", PurePosixPath(uri).name) if uri else uri for uri in rows.uri]
+    return rows.assign(uri=np.where(local, urls, fetched))
+
+
+def _looked(
+    table: pa.Table, part: Part, store: Store, look: Look | None, families: Sequence[Family], columns: Sequence[str]
+) -> pa.Table:
+    name = part.name if part.folder == "scores" else ""
+    table, left = with_families(store, name, table, families, columns)
     if look is not None:
         seen = look(table.to_pandas(types_mapper=strings))
         table = pa.Table.from_arrays(
             [*(table[name] for name in NARROW), *(pa.Array.from_pandas(seen[name]) for name in seen)],
             [*NARROW, *seen],
         )
-    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([part]))
+    if families:
+        table = table.append_column(UNMEASURED, pa.array(left))
+    path = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([part.path]))
     row = pa.array(np.arange(len(table), dtype=np.int32))
-    return table.append_column("part", name).append_column("row", row)
+    return table.append_column("part", path).append_column("row", row)
 
 
 def strings(kind: pa.DataType) -> Any:

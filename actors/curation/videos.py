@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -22,6 +22,7 @@ from actors.curation.cut import CutConfig, cut, film_row
 from actors.curation.fetch import FetchConfig, fetch
 from actors.curation.guard import guarded
 from actors.curation.keyframes import KEY_FRAMES
+from actors.curation.measured import Task, passed_rows
 from actors.curation.origin import times, with_times
 from actors.curation.parts import UndividedError, cut_in_parts
 from actors.curation.scenes import scene_row
@@ -221,9 +222,9 @@ def cut_frames(batch: Batch, config: CutConfig) -> Iterator[Batch]:
             yield {name: rows[name][scenes] for name in names}
 
 
-def write_rows(batch: Batch, store: Store) -> Batch:
-    """Write rows as a part of scores/, one of thumbnails/ and one of keyframes/, all of one name; returns how many
-    films, scenes and failures they were."""
+def write_rows(batch: Batch, store: Store, families: Sequence[Task] = ()) -> Batch:
+    """Write rows as a part of scores/, one of thumbnails/, one of keyframes/ and one of each family that was measured
+    with them, all of one name; returns how many films, scenes and failures they were."""
     hashes = np.array([value or None for value in batch["phash"]], object)
     written = np.full(len(batch["scene_id"]), time.time())
     values = {**batch, "phash": hashes, "written": written}
@@ -236,6 +237,9 @@ def write_rows(batch: Batch, store: Store) -> Batch:
     store.write_part("thumbnails", thumbnails, keys)
     if len(keyframes):
         store.write_part("keyframes", keyframes, keys, row_group_size=1)
+    for task in families:
+        if (rows := passed_rows(batch, task)) is not None:
+            store.write_part(task.folder, rows, keys)
     store.write_part("scores", table, keys)
     films = batch["scene_id"] == ""
     failed = batch["error"] != ""

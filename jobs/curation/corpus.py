@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actors.core.store import Store
 from jobs.core import verbs
 from jobs.core.verbs import Preview, Verb
+from jobs.curation.measure import add_scores
 from jobs.curation.verb import (
     CurationVerb,
     caption,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.curation.settings import CurationConfig, RetryConfig
 
 ARTEFACTS = (
-    *("plan", "videos", "scores", "thumbnails", "keyframes", "scenes", "rejected"),
+    *("plan", "videos", "scores", "measured", "thumbnails", "keyframes", "scenes", "rejected"),
     *("clips", "captions", "kept.json", "report.html", "run.json"),
 )
 
@@ -82,6 +83,7 @@ class Run(CurationVerb):
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
         measure(config, run)
+        add_scores(config, run)
         expected = decide(config, run)
         write_kept(config, run)
         settle(expected, run)
@@ -132,6 +134,7 @@ class Score(CurationVerb):
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
         measure(config, run)
+        add_scores(config, run)
         count(run)
 
 
@@ -202,6 +205,7 @@ class Retry(CurationVerb):
         from pipelines.curation.recaption import forget_failed
 
         measure(config.run(), run, config.again())
+        add_scores(config.run(), run)
         forgotten = forget_failed(run.store) if "caption_failed" in config.again() else set()
         expected = decide(config, run)
         write_kept(config, run)

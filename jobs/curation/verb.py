@@ -249,6 +249,7 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
         by_nvdec = video["decoder"] == "torchcodec" and video["num_gpus"] > 0
         lines += decoder_lines(record.get("films", {}).get("decoders", {}), by_nvdec)
     lines += record.get("changed", ())
+    lines += _added(record.get("scores", {}))
     if evaluation := record.get("evaluation"):
         lines += _evaluation(evaluation)
     elif rows := record.get("rows"):
@@ -267,6 +268,17 @@ def summary(record: Mapping[str, Any], store: Store) -> list[str]:
         lines.append(f"captions: {made['captioned']} made, {made['failed']} failed, {made['left']} left; {cost}")
     if record.get("rows"):
         lines.append(f"report: {store.uri('report.html')}")
+    return lines
+
+
+def _added(scores: dict[str, Any]) -> list[str]:
+    """What an output has of families, a line each."""
+    lines = []
+    for name, one in scores.items():
+        failed = ", ".join(f"{code} {count}" for code, count in sorted(one["failed"].items()))
+        told = f"; {sum(one['failed'].values())} could not be measured ({failed})" if failed else ""
+        new = f"{one['now']} parts now, {one['seconds']:.0f} s" if one["now"] else "nothing to do"
+        lines.append(f"{name}: {one['scenes']} scenes; {new}{told}")
     return lines
 
 

@@ -24,8 +24,9 @@ from actors.curation.export import clip_name
 from actors.curation.filter import Filter
 from actors.curation.pictures import FOLDER, stored
 from actors.curation.scenes import FEATURES
+from actors.curation.tables import with_places
 from pipelines.curation.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
-from pipelines.curation.rows import rows_now, with_places
+from pipelines.curation.rows import rows_now
 from pipelines.curation.settings import CurationConfig
 
 AHEAD = 4

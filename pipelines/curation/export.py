@@ -30,12 +30,13 @@ from actors.curation.tables import (
     strings,
     with_new_captions,
     with_origin,
+    with_places,
 )
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.layouts import renew_layouts, write_layouts
 from pipelines.curation.order import longest_first
-from pipelines.curation.rows import IncompleteError, captions, with_places
+from pipelines.curation.rows import IncompleteError, captions
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 

@@ -37,8 +37,8 @@ def frames_of(scenes: Iterable[Row], config: CurationConfig, stage: Stage) -> Da
         stage: what one decoding task holds, as it fits the cluster.
     """
     films = [film_task(*film_of(rows[0]), rows) for rows in _films(scenes)]
-    cut: Any = partial(cut_frames, config=_bare(config, keyframes=0))
-    return _from_items(films).map_batches(cut, batch_size=1, **ray_task(stage))
+    cut: Any = partial(cut_frames, config=bare(config, keyframes=0))
+    return from_items(films).map_batches(cut, batch_size=1, **ray_task(stage))
 
 
 def key_frames_of(scenes: Sequence[Row], config: CurationConfig, stage: Stage) -> Dataset:
@@ -58,8 +58,8 @@ def key_frames_of(scenes: Sequence[Row], config: CurationConfig, stage: Stage) -
     work = [{"part": part, "scenes": json.dumps(list(rows))} for part, rows in groupby(kept, _part)]
     work += [{"part": "", "scenes": json.dumps(rows)} for rows in films]
     side = config.frames.keyframes or FramesConfig().keyframes
-    read: Any = partial(read_pictures, store=store, config=_bare(config, keyframes=side))
-    return _from_items(work).map_batches(read, batch_size=1, **ray_task(stage))
+    read: Any = partial(read_pictures, store=store, config=bare(config, keyframes=side))
+    return from_items(work).map_batches(read, batch_size=1, **ray_task(stage))
 
 
 def without_key_frames(scenes: Iterable[Row], store: Store) -> int:
@@ -76,14 +76,14 @@ def _part(row: Row) -> str:
     return row["part"]
 
 
-def _from_items(rows: list[Row]) -> Dataset:
+def from_items(rows: list[Row]) -> Dataset:
     import ray
 
     set_context()
     return ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
 
 
-def _bare(config: CurationConfig, keyframes: int) -> CutConfig:
+def bare(config: CurationConfig, keyframes: int) -> CutConfig:
     """Settings of a decode that only yields pictures: of all flows RAFT's is the one that is not measured in it."""
     frames = replace(config.cutting.frames, keyframes=keyframes)
     return replace(config.cutting, frames=frames, motion=replace(config.motion, flow="raft"), seek=True)

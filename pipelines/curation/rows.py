@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from actors.curation.tables import (
     PLAN_AGAIN,
     REJECTED,
     STALE,
-    URLS,
+    UNMEASURED,
     VIDEOS,
     Look,
     check_planned,
@@ -34,6 +33,7 @@ from actors.curation.tables import (
     strings,
     with_new_captions,
 )
+from pipelines.curation.families import check_measured, families_with
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -87,14 +87,19 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
 
     Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1. A row
     has the NARROW columns, `part` and `row` (where it lies below the store), and `columns` of SCORES or, where there is
-    a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given.
+    a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given. Columns may
+    also be those of families of scores, null where a scene has no value; UserError where one has not measured all
+    scenes.
     """
     check_planned(store)
+    families = families_with(store, list(columns))
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
     parts = [*store.listed("plan/rejected"), *(Part("scores", name) for name in store.parts("scores"))]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
-    read = in_tasks(read_rows, [(store, group, columns, look, stale) for group in groups], len(parts) > MANY_PARTS)
+    read = in_tasks(
+        read_rows, [(store, group, columns, look, stale, families) for group in groups], len(parts) > MANY_PARTS
+    )
     torn = [path for _, some in read for path in some]
     whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
     del read
@@ -112,6 +117,8 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     counted = np.concatenate([last.to_numpy(), np.flatnonzero(planned)])
     order = np.lexsort((rows.ordinal.to_numpy()[counted], rows.video_index.to_numpy()[counted]))
     rows = rows.iloc[counted[order]]
+    if families:
+        check_measured(store, families, rows.pop(UNMEASURED).to_numpy())
     if "caption" in rows:
         rows = with_new_captions(store, rows)
     scenes = (rows.scene_id != "").to_numpy()
@@ -138,17 +145,6 @@ def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[s
     for note in notes:
         log.warning("%s", note)
     return notes
-
-
-def with_places(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the `uri` where their films lie now: the input or the output may have moved since."""
-    if "plan/videos" not in store.catalog().tables:
-        return rows
-    now = store.read_table("plan/videos", URLS).to_pandas().set_index("video_id").url
-    urls = rows.video_id.map(now[now.index.isin(rows.video_id.unique())]).fillna("").to_numpy(object)
-    local = np.array([url.startswith(("/", "file://", "s3://")) for url in urls], bool)
-    fetched = [store.uri("videos", PurePosixPath(uri).name) if uri else uri for uri in rows.uri]
-    return rows.assign(uri=np.where(local, urls, fetched))
 
 
 def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:

@@ -3,6 +3,7 @@
 read     task     1 -> N: a part of the plan, a row per video
 fetch    task     1 -> 1: http(s) sources end in videos/; left out where there are none
 cut      task     1 -> N: one decode in a child process; a row per scene, with its frames, and one for the film
+families actors   1 -> 1: the scores that `scores` names, of those that look at frames or key frames
 measure  actors   1 -> 1: the features that need a model; the last one drops the frames
 write    task     N -> 1: whole parts of scores/, thumbnails/ and keyframes/; a row of counts
 """
@@ -10,7 +11,7 @@ write    task     N -> 1: whole parts of scores/, thumbnails/ and keyframes/; a 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,16 +23,21 @@ from actors.core import storage
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.frame_scorer import FrameScorer
+from actors.curation.measured import Task
+from actors.curation.scoring import PassScorer
 from actors.curation.videos import ALL, Choice, cut_videos, fetch_video, read_tasks, write_rows
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
 from pipelines.curation.division import ON_CPUS, Division, divided
+from pipelines.curation.measure import passed, pool_of
 from pipelines.curation.plan import Plan
 from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
 
+ROWS_AT_ONCE = 8
+"""Rows with their frames that a worker of families gets, at most 80 MB."""
 READ = Stage(num_cpus=0.1)
 """Reading a part of the plan."""
 
@@ -106,13 +112,14 @@ def _clear(held: str) -> None:
 
 def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured) -> None:
     pools, tasks = stages_of(config, plan.remote and not choice.lost)
+    pools |= {name: pool_of(pools[name]) for name in _passed(config)}
     stages = fitted(pools, tasks, config.autoscaling)
     if plan.films and not config.autoscaling and not config.video.workers:
         stages["video"] = widened("video", stages, pools, plan.todo)
     # What is measured alone is not divided.
     divide = ON_CPUS in stages and choice.only is None
     rows = _decoded(config, stages, choice, divided(config, stages, pools) if divide else None)
-    for step in (_measured, _written):
+    for step in (_families, _measured, _written):
         rows = step(rows, config, stages)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
@@ -145,6 +152,8 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
     pools: dict[str, Stage] = {"latents": config.latents}
     if config.motion.flow == "raft" and bool(config.motion.num_gpus) != bool(config.latents.num_gpus):
         pools["motion"] = config.motion
+    for name, families in _passed(config).items():
+        pools[name] = _together([task.config for task in families])
     tasks: dict[str, Stage] = {"read": READ, "video": config.video, "write": config.write}
     if config.cpu_films:
         tasks[ON_CPUS] = Stage(0 if config.cpu_films == "auto" else config.cpu_films, config.video.num_cpus)
@@ -188,6 +197,36 @@ def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Da
     return tasks.map_batches(cut, batch_size=1, **ray_task(stages["video"]))
 
 
+def _passed(config: CurationConfig) -> dict[str, list[Task]]:
+    """The families that are measured while films are decoded, by the pool that they share: CPUs, GPUs."""
+    tasks = passed(config)
+    pools = {
+        "families": [task for task in tasks if not task.config.num_gpus],
+        "families_on_gpus": [task for task in tasks if task.config.num_gpus],
+    }
+    return {name: some for name, some in pools.items() if some}
+
+
+def _together(stages: Sequence[Stage]) -> Stage:
+    """A pool whose workers hold several families, one after the other at work on the same rows."""
+    workers = [stage.workers for stage in stages]
+    cpus, gpus = (max(getattr(stage, name) for stage in stages) for name in ("num_cpus", "num_gpus"))
+    return Stage(max(workers) if all(workers) else 0, cpus, gpus, batch_size=ROWS_AT_ONCE)
+
+
+def _families(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+    for name, tasks in _passed(config).items():
+        stage = stages[name]
+        fitting = [replace(task, config=replace(task.config, num_cpus=stage.num_cpus)) for task in tasks]
+        rows = rows.map_batches(
+            PassScorer,
+            fn_constructor_args=[fitting, config.frames.interval_ms / 1000],
+            batch_size=stage.batch_size,
+            **ray_actors(stage, threads=True),
+        )
+    return rows
+
+
 def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     with_raft = config.motion if config.motion.flow == "raft" else None
     if "motion" in stages:
@@ -204,5 +243,5 @@ def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: b
 
 
 def _written(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
-    write: Any = partial(write_rows, store=Store(config.output))
+    write: Any = partial(write_rows, store=Store(config.output), families=passed(config))
     return rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))

@@ -16,6 +16,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.families.embedding import COLUMN, Embedding, EmbeddingConfig
+from actors.curation.measured import family_now
 from actors.curation.tables import LATER, PLACES, SCENES, SELECT_AGAIN
 from actors.media.images import IMAGE_SUFFIXES, ImageError, read_image
 from pipelines.curation.vectors import READERS, embeddings, vectors_of
@@ -63,7 +64,10 @@ def search(store: Store, query: str, count: int) -> list[Row]:
 
 def _settings(store: Store) -> EmbeddingConfig:
     """The settings of the embeddings, for a process that has CPUs only."""
-    made = embeddings(store).settings
+    family = embeddings(store)
+    if family.name != "embedding":
+        raise UserError(f"The embeddings of {store.root} are of {family.name}: `search` takes those of `embed` only")
+    made = (family_now(store, family.name) or {})["settings"]
     known = {one.name for one in fields(EmbeddingConfig)}
     here = {"num_gpus": 0.0, "num_cpus": float(os.cpu_count() or 1), "dtype": "float32"}
     return EmbeddingConfig(**{name: value for name, value in made.items() if name in known} | here)

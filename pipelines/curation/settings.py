@@ -29,6 +29,7 @@ from actors.curation.select_settings import SelectConfig
 from actors.media.film import VideoConfig
 from actors.media.shots import NETWORKS, ShotsConfig, width_of
 from actors.models.clip import EmbeddingsConfig
+from pipelines.curation.measure_settings import MeasureConfig, check_scores
 
 RETRYABLE = RETRYABLE_FETCH | {
     "crashed",
@@ -182,6 +183,11 @@ class CurationConfig:
     """How optical flow is measured."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     """Which VAE encodes the frames, for mse and cos_sim."""
+    scores: list[str] = field(default_factory=list)
+    """Families of scores that are measured beside the features, as [text, quality]; your own as package.module:Class.
+    `measure` adds them to a corpus that is finished."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    """How families of scores are measured."""
     write: WriteConfig = field(default_factory=WriteConfig)
     """How scores are written."""
     select: SelectConfig = field(default_factory=SelectConfig)
@@ -320,6 +326,7 @@ def check(config: CurationConfig) -> None:
         raise UserError(
             f"{config.output} holds scores made with other settings ({changed}). Use these settings, or another output."
         )
+    check_scores(config.scores, config.measure)
     check_there(config.input)
     check_model(config.latents.model)
 

@@ -79,9 +79,9 @@ def _named() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        told = str(error).replace("embeddings.pretrained", "embedding.weights")
+        told = str(error).replace("embeddings.pretrained", "measure.embedding.weights")
         for group in ("embeddings.", "backbone."):
-            told = told.replace(group, "embedding.")
+            told = told.replace(group, "measure.embedding.")
         raise UserError(told) from error
 
 
@@ -89,7 +89,7 @@ class Embedding:
     """A family of scores: see `Scorer`.
 
     Reads:  frames  object array (N,), each uint8 (1 to 3, H, W, 3) RGB
-    Gives:  embedding  float16 (D,) a scene, of length 1; None where a scene has no vector
+    Gives:  embedding  float16 (N, D), each of length 1; NaN where a scene has no vector
             error, message  not_embedded, where the network's numbers are not finite
     """
 
@@ -127,7 +127,7 @@ class Embedding:
         vectors = self._vectors(list(batch["frames"]))
         sound = np.array([np.isfinite(vector).all() for vector in vectors])
         return {
-            COLUMN: [vector if fine else None for vector, fine in zip(vectors, sound.tolist(), strict=True)],
+            COLUMN: vectors,
             "error": np.where(sound, "", "not_embedded"),
             "message": np.where(sound, "", "the vector of its key frames is not finite"),
         }
@@ -208,5 +208,5 @@ class _ByBackbone:
     def text(self, words: str) -> np.ndarray:
         raise UserError(
             f"{self._model} takes pictures only, so it finds nothing by words. Search with a picture, or run `embed` "
-            "with embedding.by=clip."
+            "with measure.embedding.by=clip."
         )

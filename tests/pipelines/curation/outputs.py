@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from actors.core.store import Store
 from actors.curation.latents import LatentsConfig
+from actors.curation.measured import TOLD, Family, write_family
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
 from actors.media.shown import NOT_KNOWN
@@ -106,11 +107,11 @@ def write_embeddings(store: Store, part: str, rows: Sequence[Row], vectors: Sequ
         "row": pa.array(range(len(rows)), pa.int32()),
         **{name: pa.array([row[name] for row in rows], pa.string()) for name in ("video_id", "scene_id")},
         "embedding": pa.array(values, kind),
-        **dict.fromkeys(("error", "message"), pa.array([""] * len(rows), pa.string())),
+        **dict.fromkeys(dict(TOLD), pa.array([""] * len(rows), pa.string())),
     }
-    store.write_table(pa.table(columns), "measured", "embedding", "0123456789ab", part)
-    about = {"fingerprint": "0123456789ab", "columns": {"embedding": str(kind)}, "settings": settings}
-    store.write_json(about, "measured", "embedding.json")
+    family = Family("embedding", "0123456789ab", {"embedding": kind})
+    store.write_table(pa.table(columns), family.folder, part)
+    write_family(store, family, {"settings": settings})
 
 
 def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = ()) -> None:

@@ -79,8 +79,8 @@ def test_groups_by_hash_and_by_embedding_are_joined(tmp_path: Path):
 def test_scenes_without_an_embedding_are_like_no_other_and_counted(tmp_path: Path):
     store = output(tmp_path, {"a.0_0": at(0), "a.1_0": None, "a.2_0": None, "a.3_0": at(1)})
     settings = config(store.root, select=SelectConfig(semantic_dedupe=0.95, balance=BalanceConfig(2, 1)))
-    [note] = [note for note in select(settings).costs["notes"] if "embedding" in note]
-    assert note.startswith("2 scenes have no embedding")
+    [note] = [note for note in select(settings).costs["notes"] if "embed" in note]
+    assert note.startswith("2 scenes could not be embedded")
     found = pd.concat([part.to_pandas() for part in store.read_parts("scenes")]).set_index("scene_id")
     assert found.reason.to_dict() == {"a.0_0": "", "a.1_0": "", "a.2_0": "", "a.3_0": "near_duplicate"}
     assert found.concept.isna().tolist() == [False, True, True, False]
@@ -91,6 +91,14 @@ def test_without_embeddings_the_command_says_which_to_run(tmp_path: Path):
     write_plan(store, {"a": 1})
     write_scores(store, scene("a.0_0"))
     with pytest.raises(UserError, match="curation embed"):
+        chosen(store, semantic_dedupe=0.95)
+
+
+def test_scenes_that_have_yet_to_be_measured_are_refused(tmp_path: Path):
+    store = output(tmp_path, {"a.0_0": at(0), "a.1_0": at(50)})
+    write_plan(store, {"a": 4})
+    write_scores(store, scene("a.2_0"), scene("a.3_0", no_frames=2))
+    with pytest.raises(UserError, match=r"1 scenes have no embedding.*curation embed"):
         chosen(store, semantic_dedupe=0.95)
 
 

@@ -47,7 +47,6 @@ def test_the_vector_of_a_scene_is_the_mean_of_its_pictures_and_lies_among_texts(
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     cosines = vectors @ np.stack([family.text(words) for words in ("red", "green", "blue")]).T
     np.testing.assert_allclose(cosines, [[2 / 5**0.5, 0, 1 / 5**0.5], [0, 1, 0], [0, 0, 1]], atol=2e-3)
-    assert len(pa.array(found["embedding"], family.columns["embedding"])) == 3
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
@@ -81,7 +80,7 @@ def test_a_scene_whose_vector_is_not_finite_has_an_error(folder: str, monkeypatc
     vectors = family._network.vectors
     monkeypatch.setattr(family._network, "vectors", lambda x: vectors(x) / (x.float().mean((1, 2, 3)) > 1)[:, None])
     found = family({"frames": column([np.zeros((1, 32, 32, 3), np.uint8), noise(1, 32, 32)])})
-    assert [vector is None for vector in found["embedding"]] == [True, False]
+    assert np.isnan(found["embedding"]).all(axis=1).tolist() == [True, False]
     assert np.asarray(found["error"]).tolist() == ["not_embedded", ""]
 
 
