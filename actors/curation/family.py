@@ -38,7 +38,10 @@ video      pictures: a list for each scene, the same for all scenes of a video, 
 """
 VIDEO_SCENES = 64
 """Most scenes of a video whose pictures a family gets that reads videos."""
-FAMILIES: dict[str, str] = {"embedding": "actors.curation.families.embedding:Embedding"}
+FAMILIES: dict[str, str] = {
+    "embedding": "actors.curation.families.embedding:Embedding",
+    "sound": "actors.curation.families.sound:Sound",
+}
 """Our own families: where the class of each is."""
 
 

@@ -155,10 +155,19 @@ class PartScorer:
         kept = self._kept(part, rows)
         there = set(kept["row"].to_pylist())
         left = [row for row in rows if row["row"] not in there]
-        made = self._scorer.rows(self._inputs(part, left, pictures))
+        made = self.score(self._inputs(part, left, pictures))
         whole = pa.concat_tables([kept, made]).sort_by("row")
         self._store.write_table(whole, self._task.folder, part)
         return made
+
+    def inputs(self, part: str, pictures: str) -> Iterator[Row]:
+        """What the family gets of the scenes of a part."""
+        table = self._store.read_part("scores", part, READ, LATER)
+        return iter(()) if table is None else self._inputs(part, self._rows(table), pictures)
+
+    def score(self, inputs: Iterator[Row]) -> pa.Table:
+        """The rows of scenes, as they are stored."""
+        return self._scorer.rows(inputs)
 
     def _rows(self, table: pa.Table) -> list[Row]:
         """The scenes of a part of scores/ that are to be measured."""

@@ -2,9 +2,11 @@
 
 Nothing here holds more than some blocks of vectors in memory.
 
-Groups are found exactly. Vectors are put into cells, each of what lies nearest to a centre. A vector is compared with a
-whole cell at once, unless nothing there can be close enough: between it and all that lies in cell b passes the plane
-halfway between its own centre a and b, and a vector x is (2 x (a - b) + |b|^2 - |a|^2) / 2 |a - b| away from it.
+Vectors are put into cells, each of what lies nearest to a centre. A vector is compared with a whole cell at once,
+unless nothing there can be close enough: between it and all that lies in cell b passes the plane halfway between its
+own centre a and b, and a vector x is (2 x (a - b) + |b|^2 - |a|^2) / 2 |a - b| away from it. So groups are exact for up
+to EXACT vectors. Of more, each is compared with the PROBES nearest cells at most, which is where almost all that is
+close to it lies, and takes minutes in place of hours.
 """
 
 import logging
@@ -28,8 +30,10 @@ SAMPLE = 100_000
 """Vectors that centres are found from, at most."""
 EDGES = 1 << 20
 """Pairs that wait to be joined."""
-MANY = 5e12
-"""Products of numbers that take minutes on a few cores."""
+EXACT = 200_000
+"""Up to so many vectors, each is compared with all that may be close: at most 1e13 products, minutes on a few cores."""
+PROBES = 16
+"""Cells that a vector is compared with, where vectors are more."""
 
 
 class Vectors:
@@ -144,6 +148,7 @@ def similar(vectors: Vectors, cosine: float) -> np.ndarray:
 def _joined(vectors: Vectors, cells: np.ndarray, centres: np.ndarray, cosine: float) -> np.ndarray:
     """Labels of components, of vectors that lie in the order of their cells."""
     labels, found, waiting, products = np.arange(vectors.count), [], 0, 0.0
+    exact = vectors.count <= EXACT or len(centres) <= PROBES
     starts = np.searchsorted(cells, np.arange(len(centres) + 1))
     # A little more than the distance of the closest that need not be found, for rounding.
     reach = np.sqrt(2 - 2 * cosine) + 1e-3
@@ -154,7 +159,10 @@ def _joined(vectors: Vectors, cells: np.ndarray, centres: np.ndarray, cosine: fl
         far = (centres**2).sum(1) - 2 * here @ centres.T
         far -= far[np.arange(len(own)), own][:, None]
         near = far <= reach * apart[own]
-        near[own[:, None] > np.arange(len(centres))] = False
+        if exact:
+            near[own[:, None] > np.arange(len(centres))] = False
+        else:
+            near &= far <= np.partition(far, PROBES - 1, axis=1)[:, PROBES - 1 : PROBES]
         for cell in np.flatnonzero(near.any(axis=0)):
             if starts[cell] == starts[cell + 1]:
                 continue
@@ -168,7 +176,7 @@ def _joined(vectors: Vectors, cells: np.ndarray, centres: np.ndarray, cosine: fl
                 waiting += found[-1].shape[1]
             if waiting > EDGES:
                 labels, found, waiting = merged(labels, np.concatenate(found, axis=1)), [], 0
-    log.log(logging.WARNING if products > MANY else logging.INFO, "%.1e products to compare embeddings", products)
+    log.info("%.1e products to compare %d embeddings", products, vectors.count)
     return merged(labels, np.concatenate(found, axis=1)) if waiting else labels
 
 

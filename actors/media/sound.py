@@ -1,4 +1,4 @@
-"""A film's sound as one line of samples from the start of the file, read as the pictures go by."""
+"""A film's sound as one line of samples from the start of the file, read as the pictures go by, or by itself."""
 
 import ctypes
 import math
@@ -36,11 +36,17 @@ class Sound:
     """
 
     def __init__(
-        self, container: InputContainer, stream: av.AudioStream, video: av.VideoStream, start_s: float = 0.0
+        self,
+        container: InputContainer,
+        stream: av.AudioStream,
+        video: av.VideoStream,
+        start_s: float = 0.0,
+        rate: int | None = None,
     ) -> None:
+        """start_s: what the container's clock shows at the start. rate: in Hz; None: the film's own if AAC knows it."""
         channels = _Channels(stream)
-        rate = stream.codec_context.sample_rate
-        self.rate = rate if rate in AAC_RATES else 48_000
+        own = stream.codec_context.sample_rate
+        self.rate = rate or (own if own in AAC_RATES else 48_000)
         self.channels = 6 if channels.count >= 6 else 1 if channels.count == 1 else 2
         self.layout = {1: "mono", 2: "stereo", 6: "5.1"}[self.channels]
         self._origin = start_s

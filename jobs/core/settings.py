@@ -158,7 +158,7 @@ def _following(left: list[str], kind: Any) -> list[str]:
 
 def _value(token: str, kind: Any, values: list[str]) -> Any:
     parsed = [_parse(token, kind, value) for value in values]
-    several = len(parsed) > 1 or (_only_lists(kind) and isinstance(parsed[0], int | float | bool))
+    several = len(parsed) > 1 or (_only_lists(kind) and isinstance(parsed[0], int | float | bool | str))
     return parsed if several else parsed[0]
 
 

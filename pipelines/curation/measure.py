@@ -160,7 +160,7 @@ def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
     recaptions = {(row.video_id, row.scene_id): row.recaption for row in texts.itertuples() if not row.code}
     items = [{"part": part} for part in parts]
     if kind.reads == "video":
-        items = _with_pictures(store, items)
+        items = pictures_of(store, items)
     arguments = [store, replace(task, config=stage), cutting, recaptions]
     rows = from_items(items).map_batches(
         PartScorer, fn_constructor_args=arguments, batch_size=1, **ray_actors(stage, threads=True)
@@ -182,7 +182,7 @@ def pool_of(stage: Stage) -> Stage:
     return replace(stage, workers=max(1, *most))
 
 
-def _with_pictures(store: Store, items: list[Row]) -> list[Row]:
+def pictures_of(store: Store, items: list[Row]) -> list[Row]:
     """With each part, which key frames stand for the videos whose scenes it has."""
     scenes = rows_now(store, ["mean_rgb_diff", "start_s", "width", "height", *BARS]).scenes
     sound = scenes[(scenes.error == "") & np.isfinite(scenes.mean_rgb_diff)]

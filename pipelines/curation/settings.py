@@ -203,6 +203,11 @@ class CurationConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How captions and selection are evaluated."""
 
+    def __post_init__(self) -> None:
+        # As in scores=text,quality.
+        names = [name.strip() for one in self.scores for name in one.split(",")]
+        object.__setattr__(self, "scores", [name for name in names if name])
+
     @property
     def cutting(self) -> CutConfig:
         """The settings of one decode."""

@@ -45,7 +45,7 @@ class Change:
         bad = ["bad" in caption for caption in batch["caption"]]
         return {
             "change": self._scale * np.array(steps) / batch["interval_s"],
-            "word": ["" if "none" in caption else caption.split()[0] for caption in batch["caption"]],
+            "word": ["" if "none" in caption else caption.partition(" ")[0] for caption in batch["caption"]],
             "mean_colour": np.array([frames[0].mean((0, 1)) / 255 for frames in batch["frames"]]),
             "error": np.where(bad, "odd", ""),
             "message": np.where(bad, "the caption says so", ""),

@@ -65,6 +65,26 @@ def test_cells_leave_out_what_cannot_be_close(monkeypatch: pytest.MonkeyPatch, c
     assert float(caplog.messages[-1].split()[0]) < 0.3 * len(values) ** 2 * values.shape[1] / 2
 
 
+def test_of_many_vectors_few_cells_are_looked_at_and_almost_all_pairs_found(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(module, "CELL", 40)
+    # Without clusters, and with pairs: what planes do not tell apart.
+    random = np.random.default_rng(0)
+    values = random.normal(size=(1500, 48))
+    values = np.concatenate([values, values + random.normal(scale=0.3, size=values.shape)])
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    spent, groups = [], []
+    for exact in (len(values), 0):
+        monkeypatch.setattr(module, "EXACT", exact)
+        with caplog.at_level("INFO"), stored(values.astype(np.float16)) as vectors:
+            groups.append(similar(vectors, 0.9))
+        spent.append(float(caplog.messages[-1].split()[0]))
+    whole, few = groups
+    assert spent[1] < 0.6 * spent[0]
+    assert (few[whole >= 0] >= 0).mean() > 0.99 and (few[whole < 0] < 0).all()
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_vectors_have_no_group(count: int):
     values = drawn(3)

@@ -61,6 +61,7 @@ def test_single_settings_go_before_the_file_and_the_file_before_the_base(tmp_pat
     ("argument", "expected"),
     [
         ("inner.names=[a, 'b c']", Inner(names=["a", "b c"])),
+        ("inner.names=a", Inner(names=["a"])),
         ("inner.share=null", Inner(share=None)),
         ("inner.share=1e-3", Inner(share=0.001)),
         ("inner.share=2", Inner(share=2.0)),
@@ -106,7 +107,6 @@ def test_an_empty_file_and_an_empty_group_hold_no_settings(tmp_path: Path):
         (["input=7"], "input: Input should be a valid string"),
         (["input=null"], "input: "),
         (["input=a", "end=[1]"], "end: "),
-        (["input=a", "inner.names=a"], "inner.names: "),
         (["input=a", "inner.names=[1]"], "inner.names.0: "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Embeddings from a film to a search: measured on a finished corpus, compared by `select`, found by words or a picture."""
+"""Embeddings from film to search: measured on a finished corpus, compared by `select`, found by a word or picture."""
 
 import csv
 import shutil
@@ -48,7 +48,7 @@ def test_words_and_pictures_find_scenes_and_a_page_plays_them(output: Path, tmp_
     assert [row["caption"] for row in rows[:2]] == ["scene 0", "scene 2"] and rows[0]["cosine"] == "1.000"
     picture = tmp_path / "blue sky.png"
     Image.new("RGB", (50, 30), BLUE).save(picture)
-    [row] = found(output, str(picture), [*(output / "search").iterdir()][0].name if False else name_of(picture), "count=1")
+    [row] = found(output, str(picture), name_of(picture), "count=1")
     assert row["caption"] == "scene 3" and row["kept"] == "True"
     page = (output / "search" / "red" / "index.html").read_text()
     assert page.count("<video") == 4 and page.count("clips/a/") == 4
@@ -81,9 +81,9 @@ def test_select_drops_what_shows_the_same_and_fills_no_concept(output: Path):
 
 def test_a_backbone_finds_no_words_and_says_what_to_do(output: Path, tmp_path: Path):
     shutil.rmtree(output / "measured")
-    refused = run_here("search", str(output), "red", expect=2).output
+    refused = run_here("search", str(output), "red", code=2).output
     assert "embed" in refused
     folder = tiny_models.backbone(tmp_path / "backbone")
     run_here("embed", str(output), "measure.embedding.by=backbone", f"measure.embedding.model={folder}")
-    refused = run_here("search", str(output), "red", expect=2).output
+    refused = run_here("search", str(output), "red", code=2).output
     assert "takes pictures only" in refused

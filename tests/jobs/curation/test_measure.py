@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ import pytest
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.measured import families_now
+from actors.curation.scoring import PartScorer
+from jobs.curation.verb import load_settings
 from pipelines.curation.families import columns_now
+from pipelines.curation.frames import bare
+from pipelines.curation.measure import left, tasks_of
+from pipelines.curation.measure_settings import MeasureConfig, check_scores
 from pipelines.curation.rows import rows_now
+from pipelines.curation.settings import CurationConfig
 from tests.support import films
 from tests.support.corpus import run_here
 
+ROOT = Path(__file__).parents[3]
 HERE = "tests.support.families:"
 BOTH = f"scores=[{HERE}Brightness,{HERE}Change]"
 SECONDS = 6
@@ -171,3 +179,20 @@ def test_what_cannot_be_measured_is_said_before_any_work(output: Path, scores: l
     result = run_here("measure", output, *scores, code=2)
     assert said in result.output
     assert not (output / "measured").exists()
+
+
+def test_the_family_of_the_documentation_works(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scores.md").read_text(), re.DOTALL)[0]
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "colour.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "mypackage.colour:Colour"
+    check_scores([name], MeasureConfig(own={"Colour": {"least": 8}}))
+    config = load_settings(CurationConfig, [str(output), f"scores={name}", "measure.own.Colour.least=8"])
+    (task,) = tasks_of(config)
+    store = Store(str(output))
+    made = PartScorer(store, task, bare(config, keyframes=512), {})({"part": np.array(left(store, task))})
+    assert made["scenes"].sum() == 6 and not made["failed"].any() and not left(store, task)
+    shares = pq.read_table(output / task.folder)["coloured"].to_numpy()
+    assert ((shares >= 0) & (shares <= 1)).all()

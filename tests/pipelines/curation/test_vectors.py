@@ -79,7 +79,7 @@ def test_groups_by_hash_and_by_embedding_are_joined(tmp_path: Path):
 def test_scenes_without_an_embedding_are_like_no_other_and_counted(tmp_path: Path):
     store = output(tmp_path, {"a.0_0": at(0), "a.1_0": None, "a.2_0": None, "a.3_0": at(1)})
     settings = config(store.root, select=SelectConfig(semantic_dedupe=0.95, balance=BalanceConfig(2, 1)))
-    [note] = [note for note in select(settings).costs["notes"] if "embed" in note]
+    [note] = [note for note in select(settings).costs["notes"] if "be embedded" in note]
     assert note.startswith("2 scenes could not be embedded")
     found = pd.concat([part.to_pandas() for part in store.read_parts("scenes")]).set_index("scene_id")
     assert found.reason.to_dict() == {"a.0_0": "", "a.1_0": "", "a.2_0": "", "a.3_0": "near_duplicate"}
