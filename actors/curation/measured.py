@@ -55,7 +55,7 @@ class Task:
     """Its settings; resources as they fit the cluster."""
     fingerprint: str
     before: str = ""
-    """Another version, whose rows count where their captions are those of now."""
+    """A version whose sound rows count, of a family that looks at captions where these are those of now."""
 
     @property
     def folder(self) -> str:

@@ -33,6 +33,8 @@ from actors.curation.tables import (
     with_places,
 )
 from actors.curation.videos import CutConfig, cut_frames
+from actors.media.film import FilmError
+from actors.media.sound_spans import sound_of
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +183,7 @@ class PartScorer:
         return found
 
     def _kept(self, part: str, rows: list[Row]) -> pa.Table:
-        """Rows of the version before whose captions are those of now."""
+        """Sound rows of the version before; those of other captions do not count, where the family looks at these."""
         nothing = self._scorer.schema.empty_table()
         if not self._task.before:
             return nothing
@@ -193,8 +195,10 @@ class PartScorer:
         if table is None:
             return nothing
         texts = {row["row"]: row[TEXTS] for row in rows}
-        pairs = zip(table["row"].to_pylist(), table[TEXTS].to_pylist(), strict=True)
-        return table.filter(pa.array([texts.get(number) == text for number, text in pairs], pa.bool_()))
+        numbers, there = table["row"].to_pylist(), TEXTS in table.column_names
+        said = table[TEXTS].to_pylist() if there else [texts.get(number) for number in numbers]
+        same = [number in texts and texts[number] == text for number, text in zip(numbers, said, strict=True)]
+        return table.filter(pa.array(np.array(same, bool) & (table["error"].to_numpy() == "")))
 
     def _inputs(self, part: str, rows: list[Row], pictures: str) -> Iterator[Row]:
         numbers = {(row["video_id"], row["scene_id"]): row for row in rows}
@@ -225,12 +229,15 @@ class PartScorer:
         """The sound of scenes of one film, in their order."""
         spans = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
         video, left = self._cutting.video, iter(rows)
+        code, message = "", ""
         try:
             with storage.local(uri) as path, path.open("rb"):
                 limits = {"stall_s": video.stall_s, "timeout_s": video.timeout_s, "attempts": DECODE_ATTEMPTS}
-                for _, sound in CHILD.stream(sounds_in, str(path), spans, **limits, key=itemgetter(0)):
-                    yield _input(next(left), sound=sound, sample_rate=SOUND_RATE)
-            code, message = "no_sound", "the sound of the scene was not read"
+                for number, sound in CHILD.stream(sounds_in, str(path), spans, **limits, key=itemgetter(0)):
+                    if number < 0:
+                        code, message = sound
+                    else:
+                        yield _input(next(left), sound=sound, sample_rate=SOUND_RATE)
         except ChildFault as fault:
             code, message = fault.code, str(fault)
         except FileNotFoundError:
@@ -257,11 +264,16 @@ class PartScorer:
         return placed
 
 
-def sounds_in(path: str, spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
-    """The sound of spans of a film, numbered."""
-    from actors.media.sound import sound_of
-
-    yield from enumerate(sound_of(path, spans, SOUND_RATE))
+def sounds_in(path: str, spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, Any] | None]:
+    """The sound of spans of a film, numbered; None: still alive. After a fault of the film comes -1 with its code and
+    message."""
+    number = 0
+    try:
+        for sound in sound_of(path, spans, SOUND_RATE):
+            yield None if sound is None else (number, sound)
+            number += sound is not None
+    except FilmError as error:
+        yield -1, (error.code, str(error))
 
 
 def _objects(value: Any) -> np.ndarray:

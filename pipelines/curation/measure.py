@@ -111,13 +111,9 @@ def left(store: Store, task: Task) -> list[str]:
 
 
 def is_done(config: CurationConfig) -> bool:
-    """Whether all families that settings name have all parts, and count."""
+    """Whether there is nothing to measure of the families that settings name."""
     store = Store(config.output)
-    return not any(left(store, task) or _is_new(store, task) for task in tasks_of(config))
-
-
-def _is_new(store: Store, task: Task) -> bool:
-    return (family_now(store, task.name) or {}).get("fingerprint") != task.fingerprint
+    return not any(config.measure.retry or left(store, task) for task in tasks_of(config))
 
 
 def stages_of(config: CurationConfig) -> dict[str, Stage]:
@@ -133,6 +129,8 @@ def measure_families(config: CurationConfig) -> dict[str, Added]:
 def _measured(config: CurationConfig, task: Task) -> Added:
     store, started = Store(config.output), time.monotonic()
     parts = left(store, task)
+    if config.measure.retry and (failed := _failed(store, task, parts)):
+        task, parts = replace(task, before=task.fingerprint), [*parts, *failed]
     if parts:
         _run(config, task, parts)
     counts = _counted(store, task)
@@ -143,12 +141,18 @@ def _measured(config: CurationConfig, task: Task) -> Added:
     _check_columns(store, family)
     about = {"settings": asdict(task.config), "scenes": counts.scenes, "failed": dict(counts.failed)}
     write_family(store, family, about)
-    if task.before:
+    if task.before not in ("", task.fingerprint):
         # Its rows with other captions are all of this version now.
         for name in store.parts(folder_of(task.name, task.before)):
             storage.delete(store.uri(folder_of(task.name, task.before), name))
     notes = mixed(counts.computed, task.name, "scenes", AGAIN)
     return Added(counts.scenes, dict(counts.failed), len(parts), round(time.monotonic() - started, 1), notes)
+
+
+def _failed(store: Store, task: Task, without: Sequence[str]) -> list[str]:
+    """Parts of a family with scenes that could not be measured."""
+    names = [name for name in store.parts(task.folder) if name not in without]
+    return [name for name in names if _count(store, task.folder, [name])[1]]
 
 
 def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.curation.families.embedding import EmbeddingConfig
+from actors.curation.families.sound import SoundConfig
 from actors.curation.family import FAMILIES, scorer_class
 from actors.curation.tables import check_columns
 
@@ -19,6 +20,10 @@ class MeasureConfig:
 
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     """Which network turns key frames into vectors."""
+    sound: SoundConfig = field(default_factory=SoundConfig)
+    """Loudness, silence, clipping and speech."""
+    retry: bool = False
+    """Measure scenes again that could not be measured."""
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of your own families, by the name of the class, as in own.Brightness.workers=4."""
 

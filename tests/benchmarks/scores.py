@@ -6,7 +6,6 @@ the other; a ratio is the median of its rounds.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from actors.core.store import Store
@@ -83,8 +83,10 @@ def costs(config: CurationConfig, name: str) -> None:
 
 
 def _cpu() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    here = psutil.Process()
+    own = here.cpu_times()
+    alive = (child.cpu_times() for child in here.children(recursive=True))
+    return own.user + own.system + own.children_user + own.children_system + sum(one.user + one.system for one in alive)
 
 
 def main() -> None:

@@ -164,6 +164,19 @@ def test_what_is_stored_says_what_it_is(output: Path):
     assert (about["scenes"], about["failed"], about["settings"]["scale"]) == (6, {"odd": 1}, 1.0)
 
 
+def test_what_failed_is_tried_again_on_request(made: Path, output: Path):
+    (made / "films").rename(made / "gone")
+    told = run_here("measure", output, "scores=sound").output
+    (made / "gone").rename(made / "films")
+    assert "6 could not be measured (not_found 6)" in told
+    assert scores(output, "has_sound").has_sound.isna().all()
+    assert "nothing to do" in run_here("measure", output, "scores=sound").output
+    told = run_here("measure", output, "scores=sound", "measure.retry=true").output
+    assert "sound: 6 scenes; 2 parts now" in told and "could not" not in told
+    rows = scores(output, "has_sound", "loudness")
+    assert (rows.has_sound == False).all() and rows.loudness.isna().all()  # noqa: E712
+
+
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
