@@ -1,17 +1,20 @@
 """Scenes as vectors: mirrored copies are the same, what is told apart by colour is, mistakes have a line."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from actors.core.errors import UserError
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
 from actors.curation.family import fingerprint, scorer_class
 from actors.media.images import square
 from actors.models.backbones import Backbone, BackboneConfig, input_shape
+from tests.benchmarks import semantic
 from tests.support import colours, tiny_models
 
 
@@ -62,7 +65,6 @@ def test_a_mirrored_copy_is_the_same_where_that_is_wanted(folder: str, mirrored:
 @pytest.mark.parametrize("size", [(32, 32), (24, 70), (90, 33), (32, 57)])
 def test_many_pictures_are_prepared_as_one_is(folder: str, fit: Any, size: tuple[int, int]):
     import torch
-    from PIL import Image
 
     config = BackboneConfig(model=folder, fit=fit)
     shape, network = input_shape(config), Backbone(config)
@@ -92,7 +94,19 @@ def test_what_is_measured_changes_with_the_network_and_its_weights_alone(folder:
 
     assert of(folder) == of(folder, workers=3, num_gpus=1, batch_size=5)
     other = tiny_models.backbone(tmp_path / "other", seed=1)
-    assert len({of(folder), of(other), of(folder, mirrored=False), of(folder, fit="crop")}) == 4
+    others = [of(other), of(folder, mirrored=False), of(folder, fit="letterbox"), of(folder, crops=1)]
+    assert len({of(folder), *others}) == 5
+
+
+def test_copies_are_found_that_no_hash_finds(tmp_path: Path):
+    family = Embedding(semantic.lite0(tmp_path / "lite0"))
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg")
+    pictures = (Image.open(str(resources.files("skimage") / "data" / name)).convert("RGB") for name in names)
+    scenes = [np.asarray(picture)[None] for picture in pictures]
+    originals = semantic.vectors(family, scenes)
+    for change in (semantic.mirrored, semantic.cropped, semantic.graded):
+        near = originals @ semantic.vectors(family, [np.ascontiguousarray(change(one)) for one in scenes]).T >= 0.94
+        assert (near == np.eye(len(scenes), dtype=bool)).all(), change
 
 
 @pytest.mark.parametrize(
