@@ -22,8 +22,8 @@ from actors.curation.duplicates import merged, numbered
 
 log = logging.getLogger(__name__)
 
-BLOCK = 16_384
-"""Vectors that are held at once: 34 MB of 512 numbers."""
+BLOCK = 8192
+"""Vectors that are held at once: 17 MB of 512 numbers."""
 CELL = 1024
 """Vectors in a cell, on average."""
 SAMPLE = 100_000

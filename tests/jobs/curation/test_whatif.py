@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from actors.core.store import Store
 from actors.curation.filter import save_filter
-from actors.curation.select_settings import SelectConfig
+from actors.curation.select_settings import BalanceConfig, SelectConfig
 from actors.curation.tables import SCENES
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
@@ -23,7 +23,15 @@ from pipelines.curation.fit_filter import fit
 from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.select import select, tally
 from pipelines.curation.settings import CurationConfig
-from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_plan, write_scores
+from tests.pipelines.curation.outputs import (
+    config,
+    fast_is_good,
+    film,
+    scene,
+    write_embeddings,
+    write_plan,
+    write_scores,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +75,8 @@ def corpus(folder: Path) -> CurationConfig:
         rows.append(film(f"v{video}", scenes, video_index=video))
     settings = config(folder)
     store = Store(settings.output)
-    write_scores(store, *rows)
+    vectors = random.normal(size=(len(rows), 3))
+    write_embeddings(store, write_scores(store, *rows), rows, list(vectors / np.linalg.norm(vectors, axis=1)[:, None]))
     write_plan(store, videos)
     made = {"settings": asdict(settings), "measured_by": {"motion.flow": "farneback"}}
     store.write_json(made, "plan", "settings.json")
@@ -146,6 +155,8 @@ def decided(settings: CurationConfig) -> tuple[int, dict[str, int]]:
         {"fraction": 0.3},
         {"by": "classifier", "dedupe": 0},
         {"by": "classifier", "count": 40},
+        {"semantic_dedupe": 0.9999, "dedupe": 0, "balance": BalanceConfig(6, 7)},
+        {"balance": BalanceConfig(5, 0.15), "count": 60},
     ],
 )
 def test_the_page_says_what_select_would(report: Report, rules: dict[str, Any]) -> None:
