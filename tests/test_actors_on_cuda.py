@@ -16,6 +16,7 @@ from torchvision.models.optical_flow import raft_large
 from actors.core.stage import Batch
 from actors.curation.captioners import Recaptioner
 from actors.curation.captions import CaptionsConfig
+from actors.curation.families.embedding import Embedding, EmbeddingConfig
 from actors.curation.frame_scorer import FrameScorer
 from actors.curation.latents import LatentsConfig, encode, load_vae
 from actors.curation.motion import MotionConfig
@@ -166,6 +167,24 @@ def test_backbones(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None
     found = there(dict(rows))["vector"]
     within(cuda, (1, 1, 1))
     same(found, Backbone(config)(dict(rows))["vector"], 0.01, 0.001 if precision == "float32" else 0.02)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("by", ["clip", "backbone"])
+def test_embeddings(cuda: FakeCuda, clip_folder: str, tmp_path: Path, by: Any, precision: Precision) -> None:
+    model = clip_folder if by == "clip" else tiny_models.backbone(tmp_path / "timm")
+    config = EmbeddingConfig(by=by, model=model, dtype=precision)
+    random = np.random.default_rng(0)
+    sizes = [(3, 40, 60), (1, 32, 32), (2, 40, 60)]
+    rows = {"frames": column([random.integers(0, 256, (*size, 3), np.uint8) for size in sizes])}
+    there = Embedding(replace(config, num_gpus=1))
+    cuda.reset()
+    found = there(dict(rows))["embedding"]
+    # A copy for each size of pictures, and one back.
+    within(cuda, (2, 1, 1))
+    expected = Embedding(config)(dict(rows))["embedding"]
+    # A GPU scales bytes as floats, a CPU as bytes: they differ by rounding.
+    same(np.sum(np.stack(found).astype(float) * np.stack(expected), axis=1), np.ones(3), 0, 0.002)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

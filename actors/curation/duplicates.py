@@ -53,7 +53,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     # Most copies are together now, and are not compared again.
     for band in BANDS if distance >= len(BANDS) else ():
         components.join_close(*band)
-    return _numbered(components.labels[which])
+    return numbered(components.labels[which])
 
 
 class _Components:
@@ -119,14 +119,29 @@ class _Components:
             self._merge(found)
 
     def _merge(self, found: list[np.ndarray]) -> None:
-        # Importing scipy takes time, which a refused setting need not cost.
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        self.labels = merged(self.labels, np.concatenate(found, axis=1))
 
-        a, b = np.concatenate(found, axis=1)
-        size = len(self.labels)
-        _, joined = connected_components(coo_array((np.ones(len(a), bool), (a, b)), (size, size)), directed=False)
-        self.labels = joined[self.labels].astype(np.int64)
+
+def merged(labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The labels of components, int64 (N,), where pairs of labels (2, n) are joined."""
+    # Importing scipy takes time, which a refused setting need not cost.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = edges
+    size = len(labels)
+    _, joined = connected_components(coo_array((np.ones(len(a), bool), (a, b)), (size, size)), directed=False)
+    return joined[labels].astype(np.int64)
+
+
+def united(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Groups that two ways of grouping make together, int64 (N,); -1: alone in both. Each has -1 for those alone."""
+    labels, edges = np.arange(len(one)), []
+    for groups in (one, other):
+        members = np.flatnonzero(groups >= 0)
+        _, first, which = np.unique(groups[members], return_index=True, return_inverse=True)
+        edges.append(np.stack([members, members[first][which]]))
+    return numbered(merged(labels, np.concatenate(edges, axis=1)))
 
 
 def _windows(begin: np.ndarray, end: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +159,7 @@ def _windows(begin: np.ndarray, end: np.ndarray) -> Iterator[tuple[np.ndarray, n
         yield np.repeat(rows, sizes), np.repeat(end[rows] - until, sizes) + np.arange(low, high)
 
 
-def _numbered(labels: np.ndarray) -> np.ndarray:
+def numbered(labels: np.ndarray) -> np.ndarray:
     """Labels as numbers in the order of their first rows, -1 for those of one row."""
     _, first, which, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     shared = sizes > 1

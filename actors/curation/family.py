@@ -41,6 +41,7 @@ VIDEO_SCENES = 64
 FAMILIES: dict[str, str] = {
     "camera": "actors.curation.families.camera:Camera",
     "clip": "actors.curation.families.clip:ClipScorer",
+    "embedding": "actors.curation.families.embedding:Embedding",
     "faces": "actors.curation.families.faces:FaceScorer",
     "quality": "actors.curation.families.quality:Quality",
     "safety": "actors.curation.families.safety:SafetyScorer",

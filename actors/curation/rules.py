@@ -90,8 +90,9 @@ def write_decisions(
 ) -> tuple[list[Part], np.ndarray]:
     """Write one part of scenes/, of places/ and of rejected/; with a model, also returns `spread_counts` of its scenes.
 
-    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason and
-    duplicate_group, and whether it is a scene, or a film that failed. families: whose scalars scenes/ carries.
+    decided: part and row of rows of scores/, in the order in which they are written; their probability, reason,
+    duplicate_group and concept, and whether it is a scene, or a film that failed. families: whose scalars scenes/
+    carries.
     """
     places = decided.reset_index(drop=True)
     whole, extra = _measured(store, places, families)
@@ -101,7 +102,7 @@ def write_decisions(
     parts = places.part.astype(str).str.rpartition("/")[2]
     reason = places.reason.astype(object)
     decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
-    rows = about.assign(**decision, duplicate_group=groups)
+    rows = about.assign(**decision, duplicate_group=groups, concept=places.concept.where(places.concept >= 0))
     scenes = pa.Table.from_pandas(rows[places.scene], SCENES, preserve_index=False)
     for field in extra:
         scenes = scenes.append_column(field, whole[field.name].filter(pa.array(places.scene)))

@@ -9,11 +9,33 @@ from actors.curation.duplicates import FARTHEST
 
 REASONS = (
     *("", "frozen", "too_short", "too_long", "unmeasured", "static", "cut_inside"),
-    *("near_duplicate", "same_span", "not_selected"),
+    *("near_duplicate", "same_span", "concept_full", "not_selected"),
 )
 """Why a scene is not kept, in the order in which it is looked for; the last ones are known of the whole corpus only."""
-COMPARED = ("", "near_duplicate", "same_span", "not_selected")
+COMPARED = ("", "near_duplicate", "same_span", "concept_full", "not_selected")
 """Reasons of scenes that pass every rule of their own and are compared with others."""
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """How many scenes of one concept are kept; a concept is a cluster of embeddings."""
+
+    concepts: int = 0
+    """How many concepts k-means divides the scenes into, 2 to 10,000; 0: scenes are not divided. Needs `embed`. Scenes
+    of one concept look alike, or with CLIP mean alike: 100 are landscapes, faces, text and the like."""
+    cap: float = 0.05
+    """Keep at most so many scenes of a concept, the best. Below 1: this share of the scenes that are left after
+    select.dedupe, at least one; from 1: this number."""
+
+    def __post_init__(self) -> None:
+        if self.concepts not in (0, *range(2, 10_001)) or not (0 < self.cap < 1 or self.cap % 1 == 0 < self.cap):
+            raise UserError(
+                f"select.balance: concepts must be 0 or 2 to 10,000, and cap a share below 1 or a whole number: {self}"
+            )
+
+    def limit(self, left: int) -> int:
+        """Most scenes of one concept, where so many scenes are left."""
+        return max(1, int(self.cap * left + 1e-9)) if self.cap < 1 else int(self.cap)
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,12 @@ class SelectConfig:
     included; is and not, a value or a list, for text, true and false: {camera: {not: [shake]}}. A rule of another name
     says its column: {subtitles: {column: text_area, max: 0.05}}. A scene without a value is dropped as unmeasured.
     null turns a rule off."""
+    semantic_dedupe: float | None = None
+    """Of scenes whose embeddings have at least this cosine, above 0 to 1, keep the best; null: keep all. Needs `embed`.
+    It finds mirrored, cropped and re-graded copies, too; lower values find other takes of the same. Groups are joined
+    with those of select.dedupe."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """How many scenes of one concept are kept."""
 
     def __post_init__(self) -> None:
         if self.count is not None and self.fraction is not None:
@@ -52,6 +80,8 @@ class SelectConfig:
             raise UserError(f"select.max_hold_s={self.max_hold_s}: set seconds above 0")
         if self.dedupe is not None and not 0 <= self.dedupe <= FARTHEST:
             raise UserError(f"select.dedupe={self.dedupe}: set 0 to {FARTHEST} bits, or null")
+        if self.semantic_dedupe is not None and not 0 < self.semantic_dedupe <= 1:
+            raise UserError(f"select.semantic_dedupe={self.semantic_dedupe}: set a cosine above 0 to 1, or null")
         _ = self.column_rules
 
     @property

@@ -46,7 +46,7 @@ SEEN = (
     (COMPUTED, pa.string()),
 )
 """Columns that say what is odd about a scene; rows of earlier versions lack them."""
-LATER = (*ORIGIN, *(name for name, _ in SEEN))
+LATER = (*ORIGIN, *(name for name, _ in SEEN), "concept")
 """Columns that rows of earlier versions lack."""
 SCORES = pa.schema(
     [
@@ -142,11 +142,13 @@ SCENES = pa.schema(
         ("reason", pa.string()),
         ("error", pa.string()),
         ("duplicate_group", pa.int64()),
+        ("concept", pa.int32()),
     ]
 )
 """One row for every scene of the input: kept, dropped with a reason, or failed with an error.
 
-duplicate_group: its group of near-duplicates, null where it is alone or select.dedupe is null.
+duplicate_group: its group of near-duplicates, null where it is alone, or select.dedupe and select.semantic_dedupe are.
+concept: its concept, 0 for the one with most scenes, null where it has no embedding or select.balance.concepts is 0.
 """
 PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
 """Which part of scores/, thumbnails/ and keyframes/ holds a scene; by itself: it depends on the way a run went."""

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import sent
+
+if TYPE_CHECKING:
+    # Only workers that hold a model pay for importing torch.
+    import torch
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names that are torchvision's; others are timm's."""
@@ -110,7 +114,8 @@ def input_shape(config: BackboneConfig) -> Shape:
 
 
 @lru_cache(maxsize=4)
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
+    """The beginning of a file's SHA-256, which tells weights apart."""
     return hashlib.sha256(storage.read_bytes(path)).hexdigest()[:12]
 
 
@@ -120,7 +125,7 @@ def name(config: BackboneConfig) -> str:
     if folder := _folder(config.model):
         # Wherever it lies, and whatever it is called.
         known, file = [], str(min(folder.glob("*.safetensors")))
-    return ":".join([*known, *([_digest(file)] if file else []), config.fit, config.precision])
+    return ":".join([*known, *([digest(file)] if file else []), config.fit, config.precision])
 
 
 def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
@@ -214,21 +219,42 @@ class Backbone:
         self._device = config.device
         self._dtype = getattr(torch, config.precision)
         self._mean, self._scale = (torch.tensor(x, device=self._device).view(1, 3, 1, 1) for x in pixels)
+        self._shape = input_shape(config)
         with torch.inference_mode():
-            size = input_shape(config).size
-            self._width = self._forward(np.zeros((1, size, size, 3), np.uint8)).shape[1]
+            size = self._shape.size
+            self.width = self._forward(np.zeros((1, size, size, 3), np.uint8)).shape[1]
 
     def _forward(self, images: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            x = sent([images], self._device).permute(0, 3, 1, 2).float().div_(255)
-            x = ((x - self._mean) / self._scale).to(self._dtype)
-            return self._model(x).float().cpu().numpy().astype(np.float16)
+            pixels = sent([images], self._device).permute(0, 3, 1, 2)
+            return self.embed(pixels).cpu().numpy().astype(np.float16)
+
+    def prepared(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Pictures uint8 (N, 3, H, W) on the model's device as the squares that it takes: `square` for many at once."""
+        from torch.nn.functional import pad
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2.functional import resize
+
+        height, width = pixels.shape[2:]
+        shape = self._shape
+        width, height = shape.scaled(width, height)
+        pixels = resize(pixels, [height, width], InterpolationMode(shape.interpolation))
+        across, down = max(0, shape.size - width), max(0, shape.size - height)
+        sides = [across // 2, across - across // 2, down // 2, down - down // 2]
+        pixels = pad(pixels, sides, value=shape.fill)
+        top, left = (round((side - shape.size) / 2) for side in pixels.shape[2:])
+        return pixels[:, :, top : top + shape.size, left : left + shape.size]
+
+    def embed(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Vectors float32 (N, D) of pictures (N, 3, S, S) of 0 to 255 on the model's device, in inference mode."""
+        x = ((pixels.float().div(255) - self._mean) / self._scale).to(self._dtype)
+        return self._model(x).float()
 
     def __call__(self, batch: Batch) -> Batch:
         sound = batch["error"] == ""
-        vectors = np.full((len(sound), self._width), np.nan, np.float16)
+        vectors = np.full((len(sound), self.width), np.nan, np.float16)
         if sound.any():
             vectors[sound] = self._forward(np.ascontiguousarray(batch["image"][sound]))
         return {**{name: column for name, column in batch.items() if name != "image"}, "vector": vectors}

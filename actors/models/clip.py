@@ -213,13 +213,13 @@ def load_clip(config: EmbeddingsConfig, where: str = "embeddings") -> Clip:
 
 def preprocess(clip: Clip, images: np.ndarray) -> "torch.Tensor":
     """Images uint8 (N, H, W, 3) RGB as the model takes them: (N, 3, S, S)."""
-    return _prepared(clip, sent([images], clip.device))
+    return prepared(clip, sent([images], clip.device).permute(0, 3, 1, 2))
 
 
-def _prepared(clip: Clip, images: "torch.Tensor") -> "torch.Tensor":
+def prepared(clip: Clip, pixels: "torch.Tensor") -> "torch.Tensor":
+    """What `preprocess` makes of pictures uint8 (N, 3, H, W) that are on the model's device: (N, 3, S, S)."""
     *shape, _to_rgb, _to_tensor, _normalise = clip.transform.transforms
-    pixels = fitted(images.permute(0, 3, 1, 2), shape)
-    return pixels.float().div_(255).sub_(clip.mean).div_(clip.std).to(clip.dtype)
+    return fitted(pixels, shape).float().div_(255).sub_(clip.mean).div_(clip.std).to(clip.dtype)
 
 
 def embed_images(clip: Clip, images: np.ndarray, per_call: int) -> np.ndarray:
@@ -239,7 +239,7 @@ def scene_vectors(clip: Clip, scenes: Sequence[np.ndarray], per_call: int) -> "t
     """
     import torch
 
-    inputs = [_prepared(clip, images) for images in sent_apart(scenes, clip.device)]
+    inputs = [prepared(clip, images.permute(0, 3, 1, 2)) for images in sent_apart(scenes, clip.device)]
     return _encode(clip.model.encode_image, torch.cat(inputs), per_call)
 
 

@@ -15,14 +15,14 @@ from jobs.core import status
 from jobs.core.settings import SettingsError, load
 from jobs.core.status import StatusConfig, progress_lines
 from jobs.core.verbs import Run, Verb, Verbs
-from jobs.curation import corpus, loop
-from jobs.curation.measure import Measure
+from jobs.curation import corpus, loop, measure, search
 from jobs.curation.verb import last_record, summary
 
 app = Verbs(__doc__)
 for verb in (corpus.Run, corpus.Fetch, corpus.Score, corpus.Select, corpus.Export, corpus.Retry):
     app.verb(verb)
-app.verb(Measure)
+for verb in (measure.Measure, measure.Embed, search.Search):
+    app.verb(verb)
 for verb in (loop.Annotate, loop.FitFilter, loop.Recaption, loop.Evaluate):
     app.verb(verb)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from actors.core.errors import UserError
@@ -53,3 +54,10 @@ class Measure(CurationVerb):
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
         add_scores(config, run)
+
+
+class Embed(Measure):
+    """Measure embeddings, for `search`, select.semantic_dedupe and select.balance: `measure` of scores=[embedding]."""
+
+    def load(self, arguments: Sequence[str]) -> CurationConfig:
+        return replace(super().load(arguments), scores=["embedding"])

@@ -41,6 +41,7 @@ from jobs.curation.cards import (
 )
 from jobs.curation.census import KEPT, Census, count, keys_of
 from jobs.curation.charts import UNITS, charts, rules_of
+from jobs.curation.concepts import alike_words, concept_findings
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram
 from jobs.curation.whatif import WhatIf
@@ -70,7 +71,9 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     pairs = caption_pairs(store)
     groups = chosen_groups(census)
     shown, others = _draw(store, histograms, pictures, set(pairs), groups)
-    pictures |= _fetched(store, [row for row in others if key_of(row) not in pictures])
+    concepts = concept_findings(store, settings)
+    examples = [row for concept in concepts for row in concept.examples]
+    pictures |= _fetched(store, [row for row in (*others, *examples) if key_of(row) not in pictures])
     about = Shown(store, settings, column_rules, reads, pictures)
     script = (Path(__file__).parent / "whatif.js").read_text()
     failures = _failures(store)
@@ -105,6 +108,8 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         filter=filter_findings(store, settings),
         evaluation=evaluation_findings(store),
         pairs=pairs_of(pairs, others, pictures),
+        alike=alike_words(settings["select"]),
+        concepts=[(one, [pictures.get(key_of(row), b"") for row in one.examples]) for one in concepts],
     )
     uri = store.uri("report.html")
     storage.write_bytes(uri, page.encode())
@@ -217,6 +222,7 @@ def _rules(settings: dict[str, Any], column_rules: Sequence[ColumnRule], reads: 
     best = f"the best {select['count']:,}" if select["count"] is not None else "the best"
     if select["fraction"] is not None:
         best = f"the best {select['fraction']:.4g} of those that pass"
+    cap = (select.get("balance") or {"cap": 1})["cap"]
     return {
         "frozen": f"longest_hold_s > {select['max_hold_s']:g}",
         "too_short": f"no_frames < {frames['min']}",
@@ -225,8 +231,9 @@ def _rules(settings: dict[str, Any], column_rules: Sequence[ColumnRule], reads: 
         "static": f"mean_velocity < {select['min_velocity']:g}",
         "cut_inside": f"max_rgb_diff > {select['max_rgb_diff']:g}",
         **{rule.name: rule.meaning for rule in column_rules},
-        "near_duplicate": f"another that differs in at most {select['dedupe']} bits of its hash ranks higher",
+        "near_duplicate": f"another ranks higher that is like it: {alike_words(select)}",
         "same_span": "another of its span ranks higher",
+        "concept_full": f"as many of its concept rank higher as select.balance.cap={cap:g} allows",
         "not_selected": f"not among {best}",
     }
 

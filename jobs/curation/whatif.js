@@ -9,6 +9,7 @@ const tried = read("tried", Uint8Array); // of which rows there are values of co
 const gaps = read("gaps", Uint8Array);
 const rules = data.rules.map(rule => ({...rule, values: read(rule.key, rule.kind === "flag" ? Uint8Array : Float32Array)}));
 const span = read("span", Uint32Array), group = read("group", Uint32Array); // empty where no rows share one
+const concept = read("concept", Uint32Array); // the same
 const marks = numbers => new Uint8Array(numbers.reduce((a, b) => Math.max(a, b), 0) + 1);
 const spans = marks(span), groups = marks(group);
 const taken = (marks, number) => Boolean(number) && (marks[number] === 1 || !(marks[number] = 1));
@@ -28,8 +29,9 @@ function counted() {
     active.push({...rule, low: low === "" ? -Infinity : Math.fround(low), high: high === "" ? Infinity : Math.fround(high)});
     n[rule.name] = 0;
   }
-  Object.assign(n, {near_duplicate: 0, same_span: 0});
+  Object.assign(n, {near_duplicate: 0, same_span: 0, concept_full: 0});
   const fewer = tried.length && active.some(rule => rule.kind === "trial");
+  const unlike = [];
   let rows = 0, passed = 0, left = 0, likely = 0, at = -1;
   spans.fill(0);
   groups.fill(0);
@@ -52,10 +54,17 @@ function counted() {
       passed++;
       if (taken(groups, group[i])) n.near_duplicate++;
       else if (taken(spans, span[i])) n.same_span++;
-      else {
-        left++;
-        if (least !== null && probability[i] >= Math.fround(least)) likely++;
-      }
+      else unlike.push(i);
+    }
+  }
+  const cap = data.cap < 1 ? Math.max(1, Math.floor(data.cap * unlike.length + 1e-9)) : data.cap * rows / data.of;
+  const held = {};
+  for (const i of unlike) {
+    held[concept[i]] = (held[concept[i]] ?? 0) + 1;
+    if (concept[i] && held[concept[i]] > cap) n.concept_full++;
+    else {
+      left++;
+      if (least !== null && probability[i] >= Math.fround(least)) likely++;
     }
   }
   return {n, rows, passed, left, likely};

@@ -28,7 +28,7 @@ RULES = 8
 """Rules on columns from which on the page holds fewer scenes, so that it grows no further."""
 TRIALS = 200_000
 """Values of columns without a rule that the page holds at most; 1 MB."""
-COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "error")
+COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "concept", "error")
 """What is read of scenes/ in any case."""
 SETTINGS = ("frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff")
 """The thresholds that can be moved in any case."""
@@ -122,9 +122,11 @@ class WhatIf:
                 rules.append({"name": name, "key": f"trial{number}", "kind": "trial"})
         columns["tried"] = inside.astype(np.uint8) if not inside.all() else np.zeros(0, np.uint8)
         kept = select.get("rules") or {}
-        fixed = {f"select.{name}": select[name] for name in ("by", "fraction", "dedupe", "max_hold_s")} | {
-            "filter": settings["filter"]
-        }
+        names = ("by", "fraction", "dedupe", "semantic_dedupe", "max_hold_s")
+        # Those of an earlier version lack some.
+        balance = select.get("balance") or {"concepts": 0, "cap": 1}
+        fixed = {f"select.{name}": select.get(name) for name in names} | {"filter": settings["filter"]}
+        fixed |= {f"select.balance.{name}": value for name, value in balance.items() if balance["concepts"]}
         bounds = {f"select.rules.{rule.name}.{bound}": value for rule in self._rules for bound, value, _ in rule.bounds}
         page = {
             "rows": len(rows),
@@ -133,6 +135,7 @@ class WhatIf:
             "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")} | bounds,
             "rules": rules,
             "fraction": select["fraction"],
+            "cap": balance["cap"],
             "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
             "ruled": shlex.quote(f"select.rules={json.dumps(kept)}") if kept else "",
             "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
@@ -169,6 +172,7 @@ def _measured(rows: pd.DataFrame, settings: dict[str, Any]) -> dict[str, np.ndar
         "difference": rows.max_rgb_diff.where(measured).to_numpy(np.float32),
         "span": _shared(rows.place),
         "group": _shared(rows.duplicate_group),
+        "concept": _shared(rows.concept),
         "probability": rows.probability.to_numpy(np.float32) if by_filter else np.zeros(0, np.float32),
     }
 

@@ -109,7 +109,7 @@ class _Among:
     bar: tuple[float, str] | None = None
     """Rank and id of the last scene that is kept."""
     chosen: tuple[float, str] | None = None
-    """Rank and id of the scene that stands for the same span, or for the same group of near-duplicates."""
+    """Rank and id of the scene that stands for the same span, the same group of near-duplicates or concept."""
 
     def __post_init__(self) -> None:
         count = len(self.columns)
@@ -141,6 +141,7 @@ def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
     mine = pd.DataFrame([scene])[among.columns].astype(np.float32).to_numpy()[0]
     rank = _ranks(pd.DataFrame([scene]), config)[0]
     columns = ["video_id", "clip_id", "scene_id", "probability", "reason", "error", "duplicate_group"]
+    columns += ["concept"] if scene["reason"] == "concept_full" else []
     for part in _parts(store, "scenes", [*columns, *among.columns]):
         rows = part[part.error == ""]
         among.add(rows[among.columns].astype(np.float32).to_numpy(), mine)
@@ -152,11 +153,14 @@ def _among(store: Store, scene: Row, config: CurationConfig) -> _Among:
             among.bar = min(among.bar or (math.inf, ""), (float(value), scene_id))
         if scene["reason"] == "near_duplicate":
             stands = (rows.duplicate_group == scene["duplicate_group"]) & (rows.reason != "near_duplicate")
+        elif scene["reason"] == "concept_full":
+            stands = (rows.concept == scene["concept"]) & (rows.reason == "")
         else:
             span = (rows.video_id == scene["video_id"]) & (rows.clip_id == scene["clip_id"])
             stands = span & ~rows.reason.isin(["near_duplicate", "same_span"])
         for value, scene_id in zip(ranks[stands], rows.scene_id[stands], strict=True):
-            among.chosen = (float(value), scene_id)
+            # Of a concept the last that is kept; of others there is one.
+            among.chosen = min(among.chosen or (math.inf, ""), (float(value), scene_id))
     return among
 
 
@@ -251,7 +255,9 @@ def _rank(scene: Row, config: CurationConfig, among: _Among) -> list[str]:
     if scene["reason"] not in COMPARED:
         return lines
     lines.append(f"  {word} {own:.4g}: rank {among.better + 1} of {among.passed} that pass the rules")
-    shared = {"same_span": "span", "near_duplicate": "group of near-duplicates"}.get(scene["reason"])
+    shared = {"same_span": "span", "near_duplicate": "group of near-duplicates", "concept_full": "concept"}.get(
+        scene["reason"]
+    )
     if shared and among.chosen:
         lines.append(f"  {among.chosen[1]} of the same {shared} has {among.chosen[0]:.4g}")
     if among.bar and not scene["kept"]:

@@ -8,7 +8,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.curation.families.camera import CameraConfig
+from actors.curation.families.clip import ClipConfig
+from actors.curation.families.embedding import EmbeddingConfig
+from actors.curation.families.faces import FacesConfig
+from actors.curation.families.quality import QualityConfig
+from actors.curation.families.safety import SafetyConfig
 from actors.curation.families.sound import SoundConfig
+from actors.curation.families.text import TextConfig
+from actors.curation.families.watermark import WatermarkConfig
 from actors.curation.family import FAMILIES, scorer_class
 from actors.curation.tables import check_columns
 
@@ -17,8 +25,24 @@ from actors.curation.tables import check_columns
 class MeasureConfig:
     """How each family of scores is measured."""
 
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    """How the camera moves: static, pan, tilt, zoom, shake."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """How well captions fit key frames by a CLIP model, and a head that rates pictures."""
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    """Which network turns key frames into vectors."""
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    """Faces in key frames."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Sharpness, exposure, noise, blockiness, saturation, black and white."""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    """What an image classifier of yours makes of key frames."""
     sound: SoundConfig = field(default_factory=SoundConfig)
     """Loudness, silence, clipping and speech."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Words in key frames."""
+    watermark: WatermarkConfig = field(default_factory=WatermarkConfig)
+    """What stays in the same place over all scenes of a video."""
     retry: bool = False
     """Measure scenes again that could not be measured."""
     own: dict[str, dict[str, Any]] = field(default_factory=dict)

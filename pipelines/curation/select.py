@@ -11,9 +11,10 @@ A scene passes the rules where, in this order, none of these holds:
     unmeasured  by classifier, where another column that the filter reads has no value
 Those that pass are ranked: by rule, the steadiest motion first (mean_velocity / max_velocity, 1 where every step is the
 same, 0 where nothing moves); by classifier, what the filter calls most probably good first; ties by scene id. With
-select.dedupe the best of each group of near-duplicates stays (`near_duplicate`); then the best of each span
-(`same_span`), and of these the best select.count, or as many as select.fraction of those that pass the rules, rounded
-down (`not_selected`). Groups are of all scenes, whether they pass or not, so that no rule changes them.
+select.dedupe or select.semantic_dedupe the best of each group of near-duplicates stays (`near_duplicate`); then the
+best of each span (`same_span`); with select.balance the best of each concept (`concept_full`); and of these the best
+select.count, or as many as select.fraction of those that pass the rules, rounded down (`not_selected`). Groups and
+concepts are of all scenes, whether they pass or not, so that no rule changes them.
 """
 
 from collections import Counter
@@ -29,7 +30,7 @@ import pyarrow as pa
 from actors.core.catalog import Replacement, replaced
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.duplicates import near_duplicates
+from actors.curation.duplicates import near_duplicates, united
 from actors.curation.filter import Filter, load_filter, place
 from actors.curation.measured import families_now
 from actors.curation.rules import HASH, judge, needed, rejections, write_decisions
@@ -44,6 +45,7 @@ from pipelines.curation.rows import (
     rows_now,
 )
 from pipelines.curation.settings import CurationConfig
+from pipelines.curation.vectors import compare_embeddings
 
 PART_ROWS = 100_000
 """Scenes in one part of scenes/."""
@@ -97,6 +99,7 @@ def select(config: CurationConfig) -> Selected:
     with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
         scenes, films, videos, notes = rows_now(store, needed(config.select, model), look)
         expected = expected_scenes(scenes, films, videos)
+        notes += compare_embeddings(store, scenes, config.select)
         costs = {**measurements(scenes, films), "notes": notes}
         decided = _decided(scenes, films, config)
         del scenes
@@ -117,8 +120,8 @@ def _decided(scenes: pd.DataFrame, films: pd.DataFrame, config: CurationConfig) 
     code = choose(scenes, config)
     columns = ["video_index", "ordinal", "part", "row", "error"]
     reason = pd.Categorical.from_codes(code, scenes.reason.cat.categories)
-    decided = scenes[[*columns, "probability", "duplicate_group"]].assign(reason=reason, scene=True)
-    nothing = {"reason": "", "probability": np.nan, "duplicate_group": -1, "scene": False}
+    decided = scenes[[*columns, "probability", "duplicate_group", "concept"]].assign(reason=reason, scene=True)
+    nothing = {"reason": "", "probability": np.nan, "duplicate_group": -1, "concept": -1, "scene": False}
     bad = films.loc[films.error != "", columns].assign(**nothing)
     decided = pd.concat([decided, bad.astype({name: decided[name].dtype for name in ("part", "reason")})])
     return decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
@@ -149,13 +152,13 @@ def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
         hashed = np.flatnonzero((scenes[list(HASH)] != 0).any(axis=1))
         hashes = scenes[list(HASH)].iloc[hashed].to_numpy(np.uint64)
         groups[hashed] = near_duplicates(hashes, config.select.dedupe)
-    return groups
+    return united(groups, scenes.alike.to_numpy()) if config.select.semantic_dedupe is not None else groups
 
 
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     """What is kept of scenes that were judged: the code of each one's reason, int8 (N,); kept and failed ones have 0.
 
-    scenes: video_id, clip_id, scene_id, error, and what `judge` and `alike` add.
+    scenes: video_id, clip_id, scene_id, error, and what `judge`, `alike` and `compare_embeddings` add.
     """
     reason = scenes.reason.cat.codes.to_numpy().copy()
     passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
@@ -173,6 +176,11 @@ def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     code = list(scenes.reason.cat.categories).index
     reason[passed] = code("near_duplicate")
     reason[unlike] = code("same_span")
+    reason[left] = code("concept_full")
+    if config.select.balance.concepts:
+        concepts = scenes.concept.iloc[left]
+        place = concepts.groupby(concepts).cumcount()
+        left = left[((place < config.select.balance.limit(len(left))) | (concepts < 0)).to_numpy()]
     reason[left] = code("not_selected")
     reason[left[:limit]] = 0
     return reason

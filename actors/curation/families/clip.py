@@ -72,27 +72,28 @@ class ClipScorer:
         "aesthetic": pa.float32(),
     }
     settings = ClipConfig
+    texts = True
 
     def __init__(self, config: ClipConfig) -> None:
         import torch
 
-        self._clip = load_clip(config.embeddings(), "clip")
+        self._clip = load_clip(config.embeddings(), "measure.clip")
         self._head = None
         if config.aesthetic:
             weight, bias = load_head(config.aesthetic)
             width = text_vectors(self._clip, [""], 1).shape[1]
             if len(weight) != width:
                 raise UserError(
-                    f"clip.aesthetic={config.aesthetic} takes vectors of {len(weight)} numbers, and clip.model="
-                    f"{config.model} gives {width}. Give a head that was trained for this model."
+                    f"measure.clip.aesthetic={config.aesthetic} takes vectors of {len(weight)} numbers, and "
+                    f"measure.clip.model={config.model} gives {width}. Give a head that was trained for this model."
                 )
             self._head = torch.from_numpy(weight).to(config.device), bias
 
     @staticmethod
     def check(config: ClipConfig) -> None:
         """Raise UserError where the model or the head cannot be had; loads no weights."""
-        check_clip(config.embeddings(), "clip")
-        head, setting = config.aesthetic, f"clip.aesthetic={config.aesthetic}"
+        check_clip(config.embeddings(), "measure.clip")
+        head, setting = config.aesthetic, f"measure.clip.aesthetic={config.aesthetic}"
         if head is None:
             return
         if not head.endswith(".safetensors"):
@@ -162,7 +163,7 @@ def load_head(uri: str) -> tuple[np.ndarray, float]:
             before = tensors.get(f"{name.removesuffix('weight')}bias", np.zeros(len(tensors[name])))
             weight, bias = weight @ tensors[name].astype(np.float64), bias + weight @ before.astype(np.float64)
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"clip.aesthetic={uri} is no head of linear layers: {error}") from error
+        raise UserError(f"measure.clip.aesthetic={uri} is no head of linear layers: {error}") from error
     return weight[0].astype(np.float32), float(bias[0])
 
 

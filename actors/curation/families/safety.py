@@ -65,7 +65,9 @@ class SafetyScorer:
         try:
             model, labels, self._exclusive, self._prepare, (mean, std) = load(name)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"safety.model={config.model} cannot be loaded ({first_line(error)}). {GIVE}.") from error
+            raise UserError(
+                f"measure.safety.model={config.model} cannot be loaded ({first_line(error)}). {GIVE}."
+            ) from error
         self._device, self._dtype = config.device, getattr(torch, config.precision)
         self._model = (
             model.to(self._device, self._dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -77,8 +79,8 @@ class SafetyScorer:
     def check(config: SafetyConfig) -> None:
         """Raise UserError where the model cannot be had; reads its config.json alone."""
         if not config.model:
-            raise UserError(f"safety.model=null: no classifier ships with the project. {GIVE}.")
-        setting = f"safety.model={config.model}"
+            raise UserError(f"measure.safety.model=null: no classifier ships with the project. {GIVE}.")
+        setting = f"measure.safety.model={config.model}"
         if not (Path(config.model) / "config.json").is_file():
             if Path(config.model).exists() or config.model.startswith(("/", ".", "~")):
                 raise UserError(f"{setting}: no config.json there. {GIVE}.")

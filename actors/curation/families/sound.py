@@ -88,8 +88,8 @@ class Sound:
             raise UserError("scores=sound needs the extra `sound`: pip install 'filmray[sound]'")
         if config.detector and not _is_there(config.detector):
             raise UserError(
-                f"sound.detector={config.detector} is not found: give package.module:function, with the package on "
-                "PYTHONPATH"
+                f"measure.sound.detector={config.detector} is not found: give package.module:function, with the "
+                "package on PYTHONPATH"
             )
 
     @staticmethod

@@ -35,9 +35,9 @@ class TextConfig(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_gpus:
-            raise UserError(f"text.num_gpus={self.num_gpus:g}: words are read on CPUs only. Leave it out.")
+            raise UserError(f"measure.text.num_gpus={self.num_gpus:g}: words are read on CPUs only. Leave it out.")
         if self.side < 32:
-            raise UserError(f"text.side={self.side}: set 32 or more, in pixels")
+            raise UserError(f"measure.text.side={self.side}: set 32 or more, in pixels")
 
 
 class TextScorer:

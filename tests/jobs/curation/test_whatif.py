@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from actors.core.store import Store
 from actors.curation.filter import save_filter
-from actors.curation.select_settings import SelectConfig
+from actors.curation.select_settings import BalanceConfig, SelectConfig
 from actors.curation.tables import SCENES
 from jobs.core.settings import load
 from jobs.curation import whatif
@@ -25,7 +25,16 @@ from pipelines.curation.fit_filter import fit
 from pipelines.curation.label_settings import FitConfig
 from pipelines.curation.select import select, tally
 from pipelines.curation.settings import CurationConfig
-from tests.pipelines.curation.outputs import config, fast_is_good, film, scene, write_measured, write_plan, write_scores
+from tests.pipelines.curation.outputs import (
+    config,
+    fast_is_good,
+    film,
+    scene,
+    write_embeddings,
+    write_measured,
+    write_plan,
+    write_scores,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +101,8 @@ def corpus(folder: Path) -> CurationConfig:
     store = Store(settings.output)
     part = write_scores(store, *rows)
     write_measured(store, "looks", LOOKS, part, [look(number, random) for number in range(len(rows))])
+    vectors = random.normal(size=(len(rows), 3))
+    write_embeddings(store, write_scores(store, *rows), rows, list(vectors / np.linalg.norm(vectors, axis=1)[:, None]))
     write_plan(store, videos)
     made = {"settings": asdict(settings), "measured_by": {"motion.flow": "farneback"}}
     store.write_json(made, "plan", "settings.json")
@@ -172,6 +183,8 @@ def decided(settings: CurationConfig) -> tuple[int, dict[str, int]]:
         {"by": "classifier", "count": 40},
         {"rules": COLUMN_RULES},
         {"rules": {"bar_top": {"max": 10}}, "by": "classifier", "fraction": 0.5},
+        {"semantic_dedupe": 0.9999, "dedupe": 0, "balance": BalanceConfig(6, 7)},
+        {"balance": BalanceConfig(5, 0.15), "count": 60},
     ],
 )
 def test_the_page_says_what_select_would(report: Report, rules: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """An output as a run leaves it, made without running one: rows of scores/ and of the plan."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from actors.core.store import Store
 from actors.curation.latents import LatentsConfig
-from actors.curation.measured import Family, write_family
+from actors.curation.measured import TOLD, Family, write_family
 from actors.curation.scenes import FEATURES, FramesConfig
 from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
 from actors.media.shown import NOT_KNOWN
@@ -96,6 +96,22 @@ def write_scores(store: Store, *rows: Row) -> str:
     """Write one part of scores/."""
     keys = [f"{row['video_id']}/{row['scene_id']}/{row['error']}" for row in rows]
     return store.write_part("scores", pa.Table.from_pylist(list(rows), SCORES), keys)
+
+
+def write_embeddings(store: Store, part: str, rows: Sequence[Row], vectors: Sequence[Any], **settings: Any) -> None:
+    """Write the embeddings of the rows of a part of scores/, as `embed` does; None where a scene has none."""
+    width = next(len(vector) for vector in vectors if vector is not None)
+    kind = pa.list_(pa.float16(), width)
+    values = [None if vector is None else np.asarray(vector, np.float16) for vector in vectors]
+    columns = {
+        "row": pa.array(range(len(rows)), pa.int32()),
+        **{name: pa.array([row[name] for row in rows], pa.string()) for name in ("video_id", "scene_id")},
+        "embedding": pa.array(values, kind),
+        **dict.fromkeys(dict(TOLD), pa.array([""] * len(rows), pa.string())),
+    }
+    family = Family("embedding", "0123456789ab", {"embedding": kind})
+    store.write_table(pa.table(columns), family.folder, part)
+    write_family(store, family, {"settings": settings})
 
 
 def write_plan(store: Store, videos: dict[str, int], rejected: Iterable[Row] = ()) -> None:
