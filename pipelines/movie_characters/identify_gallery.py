@@ -95,7 +95,7 @@ def needs_ray(config: ClipConfig | FaceConfig, plan: Plan) -> bool:
 def check_model(config: ClipConfig | FaceConfig) -> None:
     """Raise UserError where the model, its extra or its GPU is missing; loads no weights."""
     if isinstance(config, FaceConfig):
-        check_embedder()
+        check_embedder(config.faces)
         return
     _check_gpu(config)
     try:

@@ -38,6 +38,14 @@ def test_a_face_is_near_itself_in_another_picture(embedder: FaceEmbedder, tmp_pa
     assert (vectors @ vectors[0]).min() > 0.9
 
 
+def test_both_detectors_give_vectors_of_the_same_face_that_are_near(embedder: FaceEmbedder, tmp_path: Path):
+    Image.fromarray(data.astronaut()).save(tmp_path / "a.png")
+    by_mtcnn = FaceEmbedder(FacesConfig(detector="mtcnn"))
+    one, other = (found(batch(tmp_path / "a.png"))["vector"][0].astype(float) for found in (embedder, by_mtcnn))
+    assert one @ other > 0.9
+    assert not np.array_equal(one, other)
+
+
 def test_what_has_no_face_or_cannot_be_read_says_so(embedder: FaceEmbedder, tmp_path: Path):
     Image.fromarray(data.coffee()[:200, :200]).save(tmp_path / "cup.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")

@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from actors.core.store import Store
+from actors.movie_characters.faces import FacesConfig
 from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig, model_of, root_of
 from pipelines.movie_characters.gallery_vectors import embed_few, embed_many, embedded, faceless
 from pipelines.movie_characters.identify_gallery import plan_identification
@@ -39,3 +40,11 @@ def test_few_images_have_the_vectors_and_the_rejections_that_ray_gives(
     for image, (vector, computed) in one.items():
         assert vector == pytest.approx(other[image][0], abs=2e-3) and computed == other[image][1]
     assert faceless(Store(root_of(few)), model_of(few)).keys() == faceless(Store(root_of(many)), model_of(many)).keys()
+
+
+def test_vectors_of_another_detector_have_another_name_and_stored_ones_keep_theirs() -> None:
+    names = [
+        model_of(FaceConfig(gallery="g", input="i", output="o", faces=FacesConfig(detector=detector)))
+        for detector in ("hog", "mtcnn")
+    ]
+    assert names == ["dlib:1:1024", "dlib:mtcnn:1:1024"]
