@@ -57,7 +57,7 @@ class Watermark:
         watermark_place  str: where the clearest one is: top_left, top, top_right, left, center, right, bottom_left,
                          bottom or bottom_right; "" without one
     Marks that move, that are there for less than half of the film, or that are faint (4 grey levels a pixel at their
-    edges) are not found.
+    edges) are not found. A film of 64 pictures takes 0.5 CPU-s (`python -m tests.benchmarks.families cost`).
     """
 
     reads = "video"

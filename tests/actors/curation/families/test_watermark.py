@@ -8,7 +8,7 @@ import pytest
 
 from actors.curation.families.watermark import Watermark, WatermarkConfig
 from actors.curation.family import Placed, scorer_class
-from tests.benchmarks.families import SIZE, drawn_on, film_of, found_in, logo
+from tests.benchmarks.families import SIZE, drawn_on, film_of, found_in, logo, real_films
 from tests.support.films import blacked
 from tests.support.real_pictures import film_frames, photos
 
@@ -21,7 +21,7 @@ def film(seed: int, scenes: int = 10) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("opacity", [1.0, 0.5, 0.3])
-@pytest.mark.parametrize(("kind", "corner"), enumerate(("top_left", "top_right", "bottom_right")))
+@pytest.mark.parametrize(("kind", "corner"), list(enumerate(("top_left", "top_right", "bottom_right"))))
 def test_a_logo_is_found_in_its_corner(kind: int, corner: str, opacity: float) -> None:
     mark = logo((20, 30, 50)[kind], kind)
     images = film(kind)
@@ -30,6 +30,12 @@ def test_a_logo_is_found_in_its_corner(kind: int, corner: str, opacity: float) -
     assert found["watermark"] is True and found["watermark_place"] == corner
     drawn = mark.size / (SIZE[0] * SIZE[1])
     assert 0.4 * drawn < found["watermark_area"] < 3 * drawn + 0.01
+
+
+def test_the_faint_logo_of_a_real_film_is_found() -> None:
+    found = found_in(real_films()["demo.mp4"])
+    assert found["watermark"] is True and found["watermark_place"] == "bottom_right"
+    assert found_in(real_films()["bikes.mp4"])["watermark"] is False
 
 
 def test_a_mark_across_the_middle_is_found() -> None:
