@@ -39,7 +39,10 @@ video      pictures: a list for each scene, the same for all scenes of a video, 
 VIDEO_SCENES = 64
 """Most scenes of a video whose pictures a family gets that reads videos."""
 FAMILIES: dict[str, str] = {
+    "camera": "actors.curation.families.camera:Camera",
+    "quality": "actors.curation.families.quality:Quality",
     "sound": "actors.curation.families.sound:Sound",
+    "watermark": "actors.curation.families.watermark:Watermark",
 }
 """Our own families: where the class of each is."""
 

@@ -2,16 +2,19 @@
 
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from actors.core.temporary import remove_abandoned
 from jobs.core.termination import kept_handler
 
+NOISE = r"core_worker\.cc.*constructor arguments in the object store and max_restarts > 0"
 OURS = ("actors", "pipelines", "jobs")
 """Loggers of this project."""
 
@@ -51,6 +54,34 @@ def quiet_worker() -> None:
 
 
 @contextmanager
+def without_noise() -> Iterator[None]:
+    """Keep a line from the terminal that Ray's C++ part writes for each pool of actors: by its own default it repeats
+    them without end, and then says nothing. Everything else passes, also what is written when this process dies."""
+    grep = shutil.which("grep")
+    if grep is None:
+        yield
+        return
+    shown, before = os.dup(2), sys.stderr
+    # Ctrl-C is for this process alone.
+    with subprocess.Popen(
+        [grep, "-a", "-v", "--line-buffered", NOISE], stdin=subprocess.PIPE, stdout=shown, start_new_session=True
+    ) as passed:
+        assert passed.stdin
+        os.dup2(passed.stdin.fileno(), 2)
+        if before is sys.__stderr__:
+            # Python's own lines go straight to the terminal, which a progress display has to know.
+            sys.stderr = os.fdopen(os.dup(shown), "w", buffering=1)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            if sys.stderr is not before:
+                sys.stderr.close()
+                sys.stderr = before
+
+
+@contextmanager
 def ray_session(verbose: bool = False) -> Iterator[None]:
     """Join the cluster that the environment names, or start one here; leave what was there before running."""
     import ray
@@ -76,11 +107,12 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
         environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
     # A cluster has its dashboard already; on one machine it makes the start longer.
     level = logging.INFO if verbose else logging.ERROR
-    with kept_handler():
-        ray.init(runtime_env=environment, include_dashboard=False, logging_level=level)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        # Workers that were killed leave copies of films; those elsewhere are removed by the next worker there.
-        remove_abandoned()
+    with nullcontext() if verbose else without_noise():
+        with kept_handler():
+            ray.init(runtime_env=environment, include_dashboard=False, logging_level=level)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            # Workers that were killed leave copies of films; those elsewhere are removed by the next worker there.
+            remove_abandoned()

@@ -1,5 +1,6 @@
 """Families of scores as a user writes them."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,6 +51,14 @@ class Change:
             "error": np.where(bad, "odd", ""),
             "message": np.where(bad, "the caption says so", ""),
         }
+
+
+class Slow(Brightness):
+    columns: ClassVar = {"slow": pa.float32()}
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        time.sleep(0.5)
+        return {"slow": super().__call__(batch)["brightness"]}
 
 
 class Words:

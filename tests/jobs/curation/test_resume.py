@@ -12,10 +12,13 @@ import psutil
 import pytest
 
 from actors.core import storage
+from actors.core.store import Store
+from pipelines.curation.rows import rows_now
 from tests.support import corpus, films
 from tests.support.corpus import FAST, Head, Job, run_here
 from tests.support.servers import s3, s3_server
 
+SLOW = "tests.support.families:Slow"
 __all__ = ["s3", "s3_server"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -91,6 +94,27 @@ def test_a_driver_killed_three_times_on_s3(head: Head, s3: str, folder: Path, un
     command = ["run", f"input={s3}/films/hdvg.json", f"output={output}", *FAST]
     _kill_three_times(lambda: head.job(tmp_path / "log.txt", *command), output, seed=2)
     corpus.assert_same_result(output, undisturbed_hdvg)
+
+
+def test_scores_that_are_added_on_s3_by_a_driver_that_is_killed(
+    head: Head, s3: str, undisturbed_hdvg: Path, tmp_path: Path
+):
+    reference, output = shutil.copytree(undisturbed_hdvg, tmp_path / "reference"), f"{s3}/scored"
+    for path in (path for path in reference.rglob("*") if path.is_file()):
+        storage.upload(path, f"{output}/{path.relative_to(reference)}")
+    run_here("measure", reference, f"scores={SLOW}")
+    folder = f"measured/{SLOW.replace(':', '.')}"
+    with head.job(tmp_path / "log.txt", "measure", output, f"scores={SLOW}") as job:
+        job.wait_until(partial(_holds, output, folder, 2))
+        job.kill()
+    before = corpus.contents(output, folder)
+    assert 0 < len(before) < len(corpus.names(reference, folder))
+    with head.job(tmp_path / "log.txt", "measure", output, f"scores={SLOW}") as job:
+        job.wait()
+    assert before.items() <= corpus.contents(output, folder).items()
+    rows = [rows_now(Store(str(root)), ["slow"]).scenes.set_index("scene_id") for root in (output, reference)]
+    pd.testing.assert_series_equal(rows[0].slow, rows[1].slow)
+    assert rows[0].slow.notna().sum() > 20
 
 
 def test_a_decode_child_and_a_worker_killed_while_they_cut(folder: Path, undisturbed: Path, tmp_path: Path):

@@ -1,0 +1,41 @@
+"""What a command lets through of what Ray's C++ parts write."""
+
+import subprocess
+import sys
+
+LINE = (
+    "[2026-11-28 01:03:46,941 E 1 1] core_worker.cc:2465: Actor with class name: 'MapWorker' and ID: '58' has "
+    "constructor arguments in the object store and max_restarts > 0. If the arguments go out of scope, it will fail."
+)
+CODE = f"""
+import logging, os, sys
+from jobs.core.session import start_logging, without_noise
+start_logging()
+terminal = sys.stderr
+with without_noise():
+    os.write(2, {LINE!r}.encode() + b"\\n")
+    os.write(2, b"[2026-11-28 01:03:46,941 E 1 1] core_worker.cc:99: something else\\n")
+    print("by Python", file=sys.stderr)
+    logging.getLogger("jobs.core").info("logged")
+    DIES
+assert sys.stderr is terminal
+os.write(2, b"afterwards\\n")
+"""
+
+
+def run(dies: str, code: int) -> list[str]:
+    program = [sys.executable, "-c", CODE.replace("DIES", dies)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stderr.splitlines()
+
+
+def test_one_line_is_kept_back_and_all_others_pass():
+    lines = run("pass", 0)
+    assert not any("max_restarts" in line for line in lines)
+    assert any("something else" in line for line in lines) and {"by Python", "afterwards"} <= set(lines)
+    assert any(line.endswith(" logged") for line in lines)
+
+
+def test_what_is_written_when_the_process_dies_passes():
+    assert "the end" in run('os.write(2, b"the end\\n"); os._exit(7)', 7)
