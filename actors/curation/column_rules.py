@@ -119,7 +119,7 @@ def _rule(name: str, rule: Mapping[str, Any], taken: tuple[str, ...]) -> ColumnR
     only, without = _values(rule.get("is")), _values(rule.get("not"))
     numbers, values = low is not None or high is not None, only is not None or without is not None
     if not told or (numbers and values):
-        raise UserError(f"{at}: set min or max (numbers), or is or not (text, true and false)")
+        raise UserError(f"{at}: set either min or max, for numbers, or is or not, for text, true and false")
     if not all(value is None or math.isfinite(value) for value in (low, high)):
         raise UserError(f"{at}: min and max are numbers, or null for no bound")
     if low is not None and high is not None and low > high:
@@ -168,7 +168,7 @@ def missing(columns: list[str], there: Mapping[str, pa.DataType], root: str) -> 
     """What is said of columns that are not there, and how they are measured."""
     names = ", ".join(columns)
     families = list(dict.fromkeys(family for name in columns if (family := family_with(name))))
-    asked = f"scores=[{','.join(families)}]" if families else "scores=[FAMILY]"
+    asked = f"scores=[{','.join(families)}]" if families else f"scores=[…] (of {', '.join(sorted(FAMILIES))})"
     which = f"there is no column {names}" if len(columns) == 1 else f"there are no columns {names}"
     return (
         f"{which}. There are {', '.join(there)}. Families of scores add columns: "
