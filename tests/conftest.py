@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A shell starts what runs in its background without SIGINT, and what that starts would have none to be tested with.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Threads of OpenMP wait for each other in a loop: where other tests keep the cores busy, as they always do, a model on
+# two threads takes ten times the CPU-seconds that it takes on one. What tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On loopback no token is needed, and making one would write into the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # What costs a test seconds of imports: workers that Ray ends after a second without work and starts again, and an actor
