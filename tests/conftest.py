@@ -1,5 +1,6 @@
 """What the whole suite shares: one Ray cluster, a browser, and a VAE that is small enough for tests."""
 
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A shell starts what runs in its background without SIGINT, and what that starts would have none to be tested with.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Threads of OpenMP wait for each other in a loop: where other tests keep the cores busy, as they always do, a model on
+# two threads takes ten times the CPU-seconds that it takes on one. What tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On loopback no token is needed, and making one would write into the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # What costs a test seconds of imports: workers that Ray ends after a second without work and starts again, and an actor
@@ -31,6 +35,17 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # It looks for new log files ten times a second else.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "1")
+
+
+def pytest_collection_finish() -> None:
+    """The modules of all tests are two million objects, which each full collection would look through: a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What was frozen would be told as leaked when Python ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ from tests.support import films
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 500
 """How long a run may take on a machine that is busy with other work, in seconds."""
+CHEAPER = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD")
+"""Of Ray's variables, which are not inherited, those that spare a job's Ray what no test needs."""
 FAST = (
     "frames.size=64",
     "latents.model=tiny",
@@ -189,6 +191,8 @@ def job(
 def _start(log: Path, arguments: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ray = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    # As in the suite's own cluster.
+    ray |= {name: os.environ[name] for name in CHEAPER if name in os.environ}
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, *arguments],

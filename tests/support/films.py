@@ -8,15 +8,16 @@ shape, and a centre crop, so that a test can ask a decoded frame which source fr
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial, wraps
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import av
 import numpy as np
 from av.filter import Graph
 
+P = ParamSpec("P")
 SIZE = (160, 120)
 SHOTS = (48, 36, 30)
 RATE = 24
@@ -36,9 +37,10 @@ _DIGITS = [(y, x) for y in range(_CELLS) for x in range(_CELLS) if (y, x) not in
 
 def _picture(number: int, stamped: int, width: int, height: int, colour: tuple[int, int, int]) -> np.ndarray:
     """Frame `number` of a film, uint8 (height, width, 3) RGB, on `colour` and with `stamped` in its middle."""
-    y, x = np.mgrid[0:height, 0:width]
-    stripes = 25 * np.sin(2 * np.pi * (x + y / 2 - 2 * number) / 24)
-    picture = np.clip(np.array(colour) + stripes[..., None], 0, 255).astype(np.uint8)
+    # Along each stripe all pixels are alike.
+    stripes = 25 * np.sin(2 * np.pi * (np.arange(2 * width + height) / 2 - 2 * number) / 24)
+    shades = np.clip(np.array(colour) + stripes[:, None], 0, 255).astype(np.uint8)
+    picture = shades[_across(width, height)]
     gray_code = stamped ^ (stamped >> 1)
     bits = dict(_CORNERS) | {_PARITY: stamped & 1} | {cell: gray_code >> i & 1 for i, cell in enumerate(_DIGITS)}
     rows, columns = _edges(height, width)
@@ -46,6 +48,13 @@ def _picture(number: int, stamped: int, width: int, height: int, colour: tuple[i
         cell = slice(rows[row], rows[row + 1]), slice(columns[column], columns[column + 1])
         picture[cell] = _BRIGHT if bit else _DARK
     return picture
+
+
+@cache
+def _across(width: int, height: int) -> np.ndarray:
+    """How far each pixel is across the stripes, in half pixels, int (height, width)."""
+    y, x = np.mgrid[0:height, 0:width]
+    return 2 * x + y
 
 
 def _edges(height: int, width: int) -> tuple[list[int], list[int]]:
@@ -107,6 +116,23 @@ def pitch(samples: np.ndarray, rate: int = SOUND_RATE) -> float:
     return float(np.argmax(spectrum) * rate / len(samples))
 
 
+def _drawn_once(draw: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[Path, P], Path]:
+    """What was drawn before in this process is written again: encoding takes a tenth of a second and more."""
+    drawn: dict[str, bytes] = {}
+
+    @wraps(draw)
+    def write(path: Path, *args: P.args, **options: P.kwargs) -> Path:
+        asked = repr((path.suffix, args, sorted(options.items())))
+        if asked not in drawn:
+            drawn[asked] = draw(path, *args, **options).read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawn[asked])
+        return path
+
+    return write
+
+
+@_drawn_once
 def film(
     path: Path,
     shots: Sequence[int] = SHOTS,

@@ -121,6 +121,11 @@ def test_the_last_crash_is_raised_with_the_number_of_attempts(child: Child, tmp_
     assert (fault.value.code, fault.value.attempts, tally.stat().st_size) == ("crashed", 2, 2)
 
 
+def start(child: Child) -> None:
+    """Start the child, which takes a second or more: no part of a stall that a test waits for."""
+    assert list(child.stream(count, 1, stall_s=20, timeout_s=30)) == [0]
+
+
 @pytest.mark.parametrize(
     ("function", "limits", "code"),
     [
@@ -138,7 +143,8 @@ def test_only_a_crash_is_followed_by_another_attempt(
 
 
 def test_a_hang_ends_after_the_stall_and_endless_work_after_the_timeout(child: Child):
-    stream = child.stream(hang, stall_s=10, timeout_s=30)
+    start(child)
+    stream = child.stream(hang, stall_s=3, timeout_s=30)
     assert next(stream) == 1
     with pytest.raises(ChildFault) as fault:
         next(stream)
@@ -168,7 +174,8 @@ def test_what_would_fail_for_every_file_ends_the_run(child: Child, function: Cal
 
 
 def test_a_child_that_stops_in_the_middle_of_a_row_has_stalled(child: Child):
-    stream = child.stream(stop_sending, stall_s=10, timeout_s=30)
+    start(child)
+    stream = child.stream(stop_sending, stall_s=3, timeout_s=30)
     assert next(stream) == b"" and child._process is not None
     process = psutil.Process(child._process.pid)
     while process.status() != psutil.STATUS_STOPPED:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def config(**shots: Any) -> CutConfig:
     return CutConfig(VideoConfig(), FramesConfig(size=64), ShotsConfig(**shots), flow, Windows(20, 0, 4), processes=2)
 
 
+@cache
 def by_one(path: Path, settings: CutConfig) -> list[Row]:
     measured = settings.frames, settings.shots, settings.motion, settings.windows
     return [row for row in cut(str(path), "v", None, frozenset(), settings.video, *measured) if row]

@@ -72,12 +72,19 @@ def numbers(path: Path, **settings: Any) -> list[int]:
     return [number for number, _ in in_shots(open_film(str(path)), ShotsConfig(**settings))]
 
 
+@pytest.fixture(scope="module")
+def transition(request: Any, shots: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, int, int]:
+    """A kind of transition, and what `drawn` says of a film with it."""
+    kind, length = request.param
+    return kind, *drawn(tmp_path_factory.mktemp(kind) / "film.mp4", shots, kind, length)
+
+
 @pytest.mark.parametrize("detector", ["gradual", "hybrid", "transnetv2"])
 @pytest.mark.parametrize(
-    ("kind", "length"), [("cut", 0), ("dissolve", 12), ("dissolve", 20), ("black", 10), ("white", 10)]
+    "transition", [("cut", 0), ("dissolve", 12), ("dissolve", 20), ("black", 10), ("white", 10)], ids=str, indirect=True
 )
-def test_a_transition_between_real_shots(tmp_path: Path, shots: Any, detector: str, kind: str, length: int) -> None:
-    path, first, end = drawn(tmp_path / "film.mp4", shots, kind, length)
+def test_a_transition_between_real_shots(transition: tuple[str, Path, int, int], detector: str) -> None:
+    kind, path, first, end = transition
     found = numbers(path, detector=detector)
     assert found[: first - 4] == [0] * (first - 4) and found[end + 4 :] == [1] * (len(found) - end - 4)
     if kind == "cut":

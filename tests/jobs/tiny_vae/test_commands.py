@@ -50,7 +50,9 @@ def test_gpus_go_by_the_older_name_too(arguments: list[str], gpus: float) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_training_goes_on_and_ends_with_the_same_weights(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = ["model.steps=60", "model.checkpoint_every=5", "model.batch_size=4", "model.crop=32", "model.channels=8"]
     command = ["train", f"output={tmp_path / 'killed'}", *small]
     with corpus.job(tmp_path / "log.txt", *command, program=("-m", "jobs.tiny_vae")) as job:
@@ -62,6 +64,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(ray_cluster: N
     assert "60 steps, resumed from step" in told
     assert f"weights: {tmp_path}/killed/encoder.safetensors" in told and f"card: {tmp_path}/killed/README.md" in told
 
+    # Measured once is enough.
+    monkeypatch.setattr("pipelines.tiny_vae.train.measure", lambda vae: FIGURES)
     CliRunner().invoke(app, ["train", f"output={tmp_path / 'undisturbed'}", *small])
     for name in ("encoder.safetensors", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
