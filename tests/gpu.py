@@ -528,15 +528,16 @@ def generate(bench: Bench) -> None:
 
 
 def captions(bench: Bench) -> None:
-    """The likeliest text of a small model beside the one on the CPU."""
-    from actors.curation.captioners import LocalCaptioner
+    """The likeliest texts of a small model, several at once, beside those on the CPU."""
+    from actors.curation.captioning.local import LocalCaptioner
+    from tests.actors.curation.captioning.asked import question
 
     folder = bench.out / "models" / "captioner"
     if not folder.exists():
         tiny_models.captioning_model(folder, [f"w{number}" for number in range(60)])
     models = [LocalCaptioner(str(folder), gpu) for gpu in (False, bench.device == "cuda")]
-    for seed in range(3):
-        exact, found = (model.caption(moving(3, 64, seed), f"w{seed} w40", 0) for model in models)
+    asked = [question(f"w{seed} w40 {'w41 ' * seed}", count=1 + seed) for seed in range(3)]
+    for exact, found in zip(*(model.captions(asked, 0) for model in models), strict=True):
         bench.line("text", f"{found.text!r}, {found.tokens_out} tokens", f"{exact.text!r}", found == exact)
 
 

@@ -14,8 +14,7 @@ from safetensors.torch import save, save_file
 from torchvision.models.optical_flow import raft_large
 
 from actors.core.stage import Batch
-from actors.curation.captioners import Recaptioner
-from actors.curation.captions import CaptionsConfig
+from actors.curation.captioning.local import LocalCaptioner, ask_all
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
 from actors.curation.frame_scorer import FrameScorer
 from actors.curation.latents import LatentsConfig, encode, load_vae
@@ -30,6 +29,7 @@ from actors.movie_characters.diffusion_classifier import DiffusionIdentifier, Id
 from actors.movie_characters.drawer import Drawer, GenerateConfig
 from actors.movie_characters.identities import OPTIMIZED, TARGET, write_embedding
 from pipelines.movie_characters.generate import plan_generate
+from tests.actors.curation.captioning.asked import question
 from tests.support import tiny_models
 from tests.support.fake_cuda import FakeCuda
 
@@ -227,11 +227,11 @@ def test_comics(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None:
 def test_captions(cuda: FakeCuda, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     known = ["the", "a", "man", "woman", "dog", "walks", "in", "on", "street", "river", "red", "green"]
-    config = CaptionsConfig(by="transformers", model=tiny_models.captioning_model(tmp_path, known))
-    rows = {"frames": column([np.zeros((2, 32, 48, 3), np.uint8)]), "caption": np.array(["a man"])}
-    found, expected = (Recaptioner(replace(config, num_gpus=gpus))(dict(rows)) for gpus in (1, 0))
-    for name in ("code", "recaption"):
-        assert found[name].tolist() == expected[name].tolist()
+    folder = tiny_models.captioning_model(tmp_path, known)
+    # Of several lengths, so that they are padded.
+    asked = [question("a man walks in the street", count=2), question("a dog", count=3)]
+    found, expected = (ask_all(LocalCaptioner(folder, gpu), asked) for gpu in (True, False))
+    assert found == expected
 
 
 def identities() -> list[Identity]:

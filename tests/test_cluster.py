@@ -139,7 +139,8 @@ def test_every_node_has_the_extras_that_messages_ask_for(cluster: dict[str, Any]
     asked = re.compile(r"extra `?([\w-]+\w)|(?:filmray|\.)\[([\w-]+)\]")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {name for path in sources() for found in asked.findall(path.read_text()) for name in found if name}
-    named &= set(project["optional-dependencies"])
+    # vLLM wants an older torch than all others.
+    named &= set(project["optional-dependencies"]) - {"vllm"}
     assert {"movie-characters", "faces", "transnetv2", "adam8bit", "tiny-vae"} <= named
     assert named == extras_of(cluster)
 

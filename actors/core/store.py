@@ -42,7 +42,7 @@ class Store:
 
         row_group_size: rows that can be read without the others; None: all.
         """
-        name = f"part-{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()[:20]}.parquet"
+        name = part_name(keys)
         self.write_table(table, folder, name, row_group_size=row_group_size)
         return name
 
@@ -170,6 +170,11 @@ class Store:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.uri(*names)} is damaged ({error}). Remove it, or restore it.") from error
+
+
+def part_name(keys: Iterable[str]) -> str:
+    """Name of the part that holds the rows of these keys."""
+    return f"part-{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()[:20]}.parquet"
 
 
 def _number(value: Any) -> Any:

@@ -11,7 +11,7 @@ from actors.core import storage
 from actors.core.stage import Row
 from actors.core.store import Store
 
-Caption = Literal["recaption", "caption", "both"]
+Caption = Literal["recaption", "caption", "both", "short", "long", "tags", "structured", "free"]
 
 
 class Clip(NamedTuple):
@@ -33,14 +33,17 @@ def file_of(store: Store, path: str) -> str:
 
 
 def text_of(row: Row, how: Caption) -> str:
-    """What trainers are told of a scene: its recaption, else its caption; or always the caption; or both in one text.
+    """What trainers are told of a scene: its recaption, or what it has in another style, else its caption; or always
+    the caption; or caption and recaption in one text.
 
-    row: caption and recaption, "" for none.
+    row: caption and recaption, "" for none; captions, by style.
     """
     caption, recaption = row["caption"] or "", row["recaption"] or ""
     if how == "both":
         return " ".join(filter(None, (caption, recaption)))
-    return recaption or caption if how == "recaption" else caption
+    if how == "recaption":
+        return recaption or caption
+    return row.get("captions", {}).get(how) or caption
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -120,9 +120,11 @@ CAPTIONS = pa.schema(
         ("prompt", pa.string()),
         ("written", pa.float64()),
         *((name, pa.int64()) for name in ORIGIN),
+        ("style", pa.string()),
     ]
 )
-"""One row an answer: the caption that was sent, and its recaption, or the code caption_failed."""
+"""One row an answer: the caption that was sent, and what was made of it, or the code caption_failed. style: null in
+rows of earlier versions, which are of the style improved."""
 SCENES = pa.schema(
     [
         ("video_id", pa.string()),

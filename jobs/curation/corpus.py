@@ -193,14 +193,14 @@ class Retry(CurationVerb):
         return RetryConfig
 
     def plan(self, config: RetryConfig) -> None:
-        from actors.curation.captioners import check_captioner
+        from actors.curation.captioning.captioners import check_captioner
         from pipelines.curation.columns import check_rules_of
-        from pipelines.curation.rows import captions
+        from pipelines.curation.rows import captions_by_style
         from pipelines.curation.settings import check
 
         check(config)
         check_rules_of(config, config.scores)
-        if "caption_failed" in config.again() and (captions(Store(config.output)).code != "").any():
+        if "caption_failed" in config.again() and (captions_by_style(Store(config.output)).code != "").any():
             check_captioner(config.captions)
 
     def preview(self, config: RetryConfig, plan: None) -> Preview:

@@ -109,7 +109,7 @@ def fit_lines(report: dict[str, Any], uri: str) -> list[str]:
 
 
 class Recaption(CurationVerb):
-    """Improve the captions of kept scenes with a vision-language model. Each scene is asked once; rerun to resume."""
+    """Caption kept scenes with a vision-language model. Each caption is requested once; rerun to resume."""
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.export import kept_scenes
@@ -136,7 +136,9 @@ class Evaluate(CurationVerb):
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.evaluate import check_comparable, plan_evaluation, stages_of
+        from pipelines.curation.recaption import improving
 
+        config = improving(config)
         todo = plan_evaluation(config)
         check_comparable(config, todo)
         kept, drawn = todo.rows.kept, todo.rows.random
@@ -150,10 +152,11 @@ class Evaluate(CurationVerb):
         return Preview(facts, places(config, *names), *stages_of(config))
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
-        from actors.curation.captioners import check_captioner
+        from actors.curation.captioning.captioners import check_captioner
         from pipelines.curation.evaluate import check_comparable, evaluate, plan_evaluation
-        from pipelines.curation.recaption import unasked
+        from pipelines.curation.recaption import improving, unasked
 
+        config = improving(config)
         expected = count(run)
         todo = plan_evaluation(config)
         check_comparable(config, todo)

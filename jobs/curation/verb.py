@@ -186,7 +186,7 @@ def write_kept(config: CurationConfig, run: Run) -> None:
 
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
-    from actors.curation.captioners import check_captioner
+    from actors.curation.captioning.captioners import check_captioner
     from pipelines.curation.recaption import caption_scenes
 
     # Before Ray starts, which takes a while.
@@ -222,16 +222,18 @@ def settle(expected: int, run: Run) -> None:
 
 def estimated(config: CurationConfig, scenes: list[Row]) -> str:
     """What captioning scenes will cost, as a line."""
-    from actors.curation.captions import TRIES
+    from actors.curation.captioning.asking import TRIES
     from pipelines.curation.recaption import estimate, unasked
 
     cost, settings = estimate(config, unasked(config, scenes)), config.captions
     price = ""
-    if settings.by != "transformers":
-        rates = f"${settings.usd_in:g} and ${settings.usd_out:g} per million"
+    if settings.service:
+        usd_in, usd_out = settings.prices
+        rates = f"${usd_in:g} and ${usd_out:g} per million"
         price = f", ${cost.usd:.2f} at {rates}, at most {TRIES} times that with retries"
     tokens = f"{cost.tokens_in} input and {cost.tokens_out} output tokens"
-    return f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}: about {tokens}{price}"
+    styles = f", {cost.captions} captions" if len(settings.styles) > 1 else ""
+    return f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}{styles}: about {tokens}{price}"
 
 
 # -------------------------------------------------------------------------------------------------------------- summary

@@ -170,10 +170,11 @@ def ray_task(stage: Stage) -> dict[str, Any]:
     return {"compute": TaskPoolStrategy(stage.workers or None), **stage.resources()}
 
 
-def ray_actors(stage: Stage, threads: bool = False) -> dict[str, Any]:
+def ray_actors(stage: Stage, threads: bool = False, calls: int | None = None) -> dict[str, Any]:
     """Arguments of a stage of actors; on a GPU the next batch is put together while one is computed.
 
-    threads: there the actor itself takes two batches at once.
+    threads: there the actor itself takes two batches at once. calls: batches that an actor takes at once, since it
+    waits for others.
     """
     from ray.data import ActorPoolStrategy
 
@@ -182,8 +183,8 @@ def ray_actors(stage: Stage, threads: bool = False) -> dict[str, Any]:
     pool = ActorPoolStrategy(
         min_size=1,
         max_size=stage.workers,
-        max_concurrent_calls_per_actor=2 if gpu else None,
-        enable_true_multi_threading=gpu and threads,
+        max_concurrent_calls_per_actor=calls or (2 if gpu else None),
+        enable_true_multi_threading=bool(calls) or (gpu and threads),
     )
     return {"compute": pool, **stage.resources()}
 

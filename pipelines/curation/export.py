@@ -16,6 +16,7 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
+from actors.curation.captioning.styles import IMPROVED, STYLES
 from actors.curation.export import ExportJob, clip_name, cut_off, export_films, remove_frames
 from actors.curation.layouts import Caption, Clip, file_of, text_of
 from actors.curation.presets import load_preset
@@ -36,7 +37,7 @@ from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.layouts import renew_layouts, write_layouts
 from pipelines.curation.order import longest_first
-from pipelines.curation.rows import IncompleteError, captions
+from pipelines.curation.rows import IncompleteError, captions_by_style
 from pipelines.curation.select import check_selection, fail_scenes, selection_now
 from pipelines.curation.settings import CurationConfig
 
@@ -198,8 +199,8 @@ def kept_scenes(store: Store) -> list[Row]:
 
 
 def located(store: Store, keys: Sequence[Key]) -> list[Row]:
-    """Sound scenes of scores/ in the order of their names: KEPT, ORIGIN, the part of scores/ that holds them, and the
-    recaption in captions/, "" for none.
+    """Sound scenes of scores/ in the order of their names: KEPT, ORIGIN, the part of scores/ that holds them, the
+    recaption in captions/, "" for none, and `captions` of other styles, by style.
 
     Films are looked for where the input has them now, captions are those of the input now.
     """
@@ -214,9 +215,18 @@ def located(store: Store, keys: Sequence[Key]) -> list[Row]:
     found: dict[Key, Row] = {_key(row): row for row in records}
     if unknown := [key for key in keys if key not in found]:
         raise _unknown(store, unknown)
-    answers = captions(store)
-    said = dict(zip(zip(answers.video_id, answers.scene_id, strict=True), answers.recaption, strict=True))
-    return [{**found[key], "recaption": said.get(key, "")} for key in keys]
+    said: dict[Key, dict[str, str]] = {}
+    answers = captions_by_style(store)
+    answered = zip(answers.video_id, answers.scene_id, answers["style"], answers.recaption, strict=True)
+    for video_id, scene_id, style, text in answered:
+        if text:
+            said.setdefault((video_id, scene_id), {})[style] = text
+    styles = [said.get(key, {}) for key in keys]
+    others = ({style: texts[style] for style in STYLES if style in texts and style != IMPROVED} for texts in styles)
+    return [
+        {**found[key], "recaption": texts.get(IMPROVED, ""), "captions": other}
+        for key, texts, other in zip(keys, styles, others, strict=True)
+    ]
 
 
 def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
@@ -250,7 +260,8 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
     """The reference's file: paths are relative to the output; what was not measured is null.
 
     Beside the reference's names silenced_s: seconds of the clip's sound that are damaged, and silent. cut_off: black
-    lines at the top, bottom, left and right that it lacks. converted: what was done to its pictures.
+    lines at the top, bottom, left and right that it lacks. converted: what was done to its pictures. captions: those of
+    styles beside the recaption, where there are some.
     """
     silenced = store.read_json(SILENCED) or {}
     crop = (store.read_json(MADE) or {}).get("crop_bars", False)
@@ -264,6 +275,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
             "video_path": f"clips/{_clip(row)}",
             "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
             "recaption": row["recaption"] or None,
+            **({"captions": row["captions"]} if row["captions"] else {}),
             "silenced_s": silenced.get(_clip(row), 0.0),
             "cut_off": cut_off(row, crop),
             "converted": [word for word in row["converted"].split(",") if word],

@@ -77,7 +77,7 @@ def _there(store: Store, paths: Iterable[str]) -> set[str]:
 
 def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[str, tuple[str, Row]]:
     """The tars that there are to be: of each a digest of what goes in, and what `write_one_shard` takes."""
-    hidden = {*ORIGIN, "clock_jumps"}
+    hidden, later = {*ORIGIN, "clock_jumps"}, ("converted", "captions")
     stamps = {
         f"clips/{entry.name}": [entry.size, entry.stamp] for entry in storage.listing(store.uri("clips"), (".mp4",))
     }
@@ -85,8 +85,8 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
     for start in range(0, len(clips), export.shard_clips):
         some = clips[start : start + export.shard_clips]
         rows = [
-            # Where nothing was converted, shards of earlier versions are not to be made again.
-            {name: value for name, value in clip.row.items() if name not in hidden and (value or name != "converted")}
+            # Where there is nothing of it, shards of earlier versions are not to be made again.
+            {name: value for name, value in clip.row.items() if name not in hidden and (value or name not in later)}
             for clip in some
         ]
         scenes = [{"path": clip.path, "text": clip.text, "row": row} for clip, row in zip(some, rows, strict=True)]

@@ -1,8 +1,9 @@
-"""Improve the captions of scenes: frames, ask, write down each answer at once.
+"""Caption scenes: frames, ask, write down each answer at once.
 
 frames   tasks    N -> 1: of each scene its first, middle and last frame, from keyframes/, else from its film
-ask      driver   1 -> 1: a service is asked by threads of the driver; a model of one's own lives in actors
-write    driver   1 -> 1: a part of captions/ for each answer, so that what was paid for is never asked again
+ask      actors   1 -> styles: threads ask a service, in turns that one actor gives to all; or a model lives in them
+write    actors   a part of captions/ for each answer of a service, so that what was paid for is never asked again; for
+                  each batch of a model
 
 Answers are gathered into one part at the end. Nothing else is changed: `select` reads what is there.
 """
@@ -11,50 +12,55 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from actors.core import storage
-from actors.core.stage import Row
+from actors.core.errors import UserError
+from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.captioners import Recaptioner, check_captioner, load_captioner
-from actors.curation.captions import (
-    PROMPT_ID,
-    UNFINISHED,
-    Answer,
-    CaptionsConfig,
-    CaptionServiceError,
-    Pace,
-    ask,
-    prompt,
+from actors.curation.captioning.asking import UNFINISHED, Answer, End, Turns
+from actors.curation.captioning.captioners import check_captioner, key_of
+from actors.curation.captioning.recaptioners import (
+    Answers,
+    LocalRecaptioner,
+    ServiceRecaptioner,
+    answers_of,
+    packed,
 )
-from actors.curation.tables import CAPTIONS, ORIGIN
+from actors.curation.captioning.settings import CaptionsConfig
+from actors.curation.captioning.styles import IMPROVED, STYLES, fill
+from actors.curation.tables import CAPTIONS
 from pipelines.core.progress import Progress, tracked
-from pipelines.core.ray_data import fitted, ray_actors, rows_of
+from pipelines.core.ray_data import batches, fitted, ray_actors
 from pipelines.curation.export import renew_exported
 from pipelines.curation.frames import key_frames_of
-from pipelines.curation.rows import answers, captions, current_answers
+from pipelines.curation.rows import answers, captions_by_style, current_answers
 from pipelines.curation.select import tell_captions
 from pipelines.curation.settings import CurationConfig
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 log = logging.getLogger(__name__)
 
 FRAMES_SENT = 3
-OUTPUT_TOKENS = 150
-"""For the estimate: a caption of 100 words."""
-GIVE_UP = 20
-"""A run ends when so many scenes in a row failed by the service's fault: it is down."""
+CALLS = 16
+"""Blocks that a worker takes at once, each of a few scenes and BLOCK_BYTES at most: enough to keep its requests in
+flight while the last ones of some blocks are waited for."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What asking for scenes costs where each is answered at once; TRIES times as much at most."""
+    """What captioning scenes costs where each reply counts at once; TRIES times as much at most."""
 
     scenes: int
+    captions: int
+    """One for each style of each scene."""
     tokens_in: int
     tokens_out: int
     usd: float
@@ -67,7 +73,7 @@ class Recaptioned:
     captioned: int = 0
     failed: int = 0
     left: int = 0
-    """Scenes not asked for, or not to the end, since captions.max_requests was reached."""
+    """Captions not asked for, or not to the end, since captions.max_requests was reached."""
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -77,31 +83,52 @@ class Recaptioned:
 
 
 def unasked(config: CurationConfig, scenes: list[Row]) -> list[Row]:
-    """Those of some scenes that have no answer, sound or failed.
+    """Those of some scenes that lack an answer, sound or failed, with `styles`, those that they lack.
 
     With captions.again an answer counts only where the model, the prompt and the caption are those of now.
     """
+    settings = config.captions
     there = current_answers(Store(config.output)).to_pylist()
     named = ("video_id", "scene_id")
-    if config.captions.again:
-        now = (config.captions.by, config.captions.model, PROMPT_ID)
-        there = [row for row in there if (row["by"], row["model"], row["prompt"]) == now]
+    if settings.again:
+        now = {style: (settings.by, settings.model, settings.prompt_id(style)) for style in settings.styles}
+        there = [row for row in there if (row["by"], row["model"], row["prompt"]) == now.get(row["style"])]
         named = (*named, "caption")
-    answered = {tuple(row[name] for name in named) for row in there}
+    answered = {(*(row[name] for name in named), row["style"]) for row in there}
     # A scene that is named twice is one scene.
     wanted = {(row["video_id"], row["scene_id"]): row for row in scenes}
-    return [row for row in wanted.values() if tuple(row[name] for name in named) not in answered]
+    lacking = []
+    for row in wanted.values():
+        key = tuple(row[name] for name in named)
+        if styles := [style for style in settings.styles if (*key, style) not in answered]:
+            lacking.append({**row, "styles": styles})
+    return lacking
+
+
+def improving(config: CurationConfig) -> CurationConfig:
+    """The settings with the style improved alone, whose captions are compared."""
+    if not config.evaluate.recaption:
+        return config
+    if IMPROVED not in config.captions.styles:
+        raise UserError(
+            "evaluate compares captions of the style improved: name it in captions.styles, or set "
+            "evaluate.recaption=false"
+        )
+    return replace(config, captions=replace(config.captions, styles=(IMPROVED,)))
 
 
 def estimate(config: CurationConfig, scenes: list[Row]) -> Estimate:
-    """What asking for these scenes will cost, by the prices in the settings; a model of one's own costs nothing."""
-    sent = sum(FRAMES_SENT * config.captions.tokens_per_frame + len(prompt(row["caption"])) // 4 for row in scenes)
-    received = len(scenes) * OUTPUT_TOKENS
-    return Estimate(len(scenes), sent, received, _usd(config.captions, sent, received))
+    """What asking for scenes of `unasked` will cost, by the prices in the settings; a model in workers is free."""
+    settings = config.captions
+    asked = [(row, style) for row in scenes for style in row["styles"]]
+    texts = sum(len(fill(settings.prompt_of(style), row["caption"])) // 4 for row, style in asked)
+    sent = len(asked) * FRAMES_SENT * settings.tokens_per_frame + texts
+    received = sum(STYLES[style].tokens for _, style in asked)
+    return Estimate(len(scenes), len(asked), sent, received, _usd(settings, sent, received))
 
 
 def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
-    """Ask for those of some scenes that have no answer yet, and write each answer into captions/ at once.
+    """Ask for those of some scenes that lack an answer, and write each answer into captions/ at once.
 
     Args:
         scenes: rows as kept_scenes gives them: video_id, uri, clip_id, scene_id, caption, start_s, end_s, part.
@@ -111,13 +138,14 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     """
     check_captioner(config.captions)
     todo, started = unasked(config, scenes), time.monotonic()
-    done = Recaptioned(left=len(todo))
+    count = sum(len(row["styles"]) for row in todo)
+    done = Recaptioned(left=count)
     if not todo:
         return done
-    store, faults = Store(config.output), 0
-    local = config.captions.by == "transformers"
-    with closing((_by_model if local else _by_service)(config, todo, store)) as replies:
-        progress = Progress("recaption", len(todo), "scenes")
+    store = Store(config.output)
+    into = Answers(store, config.captions, str(time.time()))
+    with closing(_way(config.captions)(config, todo, into)) as replies:
+        progress = Progress("recaption", count, "captions")
         for answer in tracked(replies, progress, lambda answer: int(answer.code != UNFINISHED)):
             done.captioned += answer.code == ""
             done.failed += answer.code == "caption_failed"
@@ -125,16 +153,19 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
             done.requests += answer.requests
             done.tokens_in += answer.tokens_in
             done.tokens_out += answer.tokens_out
-            faults = faults + 1 if answer.fault else 0
-            if faults == GIVE_UP:
-                raise CaptionServiceError(
-                    f"{GIVE_UP} scenes in a row failed by the service's fault ({answer.message}): run the same command "
-                    "again when it is well; `retry` asks for these again"
-                )
     done.usd = round(_usd(config.captions, done.tokens_in, done.tokens_out), 4)
     _gather(store)
     done.seconds = round(time.monotonic() - started, 1)
     return done
+
+
+def _way(settings: CaptionsConfig) -> Callable[[CurationConfig, list[Row], Answers], Generator[Answer, None, None]]:
+    """How the model is asked."""
+    if settings.by == "vllm":
+        from pipelines.curation.caption_engine import by_engine
+
+        return by_engine
+    return _by_service if settings.service else _by_model
 
 
 def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
@@ -146,75 +177,106 @@ def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
 
 
 def forget_failed(store: Store) -> set[tuple[str, str]]:
-    """Remove failed answers of scenes that have no sound one, so that they are asked for again; returns their keys."""
-    best = captions(store)
+    """Remove failed answers of captions that have no sound one, so that they are asked for again; returns the keys of
+    their scenes."""
+    best = captions_by_style(store)
     failed = best[best.code != ""]
-    keys = set(zip(failed.video_id, failed.scene_id, strict=True))
+    names = ("video_id", "scene_id", "style")
+    keys = set(zip(*(failed[name] for name in names), strict=True))
     if keys:
         rows, parts = answers(store)
-        kept = [row for row in rows.to_pylist() if (row["video_id"], row["scene_id"]) not in keys]
+        kept = [row for row in rows.to_pylist() if tuple(row[name] for name in names) not in keys]
         _merge(store, pa.Table.from_pylist(kept, CAPTIONS), parts)
-    return keys
+    return {(video_id, scene_id) for video_id, scene_id, _ in keys}
 
 
-def _by_service(config: CurationConfig, scenes: list[Row], store: Store) -> Generator[Answer, None, None]:
-    settings, origins = config.captions, _origins(scenes)
-    captioner = load_captioner(settings)
-    pace = Pace(settings.requests_per_minute, settings.max_requests, settings.patience_s)
+def _by_service(config: CurationConfig, scenes: list[Row], into: Answers) -> Generator[Answer, None, None]:
+    import ray
 
-    def answer(row: Row) -> Answer:
-        found = Answer() if row["error"] else ask(captioner, row["frames"], row["caption"], pace, settings.pause_s)
-        return _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
-
+    settings = config.captions
     # A scene takes one request at least: what is beyond the budget need not be decoded.
-    stages = fitted({}, {"video": config.video}, config.autoscaling)
-    rows = rows_of(key_frames_of(scenes[: settings.max_requests], config, stages["video"]))
-    waiting: set[Future[Answer]] = set()
-    with ThreadPoolExecutor(settings.requests_at_once) as threads:
-        try:
-            for row in rows:
-                waiting.add(threads.submit(answer, row))
-                if len(waiting) == settings.requests_at_once:
-                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in ended)
-            yield from (future.result() for future in wait(waiting).done)
-        finally:
-            # Those under way still write what they get.
-            pace.stop()
-
-
-def _by_model(config: CurationConfig, scenes: list[Row], store: Store) -> Generator[Answer, None, None]:
-    settings, origins = config.captions, _origins(scenes)
     stages = fitted({"captions": settings}, {"video": config.video}, config.autoscaling)
-    stage = stages["captions"]
-    answered = key_frames_of(scenes, config, stages["video"]).map_batches(
-        Recaptioner,
-        fn_constructor_args=[replace(settings, num_cpus=stage.num_cpus)],
-        batch_size=stage.batch_size,
-        **ray_actors(stage),
+    stage = replace(stages["captions"], workers=min(stages["captions"].workers, settings.at_once))
+    limits = settings.requests_per_minute, settings.max_requests, settings.patience_s
+    keeper = ray.remote(num_cpus=0)(Turns).remote(*limits)
+    turns, most = RemoteTurns(keeper), settings.at_once // stage.workers
+    answered = asked(config, scenes[: settings.max_requests], stages["video"]).map_batches(
+        ServiceRecaptioner,
+        fn_constructor_args=[into, key_of(settings), turns, most],
+        batch_size=None,
+        **ray_actors(stage, calls=min(most, CALLS)),
     )
-    for row in rows_of(answered):
-        found = Answer(**{name: row[name] for name in Answer.__annotations__})
-        yield _written(store, settings, row | origins[row["video_id"], row["scene_id"]], found)
+    # Held here, so that the workers live until they have finished.
+    replies = batches(answered)
+    try:
+        for batch in replies:
+            answers = answers_of(batch)
+            yield from answers
+            if any(answer.code == UNFINISHED for answer in answers) and turns.ended():
+                break
+        if end := turns.ended():
+            raise end.error()
+    finally:
+        _finish(turns, settings.timeout_s)
 
 
-def _origins(scenes: list[Row]) -> dict[tuple[str, str], Row]:
-    """By scene, which film and times an answer is of."""
-    return {(row["video_id"], row["scene_id"]): {name: row.get(name) for name in ORIGIN} for row in scenes}
+def _finish(turns: RemoteTurns, patience_s: float) -> None:
+    """Stop, and wait until those under way have written what they get."""
+    until = time.monotonic() + patience_s
+    while turns.stop() and time.monotonic() < until:
+        time.sleep(0.1)
 
 
-def _written(store: Store, settings: CaptionsConfig, row: Row, answer: Answer) -> Answer:
-    """Write an answer as a part of its own; a scene that could not be decoded has failed."""
-    if answer.code == UNFINISHED:
-        return answer
-    if row["error"]:
-        answer = Answer(code="caption_failed", message=f"{row['error']}: {row['message']}")
-    about = {name: row[name] for name in ("video_id", "scene_id", "caption", *ORIGIN)}
-    made_by = {"by": settings.by, "model": settings.model, "prompt": PROMPT_ID, "written": time.time()}
-    columns = {name: getattr(answer, name) for name in CAPTIONS.names if hasattr(answer, name)}
-    table = pa.Table.from_pylist([{**about, **columns, **made_by}], CAPTIONS)
-    store.write_part("captions", table, [row["video_id"], row["scene_id"], str(made_by["written"])])
-    return answer
+def _by_model(config: CurationConfig, scenes: list[Row], into: Answers) -> Generator[Answer, None, None]:
+    stages = fitted({"captions": config.captions}, {"video": config.video}, config.autoscaling)
+    stage = stages["captions"]
+    fitting = replace(into, config=replace(config.captions, num_cpus=stage.num_cpus))
+    answered = asked(config, scenes, stages["video"]).map_batches(
+        LocalRecaptioner, fn_constructor_args=[fitting], batch_size=config.captions.batch_size, **ray_actors(stage)
+    )
+    for batch in batches(answered):
+        yield from answers_of(batch)
+
+
+def asked(config: CurationConfig, scenes: list[Row], stage: Stage) -> Dataset:
+    """Scenes with their key frames, and what is asked of them."""
+    return key_frames_of([{**row, "caption": packed(row, row["styles"])} for row in scenes], config, stage)
+
+
+class RemoteTurns(Turns):
+    """The turns of a run, which an actor of Ray keeps."""
+
+    def __init__(self, keeper: Any) -> None:
+        self._keeper = keeper
+
+    def turn(self, name: str) -> float | None:
+        return self._call("turn", name)
+
+    def hold(self, wait_s: float | None) -> None:
+        self._call("hold", wait_s)
+
+    def heard(self) -> None:
+        self._call("heard")
+
+    def answered(self) -> bool:
+        return self._call("answered")
+
+    def settled(self, name: str, fault: str | None) -> None:
+        self._call("settled", name, fault)
+
+    def end(self, status: int, message: str) -> None:
+        self._call("end", status, message)
+
+    def ended(self) -> End | None:
+        return self._call("ended")
+
+    def stop(self) -> int:
+        return self._call("stop")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._keeper, method).remote(*arguments))
 
 
 def _gather(store: Store) -> None:
@@ -231,6 +293,5 @@ def _merge(store: Store, rows: pa.Table, parts: list[str]) -> None:
 
 
 def _usd(settings: CaptionsConfig, tokens_in: int, tokens_out: int) -> float:
-    if settings.by == "transformers":
-        return 0.0
-    return (tokens_in * settings.usd_in + tokens_out * settings.usd_out) / 1e6
+    usd_in, usd_out = settings.prices
+    return (tokens_in * usd_in + tokens_out * usd_out) / 1e6

@@ -16,6 +16,7 @@ import pyarrow as pa
 from actors.core.catalog import Part
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
+from actors.curation.captioning.styles import IMPROVED
 from actors.curation.motion import BY_FARNEBACK
 from actors.curation.tables import (
     CAPTIONS,
@@ -204,7 +205,9 @@ def how_far(store: Store) -> HowFar:
 def failures(store: Store) -> pd.DataFrame:
     """What failed, scenes, videos, captions and clips: video_id, scene_id, step, error, attempts, message of each."""
     scenes, films, *_ = rows_now(store, ["attempts", "message"])
-    answers = captions(store).rename(columns={"code": "error"}).assign(step="caption")
+    answers = captions_by_style(store).rename(columns={"code": "error"}).assign(step="caption")
+    named = np.where(answers["style"] == IMPROVED, "", answers["style"] + ": ")
+    answers["message"] = named + answers.message
     # The rest of it was copied there from what is read above.
     clips = store.read_table("rejected", REJECTED).to_pandas().rename(columns={"code": "error"})
     bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, clips[clips.step == "export"], answers)])
@@ -242,13 +245,23 @@ def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
 
 
 def captions(store: Store) -> pd.DataFrame:
-    """Answers with the columns of CAPTIONS, one a scene: of several the last sound one, else the last.
+    """Answers of the style improved, which are the recaptions: the columns of CAPTIONS, one a scene.
+
+    Raises DamagedError where a part is torn: its answers were paid for.
+    """
+    rows = captions_by_style(store)
+    return rows[rows["style"] == IMPROVED].reset_index(drop=True)
+
+
+def captions_by_style(store: Store) -> pd.DataFrame:
+    """Answers with the columns of CAPTIONS, one for each style of a scene: of several the last sound, else the last.
 
     Raises DamagedError where a part is torn: its answers were paid for.
     """
     rows = current_answers(store).to_pandas(types_mapper=strings)
     rows = rows.assign(sound=rows.code == "").sort_values(["sound", "written"], kind="stable")
-    return rows.drop_duplicates(["video_id", "scene_id"], keep="last").drop(columns="sound").reset_index(drop=True)
+    named = ["video_id", "scene_id", "style"]
+    return rows.drop_duplicates(named, keep="last").drop(columns="sound").reset_index(drop=True)
 
 
 def current_answers(store: Store) -> pa.Table:
@@ -262,9 +275,13 @@ def answers(store: Store) -> tuple[pa.Table, list[str]]:
     while True:
         parts = store.listed("captions")
         try:
-            read = [store.read_whole(part, CAPTIONS.names, ORIGIN, CAPTIONS_AGAIN) for part in parts]
+            read = [store.read_whole(part, CAPTIONS.names, (*ORIGIN, "style"), CAPTIONS_AGAIN) for part in parts]
         except FileNotFoundError:
             # Another command has gathered them into one part since.
             continue
         tables = (part.select(CAPTIONS.names).cast(CAPTIONS) for part in read)
-        return pa.concat_tables([CAPTIONS.empty_table(), *tables]), [part.name for part in parts]
+        rows = pa.concat_tables([CAPTIONS.empty_table(), *tables])
+        # Rows of earlier versions have none.
+        column = CAPTIONS.get_field_index("style")
+        styles = rows["style"].fill_null(IMPROVED)
+        return rows.set_column(column, CAPTIONS.field(column), styles), [part.name for part in parts]

@@ -14,7 +14,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.curation.captions import CaptionsConfig
+from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.clips import EFFORTS, ClipsConfig
 from actors.curation.cut import CutConfig
 from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
@@ -84,7 +84,7 @@ class ExportConfig(ClipsConfig):
     actors/curation/model_presets. Its clips and layouts are in a folder of that name; "": layouts are of clips/."""
     caption: Caption = "recaption"
     """The text in these files. recaption: the recaption, where there is none the caption; caption; both: one behind
-    the other."""
+    the other; short, long, tags, structured or free: the caption of that style, where there is none the caption."""
     shard_clips: int = 500
     """Clips in one tar of the layout webdataset; at least 1. Loaders shuffle tars, so use several per worker."""
 
@@ -197,7 +197,7 @@ class CurationConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     """What is written of the scenes that are kept."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """Which model improves captions, how fast and at what price."""
+    """Which model captions scenes, what it is asked, how fast and at what price."""
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     """Which CLIP model `evaluate` scores captions with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

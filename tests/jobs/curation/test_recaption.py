@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actors.core.store import Store
 from tests.support import corpus, films
+from tests.support.chat_server import KEY, MODEL, chat_server
 from tests.support.corpus import run_here, table
 from tests.support.servers import Gemini, blocks, fails, says
 
@@ -177,3 +179,63 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(
     assert sorted(recaptions(output)) == chosen
     assert len(store.parts("captions")) == 1
     assert gemini.key not in log.read_text() and holds(output, gemini.key) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_in_several_styles_ends_with_the_rows_of_an_undisturbed_one(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed twice with SIGKILL: first a worker that asks, then all of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with chat_server() as server:
+        asked = [f"captions.endpoint={server.endpoint}", "captions.by=openai", f"captions.model={MODEL}"]
+        asked += ["captions.styles=[improved, short]", "captions.requests_at_once=2", "export.caption=short"]
+        whole, killed = (shutil.copytree(exported, tmp_path / name) for name in ("whole", "killed"))
+        run_here("recaption", whole, *asked)
+        undisturbed = captions_of(whole)
+        before = server.log()["whole"]
+        assert len(undisturbed) == 2 * KEPT and set(before.values()) == {1}
+
+        server.script(wait_s=1.5)
+        store = Store(str(killed))
+        with corpus.job(tmp_path / "log", "recaption", killed, *asked) as job:
+            job.wait_until(lambda: len(store.parts("captions")) >= 2)
+            first = stored_in(store)
+            [worker] = workers_of(job.session)
+            worker.kill()
+            job.wait_until(lambda: len(store.parts("captions")) >= 6)
+            job.kill()
+        stored, by_then = stored_in(store), server.log()["whole"]
+        assert 2 <= len(first) < len(stored) < 2 * KEPT
+        server.script(wait_s=0)
+        run_here("recaption", killed, *asked)
+        assert captions_of(killed) == undisturbed
+        # What was under way at a kill has no answer, and is asked again; what was stored is not.
+        now = server.log()["whole"]
+        assert {now[name] - before[name] for name in first} == {1}
+        assert all(now[name] == by_then[name] for name in stored)
+    exported_now = json.loads((killed / "kept.json").read_text())["scenes"]
+    assert {row["captions"]["short"] for row in exported_now} == {
+        text for (_, style), (text, *_) in undisturbed.items() if style == "short"
+    }
+
+
+def stored_in(store: Store) -> set[str]:
+    """What is stored, by the names that the server has for it."""
+    rows = [row for part in store.read_parts("captions") for row in part.to_pylist()]
+    return {row["caption"] + "*" * (row["style"] != "improved") for row in rows}
+
+
+def captions_of(output: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What captions/ says of each style of each scene, but for when."""
+    rows = table(output, "captions").to_dict("records")
+    names = ("recaption", "code", "message", "attempts", "by", "model", "prompt", "caption")
+    assert len(rows) == len({(row["scene_id"], row["style"]) for row in rows})
+    return {(row["scene_id"], row["style"]): tuple(row[name] for name in names) for row in rows}
+
+
+def workers_of(session: corpus.Session) -> list[psutil.Process]:
+    """The workers of one Ray that ask a service."""
+    # Ray writes the actor's name in the place of the command line.
+    return [process for process in session.processes() if "ServiceRecaptioner" in " ".join(process.cmdline())]

@@ -1,48 +1,23 @@
-"""Vision-language models that caption scenes: Gemini by either of its clients, or a local model."""
+"""Gemini, by either of Google's clients.
+
+`google-genai` is the library that Google maintains; `google-generativeai`, which the reference names, has been given up
+by its makers and caps protobuf below 6.
+"""
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from actors.core.errors import UserError
 from actors.core.http import retry_after_s
-from actors.core.stage import Batch
-from actors.curation.captions import Answer, Captioner, CaptionsConfig, Pace, Refusal, Reply, Throttled, ask, prompt
+from actors.curation.captioning.asking import Question, Refusal, Reply, Throttled
+from actors.curation.captioning.settings import CaptionsConfig
 from actors.media.images import encode_jpeg
-from actors.models.hub import check_hub, first_line
 
 MAX_OUTPUT_TOKENS = 4096
 """Bounds what one reply costs; a model that thinks spends of it, too."""
-LOCAL_TOKENS = 256
-"""A model that runs here and says more than this has no caption of MAX_WORDS to say."""
 QUALITY = 90
 """Of the JPEG files that a service gets."""
-
-
-# ------------------------------------------------------------------------------------------------------- who answers
-
-
-def check_captioner(config: CaptionsConfig) -> None:
-    """Raise UserError where a key, a library or a model of one's own is missing; asks nothing of a service."""
-    if config.by == "transformers":
-        check_local_model(config.model)
-    else:
-        load_captioner(config)
-
-
-def load_captioner(config: CaptionsConfig) -> Captioner:
-    """A captioner of a service, for the driver; raises UserError where its key or its library is missing."""
-    key = os.environ.get("GEMINI_API_KEY", "").strip()
-    if not key:
-        raise UserError(
-            f"captions.by={config.by} needs a key: set GEMINI_API_KEY in the environment (https://aistudio.google.com "
-            "makes them), or use captions.by=transformers captions.model=…"
-        )
-    return GoogleGenai(config, key) if config.by == "google-genai" else GoogleGenerativeAI(config, key)
 
 
 class GoogleGenai:
@@ -58,14 +33,15 @@ class GoogleGenai:
         self._limit = types.GenerateContentConfig(max_output_tokens=MAX_OUTPUT_TOKENS)
         self._service = _Service(config, key)
 
-    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+    def caption(self, question: Question, attempt: int) -> Reply:
         import httpx2
         from google.genai import errors, types
 
         contents: list[Any] = [
-            types.Part.from_bytes(data=encode_jpeg(frame, QUALITY), mime_type="image/jpeg") for frame in frames_THWC
+            types.Part.from_bytes(data=encode_jpeg(frame, QUALITY), mime_type="image/jpeg")
+            for frame in question.frames_THWC
         ]
-        contents.append(prompt(caption))
+        contents.append(question.text)
         try:
             response = self._client.models.generate_content(
                 model=self._service.model, contents=contents, config=self._limit
@@ -105,15 +81,15 @@ class GoogleGenerativeAI:
         self._once: Any = {"retry": None, "timeout": config.timeout_s}
         self._service = _Service(config, key)
 
-    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
+    def caption(self, question: Question, attempt: int) -> Reply:
         import requests
         from google.api_core.exceptions import GoogleAPICallError
         from google.protobuf.json_format import ParseError
 
         contents: list[Any] = [
-            {"mime_type": "image/jpeg", "data": encode_jpeg(frame, QUALITY)} for frame in frames_THWC
+            {"mime_type": "image/jpeg", "data": encode_jpeg(frame, QUALITY)} for frame in question.frames_THWC
         ]
-        contents.append(prompt(caption))
+        contents.append(question.text)
         try:
             response = self._model.generate_content(contents, request_options=self._once)
         except GoogleAPICallError as error:
@@ -192,89 +168,3 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-# ------------------------------------------------------------------------------------------------ a model of one's own
-
-
-def check_local_model(model: str) -> None:
-    """Raise UserError where transformers cannot have the model, or it takes no pictures; reads its settings alone."""
-    try:
-        from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    except ImportError as error:
-        raise UserError(
-            "captions.by=transformers needs the extra `transformers`: pip install 'filmray[transformers]'"
-        ) from error
-    instead = "a folder that transformers saved"
-    if not Path(model).is_dir() and not check_hub(f"captions.model={model}", model, ("config.json",), instead):
-        return
-    try:
-        kind = AutoConfig.from_pretrained(model).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(f"captions.model={model} cannot be loaded: {first_line(error)}. Pass {instead}.") from error
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise UserError(f"captions.model={model} is a {kind} model. Set an image-text-to-text model.")
-
-
-class LocalCaptioner:
-    """An image-text-to-text model of transformers; the first try is its likeliest text, further ones are sampled."""
-
-    def __init__(self, model: str, gpu: bool) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        # Other weights are pickles, which may run code.
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto", use_safetensors=True)
-        self._model: Any = loaded.to("cuda" if gpu else "cpu").eval()
-        self._processor = AutoProcessor.from_pretrained(model)
-        if self._processor.chat_template is None:
-            raise UserError(f"captions.model={model} has no chat template. Set an instruction-tuned model.")
-
-    def caption(self, frames_THWC: np.ndarray, caption: str, attempt: int) -> Reply:
-        import torch
-        from PIL import Image
-
-        content: list[Any] = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames_THWC]
-        content.append({"type": "text", "text": prompt(caption)})
-        inputs = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self._model.device, self._model.dtype)
-        torch.manual_seed(attempt)
-        with torch.inference_mode():
-            made = self._model.generate(**inputs, do_sample=attempt > 0, max_new_tokens=LOCAL_TOKENS)
-        sent = inputs["input_ids"].shape[1]
-        tokens = {"tokens_in": sent, "tokens_out": len(made[0]) - sent}
-        if tokens["tokens_out"] == LOCAL_TOKENS:
-            return Reply(problem=f"cut off after {LOCAL_TOKENS} tokens", **tokens)
-        return Reply(self._processor.decode(made[0, sent:], skip_special_tokens=True), **tokens)
-
-
-class Recaptioner:
-    """Improve captions with a model that lives in the worker.
-
-    Reads:  frames   object array (N,), each uint8 (T, H, W, 3) RGB: what the model is to see; T = 0 where there is none
-            caption  str (N,)
-    Adds:   the fields of Answer, each (N,)
-    Drops:  frames
-    Rows without frames have no attempts.
-    """
-
-    def __init__(self, config: CaptionsConfig) -> None:
-        import torch
-
-        gpu = config.num_gpus > 0
-        if not gpu:
-            torch.set_num_threads(max(1, int(config.num_cpus)))
-        self._captioner = LocalCaptioner(config.model, gpu)
-
-    def __call__(self, batch: Batch) -> Batch:
-        answers = [
-            ask(self._captioner, frames, str(caption), Pace()) if len(frames) else Answer()
-            for frames, caption in zip(batch["frames"], batch["caption"], strict=True)
-        ]
-        kept = {name: column for name, column in batch.items() if name != "frames"}
-        return kept | {name: np.array([getattr(answer, name) for answer in answers]) for name in Answer.__annotations__}
