@@ -7,17 +7,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARP = """
+CONTRAST = """
 import numpy as np
-from actors.curation.sharpness import add_sharpness
-from actors.curation.tables import SCORES
-from pipelines.curation.score import _sharpened
+from actors.curation.family import scorer_class
+from pipelines.curation.measure_settings import MeasureConfig, check_scores, family_settings
 
-noise = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-frames = np.empty(3, object)
-frames[:] = [noise, np.full_like(noise, 9), noise[:0]]
-sharp, flat, none = add_sharpness({"frames": frames})["sharpness"]
-assert sharp > 1000 and flat == 0 and np.isnan(none) and "sharpness" in SCORES.names
+measure = MeasureConfig()
+check_scores(["contrast", "quality"], measure)
+split = np.zeros((2, 16, 16, 3), np.uint8)
+split[:, :8] = 255
+frames = np.empty(2, object)
+frames[:] = [split, np.full_like(split, 9)]
+half, flat = scorer_class("contrast")(family_settings(measure, "contrast"))({"frames": frames})["contrast"]
+assert abs(half - 0.5) < 1e-6 and flat == 0
 """
 
 
@@ -45,4 +47,4 @@ def test_the_examples_apply_pass_the_checks_and_work(tmp_path: Path) -> None:
     assert run(tree, sys.executable, "-m", "jobs.genres", "count", "out").splitlines()[-1] == "0 films"
     assert "films" in (tree / "out" / "runs" / "count.json").read_text()
     assert "no run records" in run(tree, sys.executable, "-m", "jobs.weather", "status", "empty", code=2)
-    run(tree, sys.executable, "-c", SHARP)
+    run(tree, sys.executable, "-c", CONTRAST)

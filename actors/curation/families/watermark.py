@@ -41,6 +41,8 @@ class WatermarkConfig(Stage):
 
     workers: int = 0
     """Workers at once over the whole cluster; 0: as many as CPUs allow."""
+    batch_size: int = 1024
+    """Scenes per call; those of one film in a call are measured once."""
 
 
 class Watermark:
