@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import get_type_hints, is_typeddict
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -197,8 +198,20 @@ def type_at(config: Any, dotted: str) -> Any:
             return next(iter(typing.get_type_hints(convert).values()))
     name, _, rest = dotted.partition(".")
     kind = types_of(config).get(name)
+    while rest and (inside := _inside(kind, rest.partition(".")[0])) is not None:
+        kind, rest = inside, rest.partition(".")[2]
     inner = classes_in(kind)
     return type_at(inner[0], rest) if rest and inner else kind if not rest else None
+
+
+def _inside(kind: Any, key: str) -> Any:
+    """The type of what a mapping has under a key; None where the type is no mapping, or has no such key."""
+    for one in members(kind):
+        if typing.get_origin(one) is dict:
+            return typing.get_args(one)[1]
+        if is_typeddict(one):
+            return get_type_hints(one).get(key)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------- other names

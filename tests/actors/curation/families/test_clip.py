@@ -139,7 +139,7 @@ def test_what_cannot_work_is_told(config: ClipConfig, tmp_path: Path) -> None:
         ClipScorer.check(replace(config, aesthetic="sa_0_4_vit_l_14_linear.pth"))
     wide = tmp_path / "wide.safetensors"
     save_file({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, wide)
-    with pytest.raises(UserError, match=r"takes vectors of 768 numbers, and clip\.model=.* gives 3"):
+    with pytest.raises(UserError, match=r"takes vectors of 768 numbers, and measure\.clip\.model=.* gives 3"):
         ClipScorer(replace(config, aesthetic=str(wide)))
     save_file({"weight": torch.zeros(2, 3)}, wide)
     with pytest.raises(UserError, match="no head of linear layers"):
