@@ -233,7 +233,17 @@ def estimated(config: CurationConfig, scenes: list[Row]) -> str:
         price = f", ${cost.usd:.2f} at {rates}, at most {TRIES} times that with retries"
     tokens = f"{cost.tokens_in} input and {cost.tokens_out} output tokens"
     styles = f", {cost.captions} captions" if len(settings.styles) > 1 else ""
-    return f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}{styles}: about {tokens}{price}"
+    told = f"about {tokens}{price}{_captioning_time(config, cost.captions)}"
+    return f"{cost.scenes} of {len(scenes)} scenes to caption with {settings.model}{styles}: {told}"
+
+
+def _captioning_time(config: CurationConfig, captions: int) -> str:
+    """How long captions take, by the rate that is set, else by that of the last command; "" where there is none."""
+    rate = config.captions.requests_per_minute
+    before = (last_record(Store(config.output)) or {}).get("captions") or {}
+    if rate is None and before.get("requests") and before.get("seconds"):
+        rate = 60 * before["requests"] / before["seconds"]
+    return f", {captions / rate:.1f} min at {rate:.3g} requests a minute" if rate else ""
 
 
 # -------------------------------------------------------------------------------------------------------------- summary

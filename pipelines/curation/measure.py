@@ -34,8 +34,9 @@ from actors.curation.measured import (
     folder_of,
     write_family,
 )
+from actors.curation.scenes import FramesConfig
 from actors.curation.scoring import IN_PASS, PartScorer, text_digest
-from actors.curation.tables import BARS
+from actors.curation.tables import BARS, NEW_CAPTIONS, PLAN_AGAIN
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, ray_actors
 from pipelines.curation.frames import bare, from_items
@@ -77,16 +78,16 @@ def _task(config: CurationConfig, name: str) -> Task:
     now = family_now(Store(config.output), name) or {}
     version, before = fingerprint(name, settings), ""
     if getattr(kind, "texts", False):
+        there = now.get("fingerprint", "")
+        if there.partition("-")[0] == version:
+            before = there
         version = f"{version}-{_texts_digest(Store(config.output))}"
-        if now.get("fingerprint", "").partition("-")[0] == version.partition("-")[0] != version:
-            before = now["fingerprint"] if now["fingerprint"] != version else ""
+        before = "" if before == version else before
     return Task(name, settings, version, before)
 
 
 def _texts_digest(store: Store) -> str:
     """What changes when captions or recaptions of the output do."""
-    from actors.curation.tables import NEW_CAPTIONS, PLAN_AGAIN
-
     new = store.read_table("plan/captions", NEW_CAPTIONS, again=PLAN_AGAIN)
     answers = captions(store)
     said = sorted(zip(answers.video_id, answers.scene_id, answers.recaption, strict=True))
@@ -158,8 +159,8 @@ def _failed(store: Store, task: Task, without: Sequence[str]) -> list[str]:
 def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
     kind, store = scorer_class(task.name), Store(config.output)
     stage = fitted({task.name: pool_of(task.config)}, {}, config.autoscaling)[task.name]
-    side = config.frames.keyframes if kind.reads == "keyframes" else 0
-    cutting = bare(config, keyframes=side or (512 if kind.reads == "keyframes" else 0))
+    side = (config.frames.keyframes or FramesConfig().keyframes) if kind.reads == "keyframes" else 0
+    cutting = bare(config, keyframes=side)
     texts = captions(store) if getattr(kind, "texts", False) else pd.DataFrame(columns=["video_id"])
     recaptions = {(row.video_id, row.scene_id): row.recaption for row in texts.itertuples() if not row.code}
     items = [{"part": part} for part in parts]

@@ -85,6 +85,8 @@ def test_recaption_of_what_is_kept(output: Path, settings: list[str], gemini: Ge
     told = run_here("recaption", output, "--dry-run").output
     assert f"{KEPT} of {KEPT} scenes to caption with gemini-3.5-flash-lite: about " in told
     assert "$0.01 at $0.3 and $2.5 per million, at most 3 times that with retries" in told
+    told = run_here("recaption", output, "captions.requests_per_minute=2", "--dry-run").output
+    assert f", {KEPT / 2:.1f} min at 2 requests a minute" in told
     assert gemini.asked == []
 
     told = run_here("recaption", output, *settings, "captions.max_requests=1").output
