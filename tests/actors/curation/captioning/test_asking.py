@@ -178,7 +178,8 @@ def test_a_worker_finds_what_the_service_takes():
     for thread in threads:
         thread.join()
     assert [answer.code for answer in answers] == [""] * 480 and {answer.attempts for answer in answers} == {1}
-    assert refused[0] < 480 and pace.window.width <= 8
+    # It opens once more while the last of the threads are at work.
+    assert refused[0] < 480 and pace.window.width < 16
     assert sum(answer.requests for answer in answers) == 480 + refused[0]
 
 
