@@ -9,8 +9,7 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 unexport PYTHONDONTWRITEBYTECODE
 
 # Much of a test is waiting. A worker keeps a file's tests together, and has a Ray of its own.
-# In the order of the files: by the number of tests in them, those with few and long ones would come last.
-PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses=2 --dist=loadfile
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
