@@ -62,7 +62,8 @@ class Placed(NamedTuple):
 
 
 class Scorer(Protocol):
-    """What a class of a family has; `settings`, `version`, `check`, `identity` and the argument may be left out."""
+    """What a class of a family has; `settings`, `version`, `texts`, `check`, `identity` and the argument may be left
+    out."""
 
     reads: Reads
     columns: Mapping[str, pa.DataType]
@@ -72,6 +73,8 @@ class Scorer(Protocol):
     measured, all others do."""
     version: int
     """Raised when it measures other values than before, so that rows are measured again."""
+    texts: bool
+    """Whether it looks at captions: scenes whose caption or recaption changed are measured again."""
 
     def __init__(self, config: Any) -> None:
         """Load what it needs once, on the worker."""
@@ -114,7 +117,7 @@ def scorer_class(name: str) -> type[Scorer]:
         found = getattr(importlib.import_module(module), attribute)
     for needed in ("reads", "columns"):
         if not hasattr(found, needed) and not (needed == "columns" and "columns" in _annotated(found)):
-            raise UserError(f"scores={name}: {attribute} has no attribute {needed}. docs/curation.md shows a family.")
+            raise UserError(f"scores={name}: {attribute} has no attribute {needed}. docs/scores.md shows a family.")
     return found
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch, ModelStage, Row
@@ -35,8 +35,6 @@ from actors.curation.tables import (
 from actors.curation.videos import CutConfig, cut_frames
 from actors.media.film import FilmError
 from actors.media.sound_spans import sound_of
-
-log = logging.getLogger(__name__)
 
 READ = (
     *("video_id", "scene_id", "clip_id", "caption", "uri", "start_s", "end_s", "width", "height"),
@@ -157,19 +155,10 @@ class PartScorer:
         kept = self._kept(part, rows)
         there = set(kept["row"].to_pylist())
         left = [row for row in rows if row["row"] not in there]
-        made = self.score(self._inputs(part, left, pictures))
+        made = self._scorer.rows(self._inputs(part, left, pictures))
         whole = pa.concat_tables([kept, made]).sort_by("row")
         self._store.write_table(whole, self._task.folder, part)
         return made
-
-    def inputs(self, part: str, pictures: str) -> Iterator[Row]:
-        """What the family gets of the scenes of a part."""
-        table = self._store.read_part("scores", part, READ, LATER)
-        return iter(()) if table is None else self._inputs(part, self._rows(table), pictures)
-
-    def score(self, inputs: Iterator[Row]) -> pa.Table:
-        """The rows of scenes, as they are stored."""
-        return self._scorer.rows(inputs)
 
     def _rows(self, table: pa.Table) -> list[Row]:
         """The scenes of a part of scores/ that are to be measured."""
@@ -244,6 +233,8 @@ class PartScorer:
             code, message = "not_found", f"there is no {uri}"
         except PermissionError as error:
             code, message = "forbidden", str(error)
+        except AddressError as error:
+            code, message = "bad_url", str(error)
         for row in left:
             yield _input(row, error=code, message=message, sound=np.zeros((0, 0), np.float32), sample_rate=SOUND_RATE)
 

@@ -6,7 +6,7 @@ the other; a ratio is the median of its rounds.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,8 +20,8 @@ import pyarrow as pa
 from actors.core.store import Store
 from actors.curation.family import FAMILIES, scorer_class
 from actors.curation.scenes import FramesConfig
-from actors.curation.scoring import PartScorer
-from actors.curation.tables import URLS
+from actors.curation.scoring import READ, PartScorer
+from actors.curation.tables import LATER, URLS
 from actors.curation.videos import cut_videos, write_rows
 from pipelines.curation.frames import bare
 from pipelines.curation.measure import pictures_of, tasks_of
@@ -63,11 +63,11 @@ def costs(config: CurationConfig, name: str) -> None:
     if scorer_class(name).reads == "video":
         items = pictures_of(Store(config.output), items)
     batch = {key: np.array([item[key] for item in items], object) for key in items[0]}
-    held = [row for item in items for row in scorer.inputs(item["part"], item.get("pictures", ""))]
+    held = [row for item in items for row in _inputs(scorer, config, item)]
     works: dict[str, Callable[[], Any]] = {
         "all": partial(scorer, batch),
-        "alone": lambda: scorer.score(iter(held)),
-        "reading": lambda: [len(list(scorer.inputs(i["part"], i.get("pictures", "")))) for i in items],
+        "alone": lambda: scorer._scorer.rows(iter(held)),
+        "reading": lambda: [len(list(_inputs(scorer, config, item))) for item in items],
     }
     taken = {key: [] for key in works}
     for _ in range(ROUNDS):
@@ -80,6 +80,13 @@ def costs(config: CurationConfig, name: str) -> None:
     each = [1000 * median(rows[key]) / len(held) for key in ("alone", "reading")]
     told = f"{median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
     print(f"| {name} | {len(held)} | {each[0]:.1f} | {each[1]:.1f} | {told} |", flush=True)
+
+
+def _inputs(scorer: PartScorer, config: CurationConfig, item: dict[str, Any]) -> Iterator[Any]:
+    """What the family gets of the scenes of a part."""
+    table = Store(config.output).read_part("scores", item["part"], READ, LATER)
+    assert table is not None
+    return scorer._inputs(item["part"], scorer._rows(table), item.get("pictures", ""))
 
 
 def _cpu() -> float:
