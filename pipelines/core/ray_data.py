@@ -24,7 +24,10 @@ def set_context() -> None:
     """Ray Data's settings for our datasets."""
     import ray
 
+    from pipelines.core.failed_runs import EndActors
+
     context = ray.data.DataContext.get_current()
+    context.custom_execution_callback_classes = [EndActors]
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     # A worker's error comes as it is, not as text in one of Ray's.
