@@ -178,9 +178,9 @@ def raft_weights(bench: Bench) -> str:
 
 def frames(bench: Bench) -> None:
     """The features of scenes: a VAE, RAFT, and both in turn."""
-    from actors.curation.frame_scorer import PAIRS_PER_CALL, FrameScorer
-    from actors.curation.latents import LatentsConfig, load_vae
-    from actors.curation.motion import MotionConfig
+    from actors.curation.features.frame_scorer import PAIRS_PER_CALL, FrameScorer
+    from actors.curation.features.latents import LatentsConfig, load_vae
+    from actors.curation.features.motion import MotionConfig
 
     gpu = bench.device == "cuda"
     size, length, count = (128, 4, 2) if bench.small else (240, 16, 16)

@@ -16,11 +16,11 @@ from torchvision.models.optical_flow import raft_large
 from actors.core.stage import Batch
 from actors.curation.captioning.local import LocalCaptioner, ask_all
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
-from actors.curation.frame_scorer import FrameScorer
-from actors.curation.latents import LatentsConfig, encode, load_vae
-from actors.curation.motion import MotionConfig
-from actors.curation.raft import load_raft, raft_speeds
-from actors.media.transnet import TransNet
+from actors.curation.features.frame_scorer import FrameScorer
+from actors.curation.features.latents import LatentsConfig, encode, load_vae
+from actors.curation.features.motion import MotionConfig
+from actors.curation.features.raft import load_raft, raft_speeds
+from actors.media.shot_detection.transnet import TransNet
 from actors.models.backbones import Backbone
 from actors.models.backbones import BackboneConfig as ImageBackboneConfig
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, ImageEmbedder, TextEmbedder

@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONTRAST = """
 import numpy as np
-from actors.curation.family import scorer_class
-from pipelines.curation.measure_settings import MeasureConfig, check_scores, family_settings
+from actors.curation.measuring.family import scorer_class
+from pipelines.curation.measuring.measure_settings import MeasureConfig, check_scores, family_settings
 
 measure = MeasureConfig()
 check_scores(["contrast", "quality"], measure)

@@ -17,10 +17,10 @@ from actors.core.catalog import Part
 from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.keyframes import KEY_FRAMES
-from actors.curation.measured import ROW, Family, with_families
-from actors.curation.perceptual_hash import HASH_BYTES
-from actors.curation.scenes import FEATURES
+from actors.curation.cutting.keyframes import KEY_FRAMES
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.features.perceptual_hash import HASH_BYTES
+from actors.curation.measuring.measured import ROW, Family, with_families
 
 if TYPE_CHECKING:
     # Settings import this file, and importing pandas takes time that a refused one need not cost.

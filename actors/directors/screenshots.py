@@ -22,8 +22,8 @@ from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.media.film import Beat, Film, FilmError, Picture, open_film
 from actors.media.images import encode_jpeg
-from actors.media.in_shots import in_shots
-from actors.media.shots import BETWEEN, ShotsConfig
+from actors.media.shot_detection.in_shots import in_shots
+from actors.media.shot_detection.shots import BETWEEN, ShotsConfig
 
 AHEAD_S = 2.0
 """A time at most this many seconds ahead is reached by decoding, not by seeking."""

@@ -14,7 +14,7 @@ from actors.core.stage import Batch, Row, Stage
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
 from actors.media.images import IMAGE_SUFFIXES, Shape, images_among, natural
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 
 SHOTS_AT_ONCE = 16
 """Key frames that leave the decode together."""

@@ -10,8 +10,8 @@ import numpy as np
 from actors.core.stage import Row
 from actors.media.film import Beat, FilmError, VideoConfig, opened
 from actors.media.images import Shape, square
-from actors.media.in_shots import in_shots
-from actors.media.shots import BETWEEN, ShotsConfig
+from actors.media.shot_detection.in_shots import in_shots
+from actors.media.shot_detection.shots import BETWEEN, ShotsConfig
 
 INTERVAL_S = 0.25
 """The middle of a shot is looked for among pictures that are this far apart, or an eighth of the shot."""

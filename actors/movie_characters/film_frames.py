@@ -18,8 +18,8 @@ from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, VideoConfig, opened
 from actors.media.images import encode_jpeg
-from actors.media.in_shots import in_shots
-from actors.media.shots import BETWEEN, ShotsConfig
+from actors.media.shot_detection.in_shots import in_shots
+from actors.media.shot_detection.shots import BETWEEN, ShotsConfig
 from actors.movie_characters.names import film_frame_name, frame_name
 
 DEFAULT = VideoConfig()

@@ -60,8 +60,8 @@ class Explain(Verb):
         return None
 
     def work(self, config: ExplainConfig, plan: None, run: Run) -> None:
-        from pipelines.curation.explain import explain
-        from pipelines.curation.select import selection_now
+        from pipelines.curation.selecting.explain import explain
+        from pipelines.curation.selecting.select import selection_now
         from pipelines.curation.settings import CurationConfig
 
         store = Store(config.output)

@@ -31,9 +31,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.filter import load_filter, place
-from actors.curation.scenes import FEATURES
-from pipelines.curation.annotate import (
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.selecting.filter import load_filter, place
+from pipelines.curation.selecting.annotate import (
     AHEAD,
     BACK,
     ClipError,
@@ -45,8 +45,8 @@ from pipelines.curation.annotate import (
     scenes_to_label,
     with_key_frames,
 )
-from pipelines.curation.label_settings import AnnotateConfig
-from pipelines.curation.labels import read_labels
+from pipelines.curation.selecting.label_settings import AnnotateConfig
+from pipelines.curation.selecting.labels import read_labels
 from pipelines.curation.settings import CurationConfig, measured_by
 
 TOKEN = "FILMRAY_TOKEN"

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from actors.core import storage
 from actors.core.store import Store
-from actors.curation.column_rules import ColumnRule
-from actors.curation.export import clip_name
-from actors.curation.scenes import FEATURES
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.exporting.export import clip_name
+from actors.curation.selecting.column_rules import ColumnRule
 from jobs.core.pages import number
 from jobs.curation.census import KEPT, Census
 

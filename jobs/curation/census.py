@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from actors.core.store import Store
-from actors.curation.filter import numbers
+from actors.curation.selecting.filter import numbers
 from actors.curation.tables import BARS, LATER
 from jobs.curation.whatif import COLUMNS, WhatIf
 

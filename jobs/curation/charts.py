@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.curation.column_rules import ColumnRule, column_rules
-from actors.curation.scenes import FEATURES
-from actors.curation.select_settings import REASONS
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.selecting.column_rules import ColumnRule, column_rules
+from actors.curation.selecting.select_settings import REASONS
 from jobs.curation.histogram import Histogram, Mark, axis_of, scaled
 
 CHARTS = 48

@@ -24,7 +24,7 @@ from jobs.curation.verb import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.curation.plan import Plan
+    from pipelines.curation.cutting.plan import Plan
     from pipelines.curation.settings import CurationConfig, RetryConfig
 
 ARTEFACTS = (
@@ -35,13 +35,13 @@ ARTEFACTS = (
 
 def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = frozenset()) -> None:
     """Plan and score what is missing; again: error codes of rows to make again."""
-    from pipelines.curation.plan import make_plan
+    from pipelines.curation.cutting.plan import make_plan
 
     plan, started = make_plan(config, again), time.time()
     run.record["changed"] = changed(config, plan)
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
     if plan.todo:
-        from pipelines.curation.score import score
+        from pipelines.curation.cutting.score import score
 
         run.ray()
         left = partial(make_plan, config, again, before=started)
@@ -57,8 +57,8 @@ def changed(config: CurationConfig, plan: Plan) -> list[str]:
 
 def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Preview:
     """The plan of `run` or a part of it."""
-    from pipelines.curation.plan import make_plan
-    from pipelines.curation.score import stages_of
+    from pipelines.curation.cutting.plan import make_plan
+    from pipelines.curation.cutting.score import stages_of
 
     plan = make_plan(config, again, dry=True)
     fetched = ", some to download" if plan.remote else ""
@@ -74,7 +74,7 @@ class Run(CurationVerb):
     """Run everything: fetch, score, select, export, report. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
-        from pipelines.curation.columns import check_rules_of
+        from pipelines.curation.selecting.columns import check_rules_of
         from pipelines.curation.settings import check
 
         check(config)
@@ -113,8 +113,8 @@ class Fetch(Verb):
         return planned(config)
 
     def work(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
-        from pipelines.curation.plan import make_plan
-        from pipelines.curation.score import fetch_all
+        from pipelines.curation.cutting.plan import make_plan
+        from pipelines.curation.cutting.score import fetch_all
 
         plan_now = make_plan(config)
         run.ray()
@@ -144,7 +144,7 @@ class Select(CurationVerb):
     """Select the scenes to keep by the scores that exist; measures nothing."""
 
     def plan(self, config: CurationConfig) -> None:
-        from pipelines.curation.columns import check_rules_of
+        from pipelines.curation.selecting.columns import check_rules_of
 
         super().plan(config)
         check_rules_of(config)
@@ -167,8 +167,8 @@ class Export(CurationVerb):
     """Write clips, frames, layouts for trainers and kept.json of the scenes that are kept. Rerun to resume."""
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.export import kept_scenes
-        from pipelines.curation.fit_clips import fitted_of
+        from pipelines.curation.exporting.export import kept_scenes
+        from pipelines.curation.exporting.fit_clips import fitted_of
 
         names = ["clips", "kept.json", "report.html", "run.json"]
         names += ["frames"] if config.export.frames else []
@@ -194,8 +194,8 @@ class Retry(CurationVerb):
 
     def plan(self, config: RetryConfig) -> None:
         from actors.curation.captioning.captioners import check_captioner
-        from pipelines.curation.columns import check_rules_of
         from pipelines.curation.rows import captions_by_style
+        from pipelines.curation.selecting.columns import check_rules_of
         from pipelines.curation.settings import check
 
         check(config)
@@ -211,8 +211,8 @@ class Retry(CurationVerb):
         return {**super().open(config, plan, store), "settings": asdict(config.run())}
 
     def steps(self, config: RetryConfig, plan: None, run: verbs.Run) -> None:
-        from pipelines.curation.export import kept_scenes
-        from pipelines.curation.recaption import forget_failed
+        from pipelines.curation.captioning.recaption import forget_failed
+        from pipelines.curation.exporting.export import kept_scenes
 
         measure(config.run(), run, config.again())
         add_scores(config.run(), run)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from actors.core.store import Store
-from actors.curation.filter import load_filter, place
+from actors.curation.selecting.filter import load_filter, place
 from pipelines.curation.rows import captions
 
 PAIRS = 24

@@ -22,7 +22,7 @@ class Annotate(Verb):
     positional = ("output",)
 
     def settings(self) -> type[Any]:
-        from pipelines.curation.label_settings import AnnotateConfig
+        from pipelines.curation.selecting.label_settings import AnnotateConfig
 
         return AnnotateConfig
 
@@ -34,7 +34,7 @@ class Annotate(Verb):
         return
 
     def preview(self, config: Any, plan: None) -> Preview:
-        from pipelines.curation.annotate import scenes_to_label
+        from pipelines.curation.selecting.annotate import scenes_to_label
 
         facts = [f"to label: {len(scenes_to_label(Store(config.output)))} scenes"]
         return Preview(facts, {"labels": config.files()[1]})
@@ -52,26 +52,26 @@ class FitFilter(Verb):
     positional = ("output",)
 
     def settings(self) -> type[Any]:
-        from pipelines.curation.label_settings import FitConfig
+        from pipelines.curation.selecting.label_settings import FitConfig
 
         return FitConfig
 
     def plan(self, config: Any) -> None:
-        from pipelines.curation.labels import labels_for
+        from pipelines.curation.selecting.labels import labels_for
 
         labels_for(config.output, config.labels)
 
     def preview(self, config: Any, plan: None) -> Preview:
-        from actors.curation.filter import place
-        from pipelines.curation.fit_filter import read_labelled
+        from actors.curation.selecting.filter import place
+        from pipelines.curation.selecting.fit_filter import read_labelled
 
         labelled = read_labelled(config)
         facts = [f"input: {len(labelled.scenes)} labelled scenes of {labelled.scenes.video_id.nunique()} videos"]
         return Preview(facts, {"filter": place(config.output, config.filter)})
 
     def work(self, config: Any, plan: None, run: Run) -> None:
-        from actors.curation.filter import place, save_filter
-        from pipelines.curation.fit_filter import fit, read_labelled
+        from actors.curation.selecting.filter import place, save_filter
+        from pipelines.curation.selecting.fit_filter import fit, read_labelled
 
         ray_for_parts(run)
         labelled = read_labelled(config)
@@ -112,13 +112,13 @@ class Recaption(CurationVerb):
     """Caption kept scenes with a vision-language model. Each caption is requested once; rerun to resume."""
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.export import kept_scenes
+        from pipelines.curation.exporting.export import kept_scenes
 
         names = ("captions", "scenes", "rejected", "kept.json", "report.html", "run.json")
         return Preview([estimated(config, kept_scenes(Store(config.output)))], places(config, *names))
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
-        from pipelines.curation.export import kept_scenes
+        from pipelines.curation.exporting.export import kept_scenes
 
         expected = count(run)
         caption(config, kept_scenes(run.store), run)
@@ -135,8 +135,8 @@ class Evaluate(CurationVerb):
         check_clip(config.embeddings)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.evaluate import check_comparable, plan_evaluation, stages_of
-        from pipelines.curation.recaption import improving
+        from pipelines.curation.captioning.recaption import improving
+        from pipelines.curation.evaluating.evaluate import check_comparable, plan_evaluation, stages_of
 
         config = improving(config)
         todo = plan_evaluation(config)
@@ -153,8 +153,8 @@ class Evaluate(CurationVerb):
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
         from actors.curation.captioning.captioners import check_captioner
-        from pipelines.curation.evaluate import check_comparable, evaluate, plan_evaluation
-        from pipelines.curation.recaption import improving, unasked
+        from pipelines.curation.captioning.recaption import improving, unasked
+        from pipelines.curation.evaluating.evaluate import check_comparable, evaluate, plan_evaluation
 
         config = improving(config)
         expected = count(run)

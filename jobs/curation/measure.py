@@ -20,7 +20,7 @@ def add_scores(config: CurationConfig, run: verbs.Run) -> None:
     """Measure what is missing of the families that settings name, and record what there is."""
     if not config.scores:
         return
-    from pipelines.curation.measure import is_done, measure_families
+    from pipelines.curation.measuring.measure import is_done, measure_families
 
     if not is_done(config):
         run.ray()
@@ -34,8 +34,8 @@ class Measure(CurationVerb):
     """Add scores to a corpus: scores=[quality, text] or your own classes. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
-        from actors.curation.family import FAMILIES
-        from pipelines.curation.measure_settings import check_scores
+        from actors.curation.measuring.family import FAMILIES
+        from pipelines.curation.measuring.measure_settings import check_scores
 
         super().plan(config)
         if not config.scores:
@@ -43,7 +43,7 @@ class Measure(CurationVerb):
         check_scores(config.scores, config.measure)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.measure import left, stages_of, tasks_of
+        from pipelines.curation.measuring.measure import left, stages_of, tasks_of
 
         store = Store(config.output)
         facts = [

@@ -22,9 +22,9 @@ from markupsafe import Markup
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.column_rules import COLUMNS, ColumnRule
-from actors.curation.filter import load_filter, place
-from actors.curation.scenes import FEATURES
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.selecting.column_rules import COLUMNS, ColumnRule
+from actors.curation.selecting.filter import load_filter, place
 from actors.curation.tables import PLACES, REJECTED, more_columns, whole_scenes
 from jobs.core.pages import render
 from jobs.curation.cards import (
@@ -45,7 +45,7 @@ from jobs.curation.concepts import alike_words, concept_findings
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram
 from jobs.curation.whatif import WhatIf
-from pipelines.curation.columns import numeric
+from pipelines.curation.selecting.columns import numeric
 from pipelines.curation.settings import RETRYABLE
 
 THUMBNAILS = 48

@@ -50,7 +50,7 @@ class Search(Verb):
         return None
 
     def plan(self, config: SearchConfig) -> None:
-        from pipelines.curation.search import check_query
+        from pipelines.curation.selecting.search import check_query
 
         store = Store(config.output)
         check_planned(store)
@@ -62,7 +62,7 @@ class Search(Verb):
         return Preview([f"to search: embeddings of {config.output}"], artefacts)
 
     def work(self, config: SearchConfig, plan: None, run: Run) -> None:
-        from pipelines.curation.search import search
+        from pipelines.curation.selecting.search import search
 
         store = Store(config.output)
         found = search(store, config.query, config.count)
@@ -81,8 +81,8 @@ def _cell(value: Any) -> str:
 
 def write_page(store: Store, config: SearchConfig, found: list[dict[str, Any]]) -> str:
     """Write the page of scenes that were found, and their key frames beside it; returns its URI."""
-    from actors.curation.export import clip_name
-    from actors.curation.pictures import stored
+    from actors.curation.cutting.pictures import stored
+    from actors.curation.exporting.export import clip_name
     from jobs.core.pages import render, thumbnail
 
     wanted: dict[str, set[tuple[str, str]]] = {}

@@ -152,7 +152,7 @@ def ray_for_parts(run: Run) -> None:
 def count(run: Run) -> int:
     """Check that every scene of the input has a row, and record what the rows cost; returns the number of scenes."""
     from pipelines.curation.rows import inventory
-    from pipelines.curation.select import selection_now
+    from pipelines.curation.selecting.select import selection_now
 
     ray_for_parts(run)
     run.record["selection"] = selection_now(run.store)
@@ -163,7 +163,7 @@ def count(run: Run) -> int:
 
 def decide(config: CurationConfig, run: Run) -> int:
     """Select scenes and record what the rows cost; returns the number of scenes of the input."""
-    from pipelines.curation.select import select
+    from pipelines.curation.selecting.select import select
 
     ray_for_parts(run)
     selected = select(config)
@@ -174,7 +174,7 @@ def decide(config: CurationConfig, run: Run) -> int:
 
 def write_kept(config: CurationConfig, run: Run) -> None:
     """Export the kept scenes, and record how many were written."""
-    from pipelines.curation.export import export_scenes
+    from pipelines.curation.exporting.export import export_scenes
 
     run.ray()
     exported = export_scenes(config)
@@ -187,7 +187,7 @@ def write_kept(config: CurationConfig, run: Run) -> None:
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
     from actors.curation.captioning.captioners import check_captioner
-    from pipelines.curation.recaption import caption_scenes
+    from pipelines.curation.captioning.recaption import caption_scenes
 
     # Before Ray starts, which takes a while.
     check_captioner(config.captions)
@@ -198,9 +198,9 @@ def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
 
 def settle(expected: int, run: Run) -> None:
     """Record how the rows add up; raises IncompleteError where they do not, ReplacedError where they are of others."""
-    from pipelines.curation.export import clips_behind
-    from pipelines.curation.select import alarms, check_selection, tally
-    from pipelines.curation.trainers import seen_by_trainers
+    from pipelines.curation.exporting.export import clips_behind
+    from pipelines.curation.exporting.trainers import seen_by_trainers
+    from pipelines.curation.selecting.select import alarms, check_selection, tally
 
     check_selection(run.store, run.record["selection"])
     counted = tally(run.store, expected)
@@ -223,7 +223,7 @@ def settle(expected: int, run: Run) -> None:
 def estimated(config: CurationConfig, scenes: list[Row]) -> str:
     """What captioning scenes will cost, as a line."""
     from actors.curation.captioning.asking import TRIES
-    from pipelines.curation.recaption import estimate, unasked
+    from pipelines.curation.captioning.recaption import estimate, unasked
 
     cost, settings = estimate(config, unasked(config, scenes)), config.captions
     price = ""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from actors.curation.column_rules import ColumnRule
-from actors.curation.filter import numbers
-from actors.curation.rules import JUDGED, spaces, steadiness
-from actors.curation.scenes import FEATURES
-from actors.curation.select_settings import REASONS
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.selecting.column_rules import ColumnRule
+from actors.curation.selecting.filter import numbers
+from actors.curation.selecting.rules import JUDGED, spaces, steadiness
+from actors.curation.selecting.select_settings import REASONS
 
 ROWS = 200_000
 """Scenes that the page holds at most; 2 to 5 MB, and 1 MB more for each rule on a column."""

@@ -17,7 +17,7 @@ from actors.core.catalog import Part
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
 from actors.curation.captioning.styles import IMPROVED
-from actors.curation.motion import BY_FARNEBACK
+from actors.curation.features.motion import BY_FARNEBACK
 from actors.curation.tables import (
     CAPTIONS,
     CAPTIONS_AGAIN,
@@ -34,7 +34,7 @@ from actors.curation.tables import (
     strings,
     with_new_captions,
 )
-from pipelines.curation.families import check_measured, families_with
+from pipelines.curation.measuring.families import check_measured, families_with
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

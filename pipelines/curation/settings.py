@@ -15,21 +15,21 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captioning.settings import CaptionsConfig
-from actors.curation.clips import EFFORTS, ClipsConfig
-from actors.curation.cut import CutConfig
-from actors.curation.fetch import RETRYABLE as RETRYABLE_FETCH
-from actors.curation.fetch import FetchConfig
-from actors.curation.latents import LatentsConfig, check_model
-from actors.curation.layouts import LAYOUTS, SHARDS, Caption
-from actors.curation.motion import MotionConfig
-from actors.curation.presets import load_preset
-from actors.curation.raft import check_raft
-from actors.curation.scenes import FramesConfig, Windows, WindowsConfig
-from actors.curation.select_settings import SelectConfig
+from actors.curation.cutting.cut import CutConfig
+from actors.curation.cutting.scenes import FramesConfig, Windows, WindowsConfig
+from actors.curation.exporting.clips import EFFORTS, ClipsConfig
+from actors.curation.exporting.layouts import LAYOUTS, SHARDS, Caption
+from actors.curation.exporting.presets import load_preset
+from actors.curation.features.latents import LatentsConfig, check_model
+from actors.curation.features.motion import MotionConfig
+from actors.curation.features.raft import check_raft
+from actors.curation.selecting.select_settings import SelectConfig
+from actors.curation.sources.fetch import RETRYABLE as RETRYABLE_FETCH
+from actors.curation.sources.fetch import FetchConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import NETWORKS, ShotsConfig, width_of
+from actors.media.shot_detection.shots import NETWORKS, ShotsConfig, width_of
 from actors.models.clip import EmbeddingsConfig
-from pipelines.curation.measure_settings import MeasureConfig, check_scores
+from pipelines.curation.measuring.measure_settings import MeasureConfig, check_scores
 
 RETRYABLE = RETRYABLE_FETCH | {
     "crashed",
@@ -81,7 +81,8 @@ class ExportConfig(ClipsConfig):
     """Files for trainers, separated by commas: sidecar, jsonl, metadata_csv, ltx, videox, hf, webdataset."""
     preset: str = ""
     """The model that clips are for: wan, hunyuan, ltx, cogvideox, or a .yaml file like those in
-    actors/curation/model_presets. Its clips and layouts are in a folder of that name; "": layouts are of clips/."""
+    actors/curation/exporting/model_presets. Its clips and layouts are in a folder of that name; "": layouts are of
+    clips/."""
     caption: Caption = "recaption"
     """The text in these files. recaption: the recaption, where there is none the caption; caption; both: one behind
     the other; short, long, tags, structured or free: the caption of that style, where there is none the caption."""
@@ -292,7 +293,7 @@ def windows(config: CurationConfig) -> Windows:
 
 def check(config: CurationConfig) -> None:
     """Raise UserError, before any work, for settings that cannot work together or files that are not there."""
-    from pipelines.curation.input import check_there
+    from pipelines.curation.sources.input import check_there
 
     if f"{_place(config.output)}/".startswith(f"{_place(config.input)}/"):
         raise UserError(

@@ -32,7 +32,7 @@ from actors.core.store import Store
 from actors.genres.film_images import ImagesConfig, cut_films, list_images
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import Shape, natural, read_images
-from actors.media.shots import NETWORKS
+from actors.media.shot_detection.shots import NETWORKS
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context

@@ -27,7 +27,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
-from actors.media.shots import NETWORKS, ShotsConfig
+from actors.media.shot_detection.shots import NETWORKS, ShotsConfig
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context

@@ -11,9 +11,9 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from actors.curation.filter import load_filter, place
+from actors.curation.selecting.filter import load_filter, place
 from jobs.curation.__main__ import app
-from pipelines.curation.labels import write_labels
+from pipelines.curation.selecting.labels import write_labels
 from tests.support.films import bikes_mp4, demo_mp4
 
 BAD: dict[str, tuple[int, frozenset[int]]] = {

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from actors.curation.clip_scores import clip_score
+from actors.curation.evaluating.clip_scores import clip_score
 from actors.models.clip import Clip, EmbeddingsConfig, embed_images, embed_texts, load_clip
-from pipelines.curation import evaluate
+from pipelines.curation.evaluating import evaluate
 from tests.benchmarks.curation import alternate, line, ratio
 
 SCENES, FRAMES = 4, 16

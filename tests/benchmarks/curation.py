@@ -34,14 +34,14 @@ import psutil
 from actors.core.child import Child
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import cut
-from actors.curation.latents import LatentsConfig, encode, latent_distances, load_vae
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FEATURES, FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FEATURES, FramesConfig
+from actors.curation.exporting.clips import ClipsConfig, write_clips
+from actors.curation.features.latents import LatentsConfig, encode, latent_distances, load_vae
+from actors.curation.features.motion import MotionConfig
 from actors.curation.tables import SCORES
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.benchmarks import reference
 from tests.benchmarks.bars import looking, variants
 from tests.benchmarks.by_eye import loop
@@ -365,7 +365,7 @@ def _plain(paths: Sequence[Path]) -> Cost:
 
 def score_plainly(paths: Sequence[Path]) -> Iterator[Cost]:
     """Cut films and encode their scenes as the job's stages do, one after the other."""
-    from actors.curation.frame_scorer import FrameScorer
+    from actors.curation.features.frame_scorer import FrameScorer
 
     scorer = FrameScorer(TINY, None, TINY.num_cpus, gpu=False, keep_frames=False)
     start, count = process_time(), 0
@@ -537,7 +537,7 @@ def vectors(films: Films) -> None:
 
 
 ORDERS = {
-    "in the order of the input": "import pipelines.curation.plan as plan; plan.seconds_of = lambda *_: 0.0; ",
+    "in the order of the input": "import pipelines.curation.cutting.plan as plan; plan.seconds_of = lambda *_: 0.0; ",
     "longest first": "",
 }
 """Code before a run that gives it an order."""

@@ -10,13 +10,13 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from actors.curation.cut import CutConfig, cut
-from actors.curation.motion import MotionConfig
-from actors.curation.parts import cut_in_parts
-from actors.curation.scenes import FramesConfig, Windows
+from actors.curation.cutting.cut import CutConfig, cut
+from actors.curation.cutting.parts import cut_in_parts
+from actors.curation.cutting.scenes import FramesConfig, Windows
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import VideoConfig, open_film
-from actors.media.in_shots import in_shots
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.in_shots import in_shots
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.benchmarks.curation import Films, alternate, decode, line, ratio
 
 

@@ -18,7 +18,7 @@ from actors.curation.families.camera import Camera, CameraConfig
 from actors.curation.families.quality import Quality, QualityConfig
 from actors.curation.families.sound import Sound, SoundConfig
 from actors.curation.families.watermark import Watermark, WatermarkConfig
-from actors.curation.family import Placed
+from actors.curation.measuring.family import Placed
 from actors.media.sound_spans import sound_of
 from tests.support.data import FOLDER
 from tests.support.films import bikes_mp4, demo_mp4

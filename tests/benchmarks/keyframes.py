@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import cut
-from actors.curation.keyframes import KEY_FRAMES, decode_jpeg
-from actors.curation.motion import MotionConfig
-from actors.curation.pictures import film_task, stored
-from actors.curation.scenes import FramesConfig, Windows
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.keyframes import KEY_FRAMES, decode_jpeg
+from actors.curation.cutting.pictures import film_task, stored
+from actors.curation.cutting.scenes import FramesConfig, Windows
+from actors.curation.exporting.clips import ClipsConfig, write_clips
+from actors.curation.features.motion import MotionConfig
 from actors.curation.tables import KEYFRAMES
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 
 WINDOWS = Windows(60, 0, 4)
 """As an output divides long shots by default."""

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 
 
 def peak_of_scoring(path: str) -> Iterator[float]:

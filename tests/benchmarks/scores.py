@@ -18,13 +18,13 @@ import psutil
 import pyarrow as pa
 
 from actors.core.store import Store
-from actors.curation.family import FAMILIES, scorer_class
-from actors.curation.scenes import FramesConfig
-from actors.curation.scoring import READ, PartScorer
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.cutting.videos import cut_videos, write_rows
+from actors.curation.measuring.family import FAMILIES, scorer_class
+from actors.curation.measuring.scoring import READ, PartScorer
 from actors.curation.tables import LATER, URLS
-from actors.curation.videos import cut_videos, write_rows
-from pipelines.curation.frames import bare
-from pipelines.curation.measure import pictures_of, tasks_of
+from pipelines.curation.cutting.frames import bare
+from pipelines.curation.measuring.measure import pictures_of, tasks_of
 from pipelines.curation.settings import CurationConfig
 from tests.support.films import bikes_mp4, demo_mp4
 

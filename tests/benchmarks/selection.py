@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from actors.core.child import Child
 from actors.core.store import Store
-from actors.curation.filter import feature_settings, place, save_filter
-from actors.curation.perceptual_hash import HASH_BYTES
+from actors.curation.features.perceptual_hash import HASH_BYTES
+from actors.curation.selecting.filter import feature_settings, place, save_filter
 from actors.curation.tables import BARS, SCORES, VIDEOS
-from pipelines.curation.fit_filter import fit
-from pipelines.curation.label_settings import FitConfig
+from pipelines.curation.selecting.fit_filter import fit
+from pipelines.curation.selecting.label_settings import FitConfig
 from pipelines.curation.settings import CurationConfig, measured_by
 from tests.pipelines.curation.outputs import fast_is_good
 

@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from actors.curation.cutting.keyframes import KEY_FRAMES, decode_jpeg
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
-from actors.curation.keyframes import KEY_FRAMES, decode_jpeg
-from actors.curation.perceptual_hash import scene_hash
+from actors.curation.features.perceptual_hash import scene_hash
 from jobs.samples import copy_films
 from tests.benchmarks.keyframes import scenes_of
 from tests.support.data import FOLDER

@@ -20,12 +20,12 @@ import av
 import cv2
 import numpy as np
 
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import VideoConfig, open_film
-from actors.media.in_shots import in_shots
-from actors.media.shots import BETWEEN, Detector, ShotsConfig
+from actors.media.shot_detection.in_shots import in_shots
+from actors.media.shot_detection.shots import BETWEEN, Detector, ShotsConfig
 from tests.support.films import BIKES_CUTS, bikes_mp4, demo_mp4
 
 SIZE = (320, 180)

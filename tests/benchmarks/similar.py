@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from actors.curation import vectors as module
-from actors.curation.vectors import Vectors, concepts, similar
+from actors.curation.selecting import vectors as module
+from actors.curation.selecting.vectors import Vectors, concepts, similar
 
 WIDTH, COSINE = 512, 0.93
 

@@ -8,11 +8,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from actors.core.stage import Row
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig, Windows
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig, Windows
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.support.data import FOLDER
 from tests.support.films import bikes_mp4, demo_mp4
 

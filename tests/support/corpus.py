@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from typer.testing import CliRunner, Result
 
 from actors.core import storage
-from actors.curation.keyframes import KEY_FRAMES
+from actors.curation.cutting.keyframes import KEY_FRAMES
 from jobs.curation.__main__ import app
 from tests.support import films
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
-from actors.curation.family import Reads
+from actors.curation.measuring.family import Reads
 from actors.models.clip import EmbeddingsConfig, check_clip, load_clip, scene_vectors, text_vectors
 from actors.models.devices import moved
 from actors.models.hub import check_hub, local_digest

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
-from actors.curation.family import Reads
+from actors.curation.measuring.family import Reads
 from actors.models import backbones, clip
 from actors.models.backbones import Backbone, BackboneConfig
 from actors.models.clip import EmbeddingsConfig

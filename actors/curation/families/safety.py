@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
-from actors.curation.family import Reads
+from actors.curation.measuring.family import Reads
 from actors.models.devices import sent_apart
 from actors.models.hub import check_hub, first_line, local_digest
 from actors.models.pixels import fitted

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
-from actors.curation.family import Reads
+from actors.curation.measuring.family import Reads
 
 EXTRA = 'Text in pictures needs the extra `text`. Install it: pip install -c constraints.txt -e ".[text]"'
 CHARACTERS = 2

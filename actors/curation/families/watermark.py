@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core.stage import Batch, Stage
-from actors.curation.family import Placed
+from actors.curation.measuring.family import Placed
 
 SIDE = 360
 """Short side in pixels of the canvas on which pictures are compared."""

@@ -16,7 +16,7 @@ from actors.core import storage, whole_files
 from actors.core.child import ROOT
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder, private_folder, remove_abandoned
-from actors.curation.fetch import FetchConfig, fetch
+from actors.curation.sources.fetch import FetchConfig, fetch
 from tests.support import films
 from tests.support.servers import FileHost, Reply
 

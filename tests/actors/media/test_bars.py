@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Row
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.features.motion import MotionConfig
 from actors.media.bars import Bars, judged, merged
 from actors.media.decoding import PyAVPicture
 from actors.media.film import VideoConfig, open_film
 from actors.media.planes import planes
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.support import films
 
 HEIGHT, WIDTH = 180, 320

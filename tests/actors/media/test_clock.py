@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Row
-from actors.curation.clips import ClipsConfig, write_clips
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.exporting.clips import ClipsConfig, write_clips
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import FilmError, VideoConfig, open_film
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.support import films
 
 STEP = 1 / films.RATE

@@ -21,11 +21,11 @@ from av.stream import Disposition
 
 from actors.core.child import ROOT, Child, ChildFault
 from actors.core.stage import Row
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FEATURES, FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FEATURES, FramesConfig
+from actors.curation.features.motion import MotionConfig
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig, score_cuts
+from actors.media.shot_detection.shots import ShotsConfig, score_cuts
 from tests.support import films
 
 LENGTH = sum(films.SHOTS)
@@ -712,10 +712,10 @@ def test_torchcodec_measures_real_film_like_pyav() -> None:
 
 MEMORY = """
 import pathlib, sys
-from actors.curation.motion import MotionConfig
-from actors.media.shots import ShotsConfig
-from actors.curation.cut import cut
-from actors.curation.scenes import FramesConfig
+from actors.curation.features.motion import MotionConfig
+from actors.media.shot_detection.shots import ShotsConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.scenes import FramesConfig
 from actors.media.film import VideoConfig
 scene = {"clip_id": "c", "scene_id": "s", "ordinal": 0, "caption": "", "first": 0, "end": -1}
 starts = range(0, int(sys.argv[3]), 10)

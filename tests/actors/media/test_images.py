@@ -13,7 +13,7 @@ from actors.genres.film_images import ImagesConfig, cut_films
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
 from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, read_image, read_images
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from tests.support import films
 
 

@@ -12,13 +12,13 @@ import pytest
 from actors.core.child import Child
 from actors.core.errors import BrokenRunError
 from actors.core.stage import Row
-from actors.curation.cut import cut
-from actors.curation.motion import MotionConfig
-from actors.curation.rates import speeds
-from actors.curation.scenes import FramesConfig
+from actors.curation.cutting.cut import cut
+from actors.curation.cutting.rates import speeds
+from actors.curation.cutting.scenes import FramesConfig
+from actors.curation.features.motion import MotionConfig
 from actors.media import torch_decoding
 from actors.media.film import VideoConfig, opened
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from actors.media.torch_decoding import FILM_BYTES, check_nvdec, nvdec_checked
 from tests.actors.media.test_film import torchcodec_fault
 from tests.support import films

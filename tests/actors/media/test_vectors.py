@@ -10,7 +10,7 @@ import pytest
 
 from actors.media.film import open_film
 from actors.media.vectors import Vectors
-from tests.actors.curation.test_motion import texture
+from tests.actors.curation.features.test_motion import texture
 from tests.support import films
 
 MOVES = 4, 2

@@ -10,7 +10,7 @@ import pytest
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from actors.movie_characters.film_frames import Interval, frames_in, frames_of_shots, write_frames
 from tests.support import films
 

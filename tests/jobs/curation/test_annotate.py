@@ -24,15 +24,15 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
-from actors.curation.filter import feature_settings, save_filter
-from actors.curation.keyframes import KEY_FRAMES, decode_jpeg
+from actors.curation.cutting.keyframes import KEY_FRAMES, decode_jpeg
+from actors.curation.selecting.filter import feature_settings, save_filter
 from actors.curation.tables import KEYFRAMES
 from actors.media.images import encode_jpeg
 from jobs.curation.__main__ import app
 from jobs.curation.annotate import check_host
-from pipelines.curation.fit_filter import fit
-from pipelines.curation.label_settings import AnnotateConfig, FitConfig
-from pipelines.curation.labels import write_labels
+from pipelines.curation.selecting.fit_filter import fit
+from pipelines.curation.selecting.label_settings import AnnotateConfig, FitConfig
+from pipelines.curation.selecting.labels import write_labels
 from pipelines.curation.settings import measured_by
 from tests.pipelines.curation.outputs import config, fast_is_good, scene, write_plan, write_scores, write_settings
 from tests.support import films

@@ -11,7 +11,7 @@ import pytest
 
 from actors.core import storage
 from actors.media.film import open_film
-from pipelines.curation.input import read_videos
+from pipelines.curation.sources.input import read_videos
 from pipelines.genres.embed import find_films as genre_films
 from pipelines.movie_characters.timeline import find_films
 from tests.support import films

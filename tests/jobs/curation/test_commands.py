@@ -19,11 +19,11 @@ from typer.testing import CliRunner, Result
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.scenes import FEATURES
+from actors.curation.cutting.scenes import FEATURES
 from jobs.core import verbs
 from jobs.curation.__main__ import app
 from jobs.curation.verb import caption
-from pipelines.curation.labels import write_labels
+from pipelines.curation.selecting.labels import write_labels
 from pipelines.curation.settings import measured_by
 from tests.pipelines.curation import outputs
 from tests.pipelines.curation.outputs import config, fast_is_good, write_plan, write_scores

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from actors.core.store import Store
-from actors.curation.keyframes import decode_jpeg
+from actors.curation.cutting.keyframes import decode_jpeg
 from actors.curation.tables import CAPTIONS, EVALUATION
-from pipelines.curation.annotate import key_frames, scenes_to_label, with_key_frames
-from pipelines.curation.label_settings import AnnotateConfig
+from pipelines.curation.selecting.annotate import key_frames, scenes_to_label, with_key_frames
+from pipelines.curation.selecting.label_settings import AnnotateConfig
 from tests.support import corpus, films
 from tests.support.corpus import run_here
 from tests.support.servers import Gemini

@@ -14,13 +14,13 @@ import pytest
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.measured import families_now
-from actors.curation.scoring import PartScorer
+from actors.curation.measuring.measured import families_now
+from actors.curation.measuring.scoring import PartScorer
 from jobs.curation.verb import load_settings
-from pipelines.curation.families import columns_now
-from pipelines.curation.frames import bare
-from pipelines.curation.measure import left, tasks_of
-from pipelines.curation.measure_settings import MeasureConfig, check_scores
+from pipelines.curation.cutting.frames import bare
+from pipelines.curation.measuring.families import columns_now
+from pipelines.curation.measuring.measure import left, tasks_of
+from pipelines.curation.measuring.measure_settings import MeasureConfig, check_scores
 from pipelines.curation.rows import rows_now
 from pipelines.curation.settings import CurationConfig
 from tests.support import films

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.curation.fetch import FetchConfig, fetch
+from actors.curation.sources.fetch import FetchConfig, fetch
 from actors.media.film import VIDEO_SUFFIXES
-from pipelines.curation.input import Video, read_videos
-from pipelines.curation.plan import make_plan
-from pipelines.curation.records import is_usable
+from pipelines.curation.cutting.plan import make_plan
 from pipelines.curation.settings import CurationConfig, VideosConfig
+from pipelines.curation.sources.input import Video, read_videos
+from pipelines.curation.sources.records import is_usable
 from tests.jobs.curation.test_bad_addresses import FAST
 from tests.support import films
 from tests.support.corpus import run_here, table

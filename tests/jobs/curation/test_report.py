@@ -19,15 +19,15 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.curation.filter import save_filter
-from actors.curation.scenes import FEATURES
+from actors.curation.cutting.scenes import FEATURES
+from actors.curation.selecting.filter import save_filter
 from actors.curation.tables import CAPTIONS, PLACES, REJECTED, SCENES, THUMBNAILS
 from jobs.core.pages import clock, duration, number, percent
 from jobs.curation.report import write_report
-from pipelines.curation.fit_filter import fit
-from pipelines.curation.label_settings import FitConfig
+from pipelines.curation.exporting.trainers import Seen
+from pipelines.curation.selecting.fit_filter import fit
+from pipelines.curation.selecting.label_settings import FitConfig
 from pipelines.curation.settings import CurationConfig
-from pipelines.curation.trainers import Seen
 from tests.pipelines.curation.outputs import fast_is_good
 
 VOID = {"meta", "img", "br", "input"}

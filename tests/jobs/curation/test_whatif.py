@@ -14,16 +14,16 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from actors.core.store import Store
-from actors.curation.filter import save_filter
-from actors.curation.select_settings import BalanceConfig, SelectConfig
+from actors.curation.selecting.filter import save_filter
+from actors.curation.selecting.select_settings import BalanceConfig, SelectConfig
 from actors.curation.tables import SCENES
 from jobs.core.settings import load
 from jobs.curation import whatif
 from jobs.curation.__main__ import app
 from jobs.curation.report import write_report
-from pipelines.curation.fit_filter import fit
-from pipelines.curation.label_settings import FitConfig
-from pipelines.curation.select import select, tally
+from pipelines.curation.selecting.fit_filter import fit
+from pipelines.curation.selecting.label_settings import FitConfig
+from pipelines.curation.selecting.select import select, tally
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import (
     config,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from actors.core.stage import Batch, Stage
-from actors.curation.fetch import FetchConfig
-from actors.curation.latents import LatentsConfig
-from actors.curation.motion import MotionConfig
+from actors.curation.features.latents import LatentsConfig
+from actors.curation.features.motion import MotionConfig
+from actors.curation.sources.fetch import FetchConfig
 from actors.media.film import VideoConfig
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import (
@@ -30,7 +30,7 @@ from pipelines.core.ray_data import (
     set_context,
     widened,
 )
-from pipelines.curation.score import stages_of
+from pipelines.curation.cutting.score import stages_of
 from pipelines.curation.settings import CurationConfig
 
 ROOT = Path(__file__).resolve().parents[3]

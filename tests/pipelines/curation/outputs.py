@@ -10,12 +10,12 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core.store import Store
-from actors.curation.latents import LatentsConfig
-from actors.curation.measured import TOLD, Family, write_family
-from actors.curation.scenes import FEATURES, FramesConfig
+from actors.curation.cutting.scenes import FEATURES, FramesConfig
+from actors.curation.features.latents import LatentsConfig
+from actors.curation.measuring.measured import TOLD, Family, write_family
 from actors.curation.tables import BARS, ORIGIN, SCORES, VIDEOS
 from actors.media.shown import NOT_KNOWN
-from pipelines.curation.fit_filter import Labelled
+from pipelines.curation.selecting.fit_filter import Labelled
 from pipelines.curation.settings import CurationConfig
 
 Row = dict[str, Any]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from actors.core.stage import Stage
-from actors.curation.latents import LatentsConfig
-from actors.curation.motion import MotionConfig
-from actors.curation.scenes import FEATURES, FramesConfig, Windows, WindowsConfig
-from actors.curation.select_settings import SelectConfig
+from actors.curation.cutting.scenes import FEATURES, FramesConfig, Windows, WindowsConfig
+from actors.curation.features.latents import LatentsConfig
+from actors.curation.features.motion import MotionConfig
+from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import SCENES, SCORES
 from actors.media.film import VideoConfig
-from actors.media.shots import ShotsConfig
-from pipelines.curation.plan import make_plan
+from actors.media.shot_detection.shots import ShotsConfig
+from pipelines.curation.cutting.plan import make_plan
 from pipelines.curation.settings import (
     RETRYABLE,
     CurationConfig,

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-import pipelines.curation.plan
-import pipelines.curation.select
+import pipelines.curation.cutting.plan
+import pipelines.curation.selecting.select
 from actors.core import storage
 from actors.core.catalog import DamagedError, ReplacedError
 from actors.core.store import Store
-from actors.curation.select_settings import SelectConfig
+from actors.curation.cutting.videos import read_tasks
+from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import CAPTIONS, SCENES
-from actors.curation.videos import read_tasks
-from pipelines.curation.export import export, kept_scenes
-from pipelines.curation.plan import make_plan
-from pipelines.curation.recaption import unasked
+from pipelines.curation.captioning.recaption import unasked
+from pipelines.curation.cutting.plan import make_plan
+from pipelines.curation.exporting.export import export, kept_scenes
 from pipelines.curation.rows import captions, how_far
-from pipelines.curation.select import fail_scenes, select, selection_now, tally
+from pipelines.curation.selecting.select import fail_scenes, select, selection_now, tally
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import scene, write_plan, write_scores
 from tests.support.corpus import run_here
@@ -30,7 +30,7 @@ VIDEOS = 6
 @pytest.fixture(params=["folder", "s3"])
 def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CurationConfig:
     """An output with a plan in several parts, all of it measured: two scenes of each video, one that cannot be cut."""
-    monkeypatch.setattr(pipelines.curation.plan, "PART_ROWS", 2)
+    monkeypatch.setattr(pipelines.curation.cutting.plan, "PART_ROWS", 2)
     cuts = {0: [0, 12], 1: [12, -1], 2: [9, 3]}
     videos = {
         f"v{i}": {
@@ -143,14 +143,14 @@ def test_answers_that_were_paid_for_are_never_asked_again_in_silence(config: Cur
 
 def during(monkeypatch: pytest.MonkeyPatch, function: str, other: CurationConfig) -> None:
     """Have another selection run, once, while one is in this function."""
-    inner = getattr(pipelines.curation.select, function)
+    inner = getattr(pipelines.curation.selecting.select, function)
 
     def first(*arguments: Any) -> Any:
-        monkeypatch.setattr(pipelines.curation.select, function, inner)
+        monkeypatch.setattr(pipelines.curation.selecting.select, function, inner)
         select(other)
         return inner(*arguments)
 
-    monkeypatch.setattr(pipelines.curation.select, function, first)
+    monkeypatch.setattr(pipelines.curation.selecting.select, function, first)
 
 
 @pytest.mark.parametrize("function", ["rows_now", "_decided", "_tell_captions"])
@@ -177,8 +177,8 @@ def test_a_command_that_is_killed_leaves_the_selection_before(config: CurationCo
 
     with monkeypatch.context() as patch:
         # As after a kill, nobody tidies up.
-        patch.setattr(pipelines.curation.select.Replacement, "__exit__", lambda *_: None)
-        patch.setattr(pipelines.curation.select, "_tell_captions", stop)
+        patch.setattr(pipelines.curation.selecting.select.Replacement, "__exit__", lambda *_: None)
+        patch.setattr(pipelines.curation.selecting.select, "_tell_captions", stop)
         with pytest.raises(KeyboardInterrupt):
             select(config)
     assert len(list(storage.listing(store.uri("scenes")))) == 2
@@ -199,7 +199,7 @@ def test_what_failed_later_is_marked_in_one_step_too(config: CurationConfig):
     assert len(store.parts("scenes")) == len(list(storage.listing(store.uri("scenes"))))
     select(config)
     with pytest.raises(ReplacedError):
-        pipelines.curation.select.check_selection(store, selection)
+        pipelines.curation.selecting.select.check_selection(store, selection)
 
 
 def test_clips_of_a_selection_that_was_replaced_are_not_listed(config: CurationConfig, monkeypatch: pytest.MonkeyPatch):
@@ -211,7 +211,7 @@ def test_clips_of_a_selection_that_was_replaced_are_not_listed(config: CurationC
         select(few)
         return []
 
-    monkeypatch.setattr("pipelines.curation.export._write_missing", replaced_meanwhile)
+    monkeypatch.setattr("pipelines.curation.exporting.export._write_missing", replaced_meanwhile)
     with pytest.raises(ReplacedError):
         export(config)
     assert store.read_json("kept.json") is None
@@ -223,14 +223,14 @@ def test_the_command_that_came_second_exits_with_1_and_leaves_the_record_of_the_
     store = Store(config.output)
     run_here("select", config.output, "select.count=2")
     assert store.read_json("run.json")["rows"]["kept"] == 2
-    inner = pipelines.curation.select._decided
+    inner = pipelines.curation.selecting.select._decided
 
     def first(*arguments: Any) -> Any:
-        monkeypatch.setattr(pipelines.curation.select, "_decided", inner)
+        monkeypatch.setattr(pipelines.curation.selecting.select, "_decided", inner)
         run_here("select", config.output, "select.count=1")
         return inner(*arguments)
 
-    monkeypatch.setattr(pipelines.curation.select, "_decided", first)
+    monkeypatch.setattr(pipelines.curation.selecting.select, "_decided", first)
     said = run_here("select", config.output, "select.count=3", code=1)
     assert "was replaced by another command" in said.output
     record = store.read_json("run.json")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.curation.latents import TINY, encode, latent_distances, load_vae
+from actors.curation.features.latents import TINY, encode, latent_distances, load_vae
 from pipelines.tiny_vae.settings import AutoencoderConfig
 from pipelines.tiny_vae.train import (
     EVERY,

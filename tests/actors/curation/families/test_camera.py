@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.curation.families.camera import Camera, CameraConfig
-from actors.curation.family import scorer_class
+from actors.curation.measuring.family import scorer_class
 from tests.support.real_pictures import photos, sized
 
 SIDE, INTERVAL_S = 240, 0.25

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.curation.families.clip import ClipConfig, ClipScorer, load_head
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from tests.support.colours import BLACK, BLUE, GREEN, RED, pictures
 from tests.support.fake_cuda import FakeCuda
 

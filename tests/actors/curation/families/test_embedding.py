@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.core.errors import UserError
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from actors.media.images import square
 from actors.models.backbones import Backbone, BackboneConfig, input_shape
 from tests.benchmarks import semantic

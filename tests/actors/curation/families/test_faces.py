@@ -12,7 +12,7 @@ from skimage import data
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.curation.families.faces import FacesConfig, FaceScorer
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from actors.models.faces import Box
 from tests.support.data import FOLDER
 from tests.support.films import bikes_mp4

@@ -9,7 +9,7 @@ import pytest
 from skimage.measure import blur_effect
 
 from actors.curation.families.quality import Quality, QualityConfig
-from actors.curation.family import scorer_class
+from actors.curation.measuring.family import scorer_class
 from tests.support.real_pictures import film_frames, jpeg, photos, sized
 
 PICTURES = [pytest.param(number, id=f"picture {number}") for number in range(0, 14, 2)]

@@ -16,7 +16,7 @@ from skimage import data
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.curation.families.safety import SafetyConfig, SafetyScorer, column_names
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from tests.support.fake_cuda import FakeCuda
 
 pytest.importorskip("transformers")

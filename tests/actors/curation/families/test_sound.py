@@ -9,7 +9,7 @@ import pytest
 
 from actors.core.errors import UserError
 from actors.curation.families.sound import Sound, SoundConfig
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 
 RATE = 48_000
 

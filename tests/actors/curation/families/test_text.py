@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.curation.families.text import TextConfig, TextScorer
-from actors.curation.family import fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from tests.support.films import bikes_mp4, demo_mp4
 
 pytest.importorskip("rapidocr")

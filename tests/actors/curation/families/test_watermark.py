@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.curation.families.watermark import Watermark, WatermarkConfig
-from actors.curation.family import Placed, scorer_class
+from actors.curation.measuring.family import Placed, scorer_class
 from tests.benchmarks.families import SIZE, drawn_on, film_of, found_in, logo, real_films
 from tests.support.films import blacked
 from tests.support.real_pictures import film_frames, photos

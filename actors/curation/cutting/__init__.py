@@ -1,0 +1,1 @@
+"""One decode of a film becomes rows of scenes."""

@@ -1,0 +1,1 @@
+"""CLIPScores of scenes."""

@@ -1,0 +1,1 @@
+"""Kept scenes become clips, frames, shards and files of trainers."""

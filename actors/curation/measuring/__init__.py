@@ -1,0 +1,1 @@
+"""Families of scores, measured beside the features."""

@@ -1,0 +1,1 @@
+"""Rules, filters and near-duplicates: which scenes are kept."""

@@ -1,0 +1,1 @@
+"""A video's source becomes a file that can be decoded."""

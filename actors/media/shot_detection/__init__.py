@@ -1,0 +1,1 @@
+"""Cuts, dissolves and fades of a film."""

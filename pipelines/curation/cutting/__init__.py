@@ -1,0 +1,1 @@
+"""The decode pass: what it has to do, in which order, and where."""

@@ -1,0 +1,241 @@
+"""What the input asks for, less what is done: one row per video that has something left to do, the longest first."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from actors.core.catalog import Part, Replacement
+from actors.core.errors import UserError
+from actors.core.stage import Row
+from actors.core.store import Store
+from actors.curation.cutting.scenes import scene_row
+from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STALE, URLS
+from pipelines.curation.cutting.done import Done, Left, Origin
+from pipelines.curation.cutting.order import LongestFirst, seconds_of
+from pipelines.curation.exporting.export import renew_clips
+from pipelines.curation.settings import CurationConfig, measured_by
+from pipelines.curation.sources.input import Video, read_videos
+
+PART_ROWS = 512
+"""Videos in one part of the plan."""
+TODO = pa.schema(
+    [
+        ("video_index", pa.int64()),
+        ("video_id", pa.string()),
+        ("url", pa.string()),
+        ("spans", pa.string()),
+        ("skip", pa.string()),
+        *((name, pa.int64()) for name in ORIGIN),
+    ]
+)
+"""A video to decode: its spans with the scenes still missing, or null and the ids of shots that need no row (JSON)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do."""
+
+    videos: int
+    """Videos of the input, in the range."""
+    scenes: int
+    """Scenes that the input names, those that cannot be cut included."""
+    films: int
+    """Videos whose scenes are found by shot detection."""
+    todo: int
+    """Videos with something left to do."""
+    todo_scenes: int
+    """Named scenes left to do."""
+    remote: bool
+    """Whether a video left has a url that is no file's."""
+    changed_films: int = 0
+    """Videos with rows of another film only."""
+    changed_scenes: int = 0
+    """Scenes with rows of other times only."""
+    gone: int = 0
+    """Scenes with rows that the input names no more."""
+    captions: int = 0
+    """Scenes whose caption is another one than when they were measured."""
+    moved: int = 0
+    """Videos that lay elsewhere when they were measured, with the same name and size."""
+
+    def changes(self) -> str:
+        """What has changed in the input since it was measured; "" for nothing."""
+        told = {
+            "films changed": self.changed_films,
+            "scenes with changed times": self.changed_scenes,
+            "scenes removed": self.gone,
+            "captions changed": self.captions,
+            "films moved": self.moved,
+        }
+        return ", ".join(f"{what} {count}" for what, count in told.items() if count)
+
+
+def make_plan(
+    config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False, before: float = math.inf
+) -> Plan:
+    """Read and check the whole input, and write plan/; dry: write nothing.
+
+    again: error codes whose rows are to be made again, those written before that time. Memory: as many videos of the
+    input as `LongestFirst` holds, and the ids of what is done.
+    Raises MetadataError or ValueError where the input is wrong, before anything is written over.
+    """
+    store = Store(config.output)
+    done, counted = Done(store, config, again, before), _Counts()
+    stale_before = _stale(store)
+    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
+        todo = _Todo(new, dry)
+        tables = {name: _Writer(new, name, schema, dry) for name, schema in _TABLES.items()}
+        for video in read_videos(config.input, config.videos.start, config.videos.end):
+            _add(video, done, todo, tables, counted)
+        for table in (todo, *tables.values()):
+            table.flush()
+        counts = {name: value for name, value in vars(counted).items() if name != "stale"}
+        plan = Plan(todo=todo.rows, **counts)
+        if config.videos.changed == "refuse" and (plan.changed_films or plan.changed_scenes or plan.gone):
+            raise UserError(
+                f"{config.input} has changed since it was measured ({plan.changes()}). Set videos.changed=measure to "
+                "measure what changed, videos.changed=keep to keep its rows, or another output."
+            )
+        if not dry:
+            # Before the plan, which is what says that they are no longer new.
+            renew_clips(store, counted.stale - stale_before)
+            new.commit(asdict(plan))
+            settings = {"measured_by": measured_by(config), "settings": asdict(config)}
+            store.write_json(settings, "plan", "settings.json")
+    return plan
+
+
+@dataclass
+class _Counts:
+    """The counts of a `Plan` while the input is read."""
+
+    videos: int = 0
+    scenes: int = 0
+    films: int = 0
+    todo_scenes: int = 0
+    remote: bool = False
+    changed_films: int = 0
+    changed_scenes: int = 0
+    gone: int = 0
+    captions: int = 0
+    moved: int = 0
+    stale: set[tuple[str, str, Origin]] = field(default_factory=set)
+    """Rows that are of another film or other times: video_id, scene_id, origin."""
+
+
+def _stale(store: Store) -> set[tuple[str, str, Origin]]:
+    """What the plan that is there says of rows that are stale."""
+    if "plan/stale" not in store.catalog().tables:
+        return set()
+    rows = store.read_table("plan/stale", STALE, again=PLAN_AGAIN).to_pylist()
+    return {(row["video_id"], row["scene_id"], (row["film"], row["version"])) for row in rows}
+
+
+def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], counted: _Counts) -> None:
+    """Add a video to the plan."""
+    counted.videos += 1
+    counted.films += video.spans is None
+    cuttable = sum(len(span.scenes) for span in video.spans or ())
+    counted.scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
+    for rejected in video.rejected:
+        tables["plan/rejected"].add(_rejected(video, rejected))
+    # The scenes of a video are those of the first that has its id, which may lie outside the range.
+    if not video.spans and {rejected.code for rejected in video.rejected} == {"duplicate_id"}:
+        return
+    about = {"video_index": video.index, "video_id": video.video_id}
+    tables["plan/videos"].add(about | {"scenes": -1 if video.spans is None else cuttable, "url": video.url})
+    left = done.left(video)
+    for scene_id, origin in left.stale:
+        row = {"video_id": video.video_id, "scene_id": scene_id} | dict(zip(ORIGIN, origin, strict=True))
+        tables["plan/stale"].add(row)
+        counted.stale.add((video.video_id, scene_id, origin))
+    for scene_id, caption in left.captions.items():
+        tables["plan/captions"].add({"video_id": video.video_id, "scene_id": scene_id, "caption": caption})
+    counted.changed_films += left.film_changed
+    counted.changed_scenes += left.scenes_changed
+    counted.gone += left.gone
+    counted.captions += len(left.captions)
+    counted.moved += left.moved
+    task, scenes, ends = _task(video, left)
+    if task is not None:
+        todo.add(task, seconds_of(ends, video.source.size))
+        counted.todo_scenes += scenes
+        counted.remote = counted.remote or not video.url.startswith(("/", "file://", "s3://"))
+
+
+def _task(video: Video, left: Left) -> tuple[Row | None, int, list[float | None]]:
+    """A row of plan/todo, None where nothing is left; how many named scenes it has, and where their spans end."""
+    task = {"video_index": video.index, "video_id": video.video_id, "url": video.url, "spans": None, "skip": "[]"}
+    task |= {"film": video.source.film, "version": video.source.version}
+    if video.spans is None:
+        return (None if left.finished else task | {"skip": json.dumps(sorted(left.have))}), 0, []
+    spans = []
+    for span in video.spans:
+        missing = [vars(scene) | {"clip_id": span.clip_id} for scene in span.scenes if scene.scene_id not in left.have]
+        if missing:
+            spans.append({"start_s": span.start_s, "end_s": span.end_s, "scenes": missing})
+    scenes, ends = sum(len(span["scenes"]) for span in spans), [span["end_s"] for span in spans]
+    return (task | {"spans": json.dumps(spans)} if spans else None), scenes, ends
+
+
+def _rejected(video: Video, rejected: Any) -> Row:
+    about = {name: getattr(rejected, name) for name in ("clip_id", "scene_id", "ordinal", "caption")}
+    row = scene_row(about, rejected.code, rejected.message)
+    return row | {"video_index": video.index, "video_id": video.video_id, "uri": video.url, "step": "plan"}
+
+
+_TABLES = {
+    "plan/videos": URLS,
+    "plan/rejected": SCORES,
+    "plan/stale": STALE,
+    "plan/captions": NEW_CAPTIONS,
+}
+
+
+class _Writer:
+    """Gathers rows into parts of a table of the new plan."""
+
+    def __init__(self, new: Replacement, folder: str, schema: pa.Schema, dry: bool) -> None:
+        self._new, self._folder, self._schema, self._dry = new, folder, schema, dry
+        self._pending: list[Row] = []
+        self.rows = 0
+
+    def add(self, row: Row) -> None:
+        self._pending.append(row)
+        self.rows += 1
+        if len(self._pending) == PART_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        if self._pending and not self._dry:
+            table = pa.Table.from_pylist(self._pending, schema=self._schema)
+            number = len(self._new.parts(self._folder))
+            self._new.add(self._new.writer.write(self._folder, number, table))
+        self._pending = []
+
+
+class _Todo:
+    """Gathers rows of plan/todo of the new plan, the longest first."""
+
+    def __init__(self, new: Replacement, dry: bool) -> None:
+        self._new, self._dry = new, dry
+        self._written = count()
+        self._order = LongestFirst(PART_ROWS, TODO, self._write)
+        self.rows = 0
+
+    def add(self, row: Row, seconds: float) -> None:
+        self.rows += 1
+        if not self._dry:
+            self._order.add(row, seconds)
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        self._new.add(*self._order.parts())
+
+    def _write(self, table: pa.Table) -> Part:
+        return self._new.writer.write("plan/todo", next(self._written), table)

@@ -1,0 +1,1 @@
+"""Kept scenes become clips and files of trainers."""

@@ -1,0 +1,1 @@
+"""Which scenes are kept, why, and what people label."""

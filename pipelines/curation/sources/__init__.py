@@ -1,0 +1,1 @@
+"""What is to be cut: metadata files and folders of films."""

@@ -1,0 +1,144 @@
+"""Workers and nodes die: the run goes on, and what kills its worker each time becomes a row."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from ray import exceptions
+
+from actors.core.stage import Batch, Stage
+from actors.curation.cutting import videos
+from pipelines.core import deaths
+from pipelines.curation.cutting import score as scoring
+from pipelines.curation.cutting.plan import make_plan
+from tests.conftest import ROOT
+from tests.pipelines.curation.outputs import quick
+from tests.support import films
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deaths, "PAUSES_S", (0.1, 0.1, 0.1))
+
+
+def rows(output: Path) -> dict[tuple[str, str], str]:
+    """The error of each row of scores/; the last one counts."""
+    table = pq.read_table(output / "scores").to_pandas().sort_values("written")
+    return {(row.video_id, row.scene_id): row.error for row in table.itertuples()}
+
+
+def cut_or_die(batch: Batch, config: Any, held: str | None = None) -> Iterator[Batch]:
+    """As cut_videos, but b.mp4 takes the worker along."""
+    for i, video_id in enumerate(batch["video_id"]):
+        found = videos.cut_videos({name: column[i : i + 1] for name, column in batch.items()}, config, held)
+        if video_id == "b.mp4" and not batch.get("error", [""])[i]:
+            next(found)
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from found
+
+
+@pytest.mark.slow
+def test_a_film_that_kills_its_workers_becomes_a_row(
+    ray_cluster: None, fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        films.film(folder / name)
+    config = quick(folder, tmp_path / "out")
+    monkeypatch.setattr(scoring, "cut_videos", cut_or_die)
+    measured = scoring.score(config, make_plan(config), partial(make_plan, config))
+    found = rows(tmp_path / "out")
+    assert {key: error for key, error in found.items() if error} == {("b.mp4", ""): "crashed_worker"}
+    assert {video for video, scene in found if scene} == {"a.mp4", "c.mp4"}
+    assert measured.failed == 1 and make_plan(config).todo == 0
+    assert not list((tmp_path / "out/plan/held/0").iterdir())
+    message = pq.read_table(tmp_path / "out/scores").to_pandas().query("error != ''").message.iloc[0]
+    assert "also when it was the only video" in message and "WorkerCrashedError" in message
+    # What may work now is tried by `retry`.
+    monkeypatch.undo()
+    assert make_plan(config, frozenset({"crashed_worker"})).todo == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_the_node_of_the_model_or_the_one_beside_it_is_lost(tmp_path: Path, which: str) -> None:
+    """With one CPU a node, the actor that starts again on the other one, or stays there, leaves no room for tasks."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in "abcdef":
+        films.film(folder / f"{name}.mp4", shots=(60,) * 4)
+    command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, tmp_path / "out", which]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
+        # A cluster tells its address there, and others that start meanwhile would join it.
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a node is gone" in done.stdout
+    found = rows(tmp_path / "out")
+    assert not any(found.values())
+    assert Counter(video for video, scene in found if scene) == {f"{name}.mp4": 4 for name in "abcdef"}
+
+
+def test_deaths_without_progress_end_the_run(fast: None) -> None:
+    again = deaths.Perseverance()
+
+    def work() -> None:
+        raise exceptions.WorkerCrashedError
+
+    for _ in deaths.PAUSES_S:
+        assert not again.tried(work)
+        again.pause(0)
+    assert not again.tried(work)
+    with pytest.raises(exceptions.WorkerCrashedError):
+        again.pause(0)
+    # Where something was done between them there is no end.
+    for done in range(1, 20):
+        assert not again.tried(work)
+        again.pause(done)
+
+
+def test_an_exception_is_no_death(fast: None) -> None:
+    def work() -> None:
+        raise exceptions.ActorDiedError
+
+    def start() -> None:
+        error = exceptions.ActorDiedError()
+        error._actor_init_failed = True
+        raise error
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    assert not deaths.Perseverance().tried(work)
+    with pytest.raises(exceptions.ActorDiedError):
+        deaths.Perseverance().tried(start)
+    with pytest.raises(ZeroDivisionError):
+        deaths.Perseverance().tried(fail)
+
+
+def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+    monkeypatch.setattr(deaths, "QUIET_S", 0.2)
+
+    def results() -> Iterator[int]:
+        yield 1
+        time.sleep(30)
+        yield 2
+
+    two, three = Stage(num_cpus=2), Stage(num_cpus=3)
+    with pytest.raises(deaths.ShrunkError, match="the cluster has only 2 CPUs and 0 GPUs left"):
+        list(deaths.while_it_fits(results(), {"model": three}, {}))
+    monkeypatch.setattr(time, "sleep", lambda _: threading.Event().wait(1))
+    assert list(deaths.while_it_fits(results(), {"model": two}, {})) == [1, 2]
