@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import av
 import av.logging
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from actors.core import storage
@@ -224,20 +225,9 @@ def open_film(
         container = open_container(source, max_pixels)
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from error
-    stream = film_stream(container)
-    if stream is None:
-        kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "nothing"
-        raise FilmError("no_video_stream", f"the file holds {kinds}, no moving pictures")
-    if stream.codec_context is None:
-        raise FilmError("unknown_codec", "no decoder knows this codec")
-    context = stream.codec_context
-    if context.width * context.height > max_pixels:
-        raise _too_large(f"{context.width}x{context.height}", max_pixels)
-    # Also where the size changes on the way.
-    context.options = decoder_options(max_pixels)
-    stream.thread_count = 1
+    stream = _decodable(container, max_pixels)
     if vectors:
-        context.flags2 |= EXPORT
+        stream.codec_context.flags2 |= EXPORT
     sound = sound_stream(container)
     start = (container.start_time or 0) / av.time_base
     clock = Clock(container, stream, sound)
@@ -261,16 +251,7 @@ def open_film(
             raise _too_large(size, max_pixels)
         code = "truncated" if film.truncated else "no_frames"
         raise FilmError(code, "the file declares pictures but holds none that can be decoded")
-    frame = first[0]
-    try:
-        frame.reformat(16, 16, "rgb24", threads=1)
-    except FFmpegError as error:
-        raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
-    sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
-    film.interlaced = bool(frame.interlaced_frame)
-    film.width, film.height = sides[::-1] if turn_of(frame).quarters % 2 else sides
-    film.look, film.stored = look, stored(frame, stream.sample_aspect_ratio)
-    film.converted = converted(frame, look)
+    _tell_of(film, first[0], stream, look)
     viewer = Viewer(look)
     if container.format.name == AVI:
         start += first[1] or 0.0
@@ -281,6 +262,36 @@ def open_film(
         film.pictures = with_torchcodec(film, path, device, start)
     film.pictures = with_ends(film, film.pictures, decoding.heard)
     return film
+
+
+def _decodable(container: InputContainer, max_pixels: int) -> av.VideoStream:
+    """The stream of a container that is its film, ready to be decoded; raises FilmError where there is none."""
+    stream = film_stream(container)
+    if stream is None:
+        kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "nothing"
+        raise FilmError("no_video_stream", f"the file holds {kinds}, no moving pictures")
+    if stream.codec_context is None:
+        raise FilmError("unknown_codec", "no decoder knows this codec")
+    context = stream.codec_context
+    if context.width * context.height > max_pixels:
+        raise _too_large(f"{context.width}x{context.height}", max_pixels)
+    # Also where the size changes on the way.
+    context.options = decoder_options(max_pixels)
+    stream.thread_count = 1
+    return stream
+
+
+def _tell_of(film: Film, frame: av.VideoFrame, stream: av.VideoStream, look: Look) -> None:
+    """Write down what the first picture tells of a film; raises FilmError where its pixels cannot be had."""
+    try:
+        frame.reformat(16, 16, "rgb24", threads=1)
+    except FFmpegError as error:
+        raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
+    sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
+    film.interlaced = bool(frame.interlaced_frame)
+    film.width, film.height = sides[::-1] if turn_of(frame).quarters % 2 else sides
+    film.look, film.stored = look, stored(frame, stream.sample_aspect_ratio)
+    film.converted = converted(frame, look)
 
 
 def opened(path: str, video: VideoConfig, look: Look = AS_STORED, vectors: bool = False) -> Film:

@@ -101,68 +101,86 @@ def cut_videos(batch: Batch, config: CutConfig, held: str | None = None) -> Iter
         yield _columns(rows, config.frames.size)
 
 
-def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
-    spans = json.loads(task["spans"]) if task["spans"] else None
-    skip = set(json.loads(task["skip"]))
-    uri = task.get("uri", task["url"])
-    cuts = {scene["scene_id"]: scene for span in spans or [] for scene in span["scenes"]}
-    video = {"video_index": task["video_index"], "video_id": task["video_id"], "uri": uri}
-    fetched = {"fetch_s": task.get("fetch_s", 0.0), "attempts": task.get("attempts", 1)}
+class _Asked:
+    """A video of the plan: the scenes that are asked for, and the rows that they become."""
 
-    source, version = int(task.get("film", 0)), int(task.get("version", 0))
-    codes = {
-        scene["scene_id"]: times(span["start_s"], span["end_s"], scene["first"], scene["end"])
-        for span in spans or []
-        for scene in span["scenes"]
-    }
+    def __init__(self, task: Row) -> None:
+        self.uri: str = task.get("uri", task["url"])
+        self.spans: list[Row] | None = json.loads(task["spans"]) if task["spans"] else None
+        self.skip: set[str] = set(json.loads(task["skip"]))
+        """Ids of scenes that need no row, and of those that have theirs."""
+        self.attempts: int = task.get("attempts", 1)
+        self._task = task
+        self._cuts = {scene["scene_id"]: scene for span in self.spans or [] for scene in span["scenes"]}
+        self._times = {
+            scene["scene_id"]: times(span["start_s"], span["end_s"], scene["first"], scene["end"])
+            for span in self.spans or []
+            for scene in span["scenes"]
+        }
 
-    def finished(row: Row, step: str, **more: Any) -> Row:
+    def scene(self, row: Row, step: str = "cut", attempts: int | None = None) -> Row:
+        """The row of a scene, or of a film, as scores/ has it; step: where it failed, if it did."""
         # A window of a named scene has its times, and is of it.
-        scene = cuts.get(row["scene_id"], {"first": 0, "end": -1})
+        scene = self._cuts.get(row["scene_id"], {"first": 0, "end": -1})
         of = row.get("of", row["scene_id"])
-        about = {**video, "first": scene["first"], "end": scene["end"], "step": step if row["error"] else ""}
-        about |= {"film": source, "version": with_times(version, codes.get(of, 0))}
-        return {**row, **about, "attempts": fetched["attempts"], **more}
+        return {
+            **row,
+            "video_index": self._task["video_index"],
+            "video_id": self._task["video_id"],
+            "uri": self.uri,
+            "first": scene["first"],
+            "end": scene["end"],
+            "step": step if row["error"] else "",
+            "film": int(self._task.get("film", 0)),
+            "version": with_times(int(self._task.get("version", 0)), self._times.get(of, 0)),
+            "attempts": self.attempts if attempts is None else attempts,
+        }
 
-    def lost(code: str, message: str, step: str, attempts: int) -> Iterator[Row]:
+    def film(self, row: Row, **more: Any) -> Row:
+        """The row that closes the film."""
+        return self.scene(row, **more) | {"fetch_s": self._task.get("fetch_s", 0.0)}
+
+    def lost(self, code: str, message: str, step: str, attempts: int) -> Iterator[Row]:
         """Rows for all that was asked for and has none yet."""
-        for scene_id, scene in cuts.items():
-            if scene_id not in skip:
+        for scene_id, scene in self._cuts.items():
+            if scene_id not in self.skip:
                 about = {name: scene[name] for name in ("clip_id", "scene_id", "ordinal", "caption")}
-                yield finished(scene_row(about, code, message), step, attempts=attempts)
+                yield self.scene(scene_row(about, code, message), step, attempts)
         # Where shots are to be found, it is the film that failed; its scenes are those that were found before.
-        error = ("", "") if spans is not None else (code, message)
-        yield finished(
-            film_row(None, len(cuts) or len(skip), *error), step, attempts=attempts, fetch_s=fetched["fetch_s"]
-        )
+        error = ("", "") if self.spans is not None else (code, message)
+        row = film_row(None, len(self._cuts) or len(self.skip), *error)
+        yield self.film(row, step=step, attempts=attempts)
 
+
+def _cut_video(task: Row, config: CutConfig) -> Iterator[Row]:
+    asked = _Asked(task)
     if task.get("error"):
         step = "cut" if task["error"] == "crashed_worker" else "fetch"
-        yield from lost(task["error"], task["message"], step, fetched["attempts"])
+        yield from asked.lost(task["error"], task["message"], step, asked.attempts)
         return
     try:
         # Opened here too: what may not be read is known before a child is busy with it.
-        with storage.local(uri) as path, path.open("rb"):
-            rows = _decoded(str(path), task["video_id"], spans, skip, config)
+        with storage.local(asked.uri) as path, path.open("rb"):
+            rows = _decoded(str(path), task["video_id"], asked.spans, asked.skip, config)
             film: Row = {}
             while True:
                 try:
                     row = next(rows)
                 except StopIteration as end:
-                    yield finished(film, "cut", cut_s=end.value, fetch_s=fetched["fetch_s"])
+                    yield asked.film(film) | {"cut_s": end.value}
                     return
                 if row["scene_id"]:
-                    skip.add(row["scene_id"])
-                    yield finished(row, "cut")
+                    asked.skip.add(row["scene_id"])
+                    yield asked.scene(row)
                 else:
                     film = row
     except ChildFault as fault:
-        yield from lost(fault.code, str(fault), "cut", fault.attempts)
+        yield from asked.lost(fault.code, str(fault), "cut", fault.attempts)
     except FileNotFoundError:
-        yield from lost("not_found", f"there is no {uri}", "fetch", 1)
+        yield from asked.lost("not_found", f"there is no {asked.uri}", "fetch", 1)
     except (PermissionError, AddressError) as error:
         code = "bad_url" if isinstance(error, AddressError) else "forbidden"
-        yield from lost(code, str(error), "fetch", 1)
+        yield from asked.lost(code, str(error), "fetch", 1)
 
 
 def _decoded(
