@@ -7,7 +7,7 @@ rttm  Rich Transcription Time Marked (NIST): a line per appearance, as tools for
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def stretches(appearances: Iterable[Appearance]) -> list[Stretch]:
     return found
 
 
-def srt(shown: Sequence[Stretch]) -> str:
+def srt(shown: Iterable[Stretch]) -> str:
     """SubRip subtitles, a cue for each stretch of a millisecond or more."""
     cues = []
     for start, end, names in shown:
@@ -71,7 +71,7 @@ def _subtitle_time(milliseconds: int) -> str:
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02},{rest:03}"
 
 
-def edl(film: str, file: str, shown: Sequence[Stretch], rate: Fraction) -> list[str]:
+def edl(film: str, file: str, shown: Iterable[Stretch], rate: Fraction) -> list[str]:
     """Edit decision lists, each of at most 999 events; more than one only where a film has more.
 
     An event takes a stretch of the film and puts it at the same place of the record, so that the list lies over the

@@ -7,7 +7,7 @@ with other settings, as long as most of it stays together; so a table of names g
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def _overlapping(films: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 def number_clusters(
-    clusters: np.ndarray, tracks: Sequence[Hashable], seconds: np.ndarray, before: Mapping[Hashable, str]
+    clusters: np.ndarray, tracks: Sequence[str], seconds: np.ndarray, before: Mapping[str, str]
 ) -> list[str]:
     """The name of each track's cluster: unknown_N.
 

@@ -44,10 +44,11 @@ def test_subtitles_are_read_by_ffmpeg(tmp_path: Path):
     path.write_text(srt([*stretches(SHOWN), Stretch(3725.25, 3726.0, ("Ünal\n1",))]))
     with av.open(path) as container:
         packets = [packet for packet in container.demux() if packet.size]
-    read = [
-        (float(packet.pts * packet.time_base), float(packet.duration * packet.time_base), bytes(packet).decode())
-        for packet in packets
-    ]
+    read = []
+    for packet in packets:
+        assert packet.pts is not None and packet.duration is not None
+        times = [float(value * packet.time_base) for value in (packet.pts, packet.duration)]
+        read.append((*times, bytes(packet).decode()))
     assert read == [
         (0.5, 0.5, "Ann"),
         (1.0, 1.5, "Ann, Bob Ray"),

@@ -1,6 +1,7 @@
 """Faces that become tracks, tracks that are compared, and those of strangers that become people."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,8 @@ def test_groups_one_by_one_give_the_clusters_of_all_at_once():
     vectors, _ = strangers(30, 6, 0.1)
     alike = 0.5
     found = people.cluster_tracks(vectors, np.arange(180), np.tile([0.0, 1.0], (180, 1)), alike)
-    whole = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=1 - alike)
+    options: Any = {"n_clusters": None, "metric": "cosine", "linkage": "average", "distance_threshold": 1 - alike}
+    whole = AgglomerativeClustering(**options)
     expected = whole.fit_predict(vectors)
     assert 2 < len(set(expected)) < 180
     same = expected[:, None] == expected[None]

@@ -1,0 +1,97 @@
+"""Who is on screen in a real clip of four shots, by faces, and how sure a cosine of dlib's vectors is.
+
+python -m tests.benchmarks.timeline OUTPUT
+"""
+
+import sys
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+from PIL import Image
+
+from actors.media.shots import ShotsConfig
+from actors.movie_characters.faces import FaceEmbedder, FacesConfig
+from pipelines.core.metrics import wilson
+from pipelines.movie_characters.gallery_settings import FaceSettings
+from pipelines.movie_characters.models import FaceModel
+from pipelines.movie_characters.timeline import TimelineConfig, plan_timeline, run_timeline
+from tests.support.data import FOLDER
+
+FACES = FOLDER / "faces"
+CLIP = FACES / "short_hamilton_clip.mp4"
+SHOWN = ((0.84, 1.51, "Lin"), (1.51, 3.58, "Alex"), (3.58, 7.88, "Lin"), (7.88, 10.02, "unknown"))
+"""Start and end of each shot, and who is in its middle; Alex from the side, and at the end an audience."""
+PICTURES = {"Lin_1.png": "lin-manuel-miranda.png", "Alex_1.png": "alex-lacamoire.png"}
+
+
+def gallery_of(folder: Path) -> Path:
+    """A gallery of the two pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in PICTURES.items():
+        (folder / name).write_bytes((FACES / file).read_bytes())
+    return folder
+
+
+def timeline(output: Path, shots: ShotsConfig, every_s: float) -> None:
+    settings = FaceSettings(str(gallery_of(output / "gallery")), faces=FacesConfig(detector="mtcnn"))
+    config = TimelineConfig(
+        str(CLIP),
+        str(output / f"{shots.detector}_{every_s:g}"),
+        FaceModel("faces", settings),
+        shots=shots,
+        every_s=every_s,
+    )
+    before = process_time()
+    found, frames = run_timeline(config, plan_timeline(config))
+    spent = process_time() - before
+    right = 0
+    print(f"shots.detector={shots.detector or 'default'} every_s={every_s:g}: {len(found.shots)} shots found")
+    for start, end, expected in SHOWN:
+        own = found.segments[(found.segments.start_s < end - 0.1) & (found.segments.end_s > start + 0.1)]
+        names = {"unknown" if name.startswith("unknown_") else name for name in own.character}
+        # Nobody of the gallery who is not there, and whoever is there.
+        good = names == {expected} or names == {expected, "unknown"}
+        right += good
+        told = ", ".join(f"{row.character} {row.score:.3f}" for row in own.itertuples())
+        print(f"  {start:.2f} to {end:.2f} s, {expected}: {told or 'no face'}{'' if good else '  WRONG'}")
+    low, high = wilson(right / len(SHOWN), len(SHOWN))
+    print(f"  right: {right} of {len(SHOWN)} [{low:.0%}, {high:.0%}]; {spent:.1f} CPU-s in the driver, {frames} frames")
+
+
+def calibration() -> None:
+    """Cosines of all pairs of ORL, and the logistic regression of which threshold and scale are rounded."""
+    from sklearn.linear_model import LogisticRegression
+
+    embedder = FaceEmbedder(FacesConfig(detector="mtcnn"))
+    vectors, people = [], []
+    for file in sorted((FACES / "orl").glob("*/*.pgm")):
+        faces = embedder.faces(np.ascontiguousarray(Image.open(file).convert("RGB")))
+        if faces:
+            vectors.append(max(faces, key=lambda one: one[0][2] - one[0][0])[1])
+            people.append(file.parent.name)
+    cosines = np.stack(vectors) @ np.stack(vectors).T
+    pairs = np.triu_indices(len(people), 1)
+    same, values = (np.array(people)[:, None] == np.array(people))[pairs], cosines[pairs]
+    model = LogisticRegression(C=1e6, class_weight="balanced").fit(100 * (values[:, None] - 0.92), same)
+    slope = 100 * model.coef_[0, 0]
+    centre = 0.92 - model.intercept_[0] / slope
+    for name, some in (("one person", values[same]), ("two people", values[~same])):
+        told = ", ".join(f"{one:.3f}" for one in np.percentile(some, [0, 1, 50, 99, 100]))
+        print(f"dlib, {len(some)} pairs of {name}: least, 1 %, median, 99 %, greatest cosine: {told}")
+    print(f"logistic regression: a half at {centre:.3f}, e-fold odds by {1 / slope:.4f}")
+    for least in (0.92, centre):
+        print(f"  from {least:.3f} on: {np.mean(values[same] >= least):.1%} of one person, "
+              f"{np.mean(values[~same] >= least):.2%} of two")  # fmt: skip
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    for every_s in (0.25, 0.5, 1.0):
+        timeline(output, ShotsConfig(detector="content"), every_s)
+    timeline(output, ShotsConfig(), 0.25)
+    calibration()
+
+
+if __name__ == "__main__":
+    main()
