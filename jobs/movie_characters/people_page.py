@@ -26,7 +26,7 @@ def people_page(store: Store, people: People, films: dict[str, str]) -> str:
     persons, tracks = [], []
     for name in shown[:PERSONS]:
         some = sorted(of[name], key=lambda track: (track.start_s - track.end_s, track.film, track.number))
-        about = f"{duration(lengths[name])} in {len(some):,} tracks"
+        about = f"{duration(lengths[name])}, tracks: {len(some):,}"
         if len(some) > TRACKS:
             about += f", of which the longest {TRACKS} are shown"
         first = len(tracks)

@@ -85,7 +85,8 @@ class TimelineConfig:
     """The model that identifies frames. It has `by` (clip, faces or diffusion) and `settings`, those of its verb:
     model.by=clip model.settings.gallery=gallery."""
     threshold: float | None = None
-    """Confidence below which a frame votes for unknown, as trained by `score report`; null: never."""
+    """Confidence below which a frame votes for unknown, as trained by `score report`; null: never. With model.by=faces:
+    cosine below which a track is unknown; null: 0.92, for dlib's vectors. Raise it if strangers are named."""
     lead: bool | None = None
     """Confidence is the lead of the best class over the others; false: its score. null: the lead for diffusion, whose
     losses cannot be compared between images, else the score."""
@@ -111,6 +112,8 @@ class TimelineConfig:
             raise UserError(f"every_s must be above 0, and max_side at least 64: {self.every_s}, {self.max_side}")
         if isinstance(self.model, DiffusionModel) and self.model.settings.preselect.model:
             raise UserError("model.settings.preselect.model: a timeline has one model. Set preselect.folder.")
+        if self.lead and isinstance(self.model, FaceModel):
+            raise UserError("lead=true: tracks of faces are judged by their cosine. Remove lead.")
         if self.names and not isinstance(self.model, FaceModel):
             raise UserError(f"names={self.names}: only model.by=faces finds people without a name. Remove names.")
 

@@ -35,13 +35,8 @@ def gallery_of(folder: Path) -> Path:
 
 def timeline(output: Path, shots: ShotsConfig, every_s: float) -> None:
     settings = FaceSettings(str(gallery_of(output / "gallery")), faces=FacesConfig(detector="mtcnn"))
-    config = TimelineConfig(
-        str(CLIP),
-        str(output / f"{shots.detector}_{every_s:g}"),
-        FaceModel("faces", settings),
-        shots=shots,
-        every_s=every_s,
-    )
+    made = str(output / f"{shots.detector}_{every_s:g}")
+    config = TimelineConfig(str(CLIP), made, FaceModel("faces", settings), shots=shots, every_s=every_s)
     before = process_time()
     found, frames = run_timeline(config, plan_timeline(config))
     spent = process_time() - before

@@ -51,9 +51,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[P
 
 def contents(folder: Path) -> dict[str, int]:
     """Files of what is computed, and when they were written."""
-    return {
-        str(file): file.stat().st_mtime_ns for name in ("frames", "faces") for file in folder.glob(f"{name}/**/*.*")
-    }
+    files = [file for name in ("frames", "faces") for file in folder.glob(f"{name}/**/*.*")]
+    return {str(file): file.stat().st_mtime_ns for file in files}
 
 
 def test_a_stranger_is_named_and_becomes_gallery_without_computing_anything_again(
