@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from pipelines.movie_characters.gallery_settings import FaceConfig, model_of, ro
 from pipelines.movie_characters.gallery_vectors import FEW_FACES, WRITE, embed, embedded, faceless
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.tracks import unit
+
+log = logging.getLogger(__name__)
 
 DLIB = (0.92, 0.0038)
 """Threshold and scale of dlib's vectors: a logistic regression on the cosines of all pairs of 200 pictures of 20 people
@@ -92,6 +95,8 @@ def read_judge(config: FaceConfig, threshold: float | None) -> Judge:
     useful = [one for one in pictures if (one.uri, one.size) in found]
     if not useful:
         raise UserError(f"gallery={config.gallery}: no face was found in any of {len(pictures)} images.")
+    if lost := [one.name for one in pictures if (one.uri, one.size) not in found]:
+        log.warning("%d of %d gallery images have no face, the first of them %s", len(lost), len(pictures), lost[0])
     vectors = unit(np.stack([found[one.uri, one.size][0] for one in useful]))
     default, scale = DLIB
     return Judge(vectors, [one.cls for one in useful], default if threshold is None else threshold, scale)

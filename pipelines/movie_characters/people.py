@@ -126,10 +126,14 @@ def number_clusters(
 def read_names(uri: str) -> dict[str, str]:
     """Names by cluster, from a table with the columns cluster and name; rows without a name are left out.
 
-    Raises UserError where a row names no cluster, or a cluster has two names.
+    Raises UserError where there is no table, a row names no cluster, or a cluster has two names.
     """
     names: dict[str, str] = {}
-    for line, row in read_csv_rows(uri, [CLUSTER, NAME]):
+    try:
+        rows = read_csv_rows(uri, [CLUSTER, NAME])
+    except FileNotFoundError as error:
+        raise UserError(f"names={uri}: there is no such file. Fill in people.csv of an earlier run.") from error
+    for line, row in rows:
         cluster, name = row[CLUSTER], row[NAME]
         if not _UNKNOWN.fullmatch(cluster):
             raise UserError(f"{uri}, line {line}: {cluster!r} is no cluster. Clusters are named as unknown_1.")

@@ -60,6 +60,7 @@ from pipelines.movie_characters.models import (
     run_of,
     with_images,
 )
+from pipelines.movie_characters.people import read_names
 from pipelines.movie_characters.people_pictures import write_pictures
 from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
 from pipelines.movie_characters.tracks import TracksConfig
@@ -157,6 +158,8 @@ def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     films = find_films(config.input)
     config.video.check_gpus(config.shots.detector in NETWORKS)
     check_output(config)
+    if config.names:
+        read_names(config.names)
     store = Store(storage.absolute(config.output))
     run = run_of(config.model, [], store.uri("results"), config.output)
     check_all([run])

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+import ray
 from PIL import Image
 
 from actors.media.shots import ShotsConfig
@@ -82,6 +83,7 @@ def calibration() -> None:
 
 def main() -> None:
     output = Path(sys.argv[1])
+    ray.init(include_dashboard=False, log_to_driver=False)
     for every_s in (0.25, 0.5, 1.0):
         timeline(output, ShotsConfig(detector="content"), every_s)
     timeline(output, ShotsConfig(), 0.25)

@@ -165,6 +165,8 @@ def test_a_table_of_names_is_read_and_mistakes_are_told(tmp_path: Path):
     assert names == {"unknown_1": "Ann Lee", "unknown_3": "Ann Lee"}
     with pytest.raises(ValueError, match="names unknown_3, and there is no such cluster"):
         people.check_names("names.csv", names, ["unknown_1", "unknown_2"])
+    with pytest.raises(ValueError, match="there is no such file"):
+        people.read_names(str(tmp_path / "none.csv"))
     for rows, match in (
         ("Ann,Bob", "line 2: 'Ann' is no cluster"),
         ("unknown_1,Ann\nunknown_1,Bob", "line 3: unknown_1 is named Ann and Bob"),
