@@ -82,28 +82,34 @@ class FaceEmbedder:
             if errors[row]:
                 continue
             try:
-                vectors[row] = self._vector(_read(str(uri), self._config.max_side))
+                found = self.faces(*read_picture(str(uri), self._config.max_side))
+                if not found:
+                    raise _NoFaceError
+                _, vectors[row] = max(found, key=lambda one: (one[0][2] - one[0][0]) * (one[0][3] - one[0][1]))
             except _NoFaceError:
                 errors[row], messages[row] = NO_FACE, "no face was found"
             except ImageError as error:
                 errors[row], messages[row] = error.code, str(error)
         return {**batch, "vector": vectors, "error": errors.astype(str), "message": messages.astype(str)}
 
-    def _vector(self, image: np.ndarray) -> np.ndarray:
-        faces = self._find(image)
-        if not faces:
-            raise _NoFaceError
-        face = self._library.rectangle(*max(faces, key=lambda face: face.area))
-        vector = np.array(self._model.compute_face_descriptor(image, self._landmarks(image, face)))
-        return vector / np.linalg.norm(vector)
+    def faces(self, image: np.ndarray, scale: float = 1.0) -> list[tuple[list[float], np.ndarray]]:
+        """Faces of an image uint8 (H, W, 3) RGB: left, top, right and bottom, divided by a scale, and a vector each."""
+        found = []
+        for box in self._find(image):
+            face = self._library.rectangle(*box)
+            vector = np.array(self._model.compute_face_descriptor(image, self._landmarks(image, face)))
+            edges = [value / scale for value in (box.left, box.top, box.right + 1, box.bottom + 1)]
+            found.append((edges, vector / np.linalg.norm(vector)))
+        return found
 
 
 class _NoFaceError(Exception):
     """No face in an image."""
 
 
-def _read(uri: str, max_side: int) -> np.ndarray:
-    """An image upright, uint8 (H, W, 3) RGB, of at most that side."""
+def read_picture(uri: str, max_side: int) -> tuple[np.ndarray, float]:
+    """An image upright, uint8 (H, W, 3) RGB, of at most that side, and by what it was scaled."""
     image = read_image(uri)
+    width = image.width
     image.thumbnail((max_side, max_side))
-    return np.asarray(image)
+    return np.asarray(image), image.width / width

@@ -110,7 +110,9 @@ def frames_of_shots(
     """Decode a film once; yield {shot, start_s, end_s, times, jpegs} for each shot, then a row for it; None: alive.
 
     times, jpegs: of the shot's first frame and then one every `every_s`, upright, of at most that side; a damaged frame
-    is left out. The film's row has shot -1, and in shots how many there are, what has decoded it, error and message.
+    is left out. The film's row has shot -1, and in shots how many there are, what has decoded it, error and message; of
+    a film that could be opened also its rate (frames a second, a fraction as text) and begin_s, when its first frame is
+    shown.
     """
     try:
         film = _opened(path, video)
@@ -120,9 +122,11 @@ def frames_of_shots(
     scale = min(1.0, max_side / max(film.width, film.height))
     size = max(1, round(film.width * scale)), max(1, round(film.height * scale))
     shot: Row = {"shot": 0, "start_s": 0.0, "end_s": 0.0, "times": [], "jpegs": []}
+    begin: float | None = None
     beat = Beat()
     for number, picture in in_shots(film, shots, video.device):
         yield from beat
+        begin = picture.time if begin is None else begin
         if number == BETWEEN:
             continue
         if number != shot["shot"] or not shot["end_s"]:
@@ -142,6 +146,7 @@ def frames_of_shots(
     if film.truncated:
         code, message = "truncated", f"the film breaks off at {shot['end_s']:.3f} s, before its declared end"
     about = {"shot": -1, "shots": shot["shot"] + bool(shot["end_s"]), "decoder": film.decoder}
+    about |= {"rate": str(film.rate), "begin_s": begin or 0.0}
     yield about | {"error": code, "message": message or film.fallback}
 
 
@@ -155,7 +160,7 @@ def write_frames(
     """
     counts = []
     for film, uri in zip(map(str, batch["film"]), map(str, batch["uri"]), strict=True):
-        found, about = [], {"decoder": "", "error": "", "message": ""}
+        found, about = [], {"decoder": "", "error": "", "message": "", "rate": "", "begin_s": 0.0}
         for row in _shots(uri, shots, video, every_s, max_side):
             if row["shot"] < 0:
                 about |= {name: row[name] for name in about if name in row}

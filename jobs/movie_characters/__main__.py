@@ -351,8 +351,12 @@ class Timeline(Verb):
 
     def preview(self, config: "TimelineConfig", plan: "TimelinePlan") -> Preview:
         facts = [f"input: {len(plan.films)} films", f"to do: {len(plan.todo)} films to be cut into shots"]
-        names = ("frames", "shots", "results", "shots.csv", "appearances.csv", "segments.csv")
-        return Preview(facts, _places(config.output, *names, "timeline.html"), tasks={"video": config.video})
+        names = ["frames", "shots", "shots.csv", "appearances.csv", "segments.csv", "timelines", "timeline.html"]
+        if config.model.by == "faces":
+            names += ("faces", "tracks.parquet", "people.csv", "people", "people.html")
+        return Preview(
+            facts, _places(config.output, *names, "timelines", "timeline.html"), tasks={"video": config.video}
+        )
 
     def work(self, config: "TimelineConfig", plan: "TimelinePlan", run: Run) -> None:
         from jobs.movie_characters.pages import timeline_page
@@ -370,6 +374,14 @@ class Timeline(Verb):
         run.record |= {"films": broken, "decoders": decoders, "shots": len(found.shots), "frames": frames}
         run.record["page"] = timeline_page(config, found)
         run.say(f"{len(found.shots)} shots, {frames} frames; page: {run.record['page']}")
+        if found.people is not None:
+            from jobs.movie_characters.people_page import people_page
+
+            run.record["tracks"] = len(found.people.tracks)
+            strangers = {track.cluster for track in found.people.tracks if track.cluster}
+            run.record["unknown_people"] = len(strangers)
+            page = people_page(run.store, found.people, plan.films)
+            run.say(f"{len(found.people.tracks)} tracks, {len(strangers)} people without a name; page: {page}")
 
 
 def _certainty(found: "IdentifyOutcome") -> str:

@@ -216,7 +216,9 @@ def _faces(store: Store, found: Appearances, lengths: pd.Series, colours: Mappin
     """The surest frame of each character, with the mark that it has in all bands."""
     pictures = []
     for name in [name for name in lengths.index if name != UNKNOWN][:MANY]:
-        best = found.segments.loc[found.segments[found.segments.character == name].score.idxmax()]
+        own = found.segments[found.segments.character == name]
+        # People whom the gallery does not know have no score.
+        best = own.loc[own.score.fillna(-1).idxmax()]
         image = thumbnail(storage.read_bytes(store.uri("frames", str(best.film), str(best.image))))
         pictures.append(Picture(image, f"{name}: {duration(lengths[name])}", colours[name]))
     return Section("Characters", "The frame of each with the best score." if pictures else "None.", pictures, grid=True)

@@ -24,7 +24,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
-from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels, tree
+from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels
 from pipelines.comic_characters.crop import read_csv
 from pipelines.comic_characters.embed import (
     Embeddings,
@@ -38,6 +38,7 @@ from pipelines.comic_characters.model import BANK, THRESHOLD, bank_of, find_mode
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
 from pipelines.comic_characters.sequences import Sequence, read_sequences
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
+from pipelines.core.linkage import tree
 from pipelines.core.progress import Progress, tracked
 
 if TYPE_CHECKING:

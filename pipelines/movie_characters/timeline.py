@@ -3,6 +3,8 @@
 frames   task     a film's shots in one decode; frames/FILM/FILM_NUMBER.jpg, shots/FILM.json
 identify          any model: each frame an image, its class the film
 vote     driver   each frame votes for its best class, or for unknown below the threshold; most votes win the shot
+         faces    each frame votes for everybody whom it shows, by tracks (`face_timeline.py`)
+files    driver   tables, and per film what editors read: timelines/FILM.srt, .edl, .rttm
 
 A frame stands for the time until the next frame of its shot, or until the shot's end.
 """
@@ -12,10 +14,12 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from functools import partial
+from itertools import starmap
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +35,24 @@ from actors.media.shot_detection.shots import NETWORKS, ShotsConfig
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
+from pipelines.movie_characters.editing import Appearance, Stretch, edl, rttm, srt, stretches
+from pipelines.movie_characters.face_timeline import (
+    FacesOf,
+    Judge,
+    People,
+    answer_tracks,
+    film_record,
+    find_tracks,
+    name_strangers,
+    shot_votes,
+    write_tracks,
+)
+from pipelines.movie_characters.film_faces import embed_faces, read_faces, read_judge
+from pipelines.movie_characters.gallery_settings import FaceConfig
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import (
     DiffusionModel,
+    FaceModel,
     ModelRun,
     SingleModel,
     check_all,
@@ -41,12 +60,18 @@ from pipelines.movie_characters.models import (
     run_of,
     with_images,
 )
+from pipelines.movie_characters.people import read_names
+from pipelines.movie_characters.people_pictures import write_pictures
 from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
+from pipelines.movie_characters.tracks import TracksConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+TIMELINES = "timelines"
+"""Folder of what is made per film."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +86,25 @@ class TimelineConfig:
     """The model that identifies frames. It has `by` (clip, faces or diffusion) and `settings`, those of its verb:
     model.by=clip model.settings.gallery=gallery."""
     threshold: float | None = None
-    """Confidence below which a frame votes for unknown, as trained by `score report`; null: never."""
+    """Confidence below which a frame votes for unknown, as trained by `score report`; null: never. With model.by=faces:
+    cosine below which a track is unknown; null: 0.92, for dlib's vectors. Raise it if strangers are named."""
     lead: bool | None = None
     """Confidence is the lead of the best class over the others; false: its score. null: the lead for diffusion, whose
     losses cannot be compared between images, else the score."""
     every_s: float = 1.0
-    """Seconds between two frames of a shot that are identified. Lower it for more votes at a higher cost."""
+    """Seconds between two frames of a shot that are identified. Lower it for more votes, and for tracks that hold on to
+    faces which move, at a higher cost."""
     max_side: int = 768
     """Longest side of stored frames in pixels, from 64."""
     shots: ShotsConfig = field(default_factory=ShotsConfig)
     """How films are cut into shots."""
     video: VideoConfig = field(default_factory=VideoConfig)
     """How films are decoded."""
+    tracks: TracksConfig = field(default_factory=TracksConfig)
+    """How faces become tracks, and tracks people. For model.by=faces."""
+    names: str = ""
+    """Table of names of people that the gallery does not know, a path or s3://: people.csv of the output, filled in.
+    For model.by=faces."""
     autoscaling: bool = False
     """The cluster grows on demand, so worker pools need not fit its present size."""
 
@@ -81,6 +113,10 @@ class TimelineConfig:
             raise UserError(f"every_s must be above 0, and max_side at least 64: {self.every_s}, {self.max_side}")
         if isinstance(self.model, DiffusionModel) and self.model.settings.preselect.model:
             raise UserError("model.settings.preselect.model: a timeline has one model. Set preselect.folder.")
+        if self.lead and isinstance(self.model, FaceModel):
+            raise UserError("lead=true: tracks of faces are judged by their cosine. Remove lead.")
+        if self.names and not isinstance(self.model, FaceModel):
+            raise UserError(f"names={self.names}: only model.by=faces finds people without a name. Remove names.")
 
 
 def find_films(where: str) -> dict[str, str]:
@@ -122,6 +158,8 @@ def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     films = find_films(config.input)
     config.video.check_gpus(config.shots.detector in NETWORKS)
     check_output(config)
+    if config.names:
+        read_names(config.names)
     store = Store(storage.absolute(config.output))
     run = run_of(config.model, [], store.uri("results"), config.output)
     check_all([run])
@@ -136,6 +174,11 @@ def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple[Appearance
     if plan.todo:
         frame_films(config, plan.todo)
     frames, results = frames_of(store, list(plan.films)), None
+    if isinstance(plan.run.config, FaceConfig):
+        embed_faces(plan.run.config, frames)
+        judge = read_judge(plan.run.config, config.threshold)
+        found = face_appearances(config, list(plan.films), read_faces(plan.run.config, frames), judge)
+        return found, len(frames)
     if frames:
         run_all([with_images(plan.run, frames)])
         results = read_results(plan.run.folder, plan.run.clip_csv)
@@ -178,6 +221,8 @@ class Appearances:
     """All characters that can be answered, sorted."""
     films: dict[str, dict[str, str]]
     """Decoder, error and message of each film; no error where it was read to its end."""
+    people: People | None = None
+    """Tracks, with model.by=faces."""
 
 
 def appearances(config: TimelineConfig, films: Sequence[str], results: Results | None, lead: bool) -> Appearances:
@@ -185,9 +230,7 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
     import pandas as pd
 
     store = Store(config.output)
-    read = {
-        film: store.read_json("shots", f"{film}.json") or store.read_json("failed", f"{film}.json") for film in films
-    }
+    read = _read(store, films)
     said, scores = pd.Series(dtype=object), pd.DataFrame()
     if results is not None:
         scores = by_class(results)
@@ -198,26 +241,110 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
     for film, about in read.items():
         for shot in about["shots"]:
             names = [stem(name) for name in shot["images"]]
-            when = [film, shot["shot"], shot["start_s"], shot["end_s"]]
             voted = said.reindex(names, fill_value=NO_ANSWER)
             counts = ballot(voted, scores.reindex(names))
-            answer, share = (counts.character.iloc[0], counts.share.iloc[0]) if len(counts) else (UNKNOWN, 0.0)
-            shots.append([*when, len(names), answer, float(share)])
-            votes += [[*when, *row] for row in counts.itertuples(index=False)]
+            shots.append(_shot_row(film, shot, counts))
+            votes += [[*shots[-1][:4], *row] for row in counts.itertuples(index=False)]
             shares = dict(zip(counts.character, counts.share, strict=True))
-            parts += [[*when[:2], *row] for row in segments(shot, voted, scores.reindex(names), shares)]
+            own = segments(shot, voted, scores.reindex(names), shares)
+            parts += [[film, shot["shot"], *row] for row in own]
+    return _written(store, read, shots, votes, parts, sorted(map(str, scores.columns)))
+
+
+def face_appearances(config: TimelineConfig, films: Sequence[str], faces_of: FacesOf, judge: Judge) -> Appearances:
+    """Tracks of all films, and the tables and files that they end in."""
+    store = Store(config.output)
+    read = _read(store, films)
+    alike = judge.threshold if config.tracks.alike is None else config.tracks.alike
+    tracks = [
+        track for film, about in read.items() for track in find_tracks(about, film, faces_of, config.tracks, alike)
+    ]
+    answer_tracks(tracks, judge)
+    people = People(tracks, judge, name_strangers(store, tracks, alike, config.names))
+    write_tracks(store, people)
+    write_pictures(store, tracks, config.tracks.pictures)
+    of_film, of_shot = defaultdict(list), defaultdict(list)
+    for track in tracks:
+        of_film[track.film].append(track)
+        of_shot[track.film, track.shot].append(track)
+    shots, votes, parts = [], [], []
+    for film, about in read.items():
+        if about["shots"]:
+            store.write_json(film_record(about, of_film[film]), TIMELINES, f"{film}.json")
+        for shot in about["shots"]:
+            counts = shot_votes(shot, of_shot[film, shot["shot"]])
+            shots.append(_shot_row(film, shot, counts))
+            votes += [[*shots[-1][:4], *row] for row in counts.itertuples(index=False)]
+            shares = dict(zip(counts.character, counts.share, strict=True))
+            for track in of_shot[film, shot["shot"]]:
+                score = np.nan if track.cluster else track.cosine
+                found = [track.start_s, track.end_s, track.identity, len(track.images), shares[track.identity], score]
+                parts.append([film, shot["shot"], *found, track.images[track.best]])
+    return _written(
+        store, read, shots, votes, parts, sorted({*judge.classes, *(one.identity for one in tracks)}), people
+    )
+
+
+def _read(store: Store, films: Sequence[str]) -> dict[str, Row]:
+    """What is stored of each film."""
+    return {
+        film: store.read_json("shots", f"{film}.json") or store.read_json("failed", f"{film}.json") for film in films
+    }
+
+
+def _shot_row(film: str, shot: Row, counts: pd.DataFrame) -> list[Any]:
+    """The row of a shot by its votes: film, shot, start_s, end_s, frames, answer, share."""
+    answer, share = (counts.character.iloc[0], counts.share.iloc[0]) if len(counts) else (UNKNOWN, 0.0)
+    return [film, shot["shot"], shot["start_s"], shot["end_s"], len(shot["images"]), answer, float(share)]
+
+
+def _written(
+    store: Store,
+    read: Mapping[str, Row],
+    shots: list[list[Any]],
+    votes: list[list[Any]],
+    parts: list[list[Any]],
+    characters: list[str],
+    people: People | None = None,
+) -> Appearances:
+    """Write the tables and the files for editors."""
+    import pandas as pd
+
     columns = ["film", "shot", "start_s", "end_s"]
     found = Appearances(
         pd.DataFrame(shots, columns=[*columns, "frames", "answer", "share"]),
         pd.DataFrame(votes, columns=[*columns, "character", "votes", "share", "score"]),
         pd.DataFrame(parts, columns=[*columns, "character", "frames", "share", "score", "image"]),
-        sorted(map(str, scores.columns)),
+        characters,
         {film: {name: about.get(name, "") for name in ("decoder", "error", "message")} for film, about in read.items()},
+        people,
     )
     write_csv(store.uri("shots.csv"), found.shots)
     write_csv(store.uri("appearances.csv"), found.votes)
     write_csv(store.uri("segments.csv"), found.segments)
+    for film, rows in found.segments.groupby("film"):
+        write_editing(store, read[str(film)], rows)
     return found
+
+
+def write_editing(store: Store, about: Row, segments: pd.DataFrame) -> None:
+    """Write timelines/FILM.srt, .rttm and .edl: who is on screen when; about: what shots/FILM.json holds."""
+    film = about["film"]
+    shown = [Appearance(*row) for row in segments[["start_s", "end_s", "character"]].itertuples(index=False)]
+    texts = {f"{film}.srt": srt(stretches(shown)), f"{film}.rttm": rttm(film, shown)}
+    if about.get("rate"):
+        # Timecode counts from the first frame, wherever the clock of the file starts.
+        begin = about["begin_s"]
+        counted = [(one.start_s - begin, one.end_s - begin, one.characters) for one in stretches(shown)]
+        lists = edl(film, PurePosixPath(about["uri"]).name, starmap(Stretch, counted), Fraction(about["rate"]))
+        texts |= {f"{film}{f'_{number}' if number > 1 else ''}.edl": text for number, text in enumerate(lists, 1)}
+    else:
+        where = store.uri("shots", f"{film}.json")
+        log.warning(
+            "%s: no .edl, since an earlier version did not store its rate. Remove %s to cut it again", film, where
+        )
+    for name, text in texts.items():
+        storage.write_bytes(store.uri(TIMELINES, name), text.encode())
 
 
 def segments(shot: Row, said: pd.Series, scores: pd.DataFrame, shares: Mapping[str, float]) -> Iterator[list[Any]]:

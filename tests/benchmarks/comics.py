@@ -19,9 +19,10 @@ from sklearn.cluster import AgglomerativeClustering
 from actors.comic_characters.crops import CROPS
 from actors.comic_characters.instances import Instance
 from pipelines.comic_characters.assign import THRESHOLDS, AssignPlan, Threshold, assign_sequence
-from pipelines.comic_characters.clusters import Bank, curve, in_panels, tree
+from pipelines.comic_characters.clusters import Bank, curve, in_panels
 from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import AssignConfig
+from pipelines.core.linkage import tree
 from tests.benchmarks.curation import alternate, line
 
 SEQUENCES, PANELS, CAST, DIMENSIONS, NAMED = 10_000, 4, 5, 256, 50

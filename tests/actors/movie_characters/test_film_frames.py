@@ -84,7 +84,7 @@ def test_of_each_shot_some_frames_are_kept(film: Path, tmp_path: Path):
     assert [shot["times"] for shot in shots] == [[0, 1], [2, 3], [3.5, 4.5]]
     sizes = {decoded(jpeg).shape for shot in shots for jpeg in shot["jpegs"]}
     assert sizes == {(75, 100, 3)}
-    assert (last["shots"], last["error"]) == (3, "")
+    assert (last["shots"], last["error"], last["rate"], last["begin_s"]) == (3, "", "24", 0)
     (tmp_path / "film.mp4").write_bytes(b"nothing of a film")
     (only,) = frames_of_shots(str(tmp_path / "film.mp4"), ShotsConfig(), 1.0, 100)
     assert only is not None and only["error"] == "not_a_video"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import DBSCAN, AgglomerativeClustering
 
-from pipelines.comic_characters.clusters import Bank, bcubed, best, cluster, curve, in_panels, tree
+from pipelines.comic_characters.clusters import Bank, bcubed, best, cluster, curve, in_panels
+from pipelines.core.linkage import tree
 
 
 def by_loop(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,56 @@
+"""people.html: the tracks of each person, whose pictures are played when they are clicked."""
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from actors.core import storage
+from actors.core.store import Store
+from jobs.core.pages import clock, duration, render
+from pipelines.movie_characters.face_timeline import People, Track
+
+PERSONS = 100
+"""Most people on the page: those who are longest on screen."""
+TRACKS = 60
+"""Most tracks of a person on the page, longest first."""
+
+
+def people_page(store: Store, people: People, films: dict[str, str]) -> str:
+    """Write people.html beside frames/, from which it shows pictures; films: addresses by name. Returns its URI."""
+    of: dict[str, list[Track]] = defaultdict(list)
+    for track in people.tracks:
+        of[track.identity].append(track)
+    lengths = {name: sum(track.end_s - track.start_s for track in some) for name, some in of.items()}
+    shown = sorted(of, key=lambda name: (-lengths[name], name))
+    persons, tracks = [], []
+    for name in shown[:PERSONS]:
+        some = sorted(of[name], key=lambda track: (track.start_s - track.end_s, track.film, track.number))
+        about = f"{duration(lengths[name])}, tracks: {len(some):,}"
+        if len(some) > TRACKS:
+            about += f", of which the longest {TRACKS} are shown"
+        first = len(tracks)
+        tracks += [_played(track, films.get(track.film, "")) for track in some[:TRACKS]]
+        persons.append({"name": name, "about": about, "tracks": list(enumerate(tracks[first:], first))})
+    totals = f"{len(of):,} people, {sum(one.startswith('unknown_') for one in of):,} of them without a name"
+    if len(of) > PERSONS:
+        totals += f"; shown are the {PERSONS} who are longest on screen"
+    uri = store.uri("people.html")
+    page = render("movie_characters/people.html.j2", persons=persons, tracks=tracks, totals=totals)
+    storage.write_bytes(uri, page.encode())
+    return uri
+
+
+def _played(track: Track, film: str) -> dict[str, Any]:
+    """What the page needs of a track."""
+    folder = quote(f"frames/{track.film}")
+    frames = [
+        {"src": f"{folder}/{quote(image)}", "at": clock(time), "box": [round(float(edge)) for edge in box]}
+        for image, time, box in zip(track.images, track.times, track.boxes, strict=True)
+    ]
+    words = f"{track.identity}, {track.film} {clock(track.start_s)} – {clock(track.end_s)}"
+    sure = "" if track.cluster else f"cosine {track.cosine:.3f}"
+    where = ""
+    if film.startswith("/"):
+        where = f"file://{quote(str(PurePosixPath(film)))}#t={track.start_s:.3f},{track.end_s:.3f}"
+    return {"title": words, "sure": sure, "film": where, "best": track.best, "frames": frames}
