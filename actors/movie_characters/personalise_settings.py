@@ -19,6 +19,16 @@ Precision = Annotated[
 
 
 @dataclass(frozen=True)
+class Together:
+    """Workers that train one identity together, on Ray Train."""
+
+    workers: int = 1
+    """Workers that share the rows of every step of an identity (data parallel), each with the CPUs and GPUs of a worker
+    of `diffusion`. 1: every worker of `diffusion` trains identities of its own, which suits many identities. More:
+    identities are trained one after the other, which suits few identities and many GPUs."""
+
+
+@dataclass(frozen=True)
 class PersonaliseConfig:
     """Settings of `personalise`."""
 
@@ -92,8 +102,10 @@ class PersonaliseConfig:
     checkpoint_s: float = 300.0
     """Seconds between two checkpoints of an identity, which is the most a kill can cost; 0 saves after every step."""
     diffusion: OneByOne = field(default_factory=OneByOne)
-    """Workers, each of which trains one identity at a time. Its dtype, compile and evaluations_per_call are unused
-    here."""
+    """Workers, each of which trains one identity at a time; with training.workers above 1, what each of those has. Its
+    dtype, compile and evaluations_per_call are unused here."""
+    training: Together = field(default_factory=Together)
+    """Workers that train one identity together."""
     autoscaling: bool = False
     """The cluster grows on demand, so worker pools need not fit its present size."""
 
@@ -109,10 +121,20 @@ class PersonaliseConfig:
         for name in ("emb_learning_rate", "learning_rate", "lora_learning_rate", "max_grad_norm", "adam_epsilon"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 1 <= self.training.workers <= self.rows_per_step:
+            raise UserError(
+                f"training.workers={self.training.workers} is outside 1..{self.rows_per_step}: a step has "
+                "train_batch_size · gradient_accumulation_steps rows, of which each worker needs one"
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs a repository. Set hub_model_id=ORGANISATION/NAME.")
         if self.method == "textual_inversion" and "{}" not in self.target_text:
             raise UserError(f"target_text={self.target_text!r} has no {{}}, the place of the word that is trained.")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Noisy latents of one optimizer step, over all workers."""
+        return self.train_batch_size * self.gradient_accumulation_steps
 
     @property
     def precision(self) -> Literal["no", "fp16", "bf16"]:
@@ -123,7 +145,7 @@ class PersonaliseConfig:
 
     def learns(self) -> dict[str, Any]:
         """All settings that change what is trained, as JSON values; a precision that was not chosen as it came out."""
-        elsewhere = ("input", "output", "checkpoint_s", "push_to_hub", "hub_model_id", "autoscaling")
+        elsewhere = ("input", "output", "checkpoint_s", "push_to_hub", "hub_model_id", "training", "autoscaling")
         return {
             **{name: value for name, value in asdict(self).items() if name not in (*elsewhere, "diffusion")},
             "mixed_precision": self.precision if self.mixed_precision == "auto" else self.mixed_precision,

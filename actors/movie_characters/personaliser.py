@@ -31,6 +31,7 @@ from actors.movie_characters.diffusion import (
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
 from actors.movie_characters.names import class_of
 from actors.movie_characters.noise_losses import predict_noise
+from actors.movie_characters.peers import Peers
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from actors.movie_characters.personalise_steps import NotFinite, Steps, Trained
 
@@ -47,7 +48,8 @@ class Personaliser:
     Adds:   error   str (N,), "" where it was trained, else diverged or a code of ImageError; message: details
     """
 
-    def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task], peers: Peers | None = None) -> None:
+        """peers: workers that train each identity together; all call `train` for the same tasks in the same order."""
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         stage = config.diffusion
         if stage.device == "cuda":
@@ -71,28 +73,30 @@ class Personaliser:
         # diffusers would warn of modules that must stay in float32, of which these UNets have none.
         nn.Module.to(model.unet, dtype)
         self._config, self._tasks, self._model, self._dtype = config, tasks, model, dtype
+        self._peers = peers or Peers()
 
     def __call__(self, batch: Batch) -> Batch:
-        errors = []
-        for number in batch["number"]:
-            try:
-                self.learn(self._tasks[int(number)])
-                errors.append(("", ""))
-            except ImageError as bad:
-                errors.append((bad.code, str(bad)))
-            except NotFinite as bad:
-                errors.append(("diverged", str(bad)))
-        codes, messages = zip(*errors, strict=True)
+        codes, messages = zip(*(self.train(self._tasks[int(number)]) for number in batch["number"]), strict=True)
         return {**batch, "error": np.array(codes, object), "message": np.array(messages, object)}
+
+    def train(self, task: Task) -> tuple[str, str]:
+        """Train one identity and write its folder; returns the code and the message of what went wrong, "" for none."""
+        try:
+            self.learn(task)
+        except ImageError as bad:
+            return bad.code, str(bad)
+        except NotFinite as bad:
+            return "diverged", str(bad)
+        return "", ""
 
     def learn(self, task: Task) -> None:
         """Train one identity, from its checkpoint where there is one, and write its folder."""
         config, began = self._config, time.monotonic()
         self._reset()
-        latents = self._latents(task)
+        latents = self._all_latents(task)
         text = config.target_text.replace("{}", task.of)
         target = embed_prompt(self._texts, text)
-        run = Steps(config, task, self._model.device)
+        run = Steps(config, task, self._model.device, self._peers)
         word = None
         if config.method == "textual_inversion":
             word = self._word(task)
@@ -105,7 +109,22 @@ class Personaliser:
             run.steps("embedding", Trained([embedding]), lambda: embedding, self._loss(latents), config.emb_train_steps)
             optimized = embedding.detach()
             self._tune(run, optimized, latents)
-        self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
+        # No worker looks for checkpoints that the first one has deleted by then.
+        self._peers.each(None)
+        if self._peers.rank == 0:
+            self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
+
+    def _all_latents(self, task: Task) -> Tensor:
+        """The latents of an identity; raises the ImageError of any worker on all of them."""
+        latents, bad = None, None
+        try:
+            latents = self._latents(task)
+        except ImageError as error:
+            bad = error
+        if bad := next((one for one in self._peers.each(bad) if one), None):
+            raise bad
+        assert latents is not None
+        return latents
 
     def _latents(self, task: Task) -> Tensor:
         size, pixels = self._config.resolution, []
@@ -118,20 +137,20 @@ class Personaliser:
         # Tensors of inference cannot take part in training.
         return encode_pictures(self._model, np.stack(pixels)).clone()
 
-    def _loss(self, latents: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """The mean squared error of the noise for a condition (1, 77, d), in the numbered piece of a step."""
+    def _loss(self, latents: Tensor) -> Callable[[Tensor, int, slice], Tensor]:
+        """The mean squared error for a condition (1, 77, d), over some rows of the numbered piece of a step."""
         config = self._config
         model = replace(self._model, dtype=self._dtype)
 
-        def loss(condition: Tensor, number: int) -> Tensor:
+        def loss(condition: Tensor, number: int, rows: slice) -> Tensor:
             generator = torch.Generator().manual_seed(number)
             size = config.train_batch_size
             which = torch.randint(len(latents), (size,), generator=generator)
             times = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator)
             noise = torch.randn((size, *latents.shape[1:]), generator=generator)
-            which, times, noise = (moved(one, model.device) for one in (which, times, noise))
+            which, times, noise = (moved(one[rows], model.device) for one in (which, times, noise))
             noisy = model.scheduler.add_noise(latents[which], noise, times)
-            found = predict_noise(model, noisy, times, condition.expand(size, -1, -1))
+            found = predict_noise(model, noisy, times, condition.expand(len(which), -1, -1))
             return nn.functional.mse_loss(found, noise)
 
         return loss
