@@ -7,11 +7,14 @@ lora                 trains the embedding, then a low-rank addition to the UNet'
 textual_inversion    trains a word that stands for the character in the prompt (Gal et al., "An Image is Worth One
                      Word", 2022); kilobytes each
 
-All minimise the squared error of what the network predicts. Many identities are rows, spread over a pool of actors: a
-free actor takes the next one, and one that fails costs no other. With training.workers above 1, workers of Ray Train
-train one identity after the other together, each on its share of the rows of every step. Both run the same loop, and an
-identity may change from one to the other: each resumes from its own checkpoint and ends as if it had never stopped,
-since the draws of a step depend on the seed and its number alone.
+All minimise the squared error of what the network predicts: noise, or the velocity of a flow. StableDiffusionXL,
+StableDiffusion3 and Flux are trained by LoRA.
+
+Many identities are rows, spread over a pool of actors: a free actor takes the next one, and one that fails costs no
+other. With training.workers above 1, workers of Ray Train train one identity after the other together, each on its
+share of the rows of every step. Both run the same loop, and an identity may change from one to the other: each resumes
+from its own checkpoint and ends as if it had never stopped, since the draws of a step depend on the seed and its number
+alone.
 """
 
 import hashlib
@@ -28,7 +31,8 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.movie_characters.diffusion import OneByOne, check_diffusion
+from actors.movie_characters.diffusion import OneByOne, check_diffusion, check_size
+from actors.movie_characters.families import SD
 from actors.movie_characters.names import Picture, class_identity, image_identity
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from pipelines.core.progress import ProgressFile
@@ -55,7 +59,10 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
     """Find images and missing identities; raises UserError where the model or an extra is missing."""
     given = config.input
     pictures = find_pictures(given if isinstance(given, str) else list(given), "input")
-    check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    family = check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    check_size(family.multiple, resolution=config.resolution)
+    if config.method != "lora" and family is not SD:
+        raise UserError(f"method={config.method} is for a {SD.pipeline}, not a {family.pipeline}. Set method=lora.")
     if config.use_8bit_adam:
         from actors.movie_characters.personalise_steps import adam8bit
 
