@@ -1,4 +1,4 @@
-"""Generate images of a character with its personalised Stable Diffusion."""
+"""Generate images of a character with its personalised model."""
 
 import io
 from collections.abc import Sequence
@@ -47,11 +47,13 @@ class GenerateConfig:
     input: str | tuple[str, ...] = ()
     """Which identities to draw, by name, or by images that have their names; none: all."""
     imagic_pipe: bool = False
-    """Draw each identity with its own UNet or LoRA; false draws with the base UNet."""
+    """Draw each identity with its own UNet or LoRA; false draws with the base model."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
+    """The model that the identities were trained on: a name on the Hugging Face Hub, or a folder. Where
+    `personalise` recorded which one it was, another is refused."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own, for the empty prompt and for prompts without a stored embedding."""
+    """A text encoder in place of a StableDiffusion's own, for the empty prompt and for prompts without a stored
+    embedding."""
     seed_range: tuple[int, ...] = (0,)
     """Seeds of the initial noise: [seed], [first, last] or [first, last, step]; the last is included, the default step
     is 1."""
@@ -65,9 +67,9 @@ class GenerateConfig:
     width: int = 512
     """Width of the images in pixels, a multiple of 8."""
     num_inference_steps: int = 50
-    """Denoising steps (DDIM) per image; more take longer."""
+    """Denoising steps (DDIM, or Euler of flows) per image; more take longer."""
     diffusion: OneByOne = field(default_factory=OneByOne)
-    """Workers and precision of Stable Diffusion."""
+    """Workers and precision of the model."""
     autoscaling: bool = False
     """The cluster grows on demand, so worker pools need not fit its present size."""
 

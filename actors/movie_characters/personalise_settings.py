@@ -1,4 +1,4 @@
-"""What personalising a character to Stable Diffusion depends on: the settings of `personalise`, and one identity."""
+"""What personalising a diffusion model to a character depends on: the settings of `personalise`, and one identity."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -44,28 +44,32 @@ class PersonaliseConfig:
     output: str
     """Where the identity folders CLASS_NUMBER/ are written: a path or s3://."""
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion to personalise: a name on the Hugging Face Hub, or a folder saved by diffusers."""
+    """The model to personalise, a StableDiffusion, StableDiffusionXL, StableDiffusion3 or Flux: a name on the Hugging
+    Face Hub, or a folder saved by diffusers. Its name and some of its weights are recorded with each identity."""
     target_text: str = "a photo of {}"
     """The prompt. {} stands for the class, with spaces for underscores."""
     method: Literal["lora", "imagic", "textual_inversion"] = "lora"
-    """What is trained: lora (an embedding and a low-rank addition to the UNet, megabytes per identity), imagic (an
-    embedding and all of the UNet, gigabytes), textual_inversion (a new word only, kilobytes)."""
+    """What is trained: lora (an embedding and a low-rank addition to the network, megabytes per identity), imagic (an
+    embedding and all of the UNet, gigabytes), textual_inversion (a new word only, kilobytes). The latter two are for
+    StableDiffusion."""
     together: bool = False
     """Train one identity, CLASS_0, from all images of a class; false trains one identity per image."""
     resolution: int = 512
-    """Side in pixels of the square that is cropped from each image; a multiple of 8."""
+    """Side in pixels of the square that is cropped from each image; a multiple of 8, of 16 for StableDiffusion3 and
+    Flux. StableDiffusionXL and later models expect 1024."""
     center_crop: bool = False
     """Crop in the middle; false crops at a random place, drawn once per image from seed and file name."""
     train_batch_size: int = 4
     """Noisy latents in one forward pass. Lower it when memory runs out, and raise gradient_accumulation_steps."""
     emb_train_steps: int = 500
-    """Optimizer steps of the embedding, or of the new word of textual inversion."""
+    """Optimizer steps of the embedding, or of the new word of textual inversion; 0 trains the LoRA or UNet with the
+    embedding of the prompt, as training scripts of diffusers do."""
     max_train_steps: int = 1000
-    """Optimizer steps of the UNet or its LoRA; unused by textual inversion."""
+    """Optimizer steps of the network or its LoRA; unused by textual inversion."""
     gradient_accumulation_steps: int = 1
     """Forward and backward passes before each optimizer step."""
     gradient_checkpointing: bool = False
-    """Recompute activations of the UNet in the backward pass: less memory, more time."""
+    """Recompute activations of the network in the backward pass: less memory, more time."""
     emb_learning_rate: float = 1e-3
     """Learning rate of the embedding, or of the new word of textual inversion."""
     learning_rate: float = 1e-6
@@ -83,13 +87,14 @@ class PersonaliseConfig:
     adam_beta2: float = 0.999
     """Decay rate of Adam's second moment, in [0, 1)."""
     adam_weight_decay: float = 1e-2
-    """Decoupled weight decay (AdamW) of the UNet or its LoRA. Embeddings have none, since they would drift to zero."""
+    """Decoupled weight decay (AdamW) of the network or its LoRA. Embeddings have none, since they would drift to
+    zero."""
     adam_epsilon: float = 1e-8
     """Term added to the denominator of Adam's update, for numerical stability."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are clipped to this norm."""
     mixed_precision: Precision = "auto"
-    """Precision in which the UNet computes; trained weights and losses are always float32. auto: bf16 on a GPU, no
+    """Precision in which the network computes; trained weights and losses are always float32. auto: bf16 on a GPU, no
     (float32) on a CPU. fp16 without a GPU becomes no. On a GPU float32 products are rounded to TF32."""
     seed: int = 0
     """Seed of crops, timesteps, noise and initial LoRA weights."""

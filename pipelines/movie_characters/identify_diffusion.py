@@ -73,14 +73,16 @@ class DiffusionSettings:
     imagic_pretrained_path: str
     """The folder of the identities CLASS_NUMBER/, the output of `personalise`: a path or s3://."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
+    """The model that the identities were trained on: a name on the Hugging Face Hub, or a folder. Where
+    `personalise` recorded which one it was, another is refused."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own. It embeds the prompts of identities without a stored embedding."""
+    """A text encoder in place of a StableDiffusion's own. It embeds the prompts of identities without a stored
+    embedding."""
     category_class: bool = False
     """Identify classes instead of identities: by the mean of the embeddings of a class's identities or, with
     imagic_pipe, by the mean of the losses of its identities, each with its own UNet."""
     imagic_pipe: bool = False
-    """Evaluate each identity with its own UNet or LoRA; false evaluates all with the base UNet."""
+    """Evaluate each identity with its own UNet or LoRA; false evaluates all with the base model."""
     alpha: float = 0.0
     """In 0..1. The condition is alpha · embedding of the prompt + (1 - alpha) · trained embedding."""
     seed: int = 0
@@ -101,11 +103,12 @@ class DiffusionSettings:
     preselect: PreselectConfig = field(default_factory=PreselectConfig)
     """Evaluate only the classes that another model ranks best for an image."""
     loss: Loss = "l2"
-    """Loss of the predicted noise: squared difference, absolute difference, or Huber's with a delta of 1."""
+    """Loss of the predicted noise or velocity: squared difference, absolute difference, or Huber's with a delta
+    of 1."""
     weighting: Weighting = "uniform"
     """Weights of timesteps in the mean loss: equal, exp(-7 t) with t in 0..1, or snr, the ratio of signal to noise."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """Workers and precision of Stable Diffusion."""
+    """Workers and precision of the model."""
     write: Stage = field(default_factory=lambda: Stage(num_cpus=0.1, batch_size=64))
     """Tasks that write losses; batch_size is the images of one part, the most that a kill can cost."""
     autoscaling: bool = False

@@ -1,4 +1,4 @@
-"""Personalise Stable Diffusion to characters, each from one image or a few.
+"""Personalise diffusion models to characters, each from one image or a few.
 
 imagic               trains the embedding of a prompt, then all of the UNet with that embedding fixed
                      (Kawar et al., "Imagic: Text-Based Real Image Editing with Diffusion Models", 2023); gigabytes each
