@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from actors.core.errors import UserError
-from actors.movie_characters.diffusion import StableDiffusion, check_diffusion, check_size
-from actors.movie_characters.families import SD
+from actors.movie_characters.diffusion import StableDiffusion, check_size
+from actors.movie_characters.families import SD, Family
 from actors.movie_characters.identities import Learnt
 
 NUMBERS = 32
@@ -27,12 +27,11 @@ def base_of(model: StableDiffusion, name: str) -> dict[str, Any]:
     return {"model": name, "pipeline": model.family.pipeline, "weights": [*found[0], *found[1]]}
 
 
-def check_use(learnt: Sequence[Learnt], model: str, clip_model: str | None, **sizes: int) -> None:
-    """Raise UserError where a model is missing or of another kind than identities were trained on; loads no weights.
+def check_use(learnt: Sequence[Learnt], model: str, family: Family, clip_model: str | None, **sizes: int) -> None:
+    """Raise UserError where a model of a family cannot be used with identities; loads no weights.
 
     sizes: of images, by the names of settings.
     """
-    family = check_diffusion(model, "sd_model_name")
     check_size(family.multiple, **sizes)
     if clip_model and family is not SD:
         raise UserError(f"clip_model_name is for a {SD.pipeline}, and this is a {family.pipeline}. Leave it out.")

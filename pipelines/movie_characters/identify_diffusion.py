@@ -37,6 +37,7 @@ from actors.movie_characters.diffusion import (
     DiffusionConfig,
     PipelineTexts,
     Texts,
+    check_diffusion,
     embed_prompt,
     load_texts,
 )
@@ -177,9 +178,11 @@ class Plan:
 
 def check_identify(config: DiffusionSettings) -> list[Learnt]:
     """Find the identities; raises UserError where model or extra is missing, or the mode needs what they lack."""
+    family = check_diffusion(config.sd_model_name, "sd_model_name")
     learnt = find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
     question = config.question()
-    check_use(learnt, config.sd_model_name, config.clip_model_name, height=question.height, width=question.width)
+    about = config.sd_model_name, family, config.clip_model_name
+    check_use(learnt, *about, height=question.height, width=question.width)
     if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
         raise UserError(
             f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
