@@ -185,14 +185,15 @@ class Drawer:
         """Arguments of the pipeline: embedded prompts and guidance. A distilled model takes guidance in one pass."""
         import torch
 
-        family, found = model.family, {"guidance_scale": guidance}
-        for prefix, condition in (("", torch.from_numpy(blend)[None]), ("negative_", self._empty)):
-            if prefix and family is FLUX:
-                continue
-            tokens, pooled = family.unpack(model.unet, condition.to(model.device, model.dtype))
-            found |= {f"{prefix}prompt_embeds": tokens} | (
-                {f"{prefix}pooled_prompt_embeds": pooled} if pooled.numel() else {}
-            )
+        found: dict[str, Any] = {"guidance_scale": guidance}
+        given = {"": torch.from_numpy(blend)[None], "negative_": self._empty}
+        if model.family is FLUX:
+            del given["negative_"]
+        for prefix, condition in given.items():
+            tokens, pooled = model.family.unpack(model.unet, condition.to(model.device, model.dtype))
+            found[f"{prefix}prompt_embeds"] = tokens
+            if pooled.numel():
+                found[f"{prefix}pooled_prompt_embeds"] = pooled
         return found
 
     def _noise(self, model: StableDiffusion, seed: int) -> Any:
