@@ -460,7 +460,7 @@ def diffusion(bench: Bench) -> None:
         QuestionConfig,
         StagesConfig,
     )
-    from actors.movie_characters.noise_losses import predict_noise
+    from actors.movie_characters.noise_losses import predict
 
     model, gpu = stable_diffusion(bench), bench.device == "cuda"
     side, count, width = (16, 4, 16) if bench.small else (512, 64, 768)
@@ -487,7 +487,7 @@ def diffusion(bench: Bench) -> None:
     times = torch.arange(64, device=bench.device)
     condition = torch.randn(64, 77, width, device=bench.device)
     with torch.inference_mode():
-        bare = bench.rate(partial(predict_noise, loaded, noisy, times, condition), 64)
+        bare = bench.rate(partial(predict, loaded, noisy, times, condition), 64)
     del loaded
     for what, target, question, images, each, pairs in (
         ("all questions", 0.85, QuestionConfig(method="full", num_inference_steps=8), count // 4, 16, 8),
@@ -612,9 +612,10 @@ def _lora_steps(bench: Bench) -> None:
     from peft import LoraConfig
 
     from actors.movie_characters.diffusion import DiffusionConfig, OneByOne, load_diffusion
+    from actors.movie_characters.families import SD
     from actors.movie_characters.names import Picture
     from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
-    from actors.movie_characters.personaliser import LORA_LAYERS, Personaliser
+    from actors.movie_characters.personaliser import Personaliser
 
     model, batch = stable_diffusion(bench), 4
     paths = photos(bench, 4, 512)
@@ -635,7 +636,7 @@ def _lora_steps(bench: Bench) -> None:
     del trainer
 
     unet = load_diffusion(model, DiffusionConfig(num_gpus=1.0, dtype="bfloat16")).unet
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=LORA_LAYERS))
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=list(SD.layers)))
     learnt = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, 1e-4, fused=True)
     noisy = torch.randn(batch, 4, 64, 64, device="cuda", dtype=torch.bfloat16)

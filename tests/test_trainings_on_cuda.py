@@ -1,6 +1,7 @@
 """Every training, on a CUDA device that is none: it learns what it learns on a CPU, mixes no devices or dtypes, and
 waits for the device no more often than is said here."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,11 @@ from actors.directors.head import head_loss, head_values
 from actors.directors.head import make_head as make_director_head
 from actors.directors.head_settings import HeadConfig as DirectorHeadConfig
 from actors.genres.head_settings import HeadConfig as GenreHeadConfig
-from actors.movie_characters.personalise_settings import PersonaliseConfig
+from actors.movie_characters.diffusion import OneByOne
+from actors.movie_characters.diffusion_classifier import DiffusionIdentifier, Identity, QuestionConfig
+from actors.movie_characters.drawer import Drawer, GenerateConfig
+from actors.movie_characters.identities import find_learnt
+from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
 from actors.movie_characters.personalise_steps import Trained
 from actors.movie_characters.personaliser import Personaliser
 from pipelines.comic_characters import fine_tune, pretrain
@@ -31,9 +36,11 @@ from pipelines.core import epochs
 from pipelines.core.training_config import TrainingConfig
 from pipelines.genres import losses
 from pipelines.genres import train as genres
+from pipelines.movie_characters.generate import plan_generate
 from pipelines.movie_characters.personalise import plan_personalise
 from pipelines.tiny_vae import train as tiny_vae
 from pipelines.tiny_vae.settings import AutoencoderConfig
+from tests.support import tiny_models
 from tests.support.fake_cuda import FakeCuda
 
 Costs = tuple[int, int, int]
@@ -281,3 +288,46 @@ def test_personalising(
         torch.testing.assert_close(
             told[1][name].float(), tensor.float(), rtol=1e-3, atol=1e-4 if precision == "no" else 0.02
         )
+
+
+FAMILIES = [tiny_models.stable_diffusion_xl, tiny_models.stable_diffusion_3, tiny_models.flux]
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=lambda one: one.__name__)
+def test_other_families_are_personalised_identified_and_drawn(
+    cuda: FakeCuda, tmp_path: Path, make: Callable[[Path], str]
+) -> None:
+    base = make(tmp_path / "base")
+    for name in ("Ann_1", "Bob_1"):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (18, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    told, losses, drawn = [], [], []
+    for device, gpus in (("cpu", 0), ("cuda", 1)):
+        ids = str(tmp_path / device)
+        given = tuple(str(tmp_path / f"{name}.png") for name in ("Ann_1", "Bob_1"))
+        steps: Any = {"emb_train_steps": 2, "max_train_steps": 2, "train_batch_size": 2, "log_interval": 1}
+        stage = OneByOne(num_gpus=gpus, dtype="float32")
+        config = PersonaliseConfig(given, ids, base, resolution=16, **steps, diffusion=stage)
+        todo = plan_personalise(config).todo
+        assert Personaliser(config, todo)({"number": np.arange(2)})["message"].tolist() == ["", ""]
+        told.append(json.loads((tmp_path / device / "Ann_1" / DONE).read_text())["losses"])
+        # Of the same identities on both.
+        ids = str(tmp_path / "cpu")
+        who = [Identity(one.name, one.optimized, one.lora, base=one.base) for one in find_learnt(ids, "")]
+        question = QuestionConfig(method="full", height=16, width=16, num_inference_steps=3)
+        missing = np.empty(1, object)
+        missing[:] = [np.arange(2)]
+        batch = {"image": np.array(given[:1], object), "missing": missing}
+        losses.append(DiffusionIdentifier(base, stage, question, who)(batch)["losses"][0])
+        drawing: Any = {"height": 16, "width": 16, "num_inference_steps": 2, "imagic_pipe": True, "input": "Ann_1"}
+        drawings = GenerateConfig(
+            ids, str(tmp_path / f"{device}-drawn"), sd_model_name=base, diffusion=stage, **drawing
+        )
+        plan = plan_generate(drawings)
+        assert Drawer(drawings, plan.identities, plan.todo)({"number": np.arange(1)})["message"].tolist() == [""]
+        drawn.append(np.asarray(Image.open(next((tmp_path / f"{device}-drawn").glob("*.png"))), float))
+    # Trained in bfloat16 on the device.
+    for phase in ("embedding", "unet"):
+        assert np.array(told[1][phase]) == pytest.approx(np.array(told[0][phase]), rel=0.05)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert np.abs(drawn[1] - drawn[0]).max() <= 2

@@ -4,6 +4,8 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,15 +18,12 @@ from actors.core.stage import ModelStage
 from actors.core.temporary import private_folder
 from actors.models.devices import moved
 from actors.models.hub import check_hub
+from actors.movie_characters.families import INDEX, SD, TRAIN_TIMESTEPS, Family, family_of, is_local, pack
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
     import torch
 
-TRAIN_TIMESTEPS = 1000
-"""Timesteps of the noise schedule."""
-INDEX = "model_index.json"
-"""The file that diffusers writes into the folder of a pipeline."""
 ENCODED_AT_ONCE = 8
 """Pictures that the VAE encodes in one call on a GPU. On a CPU more than one gain nothing."""
 ROWS, ROWS_ON_A_GPU = 8, 64
@@ -75,11 +74,46 @@ class StableDiffusion:
     """The parts of a model that the loss needs, in evaluation mode, weights without gradients."""
 
     unet: Any
+    """The network that predicts: a UNet, or the transformer of a family that has one."""
     vae: Any
     scheduler: Any
-    """A DDIMScheduler with the schedule of `noise_schedule`."""
+    """A DDIMScheduler with the schedule of `noise_schedule`, or a FlowSchedule."""
     device: str
     dtype: "torch.dtype"
+    family: Family = SD
+
+    def target(self, latents: "torch.Tensor", noise: "torch.Tensor") -> "torch.Tensor":
+        """What the network is to predict: the noise, or the velocity of a flow."""
+        return noise - latents if self.family.flow else noise
+
+
+class FlowSchedule:
+    """The straight way from a latent (t = 0) to noise (t = 999): z_t = (1 - sigma) z + sigma noise.
+
+    Its sigmas are those of the model's own scheduler in training, FlowMatchEulerDiscreteScheduler.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.config = scheduler.config
+        self.sigmas: torch.Tensor = scheduler.sigmas.flip(0)
+        """By t, float32 (1000,)."""
+
+    def set_timesteps(self, steps: int) -> None:
+        """Spread timesteps as DDIM does."""
+        import torch
+
+        self.timesteps = torch.arange(steps).flip(0) * (TRAIN_TIMESTEPS // steps)
+
+    def sigma(self, times: "torch.Tensor") -> "torch.Tensor":
+        """Shares of noise at timesteps int64 (B,): float32 (B,)."""
+        # Once a device, since a copy waits.
+        self.sigmas = self.sigmas.to(times.device)
+        return self.sigmas[times]
+
+    def add_noise(self, latents: "torch.Tensor", noise: "torch.Tensor", times: "torch.Tensor") -> "torch.Tensor":
+        """Latents (B, C, h, w) at timesteps int64 (B,)."""
+        sigma = self.sigma(times)[:, None, None, None]
+        return (1 - sigma) * latents + sigma * noise
 
 
 @dataclass(frozen=True)
@@ -89,21 +123,43 @@ class Texts:
     tokenizer: Any
     encoder: Any
 
+    def to(self, device: str) -> None:
+        """Move it to a device."""
+        self.encoder.to(device)
 
-def check_diffusion(model: str, setting: str) -> None:
-    """Raise UserError where the model cannot be found or downloaded; loads no weights.
+
+@dataclass(frozen=True)
+class PipelineTexts:
+    """The text encoders of a model, as a pipeline of diffusers that has nothing else."""
+
+    pipeline: Any
+    family: Family
+
+    def to(self, device: str) -> None:
+        """Move them to a device."""
+        for name, part in self.pipeline.components.items():
+            # The network has no weights here.
+            if name.startswith("text_encoder") and part is not None:
+                part.to(device)
+
+
+def check_diffusion(model: str, setting: str) -> Family:
+    """Return the kind of a model; raises UserError where it cannot be found or downloaded. Loads no weights.
 
     setting: name of the setting that holds the model.
     """
     _check_extra()
     folder = Path(model)
     if (folder / INDEX).is_file() or all((folder / part / "config.json").is_file() for part in ("unet", "vae")):
-        return
-    if folder.exists() or model.startswith(("/", ".", "~")):
+        return family_of(model, setting)
+    if is_local(model):
         raise UserError(
             f"{setting}={model} has no {INDEX}; give a folder that a Stable Diffusion pipeline of diffusers saved"
         )
-    check_hub(f"{setting}={model}", model, (INDEX,), "a folder that a Stable Diffusion pipeline of diffusers saved")
+    there = check_hub(
+        f"{setting}={model}", model, (INDEX,), "a folder that a Stable Diffusion pipeline of diffusers saved"
+    )
+    return family_of(model, setting) if there else SD
 
 
 def _check_extra() -> None:
@@ -115,21 +171,20 @@ def _check_extra() -> None:
         )
 
 
-def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" = None) -> Any:
-    """One component of a Stable Diffusion model: unet, vae, text_encoder or tokenizer.
+def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" = None, family: Family = SD) -> Any:
+    """One component of a model: unet, transformer, vae, text_encoder or tokenizer.
 
     model: a hub name, or a folder that diffusers saved; a text encoder may also lie in a repository of its own.
     Raises ValueError where it cannot be loaded.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     classes: dict[str, Any] = {
-        "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
         "tokenizer": CLIPTokenizer,
+        family.network: getattr(import_module("diffusers"), family.network_class),
     }
     # Other weights are pickles, which may run code.
     how = {} if part == "tokenizer" else {"torch_dtype": dtype, "use_safetensors": True}
@@ -143,14 +198,20 @@ def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" =
     raise UserError(f"{setting}={model}: its {part} cannot be loaded by diffusers: {last}") from last
 
 
-def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model_name") -> StableDiffusion:
-    """Load UNet, VAE and schedule to the device of the stage; raises UserError where they cannot be loaded."""
+def load_diffusion(
+    model: str, config: DiffusionConfig, setting: str = "sd_model_name", network: "torch.dtype | None" = None
+) -> StableDiffusion:
+    """Load network, VAE and schedule to the device of the stage; raises UserError where they cannot be loaded.
+
+    network: precision of the network, where it is not that of the stage.
+    """
     import torch
 
-    dtype, device = getattr(torch, config.precision), config.device
+    dtype, device, family = getattr(torch, config.precision), config.device, family_of(model, setting)
     if device == "cpu":
         torch.set_num_threads(max(1, int(config.num_cpus)))
-    unet, vae = (load_part(model, part, setting, dtype) for part in ("unet", "vae"))
+    unet = load_part(model, family.network, setting, network or dtype, family)
+    vae = load_part(model, "vae", setting, dtype)
     for module in (unet, vae):
         module.to(device).eval().requires_grad_(False)
     if config.compile:
@@ -158,7 +219,17 @@ def load_diffusion(model: str, config: DiffusionConfig, setting: str = "sd_model
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_folder("torchinductor")))
         _check_compiler(device)
         unet.compile()
-    return StableDiffusion(unet, vae, noise_schedule(prediction_type(model)), device, dtype)
+    schedule = _flow_schedule(model, setting) if family.flow else noise_schedule(prediction_type(model))
+    return StableDiffusion(unet, vae, schedule, device, dtype, family)
+
+
+def _flow_schedule(model: str, setting: str) -> FlowSchedule:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    try:
+        return FlowSchedule(FlowMatchEulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler"))
+    except OSError as error:
+        raise UserError(f"{setting}={model}: its scheduler cannot be loaded by diffusers: {error}") from error
 
 
 def _check_compiler(device: str) -> None:
@@ -183,18 +254,48 @@ def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
 
 
-def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts:
-    """The tokenizer and text encoder of a Stable Diffusion model, or those of a CLIP model by hub name or folder.
+def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts | PipelineTexts:
+    """The text encoders of a model, or for a StableDiffusion those of a CLIP model by hub name or folder.
 
-    The encoder is in float32, whatever the precision of the UNet: what it embeds is embedded once.
+    They are in float32, whatever the precision of the network: what they embed is embedded once.
     """
     import torch
 
+    family = SD if clip_model else family_of(model, setting)
+    if family.embed:
+        return PipelineTexts(_text_pipeline(model, family, setting), family)
     where, named = (clip_model, "clip_model_name") if clip_model else (model, setting)
     tokenizer = load_part(where, "tokenizer", named)
     # In float32 also where it was saved in half precision, which transformers would keep.
     encoder = load_part(where, "text_encoder", named, torch.float32)
     return Texts(tokenizer, encoder.eval().requires_grad_(False))
+
+
+def _text_pipeline(model: str, family: Family, setting: str) -> Any:
+    """A pipeline with the text encoders of a model, and the settings of its network."""
+    import diffusers
+    import torch
+
+    kind, network = getattr(diffusers, family.pipeline), getattr(diffusers, family.network_class)
+    try:
+        index = kind.load_config(model)
+        texts = [name for name in parts_of(kind) if name.startswith(("text_encoder", "tokenizer"))]
+        # Also those that a model was saved without, such as the T5 of a StableDiffusion3.
+        others = {name: None for name in parts_of(kind) if name not in texts or not (index.get(name) or [None])[0]}
+        pipeline = kind.from_pretrained(model, torch_dtype=torch.float32, use_safetensors=True, **others)
+        about = network.load_config(model, subfolder=family.network)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{setting}={model}: its text encoders cannot be loaded by diffusers: {error}") from error
+    # The width of what a missing text encoder would give is that of the network.
+    with torch.device("meta"):
+        pipeline.register_modules(**{family.network: network.from_config(about)})
+    return pipeline
+
+
+def parts_of(pipeline: Any) -> list[str]:
+    """Names of the components that a class of diffusers' pipelines asks for."""
+    given = signature(pipeline.__init__).parameters.values()
+    return [one.name for one in given if one.default is one.empty and one.name != "self"]
 
 
 def prediction_type(model: str) -> str:
@@ -225,11 +326,14 @@ def noise_schedule(predicts: str = "epsilon") -> Any:
     )
 
 
-def embed_prompt(texts: Texts, prompt: str) -> "torch.Tensor":
-    """The text encoder's output for a prompt: float32 (1, 77, d); what is longer than it reads is cut off."""
+def embed_prompt(texts: Texts | PipelineTexts, prompt: str) -> "torch.Tensor":
+    """The condition of a prompt: float32 (1, S, d); what is longer than the text encoders read is cut off."""
     import torch
 
     with torch.inference_mode():
+        if isinstance(texts, PipelineTexts):
+            assert texts.family.embed is not None
+            return pack(*texts.family.embed(texts.pipeline, prompt)).float().clone()
         return texts.encoder(tokens(texts, prompt).to(texts.encoder.device))[0].float().clone()
 
 
@@ -249,15 +353,23 @@ def crop(picture: Image.Image, height: int, width: int, at: tuple[float, float] 
 
     at: where the crop lies from top to bottom and from left to right, in 0..1; default: the middle.
     """
+    return placed_crop(picture, height, width, at)[0]
+
+
+def placed_crop(
+    picture: Image.Image, height: int, width: int, at: tuple[float, float]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """What `crop` gives, and where it begins in the scaled picture: top and left, in pixels."""
     scale = max(height / picture.height, width / picture.width)
     size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
     pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
     y, x = (round((there - wanted) * share) for there, wanted, share in zip(pixels.shape, (height, width), at))  # noqa: B905
-    return pixels[y : y + height, x : x + width].copy()
+    return pixels[y : y + height, x : x + width].copy(), (y, x)
 
 
 def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor":
-    """Latents of pictures uint8 (N, H, W, 3): float32 (N, C, H / f, W / f), scaling × mean of the VAE's posterior."""
+    """Latents of pictures uint8 (N, H, W, 3): float32 (N, C, H / f, W / f), scaling × (mean of the VAE's posterior -
+    shift)."""
     import torch
 
     found = []
@@ -265,7 +377,8 @@ def encode_pictures(model: StableDiffusion, pixels: np.ndarray) -> "torch.Tensor
         for some in torch.from_numpy(pixels).split(1 if model.device == "cpu" else ENCODED_AT_ONCE):
             scaled = moved(some, model.device).permute(0, 3, 1, 2).to(model.dtype).div(127.5).sub(1)
             found.append(model.vae.encode(scaled).latent_dist.mean.float())
-    return torch.cat(found) * model.vae.config.scaling_factor
+    about = model.vae.config
+    return (torch.cat(found) - (about.get("shift_factor") or 0)) * about.scaling_factor
 
 
 def copy_all(into: "Sequence[torch.Tensor]", of: "Sequence[torch.Tensor]") -> None:
@@ -278,12 +391,17 @@ def copy_all(into: "Sequence[torch.Tensor]", of: "Sequence[torch.Tensor]") -> No
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """Shape (C, h, w) of the latent of a picture of that size."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = shrinks(vae)
     return vae.config.latent_channels, height // factor, width // factor
 
 
-def check_size(**sizes: int) -> None:
-    """Raise UserError where a height or width is no multiple of 8."""
+def shrinks(vae: Any) -> int:
+    """Pixels of a picture's side for each of its latent's."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def check_size(multiple: int = 8, **sizes: int) -> None:
+    """Raise UserError where a height or width is no multiple of what a family asks for."""
     for name, size in sizes.items():
-        if size < 8 or size % 8:
-            raise UserError(f"{name}={size}: pictures for Stable Diffusion have sides that are multiples of 8")
+        if size < multiple or size % multiple:
+            raise UserError(f"{name}={size}: pictures for this model have sides that are multiples of {multiple}")

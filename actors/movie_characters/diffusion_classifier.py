@@ -11,7 +11,7 @@ test      identities that are worse than the leader by a paired t-test are elimi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.media.images import ImageError, read_image
 from actors.models.devices import moved
+from actors.movie_characters.bases import check_base
 from actors.movie_characters.diffusion import (
-    TRAIN_TIMESTEPS,
     DiffusionConfig,
     StableDiffusion,
     check_size,
@@ -30,6 +30,7 @@ from actors.movie_characters.diffusion import (
     load_diffusion,
     with_unet,
 )
+from actors.movie_characters.families import TRAIN_TIMESTEPS
 from actors.movie_characters.noise_losses import Loss, Weighting, full_bank, noise_losses, staged_bank
 
 
@@ -214,11 +215,13 @@ class Identity:
 
     name: str
     condition: np.ndarray
-    """float32 (77, d)."""
+    """float32 (S, d)."""
     lora: str = ""
     """The file of a LoRA of the UNet, where it has one."""
     unet: str = ""
     """The folder of a UNet of its own, where it has one."""
+    base: dict[str, Any] | None = None
+    """The model that it was trained on, as `bases` records it; None where that is not recorded."""
     members: tuple["Identity", ...] = ()
     """Identities whose losses are averaged; empty: its own loss."""
 
@@ -239,7 +242,7 @@ class Unets:
         from actors.movie_characters.loras import Loras
 
         self._model, self._identities = model, identities
-        self._loras = Loras(model.unet)
+        self._loras = Loras(model.unet, model.family.network)
         self._own: tuple[int, StableDiffusion] | None = None
         self.mixed = model.device != "cpu"
         """Whether rows of one call may have LoRAs of their own, so that calls are full. A CPU gains nothing by it."""
@@ -284,6 +287,7 @@ class DiffusionIdentifier:
         self._config, self._question, self._identities = config, question, identities
         self._model = load_diffusion(model, config)
         self._parts = [part for one in identities for part in one.parts]
+        check_base({part.name: part.base for part in self._parts if part.base}, self._model, model)
         self._counts = np.array([len(one.parts) for one in identities])
         self._unets = Unets(self._model, self._parts)
         self._conditions = torch.from_numpy(np.stack([one.condition for one in self._parts])).to(self._model.device)

@@ -1,4 +1,4 @@
-"""Generate images of a character with its personalised Stable Diffusion."""
+"""Generate images of a character with its personalised model."""
 
 import io
 from collections.abc import Sequence
@@ -10,15 +10,19 @@ import numpy as np
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
+from actors.movie_characters.bases import check_base
 from actors.movie_characters.diffusion import (
     OneByOne,
+    StableDiffusion,
     check_size,
     embed_prompt,
     latent_shape,
     load_diffusion,
     load_texts,
+    parts_of,
 )
 from actors.movie_characters.diffusion_classifier import Identity, Unets
+from actors.movie_characters.families import FLUX, SD, as_squares
 from actors.movie_characters.identities import Learnt
 from actors.movie_characters.names import drawn_name
 
@@ -43,11 +47,13 @@ class GenerateConfig:
     input: str | tuple[str, ...] = ()
     """Which identities to draw, by name, or by images that have their names; none: all."""
     imagic_pipe: bool = False
-    """Draw each identity with its own UNet or LoRA; false draws with the base UNet."""
+    """Draw each identity with its own UNet or LoRA; false draws with the base model."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
+    """The model that the identities were trained on: a name on the Hugging Face Hub, or a folder. Where
+    `personalise` recorded which one it was, another is refused."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own, for the empty prompt and for prompts without a stored embedding."""
+    """A text encoder in place of a StableDiffusion's own, for the empty prompt and for prompts without a stored
+    embedding."""
     seed_range: tuple[int, ...] = (0,)
     """Seeds of the initial noise: [seed], [first, last] or [first, last, step]; the last is included, the default step
     is 1."""
@@ -61,9 +67,9 @@ class GenerateConfig:
     width: int = 512
     """Width of the images in pixels, a multiple of 8."""
     num_inference_steps: int = 50
-    """Denoising steps (DDIM) per image; more take longer."""
+    """Denoising steps (DDIM, or Euler of flows) per image; more take longer."""
     diffusion: OneByOne = field(default_factory=OneByOne)
-    """Workers and precision of Stable Diffusion."""
+    """Workers and precision of the model."""
     autoscaling: bool = False
     """The cluster grows on demand, so worker pools need not fit its present size."""
 
@@ -115,6 +121,7 @@ class Drawer:
     def __init__(self, config: GenerateConfig, learnt: Sequence[Learnt], drawings: Sequence[Drawing]) -> None:
         self._config, self._learnt, self._drawings = config, learnt, drawings
         self._model = load_diffusion(config.sd_model_name, config.diffusion)
+        check_base({one.name: one.base for one in learnt if one.base}, self._model, config.sd_model_name)
         self._texts = load_texts(config.sd_model_name, config.clip_model_name)
         self._empty = embed_prompt(self._texts, "")
         self._numbers = {one.name: number for number, one in enumerate(learnt)}
@@ -135,10 +142,6 @@ class Drawer:
         return {**batch, "error": np.array(codes, object), "message": np.array(messages, object)}
 
     def _draw(self, drawing: Drawing) -> tuple[str, str]:
-        import torch
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
         number = self._numbers[drawing.identity]
         one = self._learnt[number]
         if self._config.imagic_pipe and not (one.lora or one.unet):
@@ -148,31 +151,58 @@ class Drawer:
         except ValueError as error:
             return "no_target", str(error)
         model = self._unets.of(number)
-        parts: Any = {
-            "vae": model.vae,
-            # Prompts are embedded already; the pipeline would cast them to the precision of a text encoder.
-            "text_encoder": None,
-            "tokenizer": None,
-            "unet": model.unet,
-            "scheduler": DDIMScheduler.from_config(model.scheduler.config, steps_offset=1),
-            "safety_checker": None,
-            "feature_extractor": None,
-        }
-        pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-        pipeline.set_progress_bar_config(disable=True)
-        # Drawn in float32, so that a seed gives one picture in all precisions: PyTorch 2.11 draws others in bfloat16.
-        shape = latent_shape(model.vae, self._config.height, self._config.width)
-        noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(drawing.seed))
-        found: Any = pipeline(
-            prompt_embeds=torch.from_numpy(blend)[None].to(model.device, model.dtype),
-            negative_prompt_embeds=self._empty.to(model.device, model.dtype),
-            guidance_scale=drawing.guidance,
+        found = self._pipeline(model)(
+            **self._conditions(model, blend, drawing.guidance),
             height=self._config.height,
             width=self._config.width,
             num_inference_steps=self._config.num_inference_steps,
-            latents=noise.to(model.device, model.dtype),
+            latents=self._noise(model, drawing.seed),
         )
         image = io.BytesIO()
         found.images[0].save(image, format="png")
         storage.write_bytes(storage.join(self._config.output, drawing.file), image.getvalue())
         return "", ""
+
+    def _pipeline(self, model: StableDiffusion) -> Any:
+        """The pipeline of diffusers without its text encoders, whose precision prompts would be cast to."""
+        import diffusers
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        kind, family = getattr(diffusers, model.family.pipeline), model.family
+        parts: dict[str, Any] = dict.fromkeys(parts_of(kind))
+        how: dict[str, Any] = {"requires_safety_checker": False} if family is SD else {}
+        if family.flow:
+            schedule = FlowMatchEulerDiscreteScheduler.from_config(model.scheduler.config)
+        else:
+            schedule = DDIMScheduler.from_config(model.scheduler.config, steps_offset=1)
+        parts |= {"vae": model.vae, family.network: model.unet, "scheduler": schedule}
+        pipeline = kind(**parts, **how)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _conditions(self, model: StableDiffusion, blend: np.ndarray, guidance: float) -> dict[str, Any]:
+        """Arguments of the pipeline: embedded prompts and guidance. A distilled model takes guidance in one pass."""
+        import torch
+
+        found: dict[str, Any] = {"guidance_scale": guidance}
+        given = {"": torch.from_numpy(blend)[None], "negative_": self._empty}
+        if model.family is FLUX:
+            del given["negative_"]
+        for prefix, condition in given.items():
+            tokens, pooled = model.family.unpack(model.unet, condition.to(model.device, model.dtype))
+            found[f"{prefix}prompt_embeds"] = tokens
+            if pooled.numel():
+                found[f"{prefix}pooled_prompt_embeds"] = pooled
+        return found
+
+    def _noise(self, model: StableDiffusion, seed: int) -> Any:
+        """The first latents as the pipeline takes them."""
+        import torch
+
+        # Drawn in float32, so that a seed gives one picture in all precisions: PyTorch 2.11 draws others in bfloat16.
+        shape = latent_shape(model.vae, self._config.height, self._config.width)
+        noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+        if model.family is FLUX:
+            noise = as_squares(noise)
+        return noise.to(model.device, model.dtype)

@@ -1,17 +1,20 @@
 """Names and files of movie characters, as other tools rely on them.
 
 Ann_3/             an identity, one learned representation of the class Ann
-  target_embeddings.safetensors, optimized_embeddings.safetensors   float32 (1, 77, d), or .pt as the reference has
+  target_embeddings.safetensors, optimized_embeddings.safetensors   float32 (1, S, d), or .pt as the reference has;
+                                      S: tokens (77 of a StableDiffusion), and below them the pooled text, if any
   target_text.txt                     the prompt
-  pytorch_lora_weights.safetensors    a LoRA of the UNet, where one was trained
+  pytorch_lora_weights.safetensors    a LoRA of the network, where one was trained
   unet/ and a diffusers pipeline      a UNet of its own, where one was trained
 """
 
 import hashlib
 import io
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
@@ -19,6 +22,7 @@ from safetensors import SafetensorError, deserialize
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.movie_characters.names import class_of
+from actors.movie_characters.personalise_settings import DONE
 
 TARGET, OPTIMIZED = "target_embeddings", "optimized_embeddings"
 TEXT = "target_text.txt"
@@ -33,9 +37,9 @@ class Learnt:
 
     name: str
     target: np.ndarray | None
-    """float32 (77, d): the embedding of the prompt, where it is stored."""
+    """float32 (S, d): the embedding of the prompt, where it is stored."""
     optimized: np.ndarray
-    """float32 (77, d): the trained embedding."""
+    """float32 (S, d): the trained embedding."""
     text: str
     """The prompt, "" where it is not stored."""
     lora: str
@@ -44,6 +48,8 @@ class Learnt:
     """The folder of its UNet, "" where it has none of its own."""
     weights: str
     """What changes with the files of LoRA and UNet: their names and sizes, and the bytes of the LoRA."""
+    base: dict[str, Any] | None = None
+    """The model that it was trained on, as `bases` records it; None where that is not recorded."""
 
     def check(self, alpha: float) -> None:
         """Raise UserError where `blend` needs the embedding of the prompt, which is neither stored nor computable."""
@@ -51,7 +57,7 @@ class Learnt:
             raise UserError(f"{self.name} has neither {TARGET} nor {TEXT}, and alpha={alpha} needs one of them")
 
     def blend(self, alpha: float, embed: Callable[[str], np.ndarray]) -> np.ndarray:
-        """alpha · target + (1 - alpha) · optimised, float32 (77, d); `embed` embeds the prompt where that is missing.
+        """alpha · target + (1 - alpha) · optimised, float32 (S, d); `embed` embeds the prompt where that is missing.
 
         Raises ValueError where a target is needed and can be had in neither way.
         """
@@ -82,7 +88,9 @@ def find_learnt(root: str, setting: str) -> list[Learnt]:
         weights = hashlib.sha256(sizes.encode() + (storage.read_bytes(lora) if lora else b"")).hexdigest()
         text = storage.read_bytes(files[TEXT].uri).decode().strip() if TEXT in files else ""
         own = storage.join(root, name, "unet") if unet else ""
-        found.append(Learnt(name, _embedding(name, files, TARGET), optimized, text, lora, own, weights))
+        about = json.loads(storage.read_bytes(files[DONE].uri)) if DONE in files else {}
+        target = _embedding(name, files, TARGET)
+        found.append(Learnt(name, target, optimized, text, lora, own, weights, about.get("base")))
     if not found:
         raise UserError(f"{setting}={root} holds no identities: folders CLASS_NUMBER with {OPTIMIZED}.safetensors")
     widths = {one.optimized.shape for one in found}
@@ -92,13 +100,13 @@ def find_learnt(root: str, setting: str) -> list[Learnt]:
 
 
 def _embedding(name: str, files: dict[str, storage.Entry], which: str) -> np.ndarray | None:
-    """An embedding float32 (77, d), None where there is none."""
+    """An embedding float32 (S, d), None where there is none."""
     entry = next((files[file] for end in (".safetensors", ".pt") if (file := which + end) in files), None)
     if entry is None:
         return None
     found = read_embedding(storage.read_bytes(entry.uri), entry.uri)
     if found.ndim != 3 or len(found) != 1:
-        raise UserError(f"{entry.uri} has the shape {found.shape}, and an embedding has (1, 77, d)")
+        raise UserError(f"{entry.uri} has the shape {found.shape}, and an embedding has (1, S, d)")
     return found[0]
 
 
@@ -138,7 +146,7 @@ def _of_torch(data: bytes, uri: str) -> np.ndarray:
 
 
 def write_embedding(embedding: np.ndarray, *where: str) -> None:
-    """Write an embedding float32 (1, 77, d) as <root>/<name>/<which>.safetensors; where: root, name, which."""
+    """Write an embedding float32 (1, S, d) as <root>/<name>/<which>.safetensors; where: root, name, which."""
     from safetensors.numpy import save
 
     root, name, which = where

@@ -1,4 +1,4 @@
-"""LoRAs of one UNet: each is read once, and from then on put in by copies on the device, for all rows or for each."""
+"""LoRAs of one network: each is read once, and then put in by copies on the device, for all rows or for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +50,9 @@ class Loras:
     Side by side in the UNet each would make all that come after it, and every switch, slower.
     """
 
-    def __init__(self, unet: Any) -> None:
-        self._unet = unet
+    def __init__(self, unet: Any, prefix: str = "unet") -> None:
+        """prefix: what the names of a file's tensors begin with."""
+        self._unet, self._prefix = unet, prefix
         self._now: tuple[str, ...] = ()
         self._active: str | None = ""
         """Name of the adapter that is switched on, "" where none is, None where that is unclear."""
@@ -108,13 +109,15 @@ class Loras:
             weights = load(storage.read_bytes(uri))
         except SafetensorError as error:
             raise UserError(f"{uri} is not a safetensors file. Personalise that character again.") from error
-        shape = tuple(sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith("unet.")))
+        shape = tuple(
+            sorted((key, tuple(one.shape)) for key, one in weights.items() if key.startswith(f"{self._prefix}."))
+        )
         if not shape:
-            raise UserError(f"{uri} holds no LoRA of a UNet")
+            raise UserError(f"{uri} holds no LoRA of a {self._prefix}. Personalise that character again.")
         there = shape in self._places
         name = self._places[shape].name if there else f"place{len(self._places)}_"
         self._now, self._active = (), None
-        self._unet.load_lora_adapter(weights, prefix="unet", adapter_name=name, hotswap=there)
+        self._unet.load_lora_adapter(weights, prefix=self._prefix, adapter_name=name, hotswap=there)
         if not there:
             self._places[shape] = _placed(self._unet, name)
         place = self._places[shape]

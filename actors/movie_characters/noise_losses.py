@@ -1,7 +1,8 @@
-"""How well Stable Diffusion predicts the noise in a picture when it is conditioned on a character.
+"""How well a diffusion model predicts the noise in a picture when it is conditioned on a character.
 
 A latent z of the picture is mixed with known noise, z_t = sqrt(a_t) z + sqrt(1 - a_t) noise. The UNet predicts the
-noise, given the timestep t and a condition c, the embedding of an identity. The condition with the smallest error names
+noise, given the timestep t and a condition c, the embedding of an identity. A flow mixes z_t = (1 - s_t) z + s_t noise,
+and its transformer predicts the velocity, noise - z. The condition with the smallest error names
 the character (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", 2023). All identities of a picture
 are compared on the same latent, timesteps and noise.
 """
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actors.core.errors import UserError
 from actors.models.devices import moved
-from actors.movie_characters.diffusion import TRAIN_TIMESTEPS, StableDiffusion
+from actors.movie_characters.diffusion import FlowSchedule, StableDiffusion, shrinks
+from actors.movie_characters.families import TRAIN_TIMESTEPS
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -89,7 +91,7 @@ def _weights(scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weig
     """Weights of timesteps, with a mean of 1 over the evenly spaced ones.
 
     exp is exp(-7 t) with t in 0..1 (Clark and Jaini, "Text-to-Image Diffusion Models are Zero Shot Classifiers", 2023),
-    snr the ratio of signal to noise, a_t / (1 - a_t).
+    snr the ratio of signal to noise: a_t / (1 - a_t), of a flow ((1 - s_t) / s_t)².
     """
     import torch
 
@@ -100,23 +102,48 @@ def _weights(scheduler: Any, times: "torch.Tensor", spaced: "torch.Tensor", weig
             case "exp":
                 return torch.exp(-7 * t / TRAIN_TIMESTEPS)
             case "snr":
+                if isinstance(scheduler, FlowSchedule):
+                    return (1 / scheduler.sigma(t) - 1) ** 2
                 signal = scheduler.alphas_cumprod[t]
                 return signal / (1 - signal)
 
     return raw(times) / raw(spaced).mean()
 
 
-def predict_noise(
-    model: StableDiffusion, noisy: "torch.Tensor", timesteps: "torch.Tensor", conditions: "torch.Tensor"
-) -> "torch.Tensor":
-    """The noise that the UNet finds in noisy latents float32 (B, C, h, w): the same shape, float32.
+def drawn_timesteps(model: StableDiffusion, count: int, generator: "torch.Generator") -> "torch.Tensor":
+    """Timesteps of training, int64 (count,): uniform, of a flow with a standard normal logit (Esser et al., "Scaling
+    Rectified Flow Transformers", 2024)."""
+    import torch
 
-    timesteps int64 (B,); conditions (B, 77, d). What predicts v = sqrt(a) noise - sqrt(1 - a) z gives it, too.
+    if not model.family.flow:
+        return torch.randint(TRAIN_TIMESTEPS, (count,), generator=generator)
+    return (torch.randn(count, generator=generator).sigmoid() * TRAIN_TIMESTEPS).long()
+
+
+def predict(
+    model: StableDiffusion,
+    noisy: "torch.Tensor",
+    timesteps: "torch.Tensor",
+    conditions: "torch.Tensor",
+    sizes: "torch.Tensor | None" = None,
+) -> "torch.Tensor":
+    """The noise that the network finds in noisy latents float32 (B, C, h, w), or the velocity: the same shape, float32.
+
+    timesteps int64 (B,); conditions (B, S, d); sizes float (B, 6) as `Family.predict` has them, by default those of a
+    picture without a margin. A UNet that predicts v = sqrt(a) noise - sqrt(1 - a) z gives the noise, too.
     """
-    found = model.unet(noisy.to(model.dtype), timesteps, conditions.to(model.dtype), return_dict=False)[0].float()
-    if model.scheduler.config.prediction_type == "epsilon":
+    scheduler, family = model.scheduler, model.family
+    times = scheduler.sigma(timesteps) * TRAIN_TIMESTEPS if family.flow else timesteps
+    if sizes is None:
+        sizes = noisy.new_zeros(len(noisy), 6)
+        # Numbers fill a tensor on the device, where a copy of them would wait.
+        for place, side in zip((0, 1, 4, 5), 2 * noisy.shape[2:] if family.sized else (), strict=False):
+            sizes[:, place] = side * shrinks(model.vae)
+    texts = family.unpack(model.unet, conditions.to(model.dtype))
+    found = family.predict(model.unet, noisy.to(model.dtype), times, *texts, sizes).float()
+    if family.flow or scheduler.config.prediction_type == "epsilon":
         return found
-    signal = model.scheduler.alphas_cumprod.to(noisy.device)[timesteps][:, None, None, None]
+    signal = scheduler.alphas_cumprod.to(noisy.device)[timesteps][:, None, None, None]
     return signal.sqrt() * found + (1 - signal).sqrt() * noisy
 
 
@@ -129,7 +156,7 @@ def noise_losses(
     loss: Loss,
     per_call: int,
 ) -> "torch.Tensor":
-    """Losses of single evaluations of the UNet, float32 (B,): the mean over a latent, times the weight of the pair.
+    """Losses of single evaluations of the network, float32 (B,): the mean over a latent, times the weight of the pair.
 
     latents: float32 (N, C, h, w); conditions: (K, 77, d); asked: int64 (B, 3), for each evaluation the number of its
     latent, of its condition and of its pair in the bank. All tensors, and the losses, are on the model's device, which
@@ -146,7 +173,8 @@ def noise_losses(
             latent, condition, pair = part.unbind(1)
             noise = bank.noise.expand(len(part), -1, -1, -1) if shared else bank.noise[pair]
             times = bank.timesteps[pair]
-            noisy = model.scheduler.add_noise(latents[latent], noise, times)
-            predicted = predict_noise(model, noisy, times, conditions[condition])
-            found.append(how(predicted, noise, reduction="none").mean((1, 2, 3)) * bank.weights[pair])
+            clear = latents[latent]
+            predicted = predict(model, model.scheduler.add_noise(clear, noise, times), times, conditions[condition])
+            wrong = how(predicted, model.target(clear, noise), reduction="none").mean((1, 2, 3))
+            found.append(wrong * bank.weights[pair])
     return torch.cat(found) if found else latents.new_zeros(0)

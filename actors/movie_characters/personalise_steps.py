@@ -14,6 +14,7 @@ from actors.core.checkpoints import metrics_of, pack, unpack
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder
 from actors.movie_characters.diffusion import copy_all
+from actors.movie_characters.peers import Peers
 from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
 
 
@@ -68,10 +69,10 @@ class Trained:
 
 
 class Steps:
-    """The optimizer steps of one identity, resumed from its checkpoints."""
+    """The optimizer steps of one identity, resumed from its checkpoints, by one worker or by several together."""
 
-    def __init__(self, config: PersonaliseConfig, task: Task, device: str) -> None:
-        self._config, self._task, self._device = config, task, device
+    def __init__(self, config: PersonaliseConfig, task: Task, device: str, peers: Peers | None = None) -> None:
+        self._config, self._task, self._device, self._peers = config, task, device, peers or Peers()
         self.losses: dict[str, list[list[float]]] = {}
         """By phase: [steps done, mean loss since the entry before]."""
         self._saved = time.monotonic()
@@ -81,7 +82,7 @@ class Steps:
         phase: str,
         trained: Trained,
         condition: Callable[[], Tensor],
-        loss: Callable[[Tensor, int], Tensor],
+        loss: Callable[[Tensor, int, slice], Tensor],
         count: int,
         rate: float | None = None,
     ) -> None:
@@ -90,15 +91,15 @@ class Steps:
         Args:
             phase: embedding or unet.
             trained: what the steps train.
-            condition: the condition (1, 77, d), computed anew for every pass.
-            loss: the loss of a condition, with the noise that a number draws.
+            condition: the condition (1, rows, d), computed anew for every pass.
+            loss: the mean loss of a condition over some rows of a piece of a step, whose noise a number draws.
             count: steps of the phase in all.
             rate: learning rate; None: emb_learning_rate.
         """
         config, unet = self._config, phase == "unet"
         rate = config.emb_learning_rate if rate is None else rate
         if config.scale_lr:
-            rate *= config.train_batch_size * config.gradient_accumulation_steps
+            rate *= config.rows_per_step
         decay = config.adam_weight_decay if unet else 0.0
         optimizer = _optimizer(config, trained.parameters, rate, decay, self._device)
         model = nn.ParameterList(trained.parameters)
@@ -106,16 +107,10 @@ class Steps:
         begin, total = self._restore(phase, model, optimizer, scaler)
         trained.spread()
         losses = self.losses.setdefault(phase, [])
-        pieces = config.gradient_accumulation_steps
         unread: list[Tensor] = []
         for step in range(begin, count):
             trained.clear()
-            for piece in range(pieces):
-                state = np.random.SeedSequence([config.seed, unet, step, piece]).generate_state(1)
-                value = loss(condition(), int(state[0])) / pieces
-                scaler.scale(value).backward()
-                trained.gather()
-                unread.append(value.detach())
+            unread.append(self._backward(trained, condition, loss, scaler, [config.seed, unet, step]))
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained.parameters, config.max_grad_norm)
             scaler.step(optimizer)
@@ -124,15 +119,47 @@ class Steps:
             done = step + 1
             record = done % config.log_interval == 0 or done == count
             # The next phase begins with the embedding as it is at the end of its own.
-            save = time.monotonic() - self._saved >= config.checkpoint_s or (done == count and not unet)
+            save = self._due() or (done == count and not unet)
+            if not record and not save:
+                continue
+            found = torch.stack(unread).tolist()
+            # A worker that reads losses only to save them does not raise alone: the others would wait for it.
+            save = save and all(map(math.isfinite, found))
+            if record:
+                _check(found, phase, done)
             if record or save:
-                total = _added(total, unread, phase, done, pieces)
-                unread = []
+                total, unread = total + sum(found), []
             if record:
                 losses.append([done, total / (done - (losses[-1][0] if losses else 0))])
                 total = 0.0
-            if save:
+            if save and self._peers.rank == 0:
                 self._save(phase, done, total, model, optimizer, scaler)
+
+    def _due(self) -> bool:
+        """Whether this worker is to save a checkpoint by now."""
+        return self._peers.rank == 0 and time.monotonic() - self._saved >= self._config.checkpoint_s
+
+    def _backward(
+        self,
+        trained: Trained,
+        condition: Callable[[], Tensor],
+        loss: Callable[[Tensor, int, slice], Tensor],
+        scaler: torch.amp.GradScaler,
+        seed: list[int],
+    ) -> Tensor:
+        """Leave the gradient of one step over the rows of all workers; returns its loss, still on the device."""
+        size, rows = self._config.train_batch_size, self._config.rows_per_step
+        mine, seen = self._peers.share(rows), []
+        for piece in range(mine.start // size, -(-mine.stop // size)):
+            own = slice(max(mine.start - piece * size, 0), min(mine.stop - piece * size, size))
+            state = np.random.SeedSequence([*seed, piece]).generate_state(1)
+            value = loss(condition(), int(state[0]), own) * (own.stop - own.start) / rows
+            scaler.scale(value).backward()
+            trained.gather()
+            seen.append(value.detach())
+        found = torch.stack(seen).sum()
+        self._peers.add([*(one.grad for one in trained.parameters if one.grad is not None), found])
+        return found
 
     def _uri(self, phase: str) -> str:
         return storage.join(self._config.output, "checkpoints", self._task.name, f"{phase}.safetensors")
@@ -180,15 +207,12 @@ class Steps:
             storage.delete(self._uri(phase))
 
 
-def _added(total: float, losses: list[Tensor], phase: str, done: int, pieces: int) -> float:
-    """A sum of losses with those of the last steps, which leave the device at once; raises NotFinite."""
-    found = torch.stack(losses).tolist()
-    for number, loss in enumerate(found):
+def _check(losses: list[float], phase: str, done: int) -> None:
+    """Raise NotFinite where one of the losses of the last steps is no number."""
+    for number, loss in enumerate(losses):
         if not math.isfinite(loss):
-            step = done - (len(found) - 1 - number) // pieces
+            step = done - (len(losses) - 1 - number)
             raise NotFinite(f"the loss of the {phase} is not finite in step {step}: lower its learning rate")
-        total += loss
-    return total
 
 
 def _optimizer(

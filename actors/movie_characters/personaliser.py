@@ -16,28 +16,28 @@ from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.media.images import ImageError, read_image
 from actors.models.devices import moved
+from actors.movie_characters.bases import base_of
 from actors.movie_characters.diffusion import (
-    TRAIN_TIMESTEPS,
     DiffusionConfig,
+    PipelineTexts,
     StableDiffusion,
     Texts,
-    crop,
     embed_prompt,
     encode_pictures,
     load_diffusion,
     load_texts,
+    placed_crop,
     tokens,
 )
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, TEXT, write_embedding
 from actors.movie_characters.names import class_of
-from actors.movie_characters.noise_losses import predict_noise
+from actors.movie_characters.noise_losses import drawn_timesteps, predict
+from actors.movie_characters.peers import Peers
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from actors.movie_characters.personalise_steps import NotFinite, Steps, Trained
 
 WORD = "<character>"
 """The new word of textual inversion while it is trained."""
-LORA_LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
-"""Layers of each attention of the UNet that a LoRA adds to."""
 
 
 class Personaliser:
@@ -47,16 +47,26 @@ class Personaliser:
     Adds:   error   str (N,), "" where it was trained, else diverged or a code of ImageError; message: details
     """
 
-    def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: PersonaliseConfig, tasks: Sequence[Task], peers: Peers | None = None) -> None:
+        """peers: workers that train each identity together; all call `train` for the same tasks in the same order."""
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+        self._config, self._tasks, self._dtype, self._peers = config, tasks, dtype, peers or Peers()
         stage = config.diffusion
         if stage.device == "cuda":
             # For what is computed in float32: text encoder, VAE, and all with mixed_precision=no.
             torch.backends.cuda.matmul.fp32_precision = "tf32"
         loading = DiffusionConfig(num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, dtype="float32")
-        model = load_diffusion(config.pretrained_model_name_or_path, loading, "pretrained_model_name_or_path")
-        self._texts = load_texts(config.pretrained_model_name_or_path, None, "pretrained_model_name_or_path")
-        self._texts.encoder.to(model.device)
+        base = config.pretrained_model_name_or_path, "pretrained_model_name_or_path"
+        texts = load_texts(base[0], None, base[1])
+        texts.to(stage.device)
+        self._targets = {text: embed_prompt(texts, text) for text in {self._text(task) for task in tasks}}
+        self._texts: Any = None if isinstance(texts, PipelineTexts) else texts
+        # Before the network is loaded: together they may not fit.
+        del texts
+        # A whole UNet is trained in float32.
+        network = None if config.method == "imagic" else dtype
+        model = load_diffusion(base[0], loading, base[1], network)
+        self.base = base_of(model, base[0])
         if config.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
             # diffusers only does so in training mode; there is no dropout in these UNets.
@@ -70,29 +80,30 @@ class Personaliser:
             self._base = {name: tensor.cpu().clone() for name, tensor in model.unet.state_dict().items()}
         # diffusers would warn of modules that must stay in float32, of which these UNets have none.
         nn.Module.to(model.unet, dtype)
-        self._config, self._tasks, self._model, self._dtype = config, tasks, model, dtype
+        self._model = model
 
     def __call__(self, batch: Batch) -> Batch:
-        errors = []
-        for number in batch["number"]:
-            try:
-                self.learn(self._tasks[int(number)])
-                errors.append(("", ""))
-            except ImageError as bad:
-                errors.append((bad.code, str(bad)))
-            except NotFinite as bad:
-                errors.append(("diverged", str(bad)))
-        codes, messages = zip(*errors, strict=True)
+        codes, messages = zip(*(self.train(self._tasks[int(number)]) for number in batch["number"]), strict=True)
         return {**batch, "error": np.array(codes, object), "message": np.array(messages, object)}
+
+    def train(self, task: Task) -> tuple[str, str]:
+        """Train one identity and write its folder; returns the code and the message of what went wrong, "" for none."""
+        try:
+            self.learn(task)
+        except ImageError as bad:
+            return bad.code, str(bad)
+        except NotFinite as bad:
+            return "diverged", str(bad)
+        return "", ""
 
     def learn(self, task: Task) -> None:
         """Train one identity, from its checkpoint where there is one, and write its folder."""
         config, began = self._config, time.monotonic()
         self._reset()
-        latents = self._latents(task)
-        text = config.target_text.replace("{}", task.of)
-        target = embed_prompt(self._texts, text)
-        run = Steps(config, task, self._model.device)
+        latents = self._all_latents(task)
+        text = self._text(task)
+        target = self._targets[text]
+        run = Steps(config, task, self._model.device, self._peers)
         word = None
         if config.method == "textual_inversion":
             word = self._word(task)
@@ -105,34 +116,58 @@ class Personaliser:
             run.steps("embedding", Trained([embedding]), lambda: embedding, self._loss(latents), config.emb_train_steps)
             optimized = embedding.detach()
             self._tune(run, optimized, latents)
-        self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
+        # No worker looks for checkpoints that the first one has deleted by then.
+        self._peers.each(None)
+        if self._peers.rank == 0:
+            self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
 
-    def _latents(self, task: Task) -> Tensor:
-        size, pixels = self._config.resolution, []
+    def _text(self, task: Task) -> str:
+        return self._config.target_text.replace("{}", task.of)
+
+    def _all_latents(self, task: Task) -> tuple[Tensor, Tensor]:
+        """The latents and sizes of an identity; raises the ImageError of any worker on all of them."""
+        latents, bad = None, None
+        try:
+            latents = self._latents(task)
+        except ImageError as error:
+            bad = error.code, str(error)
+        if bad := next((one for one in self._peers.each(bad) if one), None):
+            raise ImageError(*bad)
+        assert latents is not None
+        return latents
+
+    def _latents(self, task: Task) -> tuple[Tensor, Tensor]:
+        """Latents (N, C, h, w), and the sizes (N, 6) of pictures and crops that `predict` takes."""
+        side, pixels, sizes = self._config.resolution, [], []
         for picture in task.pictures:
             at = (0.5, 0.5)
             if not self._config.center_crop:
                 drawn = np.random.default_rng([self._config.seed, zlib.crc32(picture.name.encode())])
                 at = (float(drawn.random()), float(drawn.random()))
-            pixels.append(crop(read_image(picture.uri), size, size, at))
+            image = read_image(picture.uri)
+            cut, place = placed_crop(image, side, side, at)
+            pixels.append(cut)
+            sizes.append([image.height, image.width, *place, side, side])
         # Tensors of inference cannot take part in training.
-        return encode_pictures(self._model, np.stack(pixels)).clone()
+        latents = encode_pictures(self._model, np.stack(pixels)).clone()
+        return latents, moved(torch.tensor(sizes, dtype=torch.float32), self._model.device)
 
-    def _loss(self, latents: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """The mean squared error of the noise for a condition (1, 77, d), in the numbered piece of a step."""
-        config = self._config
+    def _loss(self, pictures: tuple[Tensor, Tensor]) -> Callable[[Tensor, int, slice], Tensor]:
+        """The mean squared error for a condition (1, S, d), over some rows of the numbered piece of a step."""
+        config, (latents, sizes) = self._config, pictures
         model = replace(self._model, dtype=self._dtype)
 
-        def loss(condition: Tensor, number: int) -> Tensor:
+        def loss(condition: Tensor, number: int, rows: slice) -> Tensor:
             generator = torch.Generator().manual_seed(number)
             size = config.train_batch_size
             which = torch.randint(len(latents), (size,), generator=generator)
-            times = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator)
+            times = drawn_timesteps(model, size, generator)
             noise = torch.randn((size, *latents.shape[1:]), generator=generator)
-            which, times, noise = (moved(one, model.device) for one in (which, times, noise))
-            noisy = model.scheduler.add_noise(latents[which], noise, times)
-            found = predict_noise(model, noisy, times, condition.expand(size, -1, -1))
-            return nn.functional.mse_loss(found, noise)
+            which, times, noise = (moved(one[rows], model.device) for one in (which, times, noise))
+            clear = latents[which]
+            noisy = model.scheduler.add_noise(clear, noise, times)
+            found = predict(model, noisy, times, condition.expand(len(which), -1, -1), sizes[which])
+            return nn.functional.mse_loss(found, model.target(clear, noise))
 
         return loss
 
@@ -146,7 +181,7 @@ class Personaliser:
             unet.delete_adapters("default")
         unet.requires_grad_(False)
 
-    def _tune(self, run: Steps, optimized: Tensor, latents: Tensor) -> None:
+    def _tune(self, run: Steps, optimized: Tensor, latents: tuple[Tensor, Tensor]) -> None:
         """Train the UNet or its LoRA with the embedding fixed."""
         config, unet = self._config, self._model.unet
         if config.method == "imagic":
@@ -161,7 +196,7 @@ class Personaliser:
                 r=config.lora_rank,
                 lora_alpha=config.lora_rank,
                 init_lora_weights="gaussian",
-                target_modules=LORA_LAYERS,
+                target_modules=list(self._model.family.layers),
             )
             unet.add_adapter(lora)
             rate = config.lora_learning_rate
@@ -214,6 +249,7 @@ class Personaliser:
         about = {
             "settings_digest": task.settings,
             "settings": config.learns(),
+            "base": self.base,
             "pictures": [picture.name for picture in task.pictures],
             "losses": run.losses,
             "seconds": round(seconds, 1),
@@ -223,17 +259,22 @@ class Personaliser:
 
 
 def _pipeline_files(model: StableDiffusion, texts: Texts, method: str, folder: str) -> None:
-    """Write the LoRA of the UNet, or the whole pipeline with its UNet, as diffusers does."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
+    """Write the LoRA of the network, or the whole pipeline with its UNet, as diffusers does."""
     if method == "lora":
+        import diffusers
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.unet))
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=LORA)
+        layers = get_peft_model_state_dict(model.unet)
+        if model.family.network == "unet":
+            # The names that LoRAs of UNets have, and those of transformers have not.
+            layers = convert_state_dict_to_diffusers(layers)
+        named: Any = {f"{model.family.network}_lora_layers": layers, "weight_name": LORA}
+        getattr(diffusers, model.family.pipeline).save_lora_weights(folder, **named)
         return
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     parts: Any = {
         "vae": model.vae,
         "text_encoder": texts.encoder,

@@ -140,7 +140,7 @@ class IdentifyFaces(_Gallery):
 
 @app.verb
 class Personalise(Verb):
-    """Personalise Stable Diffusion to characters: one folder per identity. Rerun to resume."""
+    """Personalise a diffusion model to characters: one folder per identity. Rerun to resume."""
 
     def settings(self) -> "type[PersonaliseConfig]":
         from actors.movie_characters.personalise_settings import PersonaliseConfig
@@ -197,7 +197,7 @@ class IdentifyDiffusion(Verb):
         facts = [
             f"input: {len(plan.pictures)} images, {len(plan.identities)} identities",
             f"to do: {len(plan.missing)} images, {plan.pairs} pairs of an image and an identity",
-            f"evaluations of the UNet: at most {most}",
+            f"evaluations of the network: at most {most}",
         ]
         if config.preselect.folder:
             few = sum(len(some) < len(plan.identities) for some in plan.chosen.values())
@@ -217,7 +217,7 @@ class IdentifyDiffusion(Verb):
         run.record |= {name: one for name, one in asdict(found).items() if name not in ("answered", "rejected")}
         if found.answered:
             each, share = found.evaluations / found.answered, found.evaluations / found.of_full
-            run.say(f"{each:.0f} evaluations of the UNet per image, {share:.0%} of all")
+            run.say(f"{each:.0f} evaluations of the network per image, {share:.0%} of all")
             run.say(_certainty(found))
         if config.preselect.folder:
             run.say(f"{found.preselected} images preselected, which saved at least {found.saved} evaluations")

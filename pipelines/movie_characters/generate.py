@@ -16,9 +16,8 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.movie_characters.diffusion import (
-    check_diffusion,
-)
+from actors.movie_characters.bases import check_use
+from actors.movie_characters.diffusion import check_diffusion
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import Learnt, find_learnt
 from actors.movie_characters.manifest import CLASS, FILE, Rows, read_manifest, write_manifest
@@ -46,7 +45,8 @@ class Plan:
 def plan_generate(config: GenerateConfig) -> Plan:
     """Find identities and missing images; raises UserError for what cannot work."""
     learnt = {one.name: one for one in find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")}
-    check_diffusion(config.sd_model_name, "sd_model_name")
+    about = config.sd_model_name, check_diffusion(config.sd_model_name, "sd_model_name"), config.clip_model_name
+    check_use(list(learnt.values()), *about, height=config.height, width=config.width)
     given = [config.input] if isinstance(config.input, str) else config.input
     asked = [name.rstrip("/").rsplit("/", 1)[-1] for name in given]
     names = [name if name in learnt else name.rpartition(".")[0] for name in asked] or list(learnt)

@@ -3,8 +3,8 @@
 The folder of a mode (`Imagic_pipeline`, `SD_pipeline`, `SD_embeds_cat_avg`, `Imagic_pipeline_cat_avg`) holds
 
     CLASS_results.csv     for each image of that true class the identities, most likely first
-    CLASS_certainty.csv   for each of them the answer, its certainty, the evaluations of the UNet that it took, how many
-                          identities were evaluated, and device and precision
+    CLASS_certainty.csv   for each of them the answer, its certainty, the evaluations of the network that it took, how
+                          many identities were evaluated, and device and precision
     answers/              Parquet: the losses of all evaluated pairs; resume reads these
     rejected/             Parquet: images without an answer, and why
 
@@ -32,8 +32,10 @@ from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.answers import ANSWERS, race_digest, write_answers
+from actors.movie_characters.bases import check_use
 from actors.movie_characters.diffusion import (
     DiffusionConfig,
+    PipelineTexts,
     Texts,
     check_diffusion,
     embed_prompt,
@@ -72,14 +74,16 @@ class DiffusionSettings:
     imagic_pretrained_path: str
     """The folder of the identities CLASS_NUMBER/, the output of `personalise`: a path or s3://."""
     sd_model_name: str = "CompVis/stable-diffusion-v1-4"
-    """The Stable Diffusion that the identities were trained on: a name on the Hugging Face Hub, or a folder."""
+    """The model that the identities were trained on: a name on the Hugging Face Hub, or a folder. Where
+    `personalise` recorded which one it was, another is refused."""
     clip_model_name: str | None = None
-    """A text encoder in place of the model's own. It embeds the prompts of identities without a stored embedding."""
+    """A text encoder in place of a StableDiffusion's own. It embeds the prompts of identities without a stored
+    embedding."""
     category_class: bool = False
     """Identify classes instead of identities: by the mean of the embeddings of a class's identities or, with
     imagic_pipe, by the mean of the losses of its identities, each with its own UNet."""
     imagic_pipe: bool = False
-    """Evaluate each identity with its own UNet or LoRA; false evaluates all with the base UNet."""
+    """Evaluate each identity with its own UNet or LoRA; false evaluates all with the base model."""
     alpha: float = 0.0
     """In 0..1. The condition is alpha · embedding of the prompt + (1 - alpha) · trained embedding."""
     seed: int = 0
@@ -100,11 +104,12 @@ class DiffusionSettings:
     preselect: PreselectConfig = field(default_factory=PreselectConfig)
     """Evaluate only the classes that another model ranks best for an image."""
     loss: Loss = "l2"
-    """Loss of the predicted noise: squared difference, absolute difference, or Huber's with a delta of 1."""
+    """Loss of the predicted noise or velocity: squared difference, absolute difference, or Huber's with a delta
+    of 1."""
     weighting: Weighting = "uniform"
     """Weights of timesteps in the mean loss: equal, exp(-7 t) with t in 0..1, or snr, the ratio of signal to noise."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """Workers and precision of Stable Diffusion."""
+    """Workers and precision of the model."""
     write: Stage = field(default_factory=lambda: Stage(num_cpus=0.1, batch_size=64))
     """Tasks that write losses; batch_size is the images of one part, the most that a kill can cost."""
     autoscaling: bool = False
@@ -167,14 +172,17 @@ class Plan:
         return sum(map(len, self.missing.values()))
 
     def cost(self, numbers: Iterable[int]) -> int:
-        """Evaluations of the UNet for these identities at one pair of timestep and noise."""
+        """Evaluations of the network for these identities at one pair of timestep and noise."""
         return sum(len(self.identities[number].parts) for number in numbers)
 
 
 def check_identify(config: DiffusionSettings) -> list[Learnt]:
     """Find the identities; raises UserError where model or extra is missing, or the mode needs what they lack."""
-    check_diffusion(config.sd_model_name, "sd_model_name")
+    family = check_diffusion(config.sd_model_name, "sd_model_name")
     learnt = find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    question = config.question()
+    about = config.sd_model_name, family, config.clip_model_name
+    check_use(learnt, *about, height=question.height, width=question.width)
     if config.imagic_pipe and (bare := [one.name for one in learnt if not (one.lora or one.unet)]):
         raise UserError(
             f"imagic_pipe: {len(bare)} identities have neither a LoRA nor a UNet, such as {bare[0]}: they were trained "
@@ -208,7 +216,7 @@ def plan_identify(config: IdentifyConfig) -> Plan:
 
 def conditions(config: DiffusionSettings, learnt: list[Learnt]) -> tuple[list[Identity], list[str]]:
     """The identities as the mode has them, and for each a digest of its own weights, "" where it has none."""
-    texts: list[Texts] = []
+    texts: list[Texts | PipelineTexts] = []
 
     def embed(prompt: str) -> np.ndarray:
         if not texts:
@@ -234,14 +242,14 @@ def classes_of(config: DiffusionSettings, identities: Sequence[Identity]) -> dic
 
 def _identity(learnt: Learnt, condition: np.ndarray, own_unet: bool) -> Identity:
     if not own_unet:
-        return Identity(learnt.name, condition)
-    return Identity(learnt.name, condition, "" if learnt.unet else learnt.lora, learnt.unet)
+        return Identity(learnt.name, condition, base=learnt.base)
+    return Identity(learnt.name, condition, "" if learnt.unet else learnt.lora, learnt.unet, learnt.base)
 
 
 def _mean(of: str, members: list[Identity], by_loss: bool) -> Identity:
     """A class as one identity: the mean embedding of its members or, by_loss, the mean of their losses."""
     condition = np.stack([one.condition for one in members]).mean(0)
-    return Identity(of, condition, members=tuple(members) if by_loss else ())
+    return Identity(of, condition, base=members[0].base, members=tuple(members) if by_loss else ())
 
 
 def _digests(config: DiffusionSettings, identities: list[Identity], weights: list[str]) -> list[str]:
@@ -297,7 +305,7 @@ class Outcome:
     rejected: Counter[str]
     """Pictures without an answer, by code."""
     evaluations: int
-    """Evaluations of the UNet for all answers."""
+    """Evaluations of the network for all answers."""
     of_full: int
     """Evaluations that every identity at every one of the evenly spaced timesteps takes."""
     certain: int
@@ -307,7 +315,7 @@ class Outcome:
     preselected: int = 0
     """Pictures for which the preselection left identities out."""
     saved: int = 0
-    """Least number of evaluations of the UNet that the preselection saved: those that no identity can do without."""
+    """Least number of evaluations of the network that the preselection saved: those that no identity can do without."""
     notes: list[str] = field(default_factory=list)
     """Which losses are not comparable, in sentences."""
 

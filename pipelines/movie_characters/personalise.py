@@ -1,4 +1,4 @@
-"""Personalise Stable Diffusion to characters, each from one image or a few.
+"""Personalise diffusion models to characters, each from one image or a few.
 
 imagic               trains the embedding of a prompt, then all of the UNet with that embedding fixed
                      (Kawar et al., "Imagic: Text-Based Real Image Editing with Diffusion Models", 2023); gigabytes each
@@ -7,18 +7,23 @@ lora                 trains the embedding, then a low-rank addition to the UNet'
 textual_inversion    trains a word that stands for the character in the prompt (Gal et al., "An Image is Worth One
                      Word", 2022); kilobytes each
 
-All minimise the squared error of the noise that the UNet predicts at uniformly drawn timesteps. Identities are rows,
-spread over a pool of actors. Workers of Ray Train would step, fail and restart together, but identities are
-independent: a free actor takes the next one, and one that fails costs no other. Each resumes from its own checkpoint
-and ends as if it had never stopped: the draws of a step depend on the seed and its number alone.
+All minimise the squared error of what the network predicts: noise, or the velocity of a flow. StableDiffusionXL,
+StableDiffusion3 and Flux are trained by LoRA.
+
+Many identities are rows, spread over a pool of actors: a free actor takes the next one, and one that fails costs no
+other. With training.workers above 1, workers of Ray Train train one identity after the other together, each on its
+share of the rows of every step. Both run the same loop, and an identity may change from one to the other: each resumes
+from its own checkpoint and ends as if it had never stopped, since the draws of a step depend on the seed and its number
+alone.
 """
 
 import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -26,12 +31,13 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
-from actors.movie_characters.diffusion import (
-    check_diffusion,
-)
+from actors.movie_characters.diffusion import OneByOne, check_diffusion, check_size
+from actors.movie_characters.families import SD
 from actors.movie_characters.names import Picture, class_identity, image_identity
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
+from pipelines.core.progress import ProgressFile
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
+from pipelines.core.training import train
 from pipelines.movie_characters.pictures import find_pictures
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,10 @@ def plan_personalise(config: PersonaliseConfig) -> Plan:
     """Find images and missing identities; raises UserError where the model or an extra is missing."""
     given = config.input
     pictures = find_pictures(given if isinstance(given, str) else list(given), "input")
-    check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    family = check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    check_size(family.multiple, resolution=config.resolution)
+    if config.method != "lora" and family is not SD:
+        raise UserError(f"method={config.method} is for a {SD.pipeline}, not a {family.pipeline}. Set method=lora.")
     if config.use_8bit_adam:
         from actors.movie_characters.personalise_steps import adam8bit
 
@@ -89,41 +98,99 @@ def _tasks(config: PersonaliseConfig, groups: dict[str, list[Picture]]) -> list[
 
 def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """Actor pools and task stages, by name."""
-    return {"diffusion": config.diffusion}, {}
+    return {"diffusion": _stage(config)}, {}
+
+
+def _stage(config: PersonaliseConfig) -> OneByOne:
+    shared = config.training.workers
+    return replace(config.diffusion, workers=shared) if shared > 1 else config.diffusion
 
 
 def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     """Train what is missing; returns how many identities of this run failed, by code. They are in rejected/."""
-    import ray
-
-    from actors.movie_characters.personaliser import Personaliser
-
     if config.push_to_hub:
         _check_hub(config)
     set_context()
     config = replace(plan.config, output=storage.absolute(config.output))
     store = Store(config.output)
     bad: list[dict[str, str]] = []
-    if plan.todo:
-        stages = fitted(*stages_of(config), config.autoscaling)
-        rows = ray.data.from_items(
-            [{"number": number} for number in range(len(plan.todo))], override_num_blocks=len(plan.todo)
-        )
-        rows = rows.map_batches(
-            Personaliser,
-            fn_constructor_args=[config, plan.todo],
-            batch_size=1,
-            **ray_actors(stages["diffusion"]),
-        )
-        for count, row in enumerate(rows_of(rows), 1):
-            name = plan.todo[row["number"]].name
-            if row["error"]:
-                bad.append({"identity": name, "code": row["error"], "message": row["message"]})
-            log.info("%d of %d identities: %s %s", count, len(plan.todo), name, row["error"] or "trained")
+    trained = _apart if config.training.workers == 1 else _together
+    for count, (number, code, message) in enumerate(trained(config, plan.todo) if plan.todo else (), 1):
+        name = plan.todo[number].name
+        if code:
+            bad.append({"identity": name, "code": code, "message": message})
+        log.info("%d of %d identities: %s %s", count, len(plan.todo), name, code or "trained")
     store.replace_table("rejected", [pa.Table.from_pylist(bad, REJECTED)])
     if config.push_to_hub:
         _push(config, [task.name for task in plan.tasks if task.name not in {row["identity"] for row in bad}])
     return Counter(row["code"] for row in bad)
+
+
+Ended = tuple[int, str, str]
+"""The number of an identity whose training ended, and the code and message of its error, "" for none."""
+
+
+def _apart(config: PersonaliseConfig, todo: Sequence[Task]) -> Iterator[Ended]:
+    """Train identities in a pool of actors, each of which trains identities of its own."""
+    import ray
+
+    from actors.movie_characters.personaliser import Personaliser
+
+    stages = fitted(*stages_of(config), config.autoscaling)
+    rows = ray.data.from_items([{"number": number} for number in range(len(todo))], override_num_blocks=len(todo))
+    arguments = [config, todo]
+    rows = rows.map_batches(
+        Personaliser, fn_constructor_args=arguments, batch_size=1, **ray_actors(stages["diffusion"])
+    )
+    for row in rows_of(rows):
+        yield row["number"], row["error"], row["message"]
+
+
+def _together(config: PersonaliseConfig, todo: Sequence[Task]) -> Iterator[Ended]:
+    """Train identities one after the other, each by all workers of one trainer of Ray Train."""
+    stage = _stage(config)
+    result = train(
+        partial(_train_all, config, tuple(todo)),
+        {"identities": [(task.name, task.settings) for task in todo]},
+        seed=config.seed,
+        output=config.output,
+        workers=stage.workers,
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus,
+        total=len(todo),
+        unit="identities",
+    )
+    assert result.return_value is not None
+    for number, (code, message) in enumerate(result.return_value):
+        yield number, code, message
+
+
+def _train_all(config: PersonaliseConfig, todo: Sequence[Task]) -> list[tuple[str, str]]:
+    """What every worker of the trainer does. An identity that was finished before a worker died is skipped."""
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+    from torch import cuda
+
+    from actors.movie_characters.peers import Peers
+    from actors.movie_characters.personaliser import Personaliser
+
+    if (device := get_device()).type == "cuda":
+        cuda.set_device(device)
+    context = ray_train.get_context()
+    peers = Peers(context.get_world_rank(), context.get_world_size())
+    personaliser, progress = Personaliser(config, todo, peers), ProgressFile(config.output)
+    found: list[tuple[str, str]] = []
+    for task in todo:
+        done = peers.each(_is_done(config.output, task))[0]
+        found.append(("", "") if done else personaliser.train(task))
+        if peers.rank == 0:
+            progress.write(len(found), task.name)
+    return found
+
+
+def _is_done(output: str, task: Task) -> bool:
+    """Whether the folder of an identity is complete, and of these settings."""
+    return (Store(output).read_json(task.name, DONE) or {}).get("settings_digest") == task.settings
 
 
 def _check_hub(config: PersonaliseConfig) -> None:

@@ -178,3 +178,127 @@ def backbone(folder: Path, seed: int = 0) -> str:
     model = timm.create_model("resnet18", pretrained_cfg_overlay={"input_size": (3, 32, 32)}, **sizes)
     save_for_hf(model, str(folder), model_args=sizes, safe_serialization=True)
     return str(folder)
+
+
+def text_encoder(projected: int | None = None, width: int = 16, seed: int = 0) -> Any:
+    """A text encoder of CLIP for `letters`; projected: numbers of a pooled text, of the class that has one."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = letters()
+    torch.manual_seed(seed)
+    about: Any = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=projected or 8,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(about)
+
+
+def stable_diffusion_xl(folder: Path, seed: int = 0) -> str:
+    """A StableDiffusionXL, as diffusers saves it: 32 numbers a token and 8 of the pooled text."""
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    torch.manual_seed(seed)
+    unet: Any = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": (2, 2),
+        "cross_attention_dim": 32,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 8 + 6 * 4,
+        "sample_size": 8,
+    }
+    parts: Any = {"vae": tiny_vae(), "unet": UNet2DConditionModel(**unet), "scheduler": schedule()}
+    parts |= {"text_encoder": text_encoder(), "text_encoder_2": text_encoder(8, seed=1)}
+    pipeline = StableDiffusionXLPipeline(**parts, tokenizer=letters(), tokenizer_2=letters())
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def stable_diffusion_3(folder: Path, seed: int = 0) -> str:
+    """A StableDiffusion3 without T5, as diffusers saves it: 32 numbers a token and 24 of the pooled text."""
+    import torch
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+    torch.manual_seed(seed)
+    transformer: Any = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 40,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 24,
+        "pos_embed_max_size": 16,
+    }
+    parts: Any = {"vae": tiny_vae(0.06), "transformer": SD3Transformer2DModel(**transformer)}
+    parts |= {"text_encoder": text_encoder(8), "text_encoder_2": text_encoder(16, seed=1), "text_encoder_3": None}
+    tokenizers: Any = {"tokenizer": letters(), "tokenizer_2": letters(), "tokenizer_3": None}
+    StableDiffusion3Pipeline(**parts, **tokenizers, scheduler=flow_schedule(shift=3.0)).save_pretrained(folder)
+    return str(folder)
+
+
+def flux(folder: Path, seed: int = 0) -> str:
+    """A Flux with distilled guidance, as diffusers saves it: 32 numbers a token and 16 of the pooled text."""
+    import torch
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(seed)
+    transformer: Any = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    }
+    sizes: Any = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    parts: Any = {"vae": tiny_vae(0.06), "transformer": FluxTransformer2DModel(**transformer)}
+    parts |= {"text_encoder": text_encoder(), "text_encoder_2": T5EncoderModel(T5Config(**sizes))}
+    tokenizers: Any = {"tokenizer": letters(), "tokenizer_2": letters()}
+    scheduler = flow_schedule(shift=3.0, use_dynamic_shifting=True)
+    FluxPipeline(**parts, **tokenizers, scheduler=scheduler).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vae(shift: float | None = None) -> Any:
+    """A VAE whose latents have four channels and half the picture's sides."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    blocks: Any = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 8),
+        "norm_num_groups": 2,
+        "shift_factor": shift,
+    }
+    return AutoencoderKL(sample_size=16, **blocks)
+
+
+def flow_schedule(**about: Any) -> Any:
+    """The schedule of a flow."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**about)

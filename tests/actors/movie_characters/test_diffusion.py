@@ -292,7 +292,7 @@ def test_a_model_that_predicts_v_gives_the_noise_of_it(tmp_path: Path) -> None:
             return (model.scheduler.get_velocity(z, noise, t),)
 
     perfect = replace(model, unet=Perfect())
-    assert torch.allclose(losses_module.predict_noise(perfect, noisy, t, torch.zeros(1, 77, 16)), noise, atol=1e-5)
+    assert torch.allclose(losses_module.predict(perfect, noisy, t, torch.zeros(1, 77, 16)), noise, atol=1e-5)
 
 
 def test_every_beginning_of_a_staged_bank_is_spread_over_the_timesteps() -> None:

@@ -94,7 +94,7 @@ def test_characters_are_learnt_recognised_and_drawn(
     ask += ["resolution=16", "imagic_pipe=true", "stages={samples: [2, 4], keep: [2, 1]}"]
     assert "3 images, 9 pairs of an image and an identity" in run_here(*ask, "--dry-run")
     told = run_here(*ask)
-    assert "3 rows = 3 done + 0 rejected" in told and "evaluations of the UNet per image" in told
+    assert "3 rows = 3 done + 0 rejected" in told and "evaluations of the network per image" in told
     assert "no certainty stated: it takes 20 images" in told
     results = f"{place}/results/Imagic_pipeline"
     rows = list(csv.DictReader(storage.read_bytes(f"{results}/Ann_results.csv").decode().splitlines()))

@@ -160,12 +160,12 @@ def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: P
     middle = Personaliser(replace(config, center_crop=True), tasks)
 
     def latents(of: Personaliser) -> list[torch.Tensor]:
-        return [of._latents(task) for task in tasks]
+        return [of._latents(task)[0] for task in tasks]
 
     def equal(one: list[torch.Tensor], again: list[torch.Tensor]) -> bool:
         return all(torch.equal(*pair) for pair in zip(one, again, strict=True))
 
-    assert equal(latents(actor), [actor._latents(task) for task in tasks[::-1]][::-1])
+    assert equal(latents(actor), [actor._latents(task)[0] for task in tasks[::-1]][::-1])
     assert not equal(latents(actor), latents(other)) and not equal(latents(actor), latents(middle))
 
 
@@ -183,9 +183,10 @@ def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: P
 def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
     config: PersonaliseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
-    config = replace(config, **how, checkpoint_s=0, emb_train_steps=3, max_train_steps=3)
+    config = replace(config, **how, checkpoint_s=0, emb_train_steps=2, max_train_steps=3)
+    config = replace(config, input=tuple(f"{config.input}/{name}.png" for name in ("Ann_1", "Anna_1")))
     whole, other = config, replace(config, output=str(tmp_path / "killed"))
-    assert learn(whole) == ["", "", ""]
+    assert learn(whole) == ["", ""]
 
     class Killed(BaseException):
         pass
@@ -206,8 +207,8 @@ def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
             break
         except Killed:
             lives += 1
-    assert lives >= 4
-    for name in ("Ann_1", "Ann_2", "Anna_1"):
+    assert lives >= 2
+    for name in ("Ann_1", "Anna_1"):
         assert same(learnt(whole, name), learnt(other, name))
     assert not list(Path(other.output, "checkpoints").rglob("*.safetensors"))
     assert plan_personalise(other).todo == []
@@ -245,6 +246,7 @@ def test_diffusers_reads_what_was_learnt(config: PersonaliseConfig, sd_folder: s
     assert learnt(word, "Ann_1")[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(told, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_make_the_loss_smaller_and_all_options_work_together(config: PersonaliseConfig) -> None:
     config = replace(
         config,
@@ -285,19 +287,19 @@ def test_half_precision_learns_nearly_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if method not in in_float32:
-        in_float32[method] = replace(config, method=method, gradient_accumulation_steps=2)
-        assert learn(in_float32[method]) == [""] * 3
+        one = f"{config.input}/Ann_1.png"
+        in_float32[method] = replace(config, method=method, gradient_accumulation_steps=2, input=one)
+        assert learn(in_float32[method]) == [""]
     config = in_float32[method]
     half = replace(config, mixed_precision=precision, output=str(tmp_path / "half"))
     # As on a GPU: by itself a CPU does not compute fp16.
     monkeypatch.setattr(PersonaliseConfig, "precision", property(lambda given: given.mixed_precision))
-    assert learn(half) == [""] * 3
-    for name in ("Ann_1", "Anna_1"):
-        one, other = (json.loads(Path(c.output, name, DONE).read_text())["losses"] for c in (config, half))
-        assert one.keys() == other.keys()
-        for phase in one:
-            assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
-        assert all(tensor.dtype == np.float32 for tensor in learnt(half, name).values())
+    assert learn(half) == [""]
+    one, other = (json.loads(Path(c.output, "Ann_1", DONE).read_text())["losses"] for c in (config, half))
+    assert one.keys() == other.keys()
+    for phase in one:
+        assert np.array(other[phase]) == pytest.approx(np.array(one[phase]), rel=0.02)
+    assert all(tensor.dtype == np.float32 for tensor in learnt(half, "Ann_1").values())
     if method == "imagic":
         # In float32 a step of 0.001 changes what half precision would round away.
         weights = learnt(half, "Ann_1")["diffusion_pytorch_model.mid_block.resnets.0.norm1.weight"]
@@ -373,7 +375,7 @@ def test_adam_in_8_bits_learns_nearly_the_same(
 
 
 def test_other_settings_are_learnt_anew_and_where_it_runs_is_no_setting(config: PersonaliseConfig) -> None:
-    config = replace(config, max_train_steps=1, emb_train_steps=1)
+    config = replace(config, max_train_steps=0, emb_train_steps=1)
     learn(config)
     assert plan_personalise(replace(config, checkpoint_s=1, autoscaling=True)).todo == []
     assert len(plan_personalise(replace(config, seed=4)).todo) == 3
@@ -392,7 +394,7 @@ def test_a_bad_picture_costs_its_identity_and_a_diverging_one_too(config: Person
 
 
 def test_what_was_learnt_goes_to_the_hub(config: PersonaliseConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, emb_train_steps=1, max_train_steps=1, push_to_hub=True, hub_model_id="me/faces")
+    config = replace(config, emb_train_steps=0, max_train_steps=0, push_to_hub=True, hub_model_id="me/faces")
     assert learn(config) == ["", "", ""]
     server = hub.start(monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "another's")
