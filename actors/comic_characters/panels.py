@@ -125,9 +125,9 @@ def _fitted(piece: Panel, drawn: np.ndarray) -> Panel | None:
     left, top, right, bottom = map(int, piece)
     # A part may be narrower than what it was cut from: roughly first, then exactly.
     for axis, share in ((0, 0.3), (1, SOLID), (0, SOLID)):
-        solid = (
-            np.flatnonzero(drawn[top:bottom, left:right].mean(axis) > share) if bottom > top and right > left else ()
-        )
+        if bottom <= top or right <= left:
+            return None
+        solid: list[int] = np.flatnonzero(drawn[top:bottom, left:right].mean(axis) > share).tolist()
         if not solid:
             return None
         if axis == 0:
