@@ -28,6 +28,11 @@ class OnnxModel:
         """The shape of each input; None where any size goes."""
         self._dtypes = [_DTYPES.get(one.type.removeprefix("tensor(").removesuffix(")")) for one in inputs]
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What whoever exported the file wrote about it, such as names of classes."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """The outputs for arrays, one per input, each converted to the input's dtype."""
         fed = {
