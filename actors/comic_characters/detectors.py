@@ -150,6 +150,11 @@ def load_detector(config: DetectConfig, weights: Weights) -> Run:
         step = 1 if weights.single else len(squares)
         for first in range(0, len(squares), step):
             outputs = call(network_input(squares[first : first + step], config.normalise))
+            if any(len(output) != len(squares[first : first + step]) for output in outputs):
+                raise UserError(
+                    f"detect.weights={config.weights} was exported for one batch size only: its outputs for {step} "
+                    f"pictures are {', '.join(str(output.shape) for output in outputs)}. Set detect.batch_size=1."
+                )
             form = form_of(outputs, count) if config.outputs == "auto" else config.outputs
             found += decoded(outputs, form, count, weights.shape, config)
         return found
