@@ -1,5 +1,6 @@
 """Comic characters: which drawn people are the same character, by their faces and bodies.
 
+python -m jobs.comic_characters detect input=s3://comics/pages detect.weights=faces_and_bodies.onnx output=s3://comics/out
 python -m jobs.comic_characters crop input=s3://comics/panels boxes=s3://comics/merged_face_body.csv output=s3://comics/out
 python -m jobs.comic_characters pretrain output=s3://comics/out pretrain.training.num_gpus=1
 """
@@ -19,6 +20,7 @@ from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
 if TYPE_CHECKING:
     from pipelines.comic_characters.assign import AssignPlan
     from pipelines.comic_characters.crop import CropPlan
+    from pipelines.comic_characters.detect import DetectPlan
     from pipelines.comic_characters.embed import EmbedPlan
     from pipelines.comic_characters.fine_tune import FineTunePlan
     from pipelines.comic_characters.pairs import PretrainPlan
@@ -64,6 +66,74 @@ def read_experiment(name: str) -> dict[str, Any]:
 
 def _places(output: str, *names: str) -> dict[str, str]:
     return {name: Store(output).uri(name) for name in names}
+
+
+class OnPages(ComicsVerb):
+    """A verb that looks at pages."""
+
+    panels_only = False
+
+    def plan(self, config: "ComicsConfig") -> "DetectPlan":
+        from pipelines.comic_characters.detect import plan_detection
+
+        return plan_detection(config, self.panels_only)
+
+    def preview(self, config: "ComicsConfig", plan: "DetectPlan") -> Preview:
+        from pipelines.comic_characters.crop import BOXES
+        from pipelines.comic_characters.detect import COCO, PANELS, stages_of
+
+        detector = [f"detector: {config.detect.weights}, of {', '.join(plan.weights.names)}"] if plan.weights else []
+        series = len({page["series_id"] for page in plan.pages})
+        facts = [f"input: {len(plan.pages)} pages of {series} series", *detector, f"to do: {len(plan.todo)} pages"]
+        names = (plan.folder, PANELS, *((BOXES, COCO) if plan.weights else ()))
+        places = _places(config.output, *names, f"rejected/{plan.folder}", f"runs/{self.name}.json")
+        return Preview(facts, places, *stages_of(config, self.panels_only))
+
+    def work(self, config: "ComicsConfig", plan: "DetectPlan", run: Run) -> None:
+        from pipelines.comic_characters.detect import PANELS, detect
+
+        if plan.todo:
+            run.ray()
+        run.record |= detect(config, plan)
+        found = run.record["found"]
+        run.say(
+            ", ".join(
+                f"{count} {kind}" for kind, count in zip(("panels", "faces", "bodies"), found.values(), strict=True)
+            )
+        )
+        run.say(f"panels: {run.store.uri(PANELS)}")
+
+
+@app.verb
+class Panels(OnPages):
+    """Find the panels of pages, in reading order, by gutters and frames. Rerun to resume."""
+
+    panels_only = True
+
+
+@app.verb
+class Detect(OnPages):
+    """Detect faces and bodies on pages by a detector that you give; `crop` uses the boxes. Rerun to resume."""
+
+    def rejections(self, config: "ComicsConfig") -> str:
+        return "rejected/detections"
+
+
+@app.verb
+class Convert(ComicsVerb):
+    """Write boxes of Manga109 XML, COCO JSON, CoMix JSON or a CSV as a CSV and as COCO JSON. Needs no Ray."""
+
+    def preview(self, config: "ComicsConfig", plan: None) -> Preview:
+        from pipelines.comic_characters.crop import BOXES
+        from pipelines.comic_characters.detect import COCO, PANELS
+
+        names = (BOXES, PANELS, COCO, "rejected/convert", "runs/convert.json")
+        return Preview([f"input: {config.boxes}"], _places(config.output, *names))
+
+    def work(self, config: "ComicsConfig", plan: None, run: Run) -> None:
+        from pipelines.comic_characters.detect import convert
+
+        run.record |= convert(config)
 
 
 @app.verb

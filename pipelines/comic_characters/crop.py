@@ -21,10 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.crops import BOX, CROPS, CUT, NAME, CropConfig, cut_pictures
+from actors.comic_characters.panels import Reading
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
+from actors.media.images import IMAGE_SUFFIXES
+from pipelines.comic_characters.box_formats import COLUMNS, Boxes, as_text, read_dataset
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import finish, fitted, ray_task, set_context
 
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
     from pipelines.comic_characters.settings import ComicsConfig
 
 REJECTED = pa.schema([("line", pa.int64()), *((name, pa.string()) for name in (*NAME, *BOX, "error", "message"))])
-"""One row per box without a crop, with its values in the CSV. line: in the CSV, whose first row is line 2."""
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+"""One row per box without a crop, with its values in the CSV. line: in the CSV, whose first row is line 2; in another
+format, the number of the box plus 1."""
+BOXES = "boxes.csv"
+"""What `detect` and `convert` write, below the output."""
 LISTS = {"face": "filtered_all_face.csv", "body": "filtered_all_body.csv"}
 
 
@@ -57,14 +62,16 @@ def plan_crops(config: ComicsConfig) -> CropPlan:
 
     Raises UserError where the CSV cannot be read, or where the output has crops made with other settings.
     """
-    for name in ("input", "boxes"):
-        if not getattr(config, name):
-            raise UserError(f"{name}: this setting is required")
+    if not config.input:
+        raise UserError("input: this setting is required")
     store = Store(config.output)
+    uri = config.boxes or store.uri(BOXES)
+    if not config.boxes and not storage.exists(uri):
+        raise UserError("boxes: this setting is required, unless `detect` has written some into this output")
     made = store.read_json("crops.json")
     if made not in (None, _way(config.crop)):
         raise UserError(f"{config.output} has crops made with {made}. Use another output, or these settings.")
-    given = read_boxes(config.boxes)
+    given = read_boxes(uri, config.reading)
     boxes = located(checked(given), config.input)
     cut = _with_cuts(boxes, store).img_path != ""
     return CropPlan(given, boxes, ((boxes.error == "") & ~cut).to_numpy())
@@ -85,9 +92,17 @@ def read_csv(uri: str, setting: str) -> pd.DataFrame:
         raise UserError(f"{setting}={uri} is not a CSV file: {error}") from error
 
 
-def read_boxes(uri: str) -> pd.DataFrame:
-    """The rows of a CSV of boxes as text, with the columns line, NAME, char_index and BOX. Raises ValueError."""
-    rows = read_csv(uri, "boxes")
+def read_boxes(uri: str, reading: Reading | None = None) -> pd.DataFrame:
+    """Boxes of a CSV, or of a dataset in another format, as text: line, NAME, char_index, BOX and picture.
+
+    reading: direction in which a dataset's panels are numbered. Raises UserError.
+    """
+    return boxes_of(uri, read_dataset(uri, reading))
+
+
+def boxes_of(uri: str, dataset: Boxes | None) -> pd.DataFrame:
+    """Boxes of a dataset that was read, or of the CSV, as `read_boxes` returns them."""
+    rows = as_text(dataset.rows) if dataset else read_csv(uri, "boxes")
     # The reference writes x1 where it means x_1.
     rows = rows.rename(columns={"x1": "x_1"})
     if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:
@@ -95,7 +110,9 @@ def read_boxes(uri: str) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"boxes={uri} has no rows, so there is nothing to cut out")
     rows.insert(0, "line", np.arange(2, len(rows) + 2))
-    return rows[["line", *NAME, "char_index", *BOX]].apply(lambda one: one.str.strip() if one.name != "line" else one)
+    if "picture" not in rows.columns:
+        rows["picture"] = ""
+    return rows[["line", *COLUMNS]].apply(lambda one: one.str.strip() if one.name != "line" else one)
 
 
 def checked(given: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +131,8 @@ def checked(given: pd.DataFrame) -> pd.DataFrame:
     boxes["char_index"] = whole.astype("Int64")
     boxes[BOX] = numbers[BOX].astype(float)
     boxes[["left", "top", "right", "bottom"]] = math.nan
-    boxes[["picture", "img_path"]] = ""
+    boxes["picture"] = given.picture
+    boxes["img_path"] = ""
     named = index.notna() & given.series_id.map(_part_of_path) & given.page_id.map(_part_of_path)
     finite = np.isfinite(boxes[BOX].to_numpy()).all(1)
     sized = (boxes.x_0 < boxes.x_1) & (boxes.y_0 < boxes.y_1)
@@ -135,15 +153,17 @@ def _part_of_path(name: str) -> bool:
 
 
 def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
-    """Boxes with the picture of their panel, else of their page; else the error missing_page."""
+    """Boxes with the picture that they name, else that of their panel, else of their page; else missing_page."""
     found: dict[str, str] = {}
-    for entry in storage.listing(pictures, ENDINGS, as_input=True):
+    for entry in storage.listing(pictures, IMAGE_SUFFIXES, as_input=True):
         found.setdefault(entry.name.rpartition(".")[0], entry.uri)
     panel = boxes.series_id + "/" + boxes.page_id
     page = panel.str.replace(r"_[^_]*$", "", regex=True)
-    uris = panel.map(found).fillna(page.map(found)).fillna("")
+    named = boxes.picture.str.replace(r"\.[^./]*$", "", regex=True)
+    uris = named.map(found).fillna(panel.map(found)).fillna(page.map(found)).fillna("")
     lost = (uris == "") & (boxes.error == "")
     message = "neither " + storage.join(pictures) + "/" + panel + ".jpg nor " + page + ".jpg exists"
+    message = message.where(named == "", storage.join(pictures) + "/" + boxes.picture + " does not exist")
     return boxes.assign(
         picture=uris,
         error=boxes.error.where(~lost, "missing_page"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from actors.comic_characters.crops import CropConfig
+from actors.comic_characters.detection import DetectConfig
 from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -187,16 +188,19 @@ class AssignConfig:
 
 @dataclass(frozen=True)
 class ComicsConfig:
-    """Settings of crop, embed, assign and score; of pretrain and fine-tune, too."""
+    """Settings of panels, detect, convert, crop, embed, assign and score; of pretrain and fine-tune, too."""
 
     output: str
     """Where all results go: a path or s3://bucket/prefix."""
     input: str = ""
     """Folder or prefix of panels, <series>/<page>_<panel>.jpg, or of pages, <series>/<page>.jpg; also .jpeg, .png and
-    .webp. Needed by `crop`."""
+    .webp. Needed by `panels`, `detect` and `crop`."""
     boxes: str = ""
-    """CSV of boxes in pixels of the input's pictures: series_id, page_id (<page>_<panel>), type (face or body), index,
-    char_index (equal for a face and its body; empty or -1 where unknown), x_0, y_0, x1, y_1. Needed by `crop`."""
+    """Boxes in pixels of the input's pictures. A CSV: series_id, page_id (<page>_<panel>), type (face or body), index,
+    char_index (equal for a face and its body; empty or -1 where unknown), x_0, y_0, x1, y_1; or Manga109 XML, COCO JSON
+    or CoMix JSON, a file or a folder of such. Empty: those that `detect` wrote into the output."""
+    reading: Literal["left_to_right", "right_to_left"] | None = None
+    """Direction in which panels are read, and numbered. null: right to left for Manga109 XML, else left to right."""
     labels: str = ""
     """Folder of labels: train_sequences.json, validation_sequences.json, test_sequences.json. Needed by `fine-tune` and
     `score`."""
@@ -210,6 +214,8 @@ class ComicsConfig:
     """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Network that faces and bodies share."""
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    """Detection of faces and bodies on pages."""
     crop: CropConfig = field(default_factory=CropConfig)
     """Cutting faces and bodies out of pictures."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
