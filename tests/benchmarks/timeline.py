@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.media.shots import ShotsConfig
+from actors.media.shot_detection.shots import ShotsConfig
 from actors.movie_characters.faces import FaceEmbedder, FacesConfig
 from pipelines.comic_characters.clusters import bcubed
 from pipelines.core.metrics import wilson
