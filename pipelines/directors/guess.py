@@ -16,6 +16,7 @@ from actors.core.stage import Row
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.head_settings import HeadConfig
+from actors.media.archives import is_tar
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
@@ -118,13 +119,14 @@ def guess(config: GuessConfig, plan: GuessPlan) -> Guesses:
 
 
 def find_images(uri: str) -> list[Entry]:
-    """A picture, or those of a folder or prefix in the order of their names; raises UserError where there is none."""
+    """A picture, or those of a folder, prefix or tar in the order of names; raises UserError where there is none."""
     if not uri:
         raise UserError("image is missing. Set --image to a picture, or to a folder or prefix of pictures.")
     root = storage.absolute(uri)
-    if storage.exists(root):
-        return [Entry(root.rpartition("/")[2], root, storage.size(root))]
-    found = sorted(images_below(root), key=lambda entry: natural(entry.name))
+    one = [Entry(root.rpartition("/")[2], root, storage.size(root))] if storage.exists(root) else None
+    if one and not is_tar(root):
+        return one
+    found = sorted(images_below(root, one), key=lambda entry: natural(entry.name))
     if not found:
         raise UserError(f"{uri} has no pictures. Their names must end in {', '.join(IMAGE_SUFFIXES)}.")
     return found
