@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.genres.predict import PredictConfig, PredictPlan
     from pipelines.genres.process import ProcessConfig
     from pipelines.genres.score import ScoreConfig
+    from pipelines.genres.texts import TextsConfig, TextsPlan
     from pipelines.genres.train import TrainConfig, TrainPlan
 
 app = Verbs(__doc__)
@@ -65,6 +66,33 @@ class Embed(Verb):
         run.record["notes"] = done.notes
         for line in decoder_lines(done.decoders, config.images.video.by_nvdec):
             run.say(line)
+
+
+@app.verb
+class Texts(Verb):
+    """Embed subtitles or plots of films, as further features (`extra=`) of `train`. Rerun to resume."""
+
+    def settings(self) -> "type[TextsConfig]":
+        from pipelines.genres.texts import TextsConfig
+
+        return TextsConfig
+
+    def plan(self, config: "TextsConfig") -> "TextsPlan":
+        from pipelines.genres.texts import plan_texts
+
+        return plan_texts(config)
+
+    def preview(self, config: "TextsConfig", plan: "TextsPlan") -> Preview:
+        facts = [f"input: {len(plan.films)} texts", f"to do: {len(plan.todo)}"]
+        return Preview(facts, _places(config.output, "features", "rejected", "runs/texts.json"), *plan.stages(config))
+
+    def work(self, config: "TextsConfig", plan: "TextsPlan", run: Run) -> None:
+        from pipelines.genres.texts import embed_texts
+
+        if plan.todo:
+            run.ray()
+        run.record |= embed_texts(config, plan)
+        run.say(f"{run.record['passages']} passages: {run.store.uri('features')}")
 
 
 @app.verb

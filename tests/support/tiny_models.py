@@ -178,3 +178,17 @@ def backbone(folder: Path, seed: int = 0) -> str:
     model = timm.create_model("resnet18", pretrained_cfg_overlay={"input_size": (3, 32, 32)}, **sizes)
     save_for_hf(model, str(folder), model_args=sizes, safe_serialization=True)
     return str(folder)
+
+
+def sentence_transformer(folder: Path, words: Sequence[str] = ("moon", "man", "love")) -> str:
+    """A tiny BERT with random weights whose tokens are these words. Returns the folder."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes), add_pooling_layer=False).save_pretrained(folder)
+    return str(folder)
