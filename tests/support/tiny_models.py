@@ -169,12 +169,14 @@ def save_pipeline(folder: Path, vae: Any, text_encoder: Any, unet: Any, schedule
 
 def backbone(folder: Path, seed: int = 0) -> str:
     """A ResNet of timm's with random weights, for pictures of 32 x 32, as timm saves it."""
+    import timm
     import torch
+    from timm.models import save_for_hf
 
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(vocabulary), intermediate_size=32, **sizes)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    sizes: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "num_classes": 5}
+    model = timm.create_model("resnet18", pretrained_cfg_overlay={"input_size": (3, 32, 32)}, **sizes)
+    save_for_hf(model, str(folder), model_args=sizes, safe_serialization=True)
     return str(folder)
 
 
@@ -187,13 +189,7 @@ def sentence_transformer(folder: Path, words: Sequence[str] = ("moon", "man", "l
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    BertModel(
-        BertConfig(vocab_size=len(vocabulary), intermediate_size=32, **sizes), add_pooling_layer=False
-    ).save_pretrained(folder)
+    size: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(vocabulary), intermediate_size=32, **size)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return str(folder)
