@@ -61,6 +61,15 @@ def read_bytes(uri: str) -> bytes:
     return patiently(uri, lambda: client().get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
+def read_part(uri: str, start: int, size: int) -> bytes:
+    """So many bytes of a file from an offset on. Raises FileNotFoundError."""
+    bucket, key = bucket_key(uri)
+    if not size:
+        return b""
+    part = f"bytes={start}-{start + size - 1}"
+    return patiently(uri, lambda: client().get_object(Bucket=bucket, Key=key, Range=part)["Body"].read())
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, in place of what may be there."""
     bucket, key = bucket_key(uri)

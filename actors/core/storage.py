@@ -81,6 +81,15 @@ def read_bytes(uri: str) -> bytes:
     return _s3().read_bytes(uri)
 
 
+def read_part(uri: str, start: int, size: int) -> bytes:
+    """So many bytes of a file from an offset on; fewer where it ends before. Raises FileNotFoundError."""
+    if is_s3(uri):
+        return _s3().read_part(uri, start, size)
+    with no_other_kind(uri), open(local_path(uri), "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file in one step, in place of what may be there; folders are made."""
     if is_s3(uri):

@@ -1,7 +1,9 @@
-"""Images of films as rows: listed in folders, or the key frames of video files."""
+"""Images of films as rows: listed in folders, streamed from tars, or the key frames of video files."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -12,8 +14,9 @@ from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.stage import Batch, Row, Stage
 from actors.genres.key_frames import key_frames
+from actors.media import archives
 from actors.media.film import VideoConfig
-from actors.media.images import IMAGE_SUFFIXES, Shape, images_among, natural
+from actors.media.images import IMAGE_SUFFIXES, Shape, images_among, natural, read_images
 from actors.media.shot_detection.shots import ShotsConfig
 
 SHOTS_AT_ONCE = 16
@@ -25,7 +28,7 @@ class ImagesConfig:
     """Reading images, and finding key frames in video files."""
 
     read: Stage = field(default_factory=lambda: Stage(workers=0, batch_size=64))
-    """Tasks that read and decode image files."""
+    """Tasks that read and decode image files, and stream tars."""
     video: VideoConfig = field(default_factory=VideoConfig)
     """Decoding of video files, and the tasks that do it."""
     shots: ShotsConfig = field(default_factory=ShotsConfig)
@@ -64,6 +67,31 @@ def cut_films(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batc
                 rows = []
         if rows:
             yield _columns(rows)
+
+
+def stream_tars(films: Batch, shape: Shape, images: ImagesConfig) -> Iterator[Batch]:
+    """The images in tars as batches of rows, in one pass over each, each film with a row of its own at its end."""
+    blank = {"start_s": math.nan, "decoder": "", "error": "", "message": ""}
+    for film, uri in zip(map(str, films["film"]), map(str, films["uri"]), strict=True):
+        about, count = {**blank, "film": film, "images": -1, "uri": uri}, 0
+        end: Row = {"error": "", "message": ""}
+        try:
+            found = ((name, data) for name, data in archives.contents(uri) if name.lower().endswith(IMAGE_SUFFIXES))
+            while some := list(islice(found, images.read.batch_size)):
+                rows = [{**about, "number": count + i, "name": name} for i, (name, _) in enumerate(some)]
+                count += len(rows)
+                batch = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+                yield read_images(batch, shape, [data for _, data in some])
+            if not count:
+                end = {"error": "no_images", "message": f"{uri} holds no image"}
+        except archives.ArchiveError as error:
+            end = {"error": "broken_archive", "message": str(error)}
+        except FileNotFoundError as error:
+            end = {"error": "not_found", "message": str(error)}
+        except PermissionError as error:
+            end = {"error": "forbidden", "message": str(error)}
+        image = np.zeros((shape.size, shape.size, 3), np.uint8)
+        yield _columns([{**about, "number": -1, "name": "", "images": count, "image": image, **end}])
 
 
 def _columns(rows: list[Row]) -> Batch:

@@ -23,6 +23,7 @@ from actors.core.addresses import AddressError
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.storage import Entry
+from actors.media import archives
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,10 @@ READERS = 8
 def images_below(folder: str, entries: Sequence[Entry] | None = None) -> list[Entry]:
     """The images below a folder or prefix, by the ends of their names; warns of other files beside them.
 
-    entries: the files below it, where they are listed already. Raises UserError where there are only other files.
+    Those in a tar come as if they lay in a folder of its name. entries: the files below it, where they are listed
+    already. Raises UserError where there are only other files.
     """
-    entries = list(storage.listing(folder, as_input=True)) if entries is None else entries
+    entries = list(archives.unpacked(storage.listing(folder, as_input=True) if entries is None else entries))
     found = images_among(entries, folder)
     if entries and not found:
         raise UserError(
@@ -121,7 +123,7 @@ def read_image(uri: str, short: Callable[[int, int], int] = min) -> Image.Image:
 
 def _bytes(uri: str) -> bytes:
     try:
-        return storage.read_bytes(uri)
+        return archives.read_bytes(uri)
     except FileNotFoundError as error:
         raise ImageError("not_found", str(error)) from error
     except PermissionError as error:
@@ -175,8 +177,8 @@ def square(image: np.ndarray, shape: Shape) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
-def read_images(batch: Batch, shape: Shape) -> Batch:
-    """Read and decode image files.
+def read_images(batch: Batch, shape: Shape, data: Sequence[bytes] | None = None) -> Batch:
+    """Read and decode image files; data: their bytes, where they have been read already.
 
     Reads:  uri  str (N,); "" where there is none
             error, message  str (N,): rows with an error are left as they are
@@ -188,7 +190,7 @@ def read_images(batch: Batch, shape: Shape) -> Batch:
 
     def read(row: int) -> None:
         try:
-            images[row] = decode(_bytes(batch["uri"][row]), shape)
+            images[row] = decode(_bytes(batch["uri"][row]) if data is None else data[row], shape)
         except ImageError as error:
             errors[row], messages[row] = error.code, str(error)
 

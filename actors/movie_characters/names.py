@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from actors.core.errors import UserError
+from actors.media.movienet import shot_of
 
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
 
@@ -52,7 +53,12 @@ def class_identity(cls: str) -> str:
 @lru_cache(1 << 16)
 def stem(name: str) -> str:
     """The name of an image or identity without folder and suffix of an image."""
-    return _IMAGE_NAME.sub("", name.strip().rpartition("/")[2])
+    return unsuffixed(name.rpartition("/")[2])
+
+
+def unsuffixed(name: str) -> str:
+    """The name of an image with its folder, if it has one, without its suffix."""
+    return _IMAGE_NAME.sub("", name.strip())
 
 
 UNLABELLED = "unlabelled"
@@ -74,7 +80,12 @@ def class_of(name: str) -> str:
 
 @lru_cache(1 << 16)
 def class_or_unlabelled(name: str) -> str:
-    """The class of an image as `class_of` reads it, or UNLABELLED; raises UserError for a class of that name."""
+    """The class of an image as `class_of` reads it, or UNLABELLED, which key frames of MovieNet are by their names.
+
+    Raises UserError for a class of that name.
+    """
+    if shot_of(stem(name)) is not None:
+        return UNLABELLED
     cls, _, _ = _DRAWN.sub("", stem(name)).rpartition("_")
     return checked_class(cls.removesuffix("_frame") or cls, name) if cls else UNLABELLED
 
@@ -115,7 +126,7 @@ class Picture:
     """An image of a character."""
 
     name: str
-    """Name of its file."""
+    """Name of its file, after that of its folder or film where files of several have one name."""
     uri: str
     size: int
     """Bytes; -1 where there is no such file."""

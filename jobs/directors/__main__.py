@@ -5,6 +5,7 @@ python -m jobs.directors train input=screenshots/ output=model/
 python -m jobs.directors guess model/ --image frame.jpg
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,7 @@ def _counts(frames: "Frames") -> str:
 
 @app.verb
 class Guess(Verb):
-    """Classify a picture by director; or each picture of a folder, and all of them as one film.
+    """Classify a picture by director; each picture of a folder, and all of them as one film; or films (--film).
 
     python -m jobs.directors guess model/ --image frame.jpg --save answer.jpg
     """
@@ -193,9 +194,11 @@ class Guess(Verb):
     def preview(self, config: "GuessConfig", plan: "GuessPlan") -> Preview:
         from pipelines.directors.vectors import stages_of
 
+        videos = len(plan.films.todo) if plan.films else 0
+        films = f" of {len(plan.films.names())} films" if plan.films else ""
         facts = [
-            f"input: {len(plan.found)} pictures; model: {len(plan.model.directors)} directors",
-            f"to do: {len(plan.todo)} vectors",
+            f"input: {len(plan.found)} pictures{films}; model: {len(plan.model.directors)} directors",
+            f"to do: {len(plan.todo)} vectors" + (f", screenshots of {videos} video files" if videos else ""),
         ]
         places = _places(config.model, "features", "runs/guess.json") | ({"save": config.save} if config.save else {})
         return Preview(facts, places, *stages_of(config.pictures))
@@ -208,10 +211,18 @@ class Guess(Verb):
             run.ray()
         done = guess(config, plan)
         run.stage("embed", len(plan.todo), done.seconds)
-        run.record["rows"] = {"in": len(plan.found), "out": len(done.each), "rejected": done.codes}
+        if plan.films:
+            silent = Counter({"no_pictures": len(plan.films.names()) - len(done.films)})
+            run.record["rows"] = {"in": len(plan.films.names()), "out": len(done.films), "rejected": dict(+silent)}
+        else:
+            run.record["rows"] = {"in": len(plan.found), "out": len(done.each), "rejected": done.codes}
         run.record["notes"] = done.notes
         for line in examples([f"{row['path']}: {row['error']}: {row['message']}" for row in done.rejected]):
             run.say(line)
+        for film, answer in done.films.items():
+            run.say(f"{film}: {in_words(answer)}")
+        if done.films:
+            run.record["films"] = {film: {"name": one.name, "top": one.top} for film, one in done.films.items()}
         for path, answer in done.each.items():
             run.say(f"{path.rpartition('/')[2]}: {in_words(answer)}")
         if done.whole is None:

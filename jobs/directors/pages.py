@@ -13,6 +13,7 @@ from actors.core import storage
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
+from actors.media import archives
 from actors.media.images import ImageError, open_image
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
 from pipelines.core.drawing import letters
@@ -102,7 +103,7 @@ def _contact_sheet(shots: Sequence[Screenshot], names: Sequence[str], config: Ex
         for number in random.choice(len(own), min(config.per_director, len(own)), replace=False):
             left = label + len(images) * (width + 4)
             try:
-                picture = open_image(storage.read_bytes(own[number].uri), lambda *_: height)
+                picture = open_image(archives.read_bytes(own[number].uri), lambda *_: height)
             except (ImageError, FileNotFoundError):
                 continue
             picture.thumbnail(CELL)
@@ -327,7 +328,7 @@ def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]
     single = is_picture(save)
     for entry in found:
         if answer := answers.get(entry.uri):
-            image = open_image(storage.read_bytes(entry.uri), lambda *sides: min(sides))
+            image = open_image(archives.read_bytes(entry.uri), lambda *sides: min(sides))
             name = save if single else storage.join(save, f"{entry.name}.png")
             data = io.BytesIO()
             with_answer(image, answer).save(data, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.genres.predict import PredictConfig, PredictPlan
     from pipelines.genres.process import ProcessConfig
     from pipelines.genres.score import ScoreConfig
+    from pipelines.genres.texts import TextsConfig, TextsPlan
     from pipelines.genres.train import TrainConfig, TrainPlan
 
 app = Verbs(__doc__)
@@ -45,9 +46,9 @@ class Embed(Verb):
         return plan_embed(config)
 
     def preview(self, config: "EmbedConfig", plan: "EmbedPlan") -> Preview:
-        videos = sum(source.video for source in plan.sources)
+        kinds = Counter(source.kind for source in plan.sources)
         facts = [
-            f"input: {len(plan.sources) - videos} folders of images, {videos} video files",
+            f"input: {kinds['folder']} folders of images, {kinds['video']} video files, {kinds['tar']} tars",
             f"to do: {len(plan.todo)} films",
         ]
         return Preview(facts, _places(config.output, "features", "rejected", "runs/embed.json"), *plan.stages(config))
@@ -68,8 +69,35 @@ class Embed(Verb):
 
 
 @app.verb
+class Texts(Verb):
+    """Embed subtitles or plots of films, as further features (`extra=`) of `train`. Rerun to resume."""
+
+    def settings(self) -> "type[TextsConfig]":
+        from pipelines.genres.texts import TextsConfig
+
+        return TextsConfig
+
+    def plan(self, config: "TextsConfig") -> "TextsPlan":
+        from pipelines.genres.texts import plan_texts
+
+        return plan_texts(config)
+
+    def preview(self, config: "TextsConfig", plan: "TextsPlan") -> Preview:
+        facts = [f"input: {len(plan.films)} texts", f"to do: {len(plan.todo)}"]
+        return Preview(facts, _places(config.output, "features", "rejected", "runs/texts.json"), *plan.stages(config))
+
+    def work(self, config: "TextsConfig", plan: "TextsPlan", run: Run) -> None:
+        from pipelines.genres.texts import embed_texts
+
+        if plan.todo:
+            run.ray()
+        run.record |= embed_texts(config, plan)
+        run.say(f"{run.record['passages']} passages: {run.store.uri('features')}")
+
+
+@app.verb
 class Process(Verb):
-    """Write the embedded films with their genres as one .npz file, the input of `train`."""
+    """Write films' vectors with genres and directors as one .npz file, the input of `train` and `directors train`."""
 
     def rejections(self, config: "ProcessConfig") -> None:
         return None
@@ -80,10 +108,10 @@ class Process(Verb):
         return ProcessConfig
 
     def preview(self, config: "ProcessConfig", plan: None) -> Preview:
-        from pipelines.genres.embed import stored_films
+        from pipelines.genres.process import films_in
 
-        store = Store(config.output)
-        facts = [f"input: {len(stored_films(store))} films in {store.uri('features')}"]
+        place = config.input or Store(config.output).uri("features")
+        facts = [f"input: {len(films_in(config))} films in {place}"]
         return Preview(facts, _places(config.output, "films.npz", "runs/process.json"))
 
     def work(self, config: "ProcessConfig", plan: None, run: Run) -> None:
@@ -96,8 +124,8 @@ class Process(Verb):
         for line in examples([f"{row['film']}: {row['code']}: {row['message']}" for row in made.rejected]):
             run.say(line)
         if made.unknown_genres:
-            run.say(f"not among the 21 genres, ignored{listed(made.unknown_genres)}")
-        run.say(f"{made.pieces} rows: {run.store.uri('films.npz')}")
+            run.say(f"not among the {made.genres} genres, ignored{listed(made.unknown_genres)}")
+        run.say(f"{made.pieces} rows, {made.directed} films with directors: {run.store.uri('films.npz')}")
 
 
 @app.verb
@@ -120,6 +148,8 @@ class Train(Verb):
         names = ("model/model.safetensors", "model/config.json", "test.parquet", "runs/train.json")
         artefacts = _places(config.output, *names, *(() if config.solved else ("training",)))
         facts = [f"input: {len(films)} films with {len(films.genre_names)} genres"]
+        if plan.left_out:
+            facts.append(f"left out: {plan.left_out} films that are not in {config.split_file}")
         return Preview(facts, artefacts, {} if config.solved else {"train": workers})
 
     def work(self, config: "TrainConfig", plan: "TrainPlan", run: Run) -> None:
@@ -129,7 +159,7 @@ class Train(Verb):
             run.ray()
         run.record |= train(config, plan)
         counts = ", ".join(f"{count} {part}" for part, count in run.record["films"].items())
-        run.say(f"films: {counts}")
+        run.say(f"films: {counts}" + (f"; {plan.left_out} are in no part of the split" if plan.left_out else ""))
         if run.record["test_ap"]:
             run.say(_precision(run.record))
         elif "note" in run.record:
@@ -156,7 +186,11 @@ class Predict(Verb):
             f"input: {len(plan.films.whole())} films",
             f"model: {plan.about['learn']['head']}, {len(plan.about['thresholds'])} genres",
         ]
-        return Preview(facts, _places(config.output, "predictions.parquet", "runs/predict.json"))
+        names = ["predictions.parquet", "runs/predict.json"]
+        if plan.scenes:
+            facts.append(f"scenes: {len(plan.scenes.parts)}; films without{listed(plan.scenes.without) or ': none'}")
+            names.append("scenes.parquet")
+        return Preview(facts, _places(config.output, *names))
 
     def work(self, config: "PredictConfig", plan: "PredictPlan", run: Run) -> None:
         from pipelines.genres.predict import predict
@@ -166,6 +200,11 @@ class Predict(Verb):
         counts = {str(name): int(films) for name, films in chosen.sort_values(ascending=False).items()}
         run.say(f"{count} films{listed(counts)}")
         run.say(f"predictions: {run.store.uri('predictions.parquet')}")
+        if plan.scenes:
+            run.record |= {"scenes": len(plan.scenes.parts), "films_without_scenes": plan.scenes.without}
+            run.say(f"{len(plan.scenes.parts)} scenes: {run.store.uri('scenes.parquet')}")
+            if plan.scenes.without:
+                run.say(f"films without scenes{listed(plan.scenes.without)}")
 
 
 @app.verb

@@ -1,20 +1,27 @@
 """Films as embeddings of their frames, with genres and director: one npz file, and its split into parts.
 
 The layout: `vecs` float16 [n, D], the frames of all films in order; `offsets` int64 [N + 1], where each film's frames
-begin and end; `ids` [N]; `genres` 0/1 [N, C] with `genre_names` [C]; `director` [N], "" where unknown. Films without
-labels have no `genres`, `genre_names` or `director`. Where films are given as several pieces, each with an id of its
-own, `film` [N] names the film of each.
+begin and end; `ids` [N]; `genres` 0/1 [N, C] with `genre_names` [C]; `director` [N], "" where unknown, several names
+joined by "; ". Films without labels have no `genres`, `genre_names` or `director`. Where films are given as several
+pieces, each with an id of its own, `film` [N] names the film of each.
 """
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
+
+SEVERAL = "; "
+"""What stands between the directors of a film that has several."""
+REQUESTS = 16
+"""Small files that the driver reads at once."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Films:
     genre_names: list[str]
     """C names."""
     directors: list[str]
-    """N names, "" where unknown."""
+    """N names, "" where unknown; several of one film are joined by SEVERAL."""
     owners: tuple[str, ...] = ()
     """N ids of the films that these are pieces of; none where each is a whole film."""
 
@@ -157,6 +164,33 @@ def read_films(uri: str) -> Films:
         )
     except ValueError as error:
         raise UserError(f"{uri}: {error}") from error
+
+
+def read_arrays(folder: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The films of a folder or prefix with one FILM.npy each, (n, D) or, of one vector, (D,); sorted by film.
+
+    Raises UserError where a file is no such array, and where two have vectors of other lengths.
+    """
+    entries = storage.listing(folder, (".npy",))
+    found = sorted((PurePosixPath(entry.name).stem, entry.uri) for entry in entries if "/" not in entry.name)
+
+    def read(uri: str) -> np.ndarray:
+        try:
+            array = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{uri} is no .npy file of a plain array: {error}") from error
+        array = array[None] if isinstance(array, np.ndarray) and array.ndim == 1 else array
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+            raise UserError(f"{uri} must hold numbers of shape frames x dimensions, one row per frame")
+        return array.astype(np.float16)
+
+    width = 0
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        for (film, uri), array in zip(found, threads.map(read, [uri for _, uri in found]), strict=True):
+            width = width or array.shape[1]
+            if len(array) and array.shape[1] != width:
+                raise UserError(f"{uri} has vectors of {array.shape[1]} numbers, the films before it of {width}")
+            yield film, array
 
 
 def write_films(films: Films, uri: str) -> None:

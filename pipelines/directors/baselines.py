@@ -20,7 +20,8 @@ def compared(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> dict
     if len(rows) > MANY:
         rows = np.sort(random.choice(rows, MANY, replace=False))
     test = parts == TEST
-    labels, classes = frames.labels[rows], len(frames.directors)
+    classes = len(frames.directors)
+    rows, labels = frames.examples(rows)
     x, y = frames.vectors[rows].astype(np.float32), frames.vectors[test].astype(np.float32)
     near = KNeighborsClassifier(min(config.neighbours, len(rows)), metric="cosine", weights="distance")
     models: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {
@@ -76,7 +77,8 @@ def style_importance(frames: Frames, parts: np.ndarray, config: DirectorsConfig)
         return []
     rows = np.flatnonzero((parts == TRAIN) & (frames.view == 0))[:MANY]
     test = np.flatnonzero(parts == TEST)[:MANY]
-    forest = _forest(config).fit(frames.style[rows][:, known], frames.labels[rows])
+    rows, labels = frames.examples(rows)
+    forest = _forest(config).fit(frames.style[rows][:, known], labels)
     worth: Any = permutation_importance(
         forest, frames.style[test][:, known], frames.labels[test], n_repeats=10, random_state=config.training.seed
     )

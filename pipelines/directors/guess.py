@@ -16,10 +16,12 @@ from actors.core.stage import Row
 from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.head_settings import HeadConfig
+from actors.media.archives import is_tar
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.models.backbones import BackboneConfig, check_backbone
 from actors.models.backbones import name as space
 from pipelines.core.in_process import few
+from pipelines.directors.films import FilmPictures, find_film_pictures, pictures_of
 from pipelines.directors.metrics import by_film
 from pipelines.directors.settings import GuessConfig
 from pipelines.directors.vectors import embed, embed_few, missing, read_pictures_of, wanted
@@ -65,7 +67,9 @@ class GuessPlan:
     todo: list[Row]
     """Rows without a vector."""
     needs_ray: bool
-    """Whether there are enough of these that Ray is worth its start."""
+    """Whether there are enough of these that Ray is worth its start, or video files to take screenshots of."""
+    films: FilmPictures | None
+    """Films to classify as a whole, instead of single pictures."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Guesses:
     each: dict[str, Guess]
     """By URI of the picture, in order."""
     whole: Guess | None
-    """For all of them as pictures of one film; None where no picture can be read."""
+    """For all of them as pictures of one film; None where no picture can be read, or `films` are classified."""
+    films: dict[str, Guess]
+    """By film; empty where pictures are classified."""
     rejected: list[Row]
     """Pictures that cannot be read: path, error, message."""
     seconds: float
@@ -94,37 +100,55 @@ def plan_guess(config: GuessConfig) -> GuessPlan:
     check_backbone(config.pictures.backbone)
     model = read_model(config.model)
     check_space(model, config.pictures.backbone)
-    found = find_images(config.image)
+    films = find_film_pictures(config) if config.film else None
+    found = [entry for _, entry in films.pictures] if films else find_images(config.image)
     if config.save and is_picture(config.save) and len(found) > 1:
         raise UserError(f"save={config.save} is a file, but there are {len(found)} pictures. Set save to a folder.")
-    rows = wanted([(entry.uri, entry.uri, entry.size) for entry in found], config.pictures.views, set())
+    rows = _rows(found, config)
     todo = missing(Store(config.model), rows, config.pictures)
-    return GuessPlan(model, found, rows, todo, not few(len(todo), config.pictures.backbone))
+    needs_ray = not few(len(todo), config.pictures.backbone) or bool(films and films.todo)
+    return GuessPlan(model, found, rows, todo, needs_ray, films)
+
+
+def _rows(found: Sequence[Entry], config: GuessConfig) -> list[Row]:
+    return wanted([(entry.uri, entry.uri, entry.size) for entry in found], config.pictures.views, set())
 
 
 def guess(config: GuessConfig, plan: GuessPlan) -> Guesses:
     """Embed the pictures that have no vector, on Ray where there are many, and classify all."""
     store, started = Store(config.model), time.monotonic()
-    if plan.needs_ray:
-        embed(store, plan.todo, config.pictures)
-    elif plan.todo:
-        embed_few(store, plan.todo, config.pictures)
+    rows, todo, lost = plan.rows, plan.todo, []
+    film_of: dict[str, str] = {}
+    if plan.films:
+        pictures, lost = pictures_of(plan.films, config)
+        film_of = {entry.uri: film for film, entry in pictures}
+        rows = _rows([entry for _, entry in pictures], config)
+        todo = missing(store, rows, config.pictures)
+    if todo:
+        (embed if plan.needs_ray else embed_few)(store, todo, config.pictures)
     seconds = time.monotonic() - started
-    got = read_pictures_of(store, plan.rows, config.pictures)
+    got = read_pictures_of(store, rows, config.pictures)
+    rejected = [*lost, *got.rejected]
     if not got.path:
-        return Guesses({}, None, got.rejected, seconds, got.notes)
-    each, whole = answers(plan.model, got.vectors, config.top)
-    return Guesses(dict(zip(got.path, each, strict=True)), whole, got.rejected, seconds, got.notes)
+        return Guesses({}, None, {}, rejected, seconds, got.notes)
+    if plan.films:
+        names = np.array([film_of[path] for path in got.path])
+        own = {name: got.vectors[names == name] for name in dict.fromkeys(names.tolist())}
+        whole = {name: answers(plan.model, vectors, config.top)[1] for name, vectors in own.items()}
+        return Guesses({}, None, whole, rejected, seconds, got.notes)
+    each, one = answers(plan.model, got.vectors, config.top)
+    return Guesses(dict(zip(got.path, each, strict=True)), one, {}, rejected, seconds, got.notes)
 
 
 def find_images(uri: str) -> list[Entry]:
-    """A picture, or those of a folder or prefix in the order of their names; raises UserError where there is none."""
+    """A picture, or those of a folder, prefix or tar in the order of names; raises UserError where there is none."""
     if not uri:
-        raise UserError("image is missing. Set --image to a picture, or to a folder or prefix of pictures.")
+        raise UserError("Set --image to a picture or a folder of pictures, or --film to a film or a folder of films.")
     root = storage.absolute(uri)
-    if storage.exists(root):
-        return [Entry(root.rpartition("/")[2], root, storage.size(root))]
-    found = sorted(images_below(root), key=lambda entry: natural(entry.name))
+    one = [Entry(root.rpartition("/")[2], root, storage.size(root))] if storage.exists(root) else None
+    if one and not is_tar(root):
+        return one
+    found = sorted(images_below(root, one), key=lambda entry: natural(entry.name))
     if not found:
         raise UserError(f"{uri} has no pictures. Their names must end in {', '.join(IMAGE_SUFFIXES)}.")
     return found

@@ -38,11 +38,13 @@ class Task:
     valid: tuple[np.ndarray, np.ndarray]
 
 
-def task(frames: Frames, labels: np.ndarray, parts: np.ndarray, classes: int, config: HeadConfig) -> Task:
-    """Training data of a head for these labels, int (N,) from 0 to classes - 1 wherever the part is TRAIN or VALID."""
+def task(frames: Frames, parts: np.ndarray, config: HeadConfig) -> Task:
+    """Training data of a head for the directors of frames, which every picture in TRAIN and VALID is labelled with."""
     from actors.directors.head import head_loss, head_values, make_head
 
-    sides = [(frames.vectors[parts == part].astype(np.float32), labels[parts == part]) for part in (TRAIN, VALID)]
+    classes = len(frames.directors)
+    chosen = [frames.examples(np.flatnonzero(parts == part)) for part in (TRAIN, VALID)]
+    sides = [(frames.vectors[rows].astype(np.float32), labels) for rows, labels in chosen]
     vectors, answers = sides[0]
     # A constant dimension has deviation 0; dividing by it would give NaN.
     scale = np.where(vectors.std(0) > 1e-6, vectors.std(0), 1.0)

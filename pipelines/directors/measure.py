@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def measure(frames: Frames, parts: Sequence[np.ndarray], config: DirectorsConfig
     found = Measured()
     steps = Progress("measure", len(parts), "folds" if len(parts) > 1 else "split")
     for number, part in enumerate(tracked(parts, steps)):
-        work = task(frames, frames.labels, _thinned(part, config), len(frames.directors), config.head)
+        work = task(frames, _thinned(part, config), config.head)
         model = head if head is not None and number == 0 else fit_here(work, config.training, _named(number, parts))
         valid, test = part == VALID, part == TEST
         warmth = temperature(logits(model, frames.vectors[valid]), frames.labels[valid])
@@ -90,11 +90,13 @@ def _thinned(parts: np.ndarray, config: DirectorsConfig) -> np.ndarray:
 def tabled(measured: Measured, frames: Frames, split: str) -> list[dict[str, Any]]:
     """One row per method: method, split and `figures`; those of films are None where pictures were split."""
     rows = np.concatenate(measured.rows)
-    films = np.unique(frames.film[rows], return_inverse=True)[1]
+    own, films = np.unique(frames.film[rows], return_inverse=True)
     table = []
     for name in METHODS:
         if name in measured.answers:
-            values = figures(np.concatenate(measured.answers[name]), frames.labels[rows], films)
+            answers = np.concatenate(measured.answers[name])
+            of_films = frames.truth(own, by_film(answers, films))
+            values = figures(answers, frames.truth(frames.film[rows], answers), films, of_films)
             if split == "frame":
                 values = {key: value if key.startswith("picture") else None for key, value in values.items()}
             table.append({"method": name, "split": split, **values})
@@ -155,9 +157,19 @@ def _without_some(
     number = np.full(directors + 1, -1)  # the last entry is for unknown directors, whose number is -1
     number[left] = np.arange(len(left))
     labels = number[frames.labels]
-    strangers = np.where((labels < 0) & (frames.labels >= 0) & (parts != TRAIN), parts, NONE)
+    # Where one of several directors is left, another one may be a stranger: such films are neither.
+    others = {film: tuple(number[list(own)].tolist()) for film, own in frames.others.items()}
+    mixed = np.isin(frames.film, [film for film, own in others.items() if -1 in own and set(own) != {-1}])
+    labels = np.where(mixed, -1, labels)
+    strangers = np.where((labels < 0) & ~mixed & (frames.labels >= 0) & (parts != TRAIN), parts, NONE)
     parts = np.where(labels < 0, NONE, parts)
-    work = task(frames, labels, _thinned(parts, config), len(left), config.head)
+    some = replace(
+        frames,
+        director=number[frames.director],
+        directors=[frames.directors[i] for i in left],
+        others={film: own for film, own in others.items() if -1 not in own},
+    )
+    work = task(some, _thinned(parts, config), config.head)
     head = fit_here(work, config.training, "train, for unknown directors")
     warmth = temperature(logits(head, frames.vectors[parts == VALID]), labels[parts == VALID])
     return f"a head trained without {directors - len(left)} of the directors", parts, strangers, head, warmth

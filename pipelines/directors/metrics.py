@@ -89,17 +89,20 @@ def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
 
 
 def figures(
-    log_probabilities: np.ndarray, labels: np.ndarray, films: np.ndarray, ks: Sequence[int] = (1, 3)
+    log_probabilities: np.ndarray,
+    labels: np.ndarray,
+    films: np.ndarray,
+    labels_of: np.ndarray,
+    ks: Sequence[int] = (1, 3),
 ) -> dict[str, float]:
     """Top-k accuracy of pictures and films, 95 % intervals of top 1, and macro F1 of both, all in 0..1.
 
     Intervals are Wilson's; pictures come in groups, the films. films: int (N,), the film of each picture, 0 to F - 1.
+    labels_of: int (F,), the labels of films; those of pictures may differ where a film has several directors.
     """
     from sklearn.metrics import f1_score
 
     whole = by_film(log_probabilities, films)
-    labels_of = np.zeros(len(whole), int)
-    labels_of[films] = labels
     count = np.bincount(films).astype(float)
     hits = np.bincount(films, in_top(log_probabilities, labels, 1))
     right = in_top(whole, labels_of, 1)

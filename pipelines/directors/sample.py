@@ -13,7 +13,7 @@ import math
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,8 +25,10 @@ from actors.core import storage
 from actors.core.csv_tables import read_csv_rows
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
+from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.screenshots import SCREENSHOTS, ScreenshotsConfig, sample_films, settings_key
+from actors.media.archives import unpacked
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import images_among, natural
 from pipelines.core.progress import Progress, tracked
@@ -37,6 +39,16 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.csv"
 COLUMNS = ("film", "director", "time_s", "frame", "path")
 """Columns of the manifest; `shot_s` follows where it was measured. path: relative to the manifest."""
+CAMERA = (
+    "shot_scale",
+    *("camera_static", "camera_push", "camera_pull"),
+    *("camera_pan", "camera_tilt", "camera_zoom", "camera_shake"),
+)
+"""What may be known of a picture's shot beside its length.
+
+shot_scale: 0 extreme close-up to 4 long shot; camera_static, _push, _pull: 0 to 1, share of time (of annotations 0 or
+1); camera_pan, _tilt, _zoom, _shake: as `camera` of curation measures them.
+"""
 RESERVED = frozenset(("explore", "features", "rejected", "runs", "screenshots"))
 """Names that a director's folder cannot have, because other outputs use them."""
 REJECTED = pa.schema([(name, pa.string()) for name in ("director", "film", "uri", "error", "message")])
@@ -163,7 +175,7 @@ def plan_sample(config: SampleConfig) -> SamplePlan:
 def sample(config: SampleConfig, plan: SamplePlan) -> dict[str, Any]:
     """Take the missing screenshots and write the manifest; returns rows, stages and screenshots for the run record."""
     store, started = Store(config.output), time.monotonic()
-    taken = _take(config, plan.todo) if plan.todo else 0
+    taken = take(config, plan.todo) if plan.todo else 0
     seconds = time.monotonic() - started
     ours = {(film["director"], film["film"], film["uri"]) for film in plan.films if not film["error"]}
     rows = [
@@ -198,7 +210,8 @@ def _manifest(rows: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _take(config: SampleConfig, todo: list[Row]) -> int:
+def take(config: SampleConfig, todo: list[Row]) -> int:
+    """Take the screenshots of films, each director, film, uri, on Ray; returns how many."""
     import ray
 
     set_context()
@@ -232,6 +245,8 @@ class Screenshot:
     """Seconds from the start of the film; NaN where unknown."""
     shot_s: float
     """Length of its shot in seconds; NaN where unknown."""
+    camera: Mapping[str, float] = field(default_factory=dict)
+    """Those of CAMERA that are known."""
 
 
 def read_screenshots(data: str, film_separator: str = "") -> list[Screenshot]:
@@ -245,11 +260,11 @@ def read_screenshots(data: str, film_separator: str = "") -> list[Screenshot]:
     root = storage.absolute(data)
     entries = storage.listing(root, as_input=True)
     own = (one for one in entries if one.name != MANIFEST and one.name.partition("/")[0] not in RESERVED)
-    sizes = {entry.name: entry.size for entry in images_among(own, root)}
+    images = {entry.name: entry for entry in images_among(unpacked(own), root)}
     if storage.exists(storage.join(root, MANIFEST)):
-        found = list(_by_manifest(root, sizes))
+        found = list(_by_manifest(root, images))
     else:
-        found = list(_by_folder(root, sizes, film_separator))
+        found = list(_by_folder(root, images, film_separator))
     if not found:
         raise UserError(f"{data} has no screenshots. Run `sample`, or use folders <director>/ or <director>/<film>/.")
     homeless = [shot.path for shot in found if not shot.film]
@@ -261,8 +276,8 @@ def read_screenshots(data: str, film_separator: str = "") -> list[Screenshot]:
     return sorted(found, key=lambda shot: natural(shot.path))
 
 
-def _by_folder(root: str, sizes: dict[str, int], separator: str) -> Iterator[Screenshot]:
-    for name, size in sizes.items():
+def _by_folder(root: str, images: dict[str, Entry], separator: str) -> Iterator[Screenshot]:
+    for name, entry in images.items():
         director, slash, rest = name.partition("/")
         if not slash:
             raise UserError(
@@ -277,10 +292,10 @@ def _by_folder(root: str, sizes: dict[str, int], separator: str) -> Iterator[Scr
                     f"film_separator={separator}: the name of {name} has none after a film's name. Rename the picture, "
                     "or remove the setting."
                 )
-        yield Screenshot(director, film, name, storage.join(root, name), size, math.nan, math.nan)
+        yield Screenshot(director, film, name, entry.uri, entry.size, math.nan, math.nan)
 
 
-def _by_manifest(root: str, sizes: dict[str, int]) -> Iterator[Screenshot]:
+def _by_manifest(root: str, images: dict[str, Entry]) -> Iterator[Screenshot]:
     uri = storage.join(root, MANIFEST)
     listed: dict[str, tuple[str, str]] = {}
     for line, row in read_csv_rows(uri, ("director", "path")):
@@ -293,9 +308,11 @@ def _by_manifest(root: str, sizes: dict[str, int]) -> Iterator[Screenshot]:
             continue
         listed[path] = about
         times = [_seconds(row.get(name, ""), f"{where}: {name}") for name in ("time_s", "shot_s")]
-        at = storage.join(root, path)
-        yield Screenshot(*about, path, at, sizes.get(path, -1), *times)
-    if beside := [name for name in sizes if name not in listed]:
+        entry = images.get(path) or Entry(path, storage.join(root, path), -1)
+        camera = {name: _seconds(row[name], f"{where}: {name}") for name in CAMERA if row.get(name)}
+        time_s, shot_s = times
+        yield Screenshot(*about, path, entry.uri, entry.size, time_s, shot_s, camera)
+    if beside := [name for name in images if name not in listed]:
         log.warning(
             "%s: %d pictures have no row in %s and are left out, such as %s",
             *(root, len(beside), MANIFEST, ", ".join(beside[:3])),
@@ -307,4 +324,4 @@ def _seconds(text: str, what: str) -> float:
     try:
         return float(text or math.nan)
     except ValueError as error:
-        raise UserError(f"{what} is no number of seconds: {text!r}") from error
+        raise UserError(f"{what} is no number: {text!r}") from error

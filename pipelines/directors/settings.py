@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from actors.core.errors import UserError
 from actors.directors.head_settings import HeadConfig
+from actors.directors.screenshots import ScreenshotsConfig
 from pipelines.core.training_config import TrainingConfig
 from pipelines.directors.vectors import PicturesConfig
 
@@ -61,6 +62,15 @@ class DirectorsConfig:
     film_separator: str = ""
     """Separator that ends the film's name in the names of pictures that lie as <director>/<image>: with `_`, the film
     of `vertigo_0012.jpg` is `vertigo`. Empty: their films are unknown, and pictures are split, which leaks."""
+    meta: str = ""
+    """Folder or prefix with MovieNet's meta, one FILM.json with its director(s) per film. `input` is then MovieNet's
+    key frames: one folder or .tar per film, FILM/shot_0000_img_0.jpg."""
+    annotations: str = ""
+    """With meta: folder or prefix with MovieNet's annotations, FILM.json, whose shot scale and movement become features
+    of style. Films without one count as well."""
+    shots: str = ""
+    """With meta: folder or prefix with MovieNet's shot files, shot_FILM.txt, whose lengths become a feature of style.
+    The frame rate is that of the annotation, else 24."""
     films: str = ""
     """One npz file of precomputed frame vectors with directors, as `genres process` writes it, instead of `input`. A
     model trained on it cannot classify pictures."""
@@ -71,6 +81,9 @@ class DirectorsConfig:
     split: Literal["film", "frame"] = "film"
     """What is split into training, validation and test: whole films; or single pictures, which overstates accuracy,
     because pictures of one film are then on both sides."""
+    split_file: str = ""
+    """A given split of films instead of a random one: JSON with lists of film names, `train`, `val` and `test`, as
+    MovieNet's movie1K.split.v1.json. Films in none of them are left out."""
     compare: bool = True
     """Also report the accuracy of the other split, which shows how much it leaks. Takes about twice as long."""
     test: float = 0.1
@@ -102,6 +115,12 @@ class DirectorsConfig:
             raise UserError(
                 f"test and valid must be above 0 and sum to less than 1, not {self.test:g} and {self.valid:g}"
             )
+        if (self.annotations or self.shots) and not self.meta:
+            raise UserError("annotations and shots are of MovieNet's key frames: set meta, too")
+        if self.meta and (self.films or self.film_separator):
+            raise UserError("meta says of which director the key frames in input are: leave out films, film_separator")
+        if self.split_file and (self.folds or self.split == "frame"):
+            raise UserError("split_file is a split of films: leave out folds and split=frame")
         if self.folds and self.folds < 3:
             raise UserError(f"folds must be 0, or 3 or more (one to test, one to validate), not {self.folds}")
         if self.min_films < 3 and (self.split == "film" or self.compare or self.folds):
@@ -123,6 +142,11 @@ class GuessConfig:
     """Output of `train`: a path or s3://bucket/prefix."""
     image: str = ""
     """Picture to classify, or a folder or prefix of pictures, which are also classified together as one film."""
+    film: str = ""
+    """Film to classify as a whole, instead of `image`: a video file, a folder or .tar of pictures, or a folder or
+    prefix of films."""
+    screenshots: ScreenshotsConfig = field(default_factory=ScreenshotsConfig)
+    """Which frames of video files are classified. They are kept in the model's folder, below `guess`."""
     top: int = 3
     """Likeliest directors to print, from 1, each with its probability."""
     save: str | None = None
@@ -140,3 +164,5 @@ class GuessConfig:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise UserError(f"top starts at 1, not {self.top}")
+        if self.film and (self.image or self.save):
+            raise UserError("film is classified as a whole: leave out image and save, or leave out film")

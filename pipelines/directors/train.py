@@ -24,6 +24,7 @@ from pipelines.core.film_vectors import read_films
 from pipelines.core.progress import Progress, ticking
 from pipelines.directors.baselines import known_style, style_importance
 from pipelines.directors.frames import STYLE, VALID, Frames, frames_of_films, frames_of_pictures, parts_of
+from pipelines.directors.key_frames import FilmFiles, read_key_frames
 from pipelines.directors.measure import Measured, measure, tabled, unknown
 from pipelines.directors.metrics import calibration_error, temperature
 from pipelines.directors.sample import Screenshot, read_screenshots
@@ -87,7 +88,10 @@ def plan_train(config: DirectorsConfig) -> TrainPlan:
         films = read_films(config.films)
         return TrainPlan([], [], [], len(films), frames_of_films(films, config))
     check_backbone(config.pictures.backbone)
-    shots = read_screenshots(config.input, config.film_separator)
+    if config.meta:
+        shots = read_key_frames(config.input, FilmFiles(config.meta, config.annotations, config.shots))
+    else:
+        shots = read_screenshots(config.input, config.film_separator)
     pictures = [(shot.path, shot.uri, shot.size) for shot in shots]
     rows = wanted(pictures, config.pictures.views, {shot.path for shot in shots})
     return TrainPlan(shots, rows, missing(Store(config.input), rows, config.pictures))
@@ -140,8 +144,8 @@ def train_head(frames: Frames, config: DirectorsConfig) -> dict[str, Any]:
         frames, parts_of(frames, config, config.split, config.folds), config, None if config.folds else head
     )
     rows = np.concatenate(measured.rows)
-    labels = frames.labels[rows]
     answers, raw = np.concatenate(measured.answers["head"]), np.concatenate(measured.raw)
+    labels = frames.truth(frames.film[rows], answers)
     valid = parts == VALID
     warmth = temperature(logits(head, frames.vectors[valid]), frames.labels[valid])
     report = {
@@ -181,10 +185,10 @@ def plot_uri(path: str) -> str:
 def _fit(frames: Frames, parts: np.ndarray, config: DirectorsConfig) -> tuple[FrameHead, list[dict[str, float]], int]:
     from pipelines.directors.head import fit_stored, task
 
-    work = task(frames, frames.labels, parts, len(frames.directors), config.head)
+    work = task(frames, parts, config.head)
     about = {
         "head": asdict(config.head),
-        "split": [config.split, config.test, config.valid],
+        "split": [config.split, config.test, config.valid, *([config.split_file] if config.split_file else [])],
         "directors": frames.directors,
         "films": [name for name, number in zip(frames.films, frames.director, strict=True) if number >= 0],
         "pictures": {}
@@ -219,7 +223,8 @@ def _model(frames: Frames, warmth: float, threshold: dict[str, float], config: D
 def _counts(frames: Frames) -> list[dict[str, Any]]:
     own = frames.view == 0
     pictures = np.bincount(frames.labels[own & (frames.labels >= 0)], minlength=len(frames.directors))
-    films = np.bincount(frames.director[frames.director >= 0], minlength=len(frames.directors))
+    each = [frames.others.get(film, (number,)) for film, number in enumerate(frames.director.tolist()) if number >= 0]
+    films = np.bincount([number for own in each for number in own], minlength=len(frames.directors))
     found = zip(frames.directors, films.tolist(), pictures.tolist(), strict=True)
     return [{"director": name, "films": f if frames.films_known else None, "pictures": p} for name, f, p in found]
 

@@ -1,7 +1,8 @@
-"""Films as folders of images, or as video files, embedded image by image: which vector is whose is never lost.
+"""Films as folders or tars of images, or as video files, embedded image by image: no vector is of another image.
 
 list   task     1 -> N: a film's images, in the order of their names as people count
-read   task     1 -> 1: files become squares (of a video file: the middle of each shot, decoded in a killable child)
+read   task     1 -> 1: files become squares (of a video file: the middle of each shot, decoded in a killable child;
+                        a tar is streamed once)
 embed  actors   1 -> 1: squares become vectors, in batches that go across films
 gather driver   N -> 1: a film's array, once all of its images are there
 """
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +30,13 @@ from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
-from actors.genres.film_images import ImagesConfig, cut_films, list_images
+from actors.genres.film_images import ImagesConfig, cut_films, list_images, stream_tars
+from actors.media.archives import is_tar
 from actors.media.film import VIDEO_SUFFIXES
 from actors.media.images import Shape, natural, read_images
 from actors.media.shot_detection.shots import NETWORKS
 from actors.models.clip import EmbeddingsConfig, ImageEmbedder, check_clip, input_shape
+from pipelines.core.film_vectors import REQUESTS
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 
@@ -46,8 +49,6 @@ LIST = Stage(num_cpus=0.1)
 """Listing a film's images."""
 REJECTED = pa.schema([(name, pa.string()) for name in ("film", "name", "uri", "code", "message")])
 """One row for each image that could not be read, and one with no name for each film that could not to its end."""
-REQUESTS = 16
-"""Small files that the driver reads at once."""
 ALIKE = "To have all of one device, embed into another output."
 """What to do where vectors were computed in several ways."""
 
@@ -60,8 +61,8 @@ class Source:
     """Its id: the name of its folder or, without the suffix, of its file."""
     uri: str
     """Where it lies."""
-    video: bool
-    """A video file; else a folder of images."""
+    kind: Literal["folder", "tar", "video"]
+    """A folder or a tar of images, or a video file."""
 
 
 def clip() -> EmbeddingsConfig:
@@ -74,7 +75,8 @@ class EmbedConfig:
     """Settings of `embed`."""
 
     input: str
-    """A folder or prefix with one folder of images per film (MovieNet's layout), video files, or both."""
+    """A folder or prefix of films: one folder or tar of images per film (MovieNet's layout), or video files. Tars are
+    streamed, never unpacked."""
     output: str = "output/genres"
     """Folder or s3:// prefix for features/ (one array per film) and rejected/."""
     embeddings: EmbeddingsConfig = field(default_factory=clip)
@@ -136,21 +138,26 @@ class Embedded:
 
 
 def find_films(input: str) -> list[Source]:
-    """The films below a path or s3://: folders of images and video files, sorted by id; looks into no folder.
+    """The films below a path or s3://: folders and tars of images and video files, sorted by id; opens none.
 
     Warns of other files beside them.
     Raises ValueError where there is none, and where two films have one id.
     """
     root = storage.absolute(input)
     below, files = storage.children(root)
-    videos = [entry for entry in files if entry.name.lower().endswith(tuple(VIDEO_SUFFIXES))]
-    found = [Source(short_name(name), storage.join(root, name), False) for name in below]
-    found += [Source(short_name(PurePosixPath(entry.name).stem), entry.uri, True) for entry in videos]
+    found = [Source(short_name(name), storage.join(root, name), "folder") for name in below]
+    others = []
+    for entry in files:
+        if is_tar(entry.name) or entry.name.lower().endswith(tuple(VIDEO_SUFFIXES)):
+            kind = "tar" if is_tar(entry.name) else "video"
+            found.append(Source(short_name(PurePosixPath(entry.name).stem), entry.uri, kind))
+        else:
+            others.append(entry.name)
     if not found:
-        raise UserError(f"{input} has neither folders of images nor video files. Give one of either per film.")
-    if others := [entry.name for entry in files if entry not in videos]:
+        raise UserError(f"{input} has neither folders of images nor video files or tars. Give one of them per film.")
+    if others:
         log.warning(
-            "%s: %d files beside the films are left out, such as %s: a film is a folder of images or a video file",
+            "%s: %d files beside the films are left out, such as %s: a film is a folder or .tar of images, or a video",
             *(input, len(others), ", ".join(others[:3])),
         )
     counts = Counter(source.film for source in found)
@@ -167,7 +174,7 @@ def plan_embed(config: EmbedConfig) -> EmbedPlan:
     if made and made["model"] != config.embeddings.name():
         # Vectors of two models lie in two spaces.
         raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
-    if any(source.video for source in sources):
+    if any(source.kind == "video" for source in sources):
         config.images.video.check_gpus(config.images.shots.detector in NETWORKS)
     # It imports the model's library, which takes seconds.
     check_clip(config.embeddings)
@@ -224,9 +231,10 @@ def embed_films(
 
 def stages_of(sources: Sequence[Source], images: ImagesConfig) -> dict[str, Stage]:
     """The tasks that these films need, by name."""
-    kinds = {source.video for source in sources}
-    folders = {"list": LIST, "read": images.read} if False in kinds else {}
-    return folders | ({"video": images.video} if True in kinds else {})
+    kinds = {source.kind for source in sources}
+    stages = {"list": LIST} if "folder" in kinds else {}
+    stages |= {"read": images.read} if kinds - {"video"} else {}
+    return stages | ({"video": images.video} if "video" in kinds else {})
 
 
 def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages: dict[str, Stage]) -> Dataset:
@@ -235,16 +243,18 @@ def _rows(sources: Sequence[Source], shape: Shape, images: ImagesConfig, stages:
     images: how many the film has, -1 where that is not known yet. A film may end with a row of its own, number -1.
     """
     kinds: list[Dataset] = []
-    if folders := [source for source in sources if not source.video]:
+    if folders := [source for source in sources if source.kind == "folder"]:
         size = stages["read"].batch_size
         named = _films(folders, 8).flat_map(list_images, **ray_task(stages["list"]))
         read: Any = partial(read_images, shape=shape)
         kinds.append(
             in_blocks(named, size, stages["list"]).map_batches(read, batch_size=size, **ray_task(stages["read"]))
         )
-    if files := [source for source in sources if source.video]:
-        cut: Any = partial(cut_films, shape=shape, images=images)
-        kinds.append(_films(files, 1).map_batches(cut, batch_size=1, **ray_task(stages["video"])))
+    whole: dict[str, tuple[Any, str]] = {"tar": (stream_tars, "read"), "video": (cut_films, "video")}
+    for kind, (rows_of, stage) in whole.items():
+        if files := [source for source in sources if source.kind == kind]:
+            task: Any = partial(rows_of, shape=shape, images=images)
+            kinds.append(_films(files, 1).map_batches(task, batch_size=1, **ray_task(stages[stage])))
     return kinds[0].union(*kinds[1:]) if len(kinds) > 1 else kinds[0]
 
 
@@ -284,7 +294,8 @@ def gathered(parts: Iterable[Batch]) -> Iterator[Embedded]:
 
 
 def _embedded(name: str, film: _Film) -> Embedded:
-    rows = sorted(film.rows, key=lambda row: row["number"])
+    # A tar holds its files in any order.
+    rows = sorted(film.rows, key=lambda row: natural(str(row["name"])))
     sound = [row for row in rows if not row["error"]]
     vectors = np.stack([row["vector"] for row in sound]) if sound else np.zeros((0, 0), np.float16)
     rejected = [
@@ -292,7 +303,7 @@ def _embedded(name: str, film: _Film) -> Embedded:
         for row in (*rows, *film.own)
         if row["error"]
     ]
-    times = [float(row["start_s"]) for row in sound] if film.own else []
+    times = [float(row["start_s"]) for row in sound if film.own and not np.isnan(row["start_s"])]
     names = [str(row["name"]) for row in sound]
     last = film.own[-1] if film.own else {"decoder": "", "message": "", "error": ""}
     fallback = "" if last["error"] else str(last["message"])

@@ -1,20 +1,29 @@
-"""Genres of films: which ones there are, what is known of films, and the rows that heads learn from."""
+"""Vectors of films with what is known of them, genres and directors: the rows that heads learn from."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from pipelines.core.film_vectors import Films, middles, read_films, write_films
-from pipelines.genres.embed import REQUESTS, read_stored, stored_films
+from actors.media.movienet import FormError, Meta, read_meta
+from pipelines.core.film_vectors import (
+    REQUESTS,
+    SEVERAL,
+    Films,
+    middles,
+    read_arrays,
+    read_films,
+    write_films,
+)
+from pipelines.genres.embed import read_stored, stored_films
 
 GENRES = (
     "Drama",
@@ -39,7 +48,7 @@ GENRES = (
     "Musical",
     "Western",
 )
-"""The 21 genres, in the order of every table and array."""
+"""The genres of the reference, 21, in its order."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,15 @@ class ProcessConfig:
     """Settings of `process`."""
 
     meta: str
-    """Folder or s3:// prefix with one FILM.json per film: {"genres": [names]}."""
+    """Folder or s3:// prefix with one FILM.json per film, as MovieNet's: {"genres": [names], "director": [names]}. A
+    director may also be an object with a `name`."""
     output: str = "output/genres"
-    """The output of `embed`, with features/; films.npz is written beside it."""
+    """Folder or s3:// prefix for films.npz: the output of `embed`, unless `input` is set."""
+    input: str = ""
+    """Vectors of your own instead of those of `embed`: a folder or prefix with one FILM.npy per film, a row a frame."""
+    genres: list[str] | Literal["all"] = field(default_factory=lambda: list(GENRES))
+    """Genres to classify, by name, in the order of tables. Others are counted and ignored. all: every genre that meta
+    has (MovieNet: 28), the most frequent first. []: none, for vectors with directors only."""
     patch_size: int = 256
     """Key frames per piece of a film at most, sampled at equal steps from a longer film. Shorter pieces are padded on
     the left where a classifier needs one length."""
@@ -57,6 +72,8 @@ class ProcessConfig:
     """Consecutive pieces per film, where it has enough key frames; more pieces mean more training rows."""
 
     def __post_init__(self) -> None:
+        if self.genres != "all" and len(set(self.genres)) < len(self.genres):
+            raise UserError(f"genres is `all` or a list of names, each once, not {self.genres}")
         if min(self.patch_size, self.number_patches) < 1:
             raise UserError(f"patch_size and number_patches start at 1: {self}")
 
@@ -70,7 +87,11 @@ class Processed:
     pieces: int
     """Rows of films.npz."""
     unknown_genres: dict[str, int]
-    """Names that are not among GENRES, and how many films have them; they count as not there."""
+    """Names that are not among the genres asked for, and how many films have them; they count as not there."""
+    genres: int
+    """Genres asked for."""
+    directed: int
+    """Films with a director."""
     rejected: list[dict[str, str]]
     """Films that are not in films.npz: film, code (no_images, no_meta, broken_meta, no_genres), message."""
 
@@ -78,36 +99,39 @@ class Processed:
 def process(config: ProcessConfig) -> Processed:
     """Write films.npz from features/ and what meta says; raises UserError where no film is left."""
     store = Store(config.output)
-    ids = sorted(stored_films(store))
-    if not ids:
-        raise UserError(f"{store.uri('features')} holds no films: `embed` first, or name its output")
-    unknown: Counter[str] = Counter()
+    ids, vectors_of = _vectors(config)
+    about = _known(config.meta, ids)
+    count = Counter(genre for known in about if isinstance(known, Meta) for genre in known.genres)
+    genres = sorted(count, key=lambda name: (-count[name], name)) if config.genres == "all" else list(config.genres)
     rejected: list[dict[str, str]] = []
     pieces: list[np.ndarray] = []
     names: list[str] = []
     owners: list[str] = []
     labels: list[np.ndarray] = []
-
-    def about(film: str) -> tuple[list[str], str, str]:
-        return read_genres(storage.join(config.meta, f"{film}.json"))
-
-    with ThreadPoolExecutor(REQUESTS) as threads:
-        known = threads.map(about, ids)
-        for film, (vectors, _), (genres, code, message) in zip(ids, read_stored(store, ids), known, strict=True):
-            unknown.update(set(genres) - set(GENRES))
-            label = np.isin(GENRES, genres)
-            if not len(vectors):
-                code, message = "no_images", "none of its images could be read: see rejected/"
-            elif not code and not label.any():
-                code, message = "no_genres", f"none of its genres is known: {', '.join(genres) or 'it has none'}"
-            if code:
-                rejected.append({"film": film, "code": code, "message": message})
-                continue
-            for number, piece in enumerate(cut(vectors, config.patch_size, config.number_patches)):
-                pieces.append(piece)
-                names.append(f"{film}_{number}" if config.number_patches > 1 else film)
-                owners.append(film)
-                labels.append(label)
+    directors: list[str] = []
+    for film, vectors, known in zip(ids, vectors_of, about, strict=True):
+        if not len(vectors):
+            rejected.append(
+                {"film": film, "code": "no_images", "message": "it has no vector; see rejected/ of `embed`"}
+            )
+            continue
+        if isinstance(known, FormError):
+            rejected.append({"film": film, "code": known.code, "message": str(known)})
+            continue
+        label = np.isin(genres, known.genres)
+        if genres and not label.any():
+            why = f"none of its genres is known: {', '.join(known.genres) or 'it has none'}"
+            rejected.append({"film": film, "code": "no_genres", "message": why})
+            continue
+        if not genres and not known.directors:
+            rejected.append({"film": film, "code": "no_director", "message": "meta names no director"})
+            continue
+        for number, piece in enumerate(cut(vectors, config.patch_size, config.number_patches)):
+            pieces.append(piece)
+            names.append(f"{film}_{number}" if config.number_patches > 1 else film)
+            owners.append(film)
+            labels.append(label)
+            directors.append(SEVERAL.join(known.directors))
     if not pieces:
         raise UserError(f"of {len(ids)} films none is left: {rejected[0]['film']}: {rejected[0]['message']}")
     films = Films(
@@ -115,12 +139,51 @@ def process(config: ProcessConfig) -> Processed:
         offsets=np.cumsum([0, *(len(piece) for piece in pieces)]),
         ids=names,
         genres=np.stack(labels).astype(np.uint8),
-        genre_names=list(GENRES),
-        directors=[""] * len(names),
+        genre_names=genres,
+        directors=directors,
         owners=tuple(owners) if config.number_patches > 1 else (),
     )
     write_films(films, store.uri("films.npz"))
-    return Processed(len(ids), len(pieces), dict(unknown.most_common()), rejected)
+    unknown = {name: films for name, films in count.most_common() if name not in genres}
+    directed = len({owner for owner, director in zip(owners, directors, strict=True) if director})
+    return Processed(len(ids), len(pieces), unknown, len(genres), directed, rejected)
+
+
+def films_in(config: ProcessConfig) -> list[str]:
+    """Ids of the films that have vectors."""
+    if not config.input:
+        return sorted(stored_films(Store(config.output)))
+    names = (entry.name for entry in storage.listing(config.input, (".npy",)))
+    return sorted(PurePosixPath(name).stem for name in names if "/" not in name)
+
+
+def _vectors(config: ProcessConfig) -> tuple[list[str], Iterable[np.ndarray]]:
+    """Films with their vectors."""
+    if config.input:
+        films = dict(read_arrays(config.input))
+        if not films:
+            raise UserError(f"{config.input} holds no .npy files. Give a folder with one FILM.npy per film.")
+        return list(films), films.values()
+    store = Store(config.output)
+    ids = sorted(stored_films(store))
+    if not ids:
+        raise UserError(
+            f"{store.uri('features')} holds no films: `embed` first, or set input to a folder of .npy files"
+        )
+    return ids, (vectors for vectors, _ in read_stored(store, ids))
+
+
+def _known(meta: str, films: Sequence[str]) -> list[Meta | FormError]:
+    """What meta says of each film, or why it says nothing."""
+
+    def read(film: str) -> Meta | FormError:
+        try:
+            return read_meta(storage.join(meta, f"{film}.json"))
+        except FormError as error:
+            return error
+
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return list(threads.map(read, films))
 
 
 def cut(vectors: np.ndarray, size: int, number: int) -> list[np.ndarray]:
@@ -130,31 +193,17 @@ def cut(vectors: np.ndarray, size: int, number: int) -> list[np.ndarray]:
     return [part[middles(len(part), size)] for part in parts]
 
 
-def read_genres(uri: str) -> tuple[list[str], str, str]:
-    """Genres of a film by its meta file; else none, with code and message."""
-    try:
-        meta = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return [], "no_meta", f"there is no {uri}"
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return [], "broken_meta", f"{uri} is not JSON: {error}"
-    genres = meta.get("genres") if isinstance(meta, dict) else meta
-    if genres is None:
-        genres = []
-    if not isinstance(genres, list) or not all(isinstance(name, str) for name in genres):
-        return [], "broken_meta", f'{uri}: "genres" is no list of names'
-    return genres, "", ""
-
-
 def read_any(uri: str) -> Films:
-    """Films of an npz file, or all those that `embed` has put below a folder or prefix."""
+    """Films of an npz file, of the output of `embed`, or of a folder or prefix with one FILM.npy per film."""
     if uri.endswith(".npz"):
         return read_films(uri)
     store = Store(uri)
     ids = sorted(stored_films(store))
-    found = [(film, vectors) for film, (vectors, _) in zip(ids, read_stored(store, ids), strict=True) if len(vectors)]
+    own = zip(ids, (vectors for vectors, _ in read_stored(store, ids)), strict=True)
+    stored = own if ids else read_arrays(uri)
+    found = [(film, vectors) for film, vectors in stored if len(vectors)]
     if not found:
-        raise UserError(f"{uri} is neither an .npz file nor the output of `embed`")
+        raise UserError(f"{uri} is no .npz file, no output of `embed`, and has no .npy files")
     return Films(
         vectors=np.concatenate([vectors for _, vectors in found]),
         offsets=np.cumsum([0, *(len(vectors) for _, vectors in found)]),

@@ -21,7 +21,8 @@ from pipelines.core.film_vectors import Films
 from pipelines.core.metrics import AVERAGES, ENOUGH, difference, table
 from pipelines.genres.embed import clip
 from pipelines.genres.process import fused, read_any
-from pipelines.genres.train import LearnConfig, frames_of, learn, parts_of
+from pipelines.genres.splits import parts_of
+from pipelines.genres.train import LearnConfig, frames_of, learn
 
 if TYPE_CHECKING:
     import pandas as pd

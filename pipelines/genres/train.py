@@ -15,10 +15,11 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.genres.head_settings import HeadConfig
-from pipelines.core.film_vectors import Films, split
+from pipelines.core.film_vectors import Films
 from pipelines.core.metrics import ENOUGH, average_precision, averages, bootstrap, thresholds, widened
 from pipelines.core.training_config import TrainingConfig, gpus
 from pipelines.genres.process import fused, read_any
+from pipelines.genres.splits import given, parts_of
 
 if TYPE_CHECKING:
     import ray
@@ -140,6 +141,9 @@ class TrainConfig(LearnConfig):
     refit: bool | None = None
     """Train the final model on all films, after a model of the training split has been evaluated; by default
     where the weights are had in closed form, which alone can do so."""
+    split_file: str = ""
+    """A given split instead of a random one: JSON with lists of films, `train`, `val` and `test`, as MovieNet's
+    movie1K.split.v1.json. Films in none of them are left out."""
     extra: list[str] = field(default_factory=list)
     """Other features of the same films, as .npz of the same layout; their means are concatenated to each key frame."""
 
@@ -147,6 +151,8 @@ class TrainConfig(LearnConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.split_file and self.train_split_proportion != LearnConfig.train_split_proportion:
+            raise UserError("split_file says which films train: leave out train_split_proportion")
         if self.refit and not self.solved:
             raise UserError(
                 "refit: only what is had in closed form (head=mean) needs no validation films; leave it out"
@@ -230,15 +236,6 @@ def load_model(uri: str) -> GenreModel:
 
 
 # ------------------------------------------------------------------------------------------------------------- learning
-
-
-def parts_of(films: Films, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Divide films, never pieces of one film, by their genres: the number of each row's part, int64 (N,)."""
-    if not films.genre_names:
-        raise UserError("these films have no genres to learn from: give an .npz as `process` writes it")
-    whole = films.whole()
-    part = dict(zip(whole.ids, split(whole.genres, shares, seed), strict=True))
-    return np.array([part[name] for name in films.owners or films.ids])
 
 
 def learn(films: Films, valid: Films | None, config: LearnConfig, output: str) -> GenreModel:
@@ -368,6 +365,8 @@ class TrainPlan:
     films: Films
     parts: np.ndarray
     """int64 (N,): the part of each row, 0 to 2 for train, validation and test; all 0 where nothing tests."""
+    left_out: int = 0
+    """Films that a given split does not have."""
 
 
 def plan_train(config: TrainConfig) -> TrainPlan:
@@ -375,6 +374,9 @@ def plan_train(config: TrainConfig) -> TrainPlan:
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
     if not films.whole().genres.any():
         raise UserError(f"{config.input}: no film has a genre, so there is nothing to learn. Run `process` with meta.")
+    if config.split_file:
+        films, parts, left_out = given(films, config.split_file, valid=not config.solved)
+        return TrainPlan(films, parts, left_out)
     share = config.train_split_proportion
     if share == 1:
         return TrainPlan(films, np.zeros(len(films), np.int64))
@@ -393,18 +395,18 @@ def train(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
     films, store = plan.films, Store(config.output)
     settings = LearnConfig(**{one.name: getattr(config, one.name) for one in fields(LearnConfig)})
     storage.delete(store.uri("test.parquet"))
-    if config.train_split_proportion == 1:
+    if not plan.parts.any():
         learn(films, None, settings, store.uri("training")).save(store)
         return {"films": {"train": len(films.whole())}, "test_ap": {}}
     train, valid, test = (films.take(np.flatnonzero(plan.parts == part)) for part in range(3))
-    model = learn(train, valid, settings, store.uri("training"))
+    model = learn(train, valid if len(valid) else None, settings, store.uri("training"))
     answers, labels = model.probabilities(test), test.whole().genres
     write_predictions(store, "test.parquet", test.whole().ids, answers, model)
     if config.solved if config.refit is None else config.refit:
         model = learn(films, None, settings, store.uri("training"))
     model.save(store)
     counts = {name: len(part.whole()) for name, part in {"train": train, "valid": valid, "test": test}.items()}
-    about = {"films": counts, "genres": int((labels.sum(0) > 0).sum())}
+    about = {"films": counts, "left_out": plan.left_out, "genres": int((labels.sum(0) > 0).sum())}
     if len(labels) < ENOUGH:
         return {**about, "test_ap": {}, "note": f"{len(labels)} test films, and {ENOUGH} are needed"}
     low, high = bootstrap(lambda weights: _means(answers, labels, weights), len(labels), DRAWS, config.seed)

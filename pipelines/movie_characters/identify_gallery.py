@@ -30,7 +30,7 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
 from actors.movie_characters.faces import check_embedder
-from actors.movie_characters.names import Picture, class_identity, stem
+from actors.movie_characters.names import Picture, class_identity, unsuffixed
 from pipelines.core.in_process import few, in_process
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.gallery_methods import nearest, probe
@@ -187,7 +187,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
         write_results(config.output, rows, True, classes)
     answered = {one.name for one in images}
     silent = [one.name for one in plan.images if one.name not in answered]
-    compared = {stem(one.name): one.cls for one in plan.gallery}
+    compared = {unsuffixed(one.name): one.cls for one in plan.gallery}
     write_about(config.output, method_of(config), True, answered, silent, compared)
     rows = [
         {"image": one.name, "uri": one.uri, "role": role, "code": failed[one.uri][0], "message": failed[one.uri][1]}
@@ -232,7 +232,7 @@ def _answers(
 
     method = config.method if isinstance(config, ClipConfig) else "gallery"
     matrix = _matrix(gallery, vectors) if method != "prompts" else np.zeros((0, 0), np.float32)
-    names = [stem(one.name) for one in gallery]
+    names = [unsuffixed(one.name) for one in gallery]
     if method == "prompts":
         assert isinstance(config, ClipConfig)
         matrix, names = _texts(config, plan.classes), [class_identity(cls) for cls in plan.classes]

@@ -2,14 +2,17 @@
 
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.storage import Entry
+from actors.media.archives import in_tar, is_tar, unpacked
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.movie_characters.manifest import CLASS, FILE, MANIFEST, SHOWN, Rows, check_complete, read_manifest
-from actors.movie_characters.names import UNLABELLED, Picture, stem
+from actors.movie_characters.names import UNLABELLED, Picture, unsuffixed
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +22,18 @@ class Identification:
     """What every verb that identifies images has in common: where they are, and where the results go."""
 
     input: str | list[str]
-    """Images to identify: a folder, a .txt file that lists one a line, one image, or several of these; paths or s3://.
-    Results can be scored of images named CLASS_NUMBER, or with a class in pictures.csv beside them; results of others
-    are in unlabelled_results.csv."""
+    """Images to identify: a folder, a .tar, a .txt file that lists one a line, one image, or several of these; paths or
+    s3://. Where images of two folders have one name, as key frames of MovieNet, all are named FOLDER/NAME; those of a
+    tar always are. Results can be scored of images named CLASS_NUMBER, or with a class in pictures.csv beside them;
+    results of others are in unlabelled_results.csv."""
     output: str
     """Where results are written: a path or s3://."""
 
 
 def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = True) -> list[Picture]:
-    """Images by name: of a folder, of a .txt file that lists one a line, one image, or several of these.
+    """Images by name: of a folder or tar, of a .txt file that lists one a line, one image, or several of these.
+
+    Where two have one name, all are named by their folder, too; those in a tar always are, by its name.
 
     A manifest beside them says of which class they are, else their names. Images of its folder without a row are named
     in a warning.
@@ -37,31 +43,44 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
     """
     found: dict[str, Picture] = {}
     manifests: dict[str, Rows] = {}
-    for one in [where] if isinstance(where, str) else where:
-        for picture in _below(one, setting, manifests):
-            if found.setdefault(picture.name, picture).uri != picture.uri:
-                both = f"{found[picture.name].uri} and {picture.uri}"
-                raise UserError(f"{setting}: two images are named {picture.name}: {both}")
-            if picture.cls == UNLABELLED and labelled:
-                raise UserError(
-                    f"{picture.name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg, or have "
-                    f"a row in {MANIFEST} beside them, with {FILE} and {CLASS}"
-                )
+    places = [where] if isinstance(where, str) else where
+    below = [one for place in places for one in _below(place, setting, manifests)]
+    for picture in _apart(below):
+        if found.setdefault(picture.name, picture).uri != picture.uri:
+            both = f"{found[picture.name].uri} and {picture.uri}"
+            raise UserError(f"{setting}: two images are named {picture.name}: {both}")
+        if picture.cls == UNLABELLED and labelled:
+            raise UserError(
+                f"{picture.name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg, or have "
+                f"a row in {MANIFEST} beside them, with {FILE} and {CLASS}"
+            )
     if not found:
         raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
     _check_stems(found.values(), setting)
     return [found[name] for name in sorted(found, key=natural)]
 
 
+def _apart(pictures: list[Picture]) -> list[Picture]:
+    """Pictures named <folder>/<name> where two would have one name; those of tars bear their film's name already."""
+    each = {picture.uri: picture for picture in pictures}
+    if max(Counter(picture.name for picture in each.values()).values(), default=1) == 1:
+        return pictures
+    named = []
+    for one in pictures:
+        folder = one.uri.rpartition("/")[0].rpartition("/")[2]
+        named.append(one if "/" in one.name else replace(one, name=f"{folder}/{one.name}"))
+    return named
+
+
 def _check_stems(pictures: Iterable[Picture], setting: str) -> None:
     """Raise UserError where one name without its ending, as results have it, is of two classes."""
     known: dict[str, Picture] = {}
     for picture in pictures:
-        other = known.setdefault(stem(picture.name), picture)
+        other = known.setdefault(unsuffixed(picture.name), picture)
         if other.cls != picture.cls:
             raise UserError(
                 f"{setting}: {other.name} is of {other.cls} and {picture.name} of {picture.cls}, and results name both "
-                f"{stem(picture.name)}. Rename one."
+                f"{unsuffixed(picture.name)}. Rename one."
             )
 
 
@@ -82,7 +101,9 @@ def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture
         except UnicodeDecodeError as error:
             raise UserError(f"{setting}={where} is not a text file: {error}") from error
         return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting, manifests)]
-    entries = list(storage.listing(root, as_input=True))
+    size = storage.size(root) if is_tar(root) and storage.exists(root) else -1
+    tar = [Entry(root.rpartition("/")[2], root, size)] if size >= 0 else None
+    entries = list(unpacked(storage.listing(root, as_input=True) if tar is None else tar))
     own = [posixpath.basename(entry.name) == MANIFEST for entry in entries]
     others = [entry for entry, is_manifest in zip(entries, own, strict=True) if not is_manifest]
     names: dict[str, list[str]] = {
@@ -96,9 +117,15 @@ def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture
     rows = {folder: _manifest(storage.join(root, folder) if folder else root, names[folder]) for folder in names}
     labels = [_label(rows.get(posixpath.dirname(entry.name), {}), posixpath.basename(entry.name)) for entry in found]
     return [
-        Picture(posixpath.basename(entry.name), storage.absolute(entry.uri), entry.size, label)
+        Picture(_own_name(entry), entry.uri if in_tar(entry.uri) else storage.absolute(entry.uri), entry.size, label)
         for entry, label in zip(found, labels, strict=True)
     ]
+
+
+def _own_name(entry: Entry) -> str:
+    """The name of a file without its folder, unless it lies in a tar: then after that of its film."""
+    folder, name = posixpath.split(entry.name)
+    return f"{posixpath.basename(folder)}/{name}" if in_tar(entry.uri) else name
 
 
 def _manifest(folder: str, names: Sequence[str]) -> Rows:

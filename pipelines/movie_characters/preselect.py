@@ -1,5 +1,6 @@
 """Which classes identification by diffusion evaluates, chosen per image from another model's results."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,9 @@ class Preselection:
         self._column = np.array([classes.get(key(cls), -1) for cls in identities])
         # The last column is that of classes that it does not know.
         self._scores = np.column_stack([scores.to_numpy(float), np.full(len(scores), np.nan)])
-        self._row = {stem(image): row for row, image in enumerate(scores.index)}
+        stems = Counter(map(stem, scores.index))
+        # A name without its folder stands for an image only where no other one has it.
+        self._row = {stem(image): row for row, image in enumerate(scores.index) if stems[stem(image)] == 1}
         self._row |= {image: row for row, image in enumerate(scores.index)}
         self._count = config.best
 

@@ -16,3 +16,11 @@ def real_films() -> Films:
     if not path.is_file():
         pytest.skip(f"no {path}: set FILMRAY_DATA to the folder that holds it")
     return read_films(str(path))
+
+
+def movienet() -> Path:
+    """Annotations, shots and the split of MovieNet, as they are downloaded."""
+    path = FOLDER / "movienet"
+    if not path.is_dir():
+        pytest.skip(f"no {path}: set FILMRAY_DATA to the folder that holds it")
+    return path

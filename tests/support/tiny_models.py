@@ -302,3 +302,18 @@ def flow_schedule(**about: Any) -> Any:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**about)
+
+
+def sentence_transformer(folder: Path, words: Sequence[str] = ("moon", "man", "love")) -> str:
+    """A tiny BERT with random weights whose tokens are these words. Returns the folder."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(vocabulary), intermediate_size=32, **size)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return str(folder)

@@ -17,7 +17,7 @@ from actors.core import storage
 from jobs.directors.__main__ import app
 from jobs.directors.pages import with_answer
 from pipelines.directors.guess import Guess
-from tests.support import colours, corpus, films
+from tests.support import colours, corpus, films, tars
 from tests.support.tiny_models import backbone
 
 
@@ -122,6 +122,28 @@ def flat(folder: Path, counts: dict[str, int]) -> Path:
     return folder / "flat"
 
 
+def guess_films(model: Path, data: Path, tmp_path: Path) -> list[str]:
+    """Classify a folder of pictures, a tar and a video file; returns the films that have an answer."""
+    root = tmp_path / "some"
+    (root / "Rouge").mkdir(parents=True)
+    for picture in sorted((data / "Rouge").iterdir())[:3]:
+        (root / "Rouge" / picture.name).write_bytes(picture.read_bytes())
+    tars.pack(data / "Vert", root / "Vert.tar")
+    films.film(root / "clip.mp4", shots=(24, 24))
+    films.text_file(root / "broken.mp4")
+    settings = ("guess", model, "--film", root, "screenshots.per_film=4")
+    before = run_here(*settings, "--dry-run").stdout
+    assert "15 pictures of 4 films" in before and "screenshots of 2 video files" in before
+    told = run_here(*settings).stdout
+    assert "no_pictures 1" in told and "broken.mp4: not_a_video" in told
+    answered = sorted(read_json(model / "runs/guess.json")["films"])
+    # What has been taken is not taken again; the broken file may have been repaired.
+    assert "to do: 0 vectors, screenshots of 1 video files" in run_here(*settings, "--dry-run").stdout
+    answer = re.search("^Vert: .*$", told, re.M)
+    assert answer and answer[0] in run_here("guess", model, "--film", root / "Vert.tar").stdout
+    return answered
+
+
 def test_pictures_of_unknown_films_are_trained_on_with_a_split_by_picture_and_a_warning(
     ray_cluster: None, tmp_path: Path
 ):
@@ -136,6 +158,8 @@ def test_pictures_of_unknown_films_are_trained_on_with_a_split_by_picture_and_a_
     assert {row["films"] for row in report["counts"]} == {None} and "film" not in report["unknown"]["auroc"]
     assert "by film" not in (model / "report.html").read_text().replace("the split by film", "")
     assert "Vert" in run_here("guess", model, "--image", data / "Vert").stdout
+    films_told = guess_films(model, data, tmp_path)
+    assert films_told == ["Rouge", "Vert", "clip"]
     # Once the films are known, they are split.
     told = run_here("train", *settings, f"output={tmp_path / 'other'}", "film_separator=_").stdout
     assert "12 films of 3 directors to train on" in told and "This leaks" not in told

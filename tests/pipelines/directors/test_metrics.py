@@ -40,7 +40,7 @@ def test_the_threshold_parts_what_can_be_parted():
 def test_figures_are_of_pictures_and_of_films():
     # Film 0 is right by its sum though one of its pictures is wrong; film 1 is wrong.
     chances = np.array([[0.9, 0.1], [0.45, 0.55], [0.7, 0.3]])
-    found = figures(np.log(chances), np.array([0, 0, 1]), np.array([0, 0, 1]), ks=(1, 2))
+    found = figures(np.log(chances), np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([0, 1]), ks=(1, 2))
     assert found["picture_top1"] == pytest.approx(1 / 3) and found["film_top1"] == 0.5
     assert found["picture_top2"] == found["film_top2"] == 1
     assert (found["film_low"], found["film_high"]) == wilson(0.5, 2)

@@ -11,7 +11,12 @@ from actors.core import storage
 from actors.core.child import CHILD
 from actors.core.errors import UserError
 from actors.directors.screenshots import ScreenshotsConfig, sample_films
+from actors.directors.style import FEATURES
+from pipelines.directors.baselines import known_style
+from pipelines.directors.frames import STYLE, frames_of_pictures
 from pipelines.directors.sample import SampleConfig, plan_sample, read_film_list, read_screenshots, sample
+from pipelines.directors.settings import DirectorsConfig
+from pipelines.directors.vectors import Pictures
 from tests.support import films
 
 SHOTS = ScreenshotsConfig(per_film=5)
@@ -143,13 +148,34 @@ def test_a_manifest_is_held_against_the_pictures_beside_it(tmp_path: Path, caplo
         "director,path\nVarda,a.png\nLang,a.png\n": "line 3: a.png is of Lang/ here, and of Varda/ above",
         "director,path\nVarda,\n": "line 2: path is empty",
         "director,path\nVarda\n": "line 2: path is empty",
-        "director,path,time_s\nVarda,a.png,soon\n": "line 2: time_s is no number of seconds: 'soon'",
+        "director,path,time_s\nVarda,a.png,soon\n": "line 2: time_s is no number: 'soon'",
         'director,path\nVarda,"a.png\n': "is not a CSV table",
         "director,file\nVarda,a.png\n": "has no column path",
     }.items():
         manifest.write_text(text)
         with pytest.raises(UserError, match=told):
             read_screenshots(str(tmp_path))
+
+
+def test_shot_and_camera_of_a_manifest_become_style(tmp_path: Path):
+    rows = ["director,film,path,shot_s,shot_scale,camera_static,camera_zoom"]
+    for director in ("Lang", "Varda"):
+        for film in range(3):
+            for number in range(2):
+                path = tmp_path / director / str(film) / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                camera = "1.5,4,0.25," if number else ",,,-0.5"
+                rows.append(f"{director},{film},{path.relative_to(tmp_path)},{camera}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    shots = read_screenshots(str(tmp_path))
+    assert [shot.camera for shot in shots[:2]] == [{"camera_zoom": -0.5}, {"shot_scale": 4, "camera_static": 0.25}]
+    own = np.zeros((len(shots), len(FEATURES)), np.float32)
+    pictures = Pictures([shot.path for shot in shots], np.zeros(len(shots), int), np.ones((len(shots), 2)), own, [], [])
+    frames = frames_of_pictures(shots, pictures, DirectorsConfig(input="x", output="y"))
+    known = {STYLE[i] for i in known_style(frames)} - set(FEATURES)
+    assert known == {"shot_s", "shot_scale", "camera_static", "camera_zoom"}
+    assert np.isnan(frames.style[0, STYLE.index("shot_scale")]) and frames.style[1, STYLE.index("shot_scale")] == 4
 
 
 def test_a_row_without_a_path_is_told_as_such(tmp_path: Path):

@@ -13,7 +13,19 @@ from actors.directors.head import make_head
 from actors.directors.head_settings import HeadConfig
 from pipelines.core.film_vectors import Films
 from pipelines.directors.baselines import style_importance
-from pipelines.directors.frames import NONE, STYLE, TEST, TRAIN, VALID, Frames, deal, fold, frames_of_films, parts_of
+from pipelines.directors.frames import (
+    NONE,
+    STYLE,
+    TEST,
+    TRAIN,
+    VALID,
+    Frames,
+    deal,
+    fold,
+    frames_of_films,
+    given_parts,
+    parts_of,
+)
 from pipelines.directors.guess import Model, answers, find_images
 from pipelines.directors.head import fit_here, logits, task
 from pipelines.directors.measure import measure, tabled, unknown
@@ -126,7 +138,7 @@ def test_measuring_says_how_far_it_is(folds: int, monkeypatch: pytest.MonkeyPatc
 def test_the_epoch_with_the_best_validation_accuracy_is_kept():
     frames = invented(of_director=0.5)
     parts = parts_of(frames, config(), "film")[0]
-    work = task(frames, frames.labels, parts, 4, HeadConfig())
+    work = task(frames, parts, HeadConfig())
 
     def kept(monitor: str, mode: Any) -> list[float]:
         """Validation accuracy of what is kept of 1, 2, ... epochs, of which each has those before."""
@@ -156,7 +168,7 @@ def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_
 def test_strangers_are_less_certain_than_who_is_known(strangers: int, films: int):
     frames = invented(directors=8, films=films, of_director=2, of_film=0.3, strangers=strangers)
     (parts,) = parts_of(frames, config(), "film")
-    head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
+    head = fit_here(task(frames, parts, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
     assert found["auroc"]["picture"] > 0.6 and 0 < found["threshold"]["picture"] < 1
     assert ("trained without 2" in found["strangers"]) == (not strangers)
@@ -165,7 +177,7 @@ def test_strangers_are_less_certain_than_who_is_known(strangers: int, films: int
 def test_four_test_films_of_strangers_have_no_auroc():
     frames = invented(directors=8, films=20, of_director=2, of_film=0.3)
     (parts,) = parts_of(frames, config(), "film")
-    head = fit_here(task(frames, frames.labels, parts, 8, HeadConfig()), QUICK)
+    head = fit_here(task(frames, parts, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
     assert found["tested"]["film"]["strange"] == 4 and found["auroc"] == {} and found["threshold"]["film"] > 0
 
@@ -173,7 +185,7 @@ def test_four_test_films_of_strangers_have_no_auroc():
 def test_with_few_directors_and_no_stranger_the_threshold_lets_most_through():
     frames = invented(directors=2, of_director=2, of_film=0.3)
     (parts,) = parts_of(frames, config(), "film")
-    head = fit_here(task(frames, frames.labels, parts, 2, HeadConfig()), QUICK)
+    head = fit_here(task(frames, parts, HeadConfig()), QUICK)
     found = unknown(frames, parts, head, 1.0, config())
     assert found["auroc"] == {} and found["strangers"].startswith("none")
 
@@ -187,7 +199,7 @@ def test_a_head_of_many_against_few_weighs_directors_alike():
     (parts,) = parts_of(frames, config(), "film")
     found = {}
     for balanced in (True, False):
-        head = fit_here(task(frames, labels, parts, 2, HeadConfig(balanced=balanced)), QUICK)
+        head = fit_here(task(frames, parts, HeadConfig(balanced=balanced)), QUICK)
         answers = logits(head, x).argmax(1)
         found[balanced] = (answers[labels == 1] == 1).mean()
     assert found[True] > 0.7 > 0.4 > found[False]
@@ -282,3 +294,41 @@ def test_other_files_beside_the_pictures_of_a_guess_are_named(tmp_path: Path, ca
     assert "1 files beside the images are left out, such as c.heic" in caplog.text
     with pytest.raises(UserError, match="has no pictures"):
         find_images(str(tmp_path / "nowhere"))
+
+
+def test_each_of_several_directors_is_learned_and_right():
+    """Three classes in three directions; films of two directors show a bit of both."""
+    random = np.random.default_rng(0)
+    crew = ["Ann", "Bob", "Eve", "Ann; Bob"] * 6
+    show = {"Ann": [1, 0, 0], "Bob": [0, 1, 0], "Eve": [0, 0, 1], "Ann; Bob": [0.7, 0.7, 0]}
+    vectors = np.repeat([show[name] for name in crew], 4, 0) + random.normal(size=(96, 3)) * 0.05
+    empty = np.zeros((24, 0), np.uint8)
+    films = Films(
+        vectors.astype(np.float16), np.arange(25) * 4, [f"tt{i}" for i in range(24)], empty, [], directors=crew
+    )
+    chosen = config(min_films=6, training=replace(QUICK, epochs=60))
+    frames = frames_of_films(films, chosen)
+    # Six films alone and six together.
+    assert frames.directors == ["Ann", "Bob", "Eve"] and len(frames.others) == 6
+    assert all(own == (0, 1) for own in frames.others.values())
+    both = np.flatnonzero(np.isin(frames.film, list(frames.others)))
+    rows, labels = frames.examples(both)
+    assert np.bincount(labels).tolist() == [24, 24] and (np.bincount(rows)[both] == 2).all()
+    measured = measure(frames, parts_of(frames, chosen, "film", 3), chosen, None)
+    table = {row["method"]: row for row in tabled(measured, frames, "film")}
+    assert table["head"]["film_top1"] == table["linear probe"]["film_top1"] == 1
+    # A film of one director has one right answer.
+    answers = np.log(np.array([[0.2, 0.7, 0.1], [0.2, 0.7, 0.1]]))
+    alone, together = (next(i for i in range(24) if (i in frames.others) == there) for there in (False, True))
+    assert frames.truth(np.array([alone, together]), answers).tolist() == [frames.director[alone], 1]
+    # A director who is to be unknown makes unknown films, whoever else has made them.
+    with_stranger = frames_of_films(films, replace(chosen, unknown=["Bob"]))
+    assert with_stranger.directors == ["Ann", "Eve"] and (with_stranger.director < 0).sum() == 12
+
+
+def test_a_given_split_puts_films_where_it_says():
+    frames = invented()
+    given = {f"{i}": ("train", "valid", "test")[i % 3] for i in range(30)}
+    (parts,) = given_parts(frames, given)
+    assert set(parts[frames.film < 30][::6].tolist()) == {TRAIN, VALID, TEST}
+    assert (parts[frames.film >= 30] == NONE).all() and (parts[frames.film % 3 == 1] != TRAIN).all()

@@ -28,7 +28,7 @@ from pipelines.genres.embed import (
     store_films,
     stored_films,
 )
-from tests.support import colours
+from tests.support import colours, tars
 
 # In the colours' model an image's vector is the direction of its colour.
 TONES = [(255, 20 * i, 0) for i in range(12)]
@@ -70,11 +70,11 @@ def config(clip_folder: str) -> EmbeddingsConfig:
 
 def test_films_are_folders_and_video_files(folder: Path) -> None:
     found = find_films(str(folder))
-    assert [(source.film, source.video) for source in found] == [
-        ("tt1", False),
-        ("tt2", False),
-        ("tt3", False),
-        ("tt4", True),
+    assert [(source.film, source.kind) for source in found] == [
+        ("tt1", "folder"),
+        ("tt2", "folder"),
+        ("tt3", "folder"),
+        ("tt4", "video"),
     ]
     assert set(stages_of(found, ImagesConfig())) == {"list", "read", "video"}
     assert set(stages_of(found[:1], ImagesConfig())) == {"list", "read"}
@@ -99,7 +99,7 @@ def test_other_files_are_named_in_the_log(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_an_input_without_films_and_one_with_two_of_a_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither folders of images nor video files"):
+    with pytest.raises(ValueError, match="neither folders of images nor video files or tars"):
         find_films(str(tmp_path))
     for name in ("a.mp4", "a.mkv"):
         (tmp_path / name).touch()
@@ -135,6 +135,31 @@ def test_every_row_is_the_vector_of_its_own_image(
         ("tt2", "stills/text.jpg", "not_an_image"),
         ("tt3", "", "no_images"),
     ]
+
+
+def test_a_tar_gives_the_vectors_of_its_folder(
+    ray_cluster: None, folder: Path, clip_folder: str, tmp_path: Path
+) -> None:
+    # Unsorted, as tar writes a folder.
+    names = [f"shot_{i}_img_0.jpg" for i in (7, 11, 0, 3, 10, 1, 9, 2, 8, 5, 4, 6)]
+    whole = tars.pack(folder / "tt1", tmp_path / "in" / "tt1.tar", names)
+    tars.pack(folder / "tt2", tmp_path / "in" / "tt2.tar")
+    tars.pack(folder / "tt3", tmp_path / "in" / "tt3.tar")
+    (tmp_path / "in" / "tt5.tar").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    model, sources = config(clip_folder), find_films(str(tmp_path / "in"))
+    images = ImagesConfig(read=Stage(num_cpus=0.25, batch_size=4, workers=0))
+    stages = {"embed": model, **stages_of(sources, images)}
+    assert "list" not in stages
+    store = Store(str(tmp_path / "out"))
+    store_films(store, embed_films(sources, ImageEmbedder, input_shape(model), images, stages), len(sources))
+    names = ["tt1", "tt2", "tt3", "tt5"]
+    (first, one), (second, two), (_, three), (part, cut) = read_stored(store, names)
+    assert one["images"] == [f"shot_{i}_img_0.jpg" for i in range(12)] and one["start_s"] == []
+    np.testing.assert_allclose(first, [direction(tone) for tone in TONES], atol=0.01)
+    np.testing.assert_allclose(second, [direction(TONES[i]) for i in (0, 3, 6)], atol=0.002)
+    assert two["rejected"] == {"broken_image": 1, "not_an_image": 1} and three["rejected"] == {"no_images": 1}
+    # What came before the break is there, and it is said that more is missing.
+    assert 0 < len(part) < 12 and cut["rejected"]["broken_archive"] == 1
 
 
 def test_vectors_of_two_devices_are_told(folder: Path, clip_folder: str, tmp_path: Path) -> None:
@@ -180,4 +205,4 @@ def test_films_are_put_together_from_batches_in_any_order() -> None:
 
 
 def test_sources_say_where_films_lie(folder: Path) -> None:
-    assert find_films(f"{folder}/")[3] == Source("tt4", str(folder / "tt4.mkv"), True)
+    assert find_films(f"{folder}/")[3] == Source("tt4", str(folder / "tt4.mkv"), "video")

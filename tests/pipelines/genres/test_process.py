@@ -27,13 +27,13 @@ from pipelines.genres.score import (
     plan_score,
     zero_shot,
 )
+from pipelines.genres.splits import parts_of
 from pipelines.genres.train import (
     LearnConfig,
     TrainConfig,
     learn,
     load_model,
     monitored,
-    parts_of,
     plan_train,
     train,
 )
@@ -110,7 +110,7 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def settings(store: Store, **values: int) -> ProcessConfig:
+def settings(store: Store, **values: Any) -> ProcessConfig:
     return ProcessConfig(meta=str(Path(store.root).parent / "meta"), output=store.root, **values)
 
 
@@ -131,6 +131,46 @@ def test_films_get_the_genres_that_are_known_and_the_others_say_why_not(store: S
         "tt8": "no_images",
     }
     assert found.films == 2 + len(codes)
+
+
+def test_genres_are_a_setting_and_directors_of_meta_are_kept(store: Store) -> None:
+    meta = Path(store.root).parent / "meta"
+    known = {"genres": ["News"], "director": [{"id": "nm1", "name": "Joel Coen"}, {"id": "nm2", "name": "Ethan Coen"}]}
+    (meta / "tt4.json").write_text(json.dumps(known))
+    (meta / "tt3.json").write_text(json.dumps({"genres": None, "director": "Agnès Varda"}))
+    found = process(settings(store, genres="all"))
+    films = read_films(store.uri("films.npz"))
+    assert films.genre_names == ["Drama", "Film-Noir", "News", "War", "Western"] and not found.unknown_genres
+    assert films.ids == ["tt1", "tt2", "tt4"] and films.directors == ["", "", "Joel Coen; Ethan Coen"]
+    assert found.directed == 1 and films.genres[2].tolist() == [0, 0, 1, 0, 0]
+    # Without genres a film needs a director, and nothing else.
+    found = process(settings(store, genres=[]))
+    films = read_films(store.uri("films.npz"))
+    assert (films.ids, films.directors) == (["tt3", "tt4"], ["Agnès Varda", "Joel Coen; Ethan Coen"])
+    assert films.genre_names == [] and {row["code"] for row in found.rejected} >= {"no_director", "broken_meta"}
+    process(settings(store, genres=["War", "News"]))
+    assert read_films(store.uri("films.npz")).genre_names == ["War", "News"]
+    with pytest.raises(UserError, match="each once"):
+        settings(store, genres=["War", "War"])
+
+
+def test_vectors_of_ones_own_become_films(store: Store, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    np.save(own / "tt1.npy", np.ones((4, 3), np.float64))
+    np.save(own / "tt2.npy", np.arange(3))
+    np.save(own / "tt9.npy", np.ones((2, 3)))
+    found = process(settings(store, input=str(own)))
+    films = read_films(store.uri("films.npz"))
+    assert films.ids == ["tt1", "tt2"] and films.frames(0).shape == (4, 3) and films.frames(1).tolist() == [[0, 1, 2]]
+    assert [(row["film"], row["code"]) for row in found.rejected] == [("tt9", "no_meta")]
+    assert read_any(str(own)).ids == ["tt1", "tt2", "tt9"]
+    np.save(own / "tt3.npy", np.ones((2, 4)))
+    with pytest.raises(UserError, match=r"tt3\.npy has vectors of 4 numbers, the films before it of 3"):
+        process(settings(store, input=str(own)))
+    np.save(own / "tt3.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"tt3\.npy is no \.npy file of a plain array"):
+        read_any(str(own))
 
 
 def test_a_film_becomes_pieces_of_a_size_that_follow_one_another(store: Store) -> None:
@@ -222,6 +262,28 @@ def test_thresholds_are_kept_and_never_choose_nearly_all(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.thresholds, model.thresholds)
     np.testing.assert_allclose(again.probabilities(films), model.probabilities(films))
     assert (again.probabilities(blind)[:, 2] >= again.thresholds[2]).mean() < 0.4
+
+
+def test_a_given_split_is_kept(tmp_path: Path) -> None:
+    films = made(100)
+    write_films(in_pieces(films), str(tmp_path / "films.npz"))
+    lists = {"train": films.ids[:60], "val": films.ids[60:70], "test": [*films.ids[75:], "tt999"], "full": films.ids}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    files: dict[str, Any] = {"input": str(tmp_path / "films.npz"), "split_file": str(tmp_path / "split.json")}
+    config = TrainConfig(output=str(tmp_path), **files)
+    found = trained(config)
+    assert found["films"] == {"train": 60, "valid": 10, "test": 25} and found["left_out"] == 5
+    assert set(pd.read_parquet(tmp_path / "test.parquet").id) == set(films.ids[75:])
+    # What is answered has learnt from the training films alone.
+    alone = learn(in_pieces(films.take(range(70))), None, LearnConfig(), "")
+    rows = pd.read_parquet(tmp_path / "test.parquet").probability.to_numpy().reshape(25, 3)
+    np.testing.assert_allclose(rows, alone.probabilities(films.take(range(75, 100))), atol=2e-3)
+    (tmp_path / "split.json").write_text(json.dumps({"train": films.ids[:60], "test": films.ids[59:]}))
+    with pytest.raises(UserError, match="tt59 is in train and in test"):
+        plan_train(config)
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["tt1"], "test": ["other"]}))
+    with pytest.raises(UserError, match=r"no film of the input is in its list test"):
+        plan_train(config)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from actors.media.images import read_image
 from actors.movie_characters.manifest import MANIFEST
 from actors.movie_characters.names import UNLABELLED
 from pipelines.movie_characters.pictures import find_pictures
-from tests.support import pictures
+from tests.support import pictures, tars
 from tests.support.colours import RED
 
 
@@ -34,9 +36,32 @@ def test_what_cannot_be_told_apart_or_found_is_refused(folder: Path) -> None:
         find_pictures(str(folder / "none.txt"), "image_list")
     with pytest.raises(ValueError, match="holds no images"):
         find_pictures(str(folder / "none"), "image_list")
-    pictures.write(folder / "b", {"Ann_9": RED})
-    with pytest.raises(ValueError, match=r"two images are named Ann_9\.png"):
-        find_pictures([str(folder / "a"), str(folder / "b")], "image_list")
+    for name in ("c/x", "d/x"):
+        pictures.write(folder / name, {"Ann_9": RED})
+    with pytest.raises(ValueError, match=r"two images are named x/Ann_9\.png"):
+        find_pictures([str(folder / "c"), str(folder / "d")], "image_list")
+
+
+def test_key_frames_of_several_films_are_named_by_their_film(folder: Path) -> None:
+    films = folder / "films"
+    for film in ("tt1", "tt2"):
+        pictures.write(films / film, {"shot_0000_img_0": RED, "shot_0001_img_0": RED})
+    found = find_pictures(str(films), "input", labelled=False)
+    names = [f"{film}/shot_000{shot}_img_0.png" for film in ("tt1", "tt2") for shot in range(2)]
+    assert [one.name for one in found] == names and {one.cls for one in found} == {UNLABELLED}
+    assert [one.name for one in find_pictures([f"{films}/tt1", f"{films}/tt2"], "input", labelled=False)] == names
+    assert [one.name for one in find_pictures(f"{films}/tt1", "input", labelled=False)] == [
+        "shot_0000_img_0.png",
+        "shot_0001_img_0.png",
+    ]
+    for film in ("tt1", "tt2"):
+        tars.pack(films / film, folder / "tars" / f"{film}.tar")
+    packed = find_pictures(str(folder / "tars"), "input", labelled=False)
+    assert [(one.name, one.size) for one in packed] == [(one.name, one.size) for one in found]
+    assert np.array_equal(read_image(packed[3].uri), read_image(found[3].uri))
+    # Of one film, too, so that a second one renames nothing.
+    one = find_pictures(f"{folder}/tars/tt1.tar", "input", labelled=False)
+    assert [picture.name for picture in one] == names[:2]
 
 
 def test_one_name_of_two_classes_is_refused_with_both(folder: Path) -> None:
