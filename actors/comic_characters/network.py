@@ -207,7 +207,7 @@ class FeatureExtractor:
         pixels = prepare(crop, kind, self._sizes[kind])
         own = hashlib.blake2b(pixels.tobytes(), key=str(self._seed).encode(), digest_size=6).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(own))
-        same = torch.from_numpy(pixels)[None].expand(self._copies.copies, -1, -1, -1)
+        same = torch.from_numpy(pixels.copy())[None].expand(self._copies.copies, -1, -1, -1)
         return views(same, self._copies.views, generator).numpy()
 
     def _features_of_views(self, drawn: np.ndarray, kind: Kind) -> np.ndarray:
