@@ -145,3 +145,15 @@ def test_a_checkpoint_of_stage_2_is_a_model(tmp_path: Path) -> None:
     assert plan.backbone.weights == uri and len(read_backbone(uri)) > 1000
 
     assert config.fine_tune.head == HeadConfig("sum", dimensions=8) and plan.weights
+
+
+def test_mappings_are_given_on_the_command_line() -> None:
+    verb = app.verbs["fine-tune"]
+    own = ["output=o", "backbone.shared=false", "features.weights={face: a, body: b}"]
+    own += ["fine_tune.loss=[{name: triplet, options: {margin: 0.2}}]"]
+    config = verb.load([*own, "fine_tune.miner={name: triplet_margin, options: {margin: 0.3}}"])
+    assert config.features.weights == {"face": "a", "body": "b"}
+    assert config.fine_tune.losses[0].options == {"margin": 0.2}
+    assert config.fine_tune.mined is not None and config.fine_tune.mined.options == {"margin": 0.3}
+    plain = verb.load(["output=o", "fine_tune.loss=triplet", "features.weights=w.safetensors"])
+    assert plain.features.weights == "w.safetensors" and plain.fine_tune.losses[0].name == "triplet"
