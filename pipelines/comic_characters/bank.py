@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from actors.comic_characters.crops import Kind, decode, instance_name, prepare
 from actors.comic_characters.instances import Instance
@@ -20,6 +20,9 @@ from pipelines.comic_characters.embed import Embeddings, head_weights
 from pipelines.comic_characters.features import find_backbone
 from pipelines.comic_characters.model import bank_of, read_kept_bank
 from pipelines.comic_characters.settings import ComicsConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def find_bank(config: ComicsConfig, embeddings: Embeddings) -> tuple[Bank | None, dict[Instance, int]]:
@@ -37,7 +40,7 @@ def read_bank(config: ComicsConfig, uri: str, embeddings: Embeddings) -> tuple[B
     table = read_csv(uri, "assign.bank")
     named = {"instance", *KINDS} & set(table.columns)
     if "name" not in table.columns or not named or table.empty:
-        raise UserError(f"assign.bank={uri} needs the columns name, and instance or face and body, and a row")
+        raise UserError(f"assign.bank={uri} needs the columns name and instance (or face, body), and a row")
     rows: dict[str, int] = {}
     for number, one in enumerate(embeddings.instances):
         rows.update(dict.fromkeys(names_of(one).values(), number))
