@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from actors.comic_characters.crops import with_features
+from actors.comic_characters.crops import Kind, with_features
 from actors.core.stage import Batch
 from actors.media.images import squared
 from actors.models.backbones import Backbone, BackboneConfig, input_shape
@@ -27,7 +27,7 @@ class ColourExtractor:
         self._crops = crops
 
     def __call__(self, batch: Batch) -> Batch:
-        return with_features(batch, self._crops, lambda crop, kind: colours(crop), lambda found: found)
+        return with_features(batch, self._crops, lambda crop, kind: colours(crop), lambda found, kind: found)
 
 
 class PhotographExtractor:
@@ -39,6 +39,6 @@ class PhotographExtractor:
     def __call__(self, batch: Batch) -> Batch:
         return with_features(batch, self._crops, lambda crop, kind: squared(crop, self._shape), self._see)
 
-    def _see(self, pictures: np.ndarray) -> np.ndarray:
+    def _see(self, pictures: np.ndarray, kind: Kind) -> np.ndarray:
         found = self._network({"image": pictures, "error": np.full(len(pictures), "")})
         return found["vector"].astype(np.float32)

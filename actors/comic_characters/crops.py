@@ -174,7 +174,7 @@ def with_features(
     batch: Batch,
     crops: str,
     look: Callable[[Image.Image, Kind], np.ndarray],
-    see: Callable[[np.ndarray], np.ndarray],
+    see: Callable[[np.ndarray, Kind], np.ndarray],
 ) -> Batch:
     """Features of the face and the body of instances.
 
@@ -185,7 +185,7 @@ def with_features(
     Args:
         crops: the root below which the crops lie.
         look: turns a crop into an array; arrays of one kind have one shape.
-        see: turns M such arrays into features (M, F).
+        see: turns M such arrays of one kind into features (M, F).
     """
     count = len(batch["series_id"])
     error, message = np.full(count, "", object), np.full(count, "", object)
@@ -202,6 +202,6 @@ def with_features(
                 message[row] = str(problem)
         added[f"{kind}_features"] = features = np.full(count, None, object)
         if found:
-            for row, vector in zip(found, see(np.stack(list(found.values()))), strict=True):
+            for row, vector in zip(found, see(np.stack(list(found.values())), kind), strict=True):
                 features[row] = vector
     return {**batch, **added, "error": error, "message": message}

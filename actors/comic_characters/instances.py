@@ -13,6 +13,8 @@ from actors.core.store import Store
 
 Instance = tuple[str, str, int | None, int | None]
 """Series, page, index of the face and of the body; None where there is no such part."""
+MISSING_PART = "missing_part"
+"""Error code of an instance without the only part that the head takes: no fault that could pass."""
 KEY = ["series_id", "page_id", "face", "body"]
 KEY_TYPES = [("series_id", pa.string()), ("page_id", pa.string()), ("face", pa.int64()), ("body", pa.int64())]
 _WHY = [("error", pa.string()), ("message", pa.string())]

@@ -224,12 +224,13 @@ class FineTune(ComicsVerb):
         return plan_fine_tuning(config)
 
     def preview(self, config: "ComicsConfig", plan: "FineTunePlan") -> Preview:
-        from pipelines.comic_characters.features import stages_of
+        from pipelines.comic_characters.features import name_of, stages_of
 
+        views = f", and of views of {len(plan.views)}" if config.fine_tune.augment else ""
         counts = f"{len(plan.train)} sequences to train on, {len(plan.valid)} to validate"
         facts = [
-            f"input: {counts}; backbone {plan.backbone.weights}",
-            f"to do: features of {len(plan.todo)} instances, then training, which resumes",
+            f"input: {counts}; backbone {name_of(plan.backbone.weights)}",
+            f"to do: features of {len(plan.todo)} instances{views}, then training, which resumes",
         ]
         names = (plan.backbone.folder, config.fine_tune.folder, "model", "rejected/fine-tune", "runs/fine-tune.json")
         return Preview(facts, _places(config.output, *names), *stages_of(config))
@@ -263,9 +264,10 @@ class Embed(ComicsVerb):
 
     def preview(self, config: "ComicsConfig", plan: "EmbedPlan") -> Preview:
         from pipelines.comic_characters import embed, features
+        from pipelines.comic_characters.features import name_of
 
         facts = [
-            f"input: {sum(map(len, plan.parts))} instances; backbone {plan.backbone.weights}",
+            f"input: {sum(map(len, plan.parts))} instances; backbone {name_of(plan.backbone.weights)}",
             f"to do: features of {len(plan.features)} instances, vectors of {sum(map(len, plan.todo))}",
         ]
         stages = zip(features.stages_of(config), embed.stages_of(config), strict=True)

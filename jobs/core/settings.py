@@ -164,14 +164,18 @@ def _value(token: str, kind: Any, values: list[str]) -> Any:
 
 
 def _parse(token: str, kind: Any, value: str) -> Any:
-    """A value as YAML; where text is wanted, text that YAML takes for a mapping or cannot read stays as it is."""
+    """A value as YAML; where text is wanted and no mapping, text that YAML takes for one or cannot read stays."""
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         if _is_text(kind):
             return value
         raise SettingsError(f"{token!r}: the value is not YAML: {error}") from error
-    return value if isinstance(parsed, dict) and _is_text(kind) else parsed
+    return value if isinstance(parsed, dict) and _is_text(kind) and not _is_mapping(kind) else parsed
+
+
+def _is_mapping(kind: Any) -> bool:
+    return any(typing.get_origin(one) is dict or dataclasses.is_dataclass(one) for one in members(kind))
 
 
 def _is_list(kind: Any) -> bool:

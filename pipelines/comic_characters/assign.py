@@ -18,25 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actors.comic_characters.crops import BOX, CROPS, Kind, decode, instance_name
+from actors.comic_characters.checkpoints import is_checkpoint
+from actors.comic_characters.crops import BOX, CROPS, decode
 from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.media.images import natural
+from pipelines.comic_characters.bank import find_bank, names_of
 from pipelines.comic_characters.clusters import Agreement, Bank, bcubed, best, cluster, curve, in_panels
-from pipelines.comic_characters.crop import read_csv
 from pipelines.comic_characters.embed import (
-    Embeddings,
     check_head,
     check_known,
     crop_instances,
     read_embeddings,
     read_rejected,
 )
-from pipelines.comic_characters.model import BANK, THRESHOLD, bank_of, find_model, keep, kept_bank, read_kept_bank
+from pipelines.comic_characters.labels import read_labels
+from pipelines.comic_characters.model import BANK, THRESHOLD, find_model, keep, kept_bank
 from pipelines.comic_characters.panels import Panel, Person, draw_panels
-from pipelines.comic_characters.sequences import Sequence, read_sequences
+from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import AssignConfig, ComicsConfig
 from pipelines.core.linkage import tree
 from pipelines.core.progress import Progress, tracked
@@ -124,7 +125,10 @@ def plan_assignment(config: ComicsConfig) -> AssignPlan:
     people = find_people(crops, vectors)
     labelled = bool(config.labels and settings.split)
     where = Store(config.labels).uri(f"{settings.split}_sequences.json") if labelled else store.uri("crops")
-    sequences = read_sequences(where) if labelled else consecutive(crop_instances(crops), settings.panels)
+    if labelled:
+        sequences = read_labels(config.labels, settings.split or "", config.identities)
+    else:
+        sequences = consecutive(crop_instances(crops), settings.panels)
     if not sequences:
         raise UserError(f"{where} has no sequence")
     check_known(sequences, {*vectors, *errors}, where)
@@ -163,43 +167,6 @@ def find_people(crops: pd.DataFrame, instances: Iterable[Instance]) -> dict[Inst
     return found
 
 
-def find_bank(config: ComicsConfig, embeddings: Embeddings) -> tuple[Bank | None, dict[Instance, int]]:
-    """The bank of the settings, else of the model, and which instances are its examples."""
-    if config.assign.bank is None:
-        return read_kept_bank(config, Store(config.output).read_json("embeddings.json")), {}
-    return read_bank(config.assign.bank, embeddings) if config.assign.bank else (None, {})
-
-
-def read_bank(uri: str, embeddings: Embeddings) -> tuple[Bank, dict[Instance, int]]:
-    """Characters and their examples. Raises UserError where a row names no instance with a vector, or another's."""
-    table = read_csv(uri, "assign.bank")
-    if not {"name", "instance"} <= set(table.columns) or table.empty:
-        raise UserError(f"assign.bank={uri} needs the columns name and instance, and a row")
-    rows: dict[str, int] = {}
-    for number, one in enumerate(embeddings.instances):
-        rows.update(dict.fromkeys(names_of(one).values(), number))
-    members: dict[str, list[int]] = {}
-    owners: dict[int, str] = {}
-    for line, (name, instance) in enumerate(zip(table["name"], table["instance"], strict=True), start=2):
-        if not name.strip() or instance.strip() not in rows:
-            raise UserError(f"assign.bank={uri}: line {line}: {instance!r} of {name!r} has no vector")
-        row, name = rows[instance.strip()], name.strip()
-        if (other := owners.setdefault(row, name)) != name:
-            raise UserError(
-                f"assign.bank={uri}: line {line}: {instance} is listed under two characters, {other} and {name}"
-            )
-        members.setdefault(name, []).append(row)
-    examples = {embeddings.instances[row]: number for number, of in enumerate(members.values()) for row in of}
-    return bank_of(list(members), [embeddings.vectors[of_one] for of_one in members.values()]), examples
-
-
-def names_of(instance: Instance) -> dict[Kind, str]:
-    """Names of the face and the body of an instance, as in label files."""
-    series, page, *parts = instance
-    kinds: tuple[Kind, Kind] = ("face", "body")
-    return {k: instance_name(series, page, k, n) for k, n in zip(kinds, parts, strict=True) if n is not None}
-
-
 # ------------------------------------------------------------------------------------------------------- the threshold
 
 
@@ -218,7 +185,7 @@ def find_threshold(
     uri = Store(config.labels).uri("validation_sequences.json")
     taught, why = None, "assign.threshold"
     if config.labels and storage.exists(uri):
-        sequences = read_sequences(uri)
+        sequences = read_labels(config.labels, "validation", config.identities)
         check_known(sequences, {*vectors, *errors}, uri)
         taught = {**about, **teach(settings, sequences, vectors, people)}
         why = f"the best of {taught['sequences']} sequences of the validation split"
@@ -230,7 +197,10 @@ def find_threshold(
 
 
 def _fitted_before(config: ComicsConfig, about: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    places = [Store(config.output), *([find_model(config.model)] if config.model else [])]
+    places = [
+        Store(config.output),
+        *([find_model(config.model)] if config.model and not is_checkpoint(config.model) else []),
+    ]
     found = [(place.uri(THRESHOLD), place.read_json(THRESHOLD)) for place in places]
     there = [(place, fit) for place, fit in found if fit is not None]
     for place, fit in there:

@@ -21,11 +21,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
+from actors.comic_characters.checkpoints import read_head
 from actors.comic_characters.crops import CROPS
 from actors.comic_characters.instances import (
     EMBEDDINGS,
     FEATURES,
     KEY,
+    MISSING_PART,
     REJECTED_INSTANCES,
     Instance,
     as_instance,
@@ -126,7 +128,7 @@ def head_weights(config: ComicsConfig) -> bytes:
     """Weights of the head that `fine-tune` wrote. Raises UserError where there are none, or of another head."""
     uri = head_uri(config)
     try:
-        weights = storage.read_bytes(uri)
+        weights = read_head(uri)
     except FileNotFoundError as error:
         raise UserError(f"{uri} does not exist. Run `fine-tune` first, or set model to the output of one.") from error
     check_head_weights(config.fine_tune.head, feature_size(config.backbone.name), weights, uri)
@@ -146,7 +148,7 @@ def check_head(config: ComicsConfig) -> None:
     """Raise UserError where embeddings/ was computed by another head than the one that `fine-tune` wrote last."""
     store, uri = Store(config.output), head_uri(config)
     made = store.read_json("embeddings.json")
-    if made and storage.exists(uri) and made["head"] != _about_head(config, storage.read_bytes(uri)):
+    if made and storage.exists(uri) and made["head"] != _about_head(config, read_head(uri)):
         raise UserError(f"{store.uri('embeddings')} is of another head than {uri}. Run `embed` again.")
 
 
@@ -155,7 +157,7 @@ def _sound_parts(store: Store) -> set[str]:
     found = set()
     for name in store.parts("embeddings"):
         part = store.read_part("embeddings", name, ["error"])
-        if part is not None and set(part["error"].to_pylist()) <= {""}:
+        if part is not None and set(part["error"].to_pylist()) <= {"", MISSING_PART}:
             found.add(name)
     return found
 

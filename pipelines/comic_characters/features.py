@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from actors.comic_characters.augment_settings import CopiesConfig
+from actors.comic_characters.checkpoints import Weights, read_backbone
 from actors.comic_characters.instances import FEATURES, KEY, KEY_TYPES, Instance, as_instance, write_features
 from actors.comic_characters.weights import check_backbone_weights
-from actors.core import storage
 from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -35,7 +36,7 @@ WRITES = 0.1
 class Backbone:
     """Weights of the backbone, and the folder of its features."""
 
-    weights: str
+    weights: Weights
     folder: str
     """Folder of the features, below the output."""
 
@@ -59,15 +60,21 @@ def beside(pool: Stage, cpus: float) -> Stage:
     return Stage(pool.workers, cpus)
 
 
+def name_of(weights: Weights) -> str:
+    """The files of weights, to be read by people."""
+    return weights if isinstance(weights, str) else " and ".join(weights.values())
+
+
 def find_backbone(config: ComicsConfig) -> Backbone:
     """The weights that the settings name. Raises UserError where there are none, or of another network."""
     weights = backbone_uri(config)
     try:
-        data = storage.read_bytes(weights)
+        data = read_backbone(weights)
     except FileNotFoundError as error:
-        raise UserError(f"{weights} does not exist. Run `pretrain` first, or set model or features.weights.") from error
-    check_backbone_weights(config.backbone.name, data, weights)
-    about = json.dumps([asdict(config.backbone), config.features.dtype]).encode()
+        gone = error.filename or weights
+        raise UserError(f"{gone} does not exist. Run `pretrain` first, or set model or features.weights.") from error
+    check_backbone_weights(config.backbone, data, name_of(weights))
+    about = json.dumps([config.backbone.described(), config.features.dtype]).encode()
     return Backbone(weights, f"features/{hashlib.sha256(data + about).hexdigest()[:16]}")
 
 
@@ -116,18 +123,24 @@ def extract(config: ComicsConfig, backbone: Backbone, instances: list[Instance])
     return extract_by(config, source_of(config, backbone), instances)
 
 
-def source_of(config: ComicsConfig, backbone: Backbone) -> Source:
-    """The backbone as a source."""
+def source_of(config: ComicsConfig, backbone: Backbone, copies: CopiesConfig | None = None) -> Source:
+    """The backbone as a source; with copies, of views."""
     from actors.comic_characters.network import FeatureExtractor
 
-    root = Store(config.output).root
+    root, seed = Store(config.output).root, config.fine_tune.training.seed
     return Source(
-        backbone.folder,
+        views_folder(config, backbone, copies) if copies else backbone.folder,
         FeatureExtractor,
         config.features,
-        lambda stage: [stage, config.backbone, backbone.weights, root],
+        lambda stage: [stage, config.backbone, backbone.weights, root, copies, seed],
         config.features.computed,
     )
+
+
+def views_folder(config: ComicsConfig, backbone: Backbone, copies: CopiesConfig) -> str:
+    """Folder of the features of views, below the output."""
+    about = json.dumps([asdict(copies), config.fine_tune.training.seed]).encode()
+    return f"{backbone.folder}-views-{hashlib.sha256(about).hexdigest()[:16]}"
 
 
 def extract_by(config: ComicsConfig, source: Source, instances: list[Instance]) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from actors.comic_characters.instances import REJECTED_INSTANCES, Instance
-from actors.comic_characters.network_settings import feature_size
+from actors.comic_characters.instances import MISSING_PART, REJECTED_INSTANCES, Instance
+from actors.comic_characters.network_settings import ONE_PART, HeadConfig, changed, feature_size
 from actors.core.checkpoints import Tensors
 from actors.core.errors import UserError
 from actors.core.store import Store
@@ -26,36 +26,24 @@ from pipelines.comic_characters.features import (
     Backbone,
     Features,
     extract,
+    extract_by,
     find_backbone,
     mixed_features,
     read_features,
+    source_of,
+    views_folder,
     without_features,
 )
-from pipelines.comic_characters.sequences import Sequence, known_to_differ, read_sequences
+from pipelines.comic_characters.labels import read_labels, without_lone
+from pipelines.comic_characters.metric_losses import metric_loss, relations
+from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
-from pipelines.core.float32 import in_float32
 
 if TYPE_CHECKING:
     from ray.data import Dataset
     from torch import Tensor, nn
 
     from pipelines.core.training import Trained
-
-LOSSES = {
-    "contrastive": "ContrastiveLoss",
-    "triplet": "TripletMarginLoss",
-    "multi_similarity": "MultiSimilarityLoss",
-    "circle": "CircleLoss",
-    "tuplet": "TupletMarginLoss",
-    "n_pairs": "NPairsLoss",
-}
-"""Losses of pytorch-metric-learning, with its default margins and scales; contrastive and triplet use L2 distance."""
-MINERS = {
-    "multi_similarity": "MultiSimilarityMiner",
-    "pair_margin": "PairMarginMiner",
-    "triplet_margin": "TripletMarginMiner",
-}
-"""Miners of pytorch-metric-learning, with its defaults."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,8 @@ class FineTunePlan:
     valid: list[Sequence]
     backbone: Backbone
     todo: list[Instance]
+    views: list[Instance]
+    """Training instances whose features of views are missing."""
 
     @property
     def instances(self) -> list[Instance]:
@@ -77,16 +67,19 @@ def plan_fine_tuning(config: ComicsConfig) -> FineTunePlan:
     """Read the sequences and find missing features. Raises UserError where there are no sequences, or no backbone."""
     if not config.labels:
         raise UserError("labels: this setting is required")
-    train, valid = (
-        read_sequences(Store(config.labels).uri(f"{name}_sequences.json")) for name in ("train", "validation")
-    )
+    train, valid = (read_labels(config.labels, split, config.identities) for split in ("train", "validation"))
+    if not config.fine_tune.lone:
+        train = without_lone(train)
     for name, sequences in (("train", train), ("validation", valid)):
         if not any(one.instances for one in sequences):
-            raise UserError(f"{config.labels}/{name}_sequences.json has no instance")
-    backbone = find_backbone(config)
-    plan = FineTunePlan(train, valid, backbone, [])
-    todo = without_features(Store(config.output), backbone.folder, plan.instances)
-    return FineTunePlan(train, valid, backbone, todo)
+            raise UserError(f"{config.labels}/{name}_sequences.json has no instance to use")
+    store, backbone = Store(config.output), find_backbone(config)
+    plan = FineTunePlan(train, valid, backbone, [], [])
+    views: list[Instance] = []
+    if copies := config.fine_tune.augment:
+        instances = [one for sequence in train for one in sequence.instances]
+        views = without_features(store, views_folder(config, backbone, copies), instances)
+    return replace(plan, todo=without_features(store, backbone.folder, plan.instances), views=views)
 
 
 def sequence_rows(
@@ -133,16 +126,6 @@ def flat(batch: Tensors) -> Tensors:
     return {**rows, "there": rows["there"].bool(), "uncertain": rows["uncertain"].bool()}
 
 
-def relations(rows: Tensors) -> tuple[Tensor, Tensor]:
-    """Which pairs are the same character, and which are known to differ: bool (N, N) each."""
-    import torch
-
-    columns = [rows[name].cpu().numpy() for name in ("character", "sequence", "series", "uncertain")]
-    differ = torch.from_numpy(known_to_differ(*columns)).to(rows["character"].device)
-    same = rows["character"][:, None] == rows["character"]
-    return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), differ
-
-
 def masked(there: Tensor, share: float) -> Tensor:
     """Hide the face or the body of this share of the instances that have both."""
     import torch
@@ -153,44 +136,23 @@ def masked(there: Tensor, share: float) -> Tensor:
     return there & ~(hidden[:, None] & torch.stack([part, ~part], 1))
 
 
-def loss(config: FineTuneConfig, model: nn.Module, batch: Tensors) -> Tensor:
-    """The metric loss over all instances of a batch of sequences."""
-    rows = flat(batch)
+def drawn(rows: Tensors, width: int) -> Tensors:
+    """Of features (N, K * width) of the crop and its views one at random, (N, width), for face and body alike."""
+    import torch
+
+    copies = rows["faces"].shape[1] // width
+    if copies == 1:
+        return rows
+    every = torch.arange(len(rows["faces"]), device=rows["faces"].device)
+    chosen = torch.randint(copies, every.shape, device=every.device)
+    return rows | {name: rows[name].unflatten(1, (copies, width))[every, chosen] for name in ("faces", "bodies")}
+
+
+def loss(config: FineTuneConfig, width: int, model: nn.Module, batch: Tensors) -> Tensor:
+    """The metric loss over all instances of a batch of sequences. width: number of features."""
+    rows = drawn(flat(batch), width)
     there = masked(rows["there"], config.mask) if config.mask and model.training else rows["there"]
     return metric_loss(config, model(rows["faces"], rows["bodies"], there), rows)
-
-
-@in_float32
-def metric_loss(config: FineTuneConfig, found: Tensor, rows: Tensors) -> Tensor:
-    """The loss of vectors (N, D) of the rows of `flat`."""
-    import torch
-    from pytorch_metric_learning import losses, miners
-
-    labels, criterion = rows["character"], getattr(losses, LOSSES[config.loss])()
-    if config.loss == "n_pairs" or config.miner != "none":
-        # These treat all other labels as negatives, so they get groups in which all others are known to differ.
-        groups = [torch.arange(len(labels), device=labels.device)] if config.uncertain else _sure_groups(rows)
-        if config.loss == "n_pairs":
-            return torch.stack([criterion(found[group], labels[group]) for group in groups]).mean()
-        miner = getattr(miners, MINERS[config.miner])()
-        mined = [[group[some] for some in miner(found[group].detach(), labels[group])] for group in groups]
-        return criterion(found, labels, tuple(torch.cat(some) for some in zip(*mined, strict=True)))
-    same, differ = relations(rows)
-    if config.uncertain:
-        differ = labels[:, None] != labels
-    return criterion(found, labels, (*torch.where(same), *torch.where(differ)))
-
-
-def _sure_groups(rows: Tensors) -> list[Tensor]:
-    """Row numbers in groups whose pairs are all known to be the same or to differ: one sequence per series in each."""
-    import torch
-
-    groups: dict[int, list[Tensor]] = {}
-    for series in rows["series"].unique():
-        for number, sequence in enumerate(rows["sequence"][rows["series"] == series].unique()):
-            chosen = torch.where((rows["sequence"] == sequence) & ~rows["uncertain"])[0]
-            groups.setdefault(number, []).append(chosen)
-    return [torch.cat(chosen) for chosen in groups.values()]
 
 
 def query_mrr(found: np.ndarray, same: np.ndarray, differ: np.ndarray) -> float:
@@ -242,21 +204,21 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
 
     store, settings = Store(config.output), config.fine_tune
     stages = {"features": extract(config, plan.backbone, plan.todo)}
-    features = read_features(store, plan.backbone.folder, plan.instances)
+    if settings.augment:
+        stages["views"] = extract_by(config, source_of(config, plan.backbone, settings.augment), plan.views)
+    features = _whole(read_features(store, plan.backbone.folder, plan.instances), settings.head)
     bad = [one for one in plan.instances if features[one].error]
     names = ("series_id", "page_id", "face", "body", "error", "message")
     told = ((*one, features[one].error, features[one].message) for one in bad)
     rejected = [dict(zip(names, values, strict=True)) for values in told]
     store.replace_table("rejected/fine-tune", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])
     width = feature_size(config.backbone.name)
-    longest = max(len(one.instances) for one in (*plan.train, *plan.valid))
-    rows = {
-        name: sequence_rows(sequences, features, width, longest)
-        for name, sequences in (("train", plan.train), ("valid", plan.valid))
+    datasets: dict[str, Dataset] = {
+        name: ray.data.from_items(part).materialize() for name, part in _rows(config, plan, features, width).items()
     }
-    datasets: dict[str, Dataset] = {name: ray.data.from_items(part).materialize() for name, part in rows.items()}
+    new = {"lone": True, "augment": None}
     about = {
-        "fine_tune": {name: value for name, value in asdict(settings).items() if name != "training"},
+        "fine_tune": {name: value for name, value in changed(settings, new).items() if name != "training"},
         "features": plan.backbone.folder,
         "sequences": hashlib.sha256(
             json.dumps([asdict(one) for one in (*plan.train, *plan.valid)]).encode()
@@ -265,7 +227,7 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
     }
     trained = fit(
         partial(make_model, settings, config.backbone.name),
-        partial(loss, settings),
+        partial(loss, settings, width),
         partial(evaluate, settings),
         datasets,
         settings.training,
@@ -281,3 +243,42 @@ def fine_tune(config: ComicsConfig, plan: FineTunePlan) -> tuple[dict[str, Any],
         "notes": mixed_features(Counter(one.computed for one in features.values()), plan.backbone.folder),
     }
     return record, trained
+
+
+def _whole(features: dict[Instance, Features], head: HeadConfig) -> dict[Instance, Features]:
+    """Features, with an error where an instance lacks the only part that the head takes."""
+    only = ONE_PART.get(head.fusion)
+    if not only:
+        return features
+    why = f"no {only}, and the head takes nothing else"
+    return {
+        one: found
+        if found.error or getattr(found, only) is not None
+        else found._replace(error=MISSING_PART, message=why)
+        for one, found in features.items()
+    }
+
+
+def _rows(
+    config: ComicsConfig, plan: FineTunePlan, features: dict[Instance, Features], width: int
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Rows of `sequence_rows` for train and valid; those of training with the features of views behind the crops'."""
+    longest = max(len(one.instances) for one in (*plan.train, *plan.valid))
+    rows = {"valid": sequence_rows(plan.valid, features, width, longest)}
+    if copies := config.fine_tune.augment:
+        instances = [one for sequence in plan.train for one in sequence.instances]
+        folder = views_folder(config, plan.backbone, copies)
+        views = read_features(Store(config.output), folder, instances)
+        features = {one: _with_views(features[one], views[one]) for one in instances}
+        width *= copies.copies + 1
+    return {"train": sequence_rows(plan.train, features, width, longest), **rows}
+
+
+def _with_views(crop: Features, views: Features) -> Features:
+    if crop.error or views.error:
+        return crop if crop.error else views
+    face, body = (
+        None if one is None or more is None else np.concatenate([one, more])
+        for one, more in zip(crop[:2], views[:2], strict=True)
+    )
+    return Features(face, body)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.comic_characters.checkpoints import Weights, is_checkpoint, read_backbone, settings_of_checkpoint
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
@@ -44,15 +45,20 @@ def find_model(model: str) -> Store:
 
 def settings_of_model(model: str) -> dict[str, Any]:
     """The settings that vectors of a model depend on, as a tree."""
-    return find_model(model).read_json(SETTINGS)
+    return settings_of_checkpoint(model) if is_checkpoint(model) else find_model(model).read_json(SETTINGS)
 
 
-def backbone_uri(config: ComicsConfig) -> str:
+def weights_of_model(model: str, name: str) -> str:
+    """The file with the weights of a model, BACKBONE or HEAD; a checkpoint has both."""
+    return model if is_checkpoint(model) else find_model(model).uri(name)
+
+
+def backbone_uri(config: ComicsConfig) -> Weights:
     """Where the weights of the backbone are: those of the settings, of the model, or of the output."""
     if config.features.weights:
         return config.features.weights
     if config.model:
-        return find_model(config.model).uri(BACKBONE)
+        return weights_of_model(config.model, BACKBONE)
     store = Store(config.output)
     own, kept = store.uri(config.pretrain.folder, "model.safetensors"), store.uri(FOLDER, BACKBONE)
     # Stage 2 may have been trained here on stage 1 of another output.
@@ -62,11 +68,11 @@ def backbone_uri(config: ComicsConfig) -> str:
 def head_uri(config: ComicsConfig) -> str:
     """Where the weights of the head are: those of the model, or of the output."""
     if config.model:
-        return find_model(config.model).uri(HEAD)
+        return weights_of_model(config.model, HEAD)
     return Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
 
 
-def keep_model(config: ComicsConfig, backbone: str) -> str:
+def keep_model(config: ComicsConfig, backbone: Weights) -> str:
     """Write model/ of the output after `fine-tune`; returns where it is. backbone: its weights.
 
     A threshold and a bank of other weights go.
@@ -74,11 +80,11 @@ def keep_model(config: ComicsConfig, backbone: str) -> str:
     store = Store(Store(config.output).uri(FOLDER))
     head = Store(config.output).uri(config.fine_tune.folder, "model.safetensors")
     tree = {
-        "backbone": asdict(config.backbone),
+        "backbone": config.backbone.described(),
         "features": {"dtype": config.features.dtype},
         "fine_tune": {"head": asdict(config.fine_tune.head)},
     }
-    files = {BACKBONE: storage.read_bytes(backbone), HEAD: storage.read_bytes(head)}
+    files = {BACKBONE: read_backbone(backbone), HEAD: storage.read_bytes(head)}
     same = store.read_json(SETTINGS) == tree and all(
         storage.exists(store.uri(name)) and storage.read_bytes(store.uri(name)) == data for name, data in files.items()
     )
@@ -107,7 +113,7 @@ def kept_bank(bank: Bank, made_by: dict[str, Any]) -> dict[str, Any]:
 
 def read_kept_bank(config: ComicsConfig, made_by: dict[str, Any]) -> Bank | None:
     """The bank of the model, None where there is none; raises UserError where other weights made it."""
-    if not config.model:
+    if not config.model or is_checkpoint(config.model):
         return None
     store = find_model(config.model)
     found = store.read_json(BANK)

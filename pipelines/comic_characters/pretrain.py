@@ -1,4 +1,4 @@
-"""Stage 1: train the backbone on pairs of a face and its body, without labels.
+"""Stage 1: train the backbone, or one each for faces and bodies, on pairs of a face and its body, without labels.
 
 Every pair has two views. Loss = NT-Xent(face, face') + NT-Xent(body, body') + NT-Xent(face, body); the last one, the
 identity term, makes a face and its own body similar. NT-Xent is that of Chen et al., "A Simple Framework for
@@ -10,27 +10,30 @@ import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from actors.comic_characters.network import make_backbone
-from actors.comic_characters.network_settings import feature_size
+from actors.comic_characters.augment import views
+from actors.comic_characters.instances import Instance
+from actors.comic_characters.network import HIDDEN, make_backbone, make_projection
+from actors.comic_characters.network_settings import KINDS, feature_size
 from actors.comic_characters.pairs import KEY, REJECTED_PAIRS
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store
-from pipelines.comic_characters.augment import views
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pairs import PARTS, PretrainPlan, dataset, decode_pairs, prepared
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 from pipelines.comic_characters.validation import (
     RELATIONS,
+    Validation,
     features_of,
     identity_retrieval,
     labels_of,
@@ -66,22 +69,28 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, everyones: bool =
 
 
 class Contrastive(nn.Module):
-    """The ResNet that faces and bodies share, and a projection head for training only."""
+    """A ResNet, and a projection head for training only."""
 
     def __init__(self, backbone: str, dimensions: int) -> None:
         super().__init__()
         self.backbone = make_backbone(backbone, SharedBatchNorm)
-        width = feature_size(backbone)
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.Linear(width, width, bias=False), SharedBatchNorm(width), nn.ReLU(inplace=True)]
-        self.head = nn.Sequential(
-            *layers, nn.Linear(width, dimensions, bias=False), SharedBatchNorm(dimensions, affine=False)
-        )
+        self.head = make_projection(feature_size(backbone), dimensions, SharedBatchNorm)
 
     def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
         """Groups of pictures (N, 3, S, S), one size per group, to vectors (N, D) of length 1."""
         return tuple(normalize(self.head(self.backbone(pictures)).float(), dim=1) for pictures in groups)
+
+
+class Separate(nn.Module):
+    """A network for faces and one for bodies."""
+
+    def __init__(self, backbone: str, dimensions: int) -> None:
+        super().__init__()
+        self.face, self.body = (Contrastive(backbone, dimensions) for _ in range(2))
+
+    def forward(self, faces: Tensor, bodies: Tensor) -> tuple[Tensor, ...]:
+        """Pictures of both to vectors (N, D) of length 1 of both."""
+        return *self.face(faces), *self.body(bodies)
 
 
 def terms(
@@ -119,9 +128,15 @@ def loss(config: PretrainConfig, model: nn.Module, batch: Tensors) -> Tensor:
 
 
 def evaluate(
-    config: PretrainConfig, model: nn.Module, batches: Iterable[Tensors], by: str = "views"
+    config: PretrainConfig,
+    model: nn.Module,
+    batches: Iterable[Tensors],
+    by: str = "views",
+    projection: bool = False,
 ) -> dict[str, float]:
     """retrieval, by identities or views; valid_loss; and for each term its loss, and the partner's ranks in a batch.
+
+    projection: whether identities are searched by features behind hidden layers of the projection head.
 
     The views are the same in every epoch. All values but those of retrieval depend on the batch size.
     """
@@ -144,7 +159,7 @@ def evaluate(
             sums[f"{name}_acc_top5"] += (found <= 5).float().mean().item() * rows
             sums[f"{name}_mean_position"] += found.mean().item() * rows
         if by == "identities":
-            features.append(features_of(_backbone(model), batch).cpu())
+            features.append(features_of(networks_of(model, projection), batch).cpu())
             labels.append(torch.stack([batch[name] for name in RELATIONS], 1).cpu())
     means = {name: total / count for name, total in sums.items()}
     ranks = [view_retrieval(*(torch.cat(side) for side in zip(*parts, strict=True))) for name, parts in sides.items()]
@@ -156,72 +171,97 @@ def evaluate(
     return {"retrieval": best, **retrieval, "valid_loss": loss_, **means}
 
 
-def _backbone(model: nn.Module) -> nn.Module:
-    assert isinstance(model, Contrastive)
-    return model.backbone
+def networks_of(model: nn.Module, projection: bool = False) -> dict[str, nn.Module]:
+    """What gives features, by kind: the ResNets, and of the projection head its hidden layers or nothing."""
+    assert isinstance(model, Contrastive | Separate)
+    both = {kind: model if isinstance(model, Contrastive) else getattr(model, kind) for kind in KINDS}
+    return {
+        kind: nn.Sequential(one.backbone, one.head[:HIDDEN]) if projection else one.backbone
+        for kind, one in both.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def make_model(backbone: str, dimensions: int) -> nn.Module:
-    """An untrained network."""
-    return Contrastive(backbone, dimensions)
+def make_model(backbone: str, dimensions: int, shared: bool = True) -> nn.Module:
+    """An untrained network, or two."""
+    return Contrastive(backbone, dimensions) if shared else Separate(backbone, dimensions)
 
 
 def pretrain(config: ComicsConfig, plan: PretrainPlan) -> tuple[dict[str, Any], Trained]:
     """Decode missing pairs, then train; resumes. Returns the run record's values and the training."""
-    store, settings = Store(config.output), config.pretrain
-    store.write_json(config.backbone.sizes(), "pairs.json")
+    store = Store(config.output)
     started = time.monotonic()
-    if len(plan.todo):
-        decode_pairs(config, plan.todo)
-    decoded = time.monotonic() - started
-    rows = plan.pairs.merge(prepared(store), "left", on=KEY)
-    bad = rows[rows.error != ""]
-    store.replace_table("rejected/pairs", [pa.Table.from_pandas(bad, REJECTED_PAIRS, preserve_index=False)])
-    set_context()
-    groups = {part: {name for name, where in plan.parts.items() if where == part} for part in PARTS}
-    sound = rows[rows.error == ""][KEY]
-    valid = sound[sound.series_id.isin(groups["valid"])]
-    known = labels_of(config.labels, valid)
+    rows = _decoded(config, plan, store)
+    decoded, started = time.monotonic() - started, time.monotonic()
+    sound = rows[rows.error == ""]
+    valid = sound[sound.series_id.map(plan.parts) == "valid"][KEY]
+    known = labels_of(config.labels, valid, config.identities)
     validated = validation_of(known, len(valid))
     log.info("%s", validated.said)
-    sizes = config.backbone.sizes()
-    datasets = {
-        "train": dataset(store, groups["train"], sizes),
-        "valid": dataset(store, groups["valid"], sizes, known, RELATIONS),
-    }
-    about = {
-        "backbone": asdict(config.backbone),
-        "pretrain": {name: value for name, value in asdict(settings).items() if name not in ("training", "decode")},
-        "pairs": hashlib.sha256(json.dumps(sound.to_numpy().tolist()).encode()).hexdigest(),
-        "validation": [validated.by, hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()],
-    }
-    started = time.monotonic()
-    trained = fit(
-        partial(make_model, config.backbone.name, settings.dimensions),
-        partial(loss, settings),
-        partial(evaluate, settings, by=validated.by),
-        datasets,
-        settings.training,
-        output=store.uri(settings.folder),
-        settings=about,
-    )
+    trained = _train(config, plan, sound[KEY], known, validated)
     trained_s = time.monotonic() - started
-    counts = rows[rows.error == ""].series_id.map(plan.parts).value_counts()
-    batch = settings.training.batch_size
+    counts = sound.series_id.map(plan.parts).value_counts()
+    batch = config.pretrain.training.batch_size
     seen = (len(trained.history) - trained.resumed_from) * (int(counts.get("train", 0)) // batch) * batch
+    codes = dict(Counter(rows[rows.error != ""].error.tolist()))
     record = {
-        "rows": {"in": len(rows), "out": len(rows) - len(bad), "rejected": dict(Counter(bad.error.tolist()))},
+        "rows": {"in": len(rows), "out": len(sound), "rejected": codes},
         "stages": {
             "decode": {"rows": len(plan.todo), "seconds": round(decoded, 1)},
             "train": {"rows": seen, "seconds": round(trained_s, 1)},
         },
         "alone": plan.alone,
-        "series": {part: sorted(names) for part, names in groups.items()},
+        "series": {part: sorted(names) for part, names in _series(plan).items()},
         "pairs": {part: int(counts.get(part, 0)) for part in PARTS},
         "best": trained.history[trained.best_epoch - 1],
         "best_by": {"retrieval": validated.by, "queries": validated.queries},
     }
     return record, trained
+
+
+def _decoded(config: ComicsConfig, plan: PretrainPlan, store: Store) -> pd.DataFrame:
+    """The pairs with their errors, after those that are missing have been decoded."""
+    store.write_json(config.backbone.sizes(), "pairs.json")
+    if len(plan.todo):
+        decode_pairs(config, plan.todo)
+    rows = plan.pairs.merge(prepared(store), "left", on=KEY)
+    bad = pa.Table.from_pandas(rows[rows.error != ""], REJECTED_PAIRS, preserve_index=False)
+    store.replace_table("rejected/pairs", [bad])
+    return rows
+
+
+def _series(plan: PretrainPlan) -> dict[str, set[str]]:
+    return {part: {name for name, where in plan.parts.items() if where == part} for part in PARTS}
+
+
+def _train(
+    config: ComicsConfig,
+    plan: PretrainPlan,
+    sound: pd.DataFrame,
+    known: Mapping[Instance, tuple[int, int, int, int]],
+    validated: Validation,
+) -> Trained:
+    """Train on the sound pairs (columns of KEY). known: labels of validation pairs."""
+    set_context()
+    store, settings, sizes, groups = Store(config.output), config.pretrain, config.backbone.sizes(), _series(plan)
+    datasets = {
+        "train": dataset(store, groups["train"], sizes),
+        "valid": dataset(store, groups["valid"], sizes, known, RELATIONS),
+    }
+    about = {
+        "backbone": config.backbone.described(),
+        "pretrain": {name: value for name, value in asdict(settings).items() if name not in ("training", "decode")},
+        "pairs": hashlib.sha256(json.dumps(sound.to_numpy().tolist()).encode()).hexdigest(),
+        "validation": [validated.by, hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()],
+    }
+    return fit(
+        partial(make_model, config.backbone.name, settings.dimensions, config.backbone.shared),
+        partial(loss, settings),
+        partial(evaluate, settings, by=validated.by, projection=config.backbone.projection),
+        datasets,
+        settings.training,
+        output=store.uri(settings.folder),
+        settings=about,
+    )

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor
-from actors.comic_characters.instances import KEY, REJECTED_INSTANCES, Instance
+from actors.comic_characters.instances import KEY, MISSING_PART, REJECTED_INSTANCES, Instance
+from actors.comic_characters.network_settings import ONE_PART
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -38,6 +39,7 @@ from pipelines.comic_characters.features import (
     source_of,
     without_features,
 )
+from pipelines.comic_characters.labels import read_labels, sequences_uri
 from pipelines.comic_characters.retrieval import (
     ADJUSTED,
     CLUSTERS,
@@ -54,7 +56,6 @@ from pipelines.comic_characters.retrieval import (
     within,
 )
 from pipelines.comic_characters.score_methods import Method, fused, only, unit
-from pipelines.comic_characters.sequences import read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.metrics import ENOUGH, bootstrap, clustered, widened
 
@@ -93,8 +94,8 @@ def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> Sco
     if not config.labels:
         raise UserError("labels: this setting is required")
     variants = {name: variant(config, name, other) for name, other in others.items()}
-    uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
-    sequences = read_sequences(uri)
+    uri = sequences_uri(config.labels, config.score.split)
+    sequences = read_labels(config.labels, config.score.split, config.identities)
     instances = list(dict.fromkeys(one for sequence in sequences for one in sequence.instances))
     if config.score.parts == "both":
         instances = [one for one in instances if None not in one]
@@ -111,10 +112,15 @@ def plan_scores(config: ComicsConfig, others: Mapping[str, ComicsConfig]) -> Sco
 
 def find_sources(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str]]:
     """Sources of the features that are compared, and those that are not available, with the reason."""
+    rivals, notes = find_rivals(config)
+    return {"stage 1": source_of(config, find_backbone(config)), **rivals}, notes
+
+
+def find_rivals(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str]]:
+    """Sources of features that need no training, and those that are not available, with the reason."""
     root, photographs = Store(config.output).root, config.score.photographs
-    sources = {"stage 1": source_of(config, find_backbone(config))}
     pool = Stage(config.features.workers, batch_size=config.features.batch_size)
-    sources["colours"] = Source("features/colours", ColourExtractor, pool, lambda stage: [root])
+    sources = {"colours": Source("features/colours", ColourExtractor, pool, lambda stage: [root])}
     name = f"ImageNet {photographs.model}"
     try:
         backbones.check_backbone(photographs)
@@ -139,7 +145,8 @@ def methods_of(
     found |= {name: fused(known[name], both, seed) for name in plan.sources if name != "stage 1"}
     found["stage 1"] = fused(known["stage 1"], both, seed)
     found |= {f"stage 1, only {kind}": fused(known["stage 1"], [kind], seed) for kind in both}
-    found |= {f"{OURS}, only {kind}": only(config, known["stage 1"], kind) for kind in both}
+    if config.fine_tune.head.fusion not in ONE_PART:
+        found |= {f"{OURS}, only {kind}": only(config, known["stage 1"], kind) for kind in both}
     found[OURS] = Method(np.stack([plan.vectors[one] for one in sound]))
     if config.score.rerank:
         found[f"{OURS}, re-ranked"] = replace(found[OURS], rerank=config.score.rerank)
@@ -194,7 +201,10 @@ def score(config: ComicsConfig, plan: ScorePlan) -> tuple[dict[str, Any], Found]
     store = Store(config.output)
     stages = {name: extract_by(config, source, plan.todo[name]) for name, source in plan.sources.items()}
     features = {name: read_features(store, source.folder, plan.instances) for name, source in plan.sources.items()}
-    errors = {one: next((f[one] for f in features.values() if f[one].error), None) for one in plan.instances}
+    # Whom the head gives no vector, no method is scored on.
+    lacking = {one: Features(None, None, *why) for one, why in read_rejected(store).items() if why[0] == MISSING_PART}
+    every = [lacking, *features.values()]
+    errors = {one: next((f[one] for f in every if one in f and f[one].error), None) for one in plan.instances}
     bad = {one: why for one, why in errors.items() if why}
     sound = [one for one in plan.instances if one not in bad]
     if missing := [one for one in sound if one not in plan.vectors]:
@@ -204,8 +214,8 @@ def score(config: ComicsConfig, plan: ScorePlan) -> tuple[dict[str, Any], Found]
     for name, uri in written.items():
         vectors = read_vectors(uri)
         methods[f"ablation {name}"] = Method(np.stack([vectors[one] for one in sound]))
-    uri = Store(config.labels).uri(f"{config.score.split}_sequences.json")
-    rows = labelled(read_sequences(uri), set(sound))
+    sequences = read_labels(config.labels, config.score.split, config.identities)
+    rows = labelled(sequences, set(sound))
     found = scores_of(config, rows, {one: row for row, one in enumerate(sound)}, methods, plan.notes)
     rejected = [{**dict(zip(KEY, one, strict=True)), "error": why[2], "message": why[3]} for one, why in bad.items()]
     store.replace_table("rejected/score", [pa.Table.from_pylist(rejected, REJECTED_INSTANCES)])

@@ -4,15 +4,25 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from actors.comic_characters.augment_settings import CopiesConfig, ViewsConfig
 from actors.comic_characters.crops import CropConfig
 from actors.comic_characters.detection import DetectConfig
-from actors.comic_characters.network_settings import BackboneConfig, EmbedConfig, FeaturesConfig, HeadConfig
+from actors.comic_characters.network_settings import (
+    ONE_PART,
+    BackboneConfig,
+    EmbedConfig,
+    FeaturesConfig,
+    HeadConfig,
+)
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.models import backbones
-from pipelines.comic_characters.augment_settings import ViewsConfig
+from pipelines.comic_characters.loss_settings import LossConfig, LossName, MinerConfig, MinerName
 from pipelines.comic_characters.retrieval import Rerank
 from pipelines.core.training_config import TrainingConfig
+
+Identities = Literal["sequences", "lists"]
+"""Which labels name characters."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +111,50 @@ class FineTuneConfig:
     """Folder of the weights of stage 2, below the output."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The head that fuses a face and a body into one vector."""
-    loss: Literal["contrastive", "triplet", "multi_similarity", "circle", "tuplet", "n_pairs"] = "contrastive"
-    """Metric loss, from pytorch-metric-learning."""
-    miner: Literal["none", "multi_similarity", "pair_margin", "triplet_margin"] = "none"
-    """Miner of pytorch-metric-learning that picks the pairs for the loss; none: all pairs with known labels."""
+    loss: LossName | list[LossConfig] = "contrastive"
+    """Metric loss of pytorch-metric-learning with the library's defaults: contrastive, triplet, multi_similarity,
+    circle, tuplet, n_pairs, intra_pair_variance. Or a list of losses that are added, with weight, distance, reducer and
+    margins: [{name: triplet, options: {margin: 0.2}}, {name: contrastive, weight: 0.5}]."""
+    miner: Literal["none"] | MinerName | MinerConfig = "none"
+    """Miner of pytorch-metric-learning that picks the pairs for the loss, by its name, or with distance and margins:
+    {name: pair_margin, options: {pos_margin: 0.1}}. none: all pairs with known labels."""
     uncertain: bool = False
     """Use characters that may be the same as negatives, too. false: only pairs known to differ are negatives."""
     mask: float = 0.0
     """Share, 0 to 1, of instances with face and body of which training hides one at random; makes the head robust."""
+    lone: bool = True
+    """Train also on characters who are in no sequence together with another, such as the only one of a series: they
+    differ from those of other series. false: leave them out, as the reference does by default."""
+    augment: CopiesConfig | None = None
+    """Augmentation of the training crops; {} takes 8 views of each as in stage 1. null: none."""
     training: FineTuneTraining = field(default_factory=FineTuneTraining)
     """Training of stage 2: epochs, batch size, learning rate."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask <= 1:
             raise UserError(f"fine_tune.mask must be in [0, 1], not {self.mask}")
-        if self.loss == "n_pairs" and self.miner != "none":
+        if self.mask and self.head.fusion in ONE_PART:
+            raise UserError(
+                f"fine_tune.head.fusion={self.head.fusion} takes one part, so none can be hidden. Set mask=0."
+            )
+        if not self.losses:
+            raise UserError("fine_tune.loss is empty. Set a loss.")
+        if self.mined and any(one.name == "n_pairs" for one in self.losses):
             raise UserError("fine_tune.loss=n_pairs picks its own pairs. Set fine_tune.miner=none.")
         if self.training.workers > 1 or self.training.accumulate > 1:
             raise UserError("fine_tune.training: workers and accumulate must be 1; the loss needs whole batches")
+
+    @property
+    def losses(self) -> list[LossConfig]:
+        """All losses that are added."""
+        return self.loss if isinstance(self.loss, list) else [LossConfig(self.loss)]
+
+    @property
+    def mined(self) -> MinerConfig | None:
+        """The miner, None where all pairs count."""
+        if isinstance(self.miner, MinerConfig):
+            return self.miner
+        return None if self.miner == "none" else MinerConfig(self.miner)
 
 
 @dataclass(frozen=True)
@@ -173,8 +209,9 @@ class AssignConfig:
     constraints: bool = True
     """Keep instances of one panel apart, and boxes of a panel with one char_index together."""
     bank: str | None = None
-    """Character bank: a CSV of examples with columns name and instance (<series>_<page>_<panel>_<face|body>_<number>).
-    Clusters close to a character's examples get its name. null: the bank of `model`, if it has one. Empty: no names."""
+    """Character bank: a CSV of examples with columns name and instance (<series>_<page>_<panel>_<face|body>_<number>),
+    or name, face and body, which are pictures (paths or S3, also relative to the CSV) of which one is enough. Clusters
+    close to a character's examples get its name. null: the bank of `model`, if it has one. Empty: no names."""
     pictures: int = 24
     """Sequences, evenly spread, that get a picture with boxes."""
 
@@ -204,16 +241,20 @@ class ComicsConfig:
     labels: str = ""
     """Folder of labels: train_sequences.json, validation_sequences.json, test_sequences.json. Needed by `fine-tune` and
     `score`."""
+    identities: Identities = "sequences"
+    """Who is who in the labels: sequences (their charId); lists (<split>_char_faces.json and <split>_char_bodies.json,
+    {character: [instance, ...]}; one character may be in several sequences; instances in no list are left out)."""
     experiment: str = ""
     """Name of a settings file that ships with the project (jobs/comic_characters/experiments/NAME.yaml). Your settings
     override it. Empty: none."""
     model: str = ""
     """Output of another run, or a copy of its model/ folder, a path or s3://. Its model is used here: weights of both
-    stages, the settings that they were trained with, the threshold, and the bank. Empty: the model in `output`."""
+    stages, the settings that they were trained with, the threshold, and the bank. Also a stage 2 checkpoint of the
+    reference, a .ckpt file, which has no threshold and no bank. Empty: the model in `output`."""
     autoscaling: bool = False
     """Request as many workers as set, for a cluster that grows on demand; false: scale them to what the cluster has."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Network that faces and bodies share."""
+    """Network of faces and bodies."""
     detect: DetectConfig = field(default_factory=DetectConfig)
     """Detection of faces and bodies on pages."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -232,6 +273,10 @@ class ComicsConfig:
     """Clustering of instances into characters."""
 
     ALIASES: ClassVar[dict[str, Any]] = {"pictures": "input"}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.features.weights, dict) and self.backbone.shared:
+            raise UserError("features.weights names two files, and backbone.shared=true. Set backbone.shared=false.")
 
 
 def gpus(gpus: int) -> dict[str, float]:

@@ -18,9 +18,10 @@ from torch.nn.functional import normalize
 from actors.comic_characters.instances import Instance
 from actors.core import storage
 from actors.core.checkpoints import Tensors
-from actors.core.store import Store
+from pipelines.comic_characters.labels import read_labels, sequences_uri
 from pipelines.comic_characters.retrieval import RANKS, Labelled, distances_of, rank_scores
-from pipelines.comic_characters.sequences import Sequence, read_sequences
+from pipelines.comic_characters.sequences import Sequence
+from pipelines.comic_characters.settings import Identities
 from pipelines.core.float32 import in_float32
 from pipelines.core.metrics import ENOUGH
 
@@ -50,12 +51,13 @@ class Validation:
         )
 
 
-def labels_of(labels: str, pairs: pd.DataFrame) -> dict[Instance, tuple[int, int, int, int]]:
+def labels_of(
+    labels: str, pairs: pd.DataFrame, identities: Identities = "sequences"
+) -> dict[Instance, tuple[int, int, int, int]]:
     """RELATIONS of the pairs (columns of KEY) that the validation labels name."""
-    uri = Store(labels).uri("validation_sequences.json")
-    if not labels or not storage.exists(uri):
+    if not labels or not storage.exists(sequences_uri(labels, "validation")):
         return {}
-    return relations(read_sequences(uri), pairs)
+    return relations(read_labels(labels, "validation", identities), pairs)
 
 
 def relations(sequences: list[Sequence], pairs: pd.DataFrame) -> dict[Instance, tuple[int, int, int, int]]:
@@ -134,10 +136,10 @@ def view_retrieval(first: Tensor, second: Tensor) -> float:
     return total / (2 * count)
 
 
-def features_of(backbone: nn.Module, batch: Tensors) -> Tensor:
+def features_of(networks: Mapping[str, nn.Module], batch: Tensors) -> Tensor:
     """The stage 1 vectors of `score`, float32 (N, F): the sum of the features of face and body, each of length 1."""
     total: Any = 0
     for kind in ("face", "body"):
         pixels = batch[kind].permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        total = total + normalize(backbone(pixels.contiguous(memory_format=torch.channels_last)).float(), dim=1)
+        total = total + normalize(networks[kind](pixels.contiguous(memory_format=torch.channels_last)).float(), dim=1)
     return normalize(total, dim=1)

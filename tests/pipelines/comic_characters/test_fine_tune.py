@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +16,20 @@ from torch.nn.functional import normalize
 
 from actors.comic_characters.crops import crop_name, encode
 from actors.comic_characters.instances import FEATURES, KEY, write_features
-from actors.comic_characters.network import FeatureExtractor, Head, load_backbone, make_backbone
-from actors.comic_characters.network_settings import BackboneConfig, FeaturesConfig, Fusion, HeadConfig
+from actors.comic_characters.network import FeatureExtractor, Head, load_networks, make_backbone
+from actors.comic_characters.network_settings import ONE_PART, BackboneConfig, FeaturesConfig, HeadConfig
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
 from pipelines.comic_characters.features import Features, read_features, without_features
-from pipelines.comic_characters.fine_tune import LOSSES, MINERS, flat, masked, metric_loss, query_mrr, sequence_rows
+from pipelines.comic_characters.fine_tune import flat, masked, query_mrr, sequence_rows
+from pipelines.comic_characters.metric_losses import LOSSES, MINERS, metric_loss
 from pipelines.comic_characters.pretrain import make_model
 from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import FineTuneConfig
+from tests.actors.comic_characters.test_weights import HEADS
 
 WIDTH = 8
-FUSIONS = get_args(Fusion)
 
 
 def inputs(rows: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,11 +43,12 @@ def head(**settings: Any) -> Head:
     return Head(HeadConfig(dimensions=4, **settings), WIDTH)
 
 
-@pytest.mark.parametrize("padding", ["zero", "learned"])
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(("fusion", "padding"), HEADS)
 def test_a_vector_has_length_one_and_what_is_not_there_never_matters(fusion: str, padding: str) -> None:
     model = head(fusion=fusion, padding=padding)
     faces, bodies, there = inputs()
+    if fusion in ONE_PART:
+        there[:, ["only_face", "only_body"].index(fusion)] = True
     found = model(faces, bodies, there)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
     noise = [torch.where(there[:, [part]], rows, 100.0) for part, rows in enumerate((faces, bodies))]
@@ -67,13 +69,44 @@ def test_the_fusions_are_what_they_are_called() -> None:
     model = head(fusion="mean")
     only = torch.tensor([[False, True]] * 6)
     torch.testing.assert_close(model(faces, bodies, only), normalize(model.linear(bodies)))
+    for fusion, fused in (("favor_face", faces), ("favor_body", bodies), ("only_face", faces), ("only_body", bodies)):
+        model = head(fusion=fusion)
+        torch.testing.assert_close(model(faces, bodies, both), normalize(model.linear(fused)))
+    for fusion in ("favor_face", "favor_body"):
+        model = head(fusion=fusion)
+        torch.testing.assert_close(model(faces, bodies, only), normalize(model.linear(bodies)))
+        torch.testing.assert_close(model(faces, bodies, ~only), normalize(model.linear(faces)))
     # Attention to a single part is that part.
     for fusion in ("self_attention", "face_to_body"):
         model = head(fusion=fusion)
         assert not torch.allclose(model(faces, bodies, both), model(faces, -bodies, both))
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+def test_each_dimension_has_weights_of_its_own() -> None:
+    faces, bodies, _ = inputs()
+    both = torch.ones(6, 2, dtype=torch.bool)
+    model = head(fusion="weighted_dimensions")
+    torch.testing.assert_close(model(faces, bodies, both), normalize(model.linear((faces + bodies) / 2)))
+    with torch.no_grad():
+        # Of the first half the face counts alone, of the other the body.
+        model.weights[0] = torch.tensor([100.0] * 4 + [-100.0] * 4)
+    halves = torch.cat([faces[:, :4], bodies[:, 4:]], 1)
+    torch.testing.assert_close(model(faces, bodies, both), normalize(model.linear(halves)))
+    model = head(fusion="weighted_dimensions")
+    model(faces, bodies, both)[:, 0].sum().backward()
+    assert model.weights.grad is not None and len(model.weights.grad.unique()) > 2
+
+
+@pytest.mark.parametrize("kind", ["face", "body"])
+def test_a_head_of_one_part_learns_from_it_alone(kind: str) -> None:
+    faces, bodies, _ = (one.requires_grad_() if one.is_floating_point() else one for one in inputs())
+    head(fusion=f"only_{kind}")(faces, bodies, torch.ones(6, 2, dtype=torch.bool))[:, 0].sum().backward()
+    used, unused = (faces, bodies) if kind == "face" else (bodies, faces)
+    assert used.grad is not None and used.grad.any()
+    assert unused.grad is None or not unused.grad.any()
+
+
+@pytest.mark.parametrize("fusion", [fusion for fusion, padding in HEADS if padding == "learned"])
 def test_learned_padding_learns_where_something_is_missing(fusion: str) -> None:
     model = head(fusion=fusion, padding="learned")
     faces, bodies, there = inputs()
@@ -210,7 +243,7 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
         storage.write_bytes(str(tmp_path / crop_name("s", "0_0", kind, 1)), encode(picture, 95))
     storage.write_bytes(str(tmp_path / crop_name("s", "0_0", "face", 2)), b"torn")
     extractor = FeatureExtractor(FeaturesConfig(), BACKBONE, weights, str(tmp_path))
-    before = {name: tensor.clone() for name, tensor in extractor.network.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in extractor.networks["face"].state_dict().items()}
     instances = [("s", "0_0", 1, 1), ("s", "0_0", 1, None), ("s", "0_0", 2, None), ("s", "9_9", None, 1)]
     columns = [np.array(column, object) for column in zip(*instances, strict=True)]
     batch: Batch = dict(zip(KEY, columns, strict=True))
@@ -219,10 +252,10 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
     assert found["error"].tolist() == ["", "", "broken_crop", "missing_crop"]
     np.testing.assert_allclose(found["face_features"][0], found["face_features"][1], rtol=1e-4)
     assert found["body_features"][1] is None and found["face_features"][0].shape == (512,)
-    after = extractor.network.state_dict()
+    after = extractor.networks["face"].state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(after["bn1.running_mean"], pretrained.state_dict()["backbone.bn1.running_mean"])
-    assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
+    assert not any(parameter.requires_grad for parameter in extractor.networks["face"].parameters())
     store = Store(str(tmp_path))
     write_features(found, store, "features/x", "cpu float32")
     assert without_features(store, "features/x", instances) == instances[2:]
@@ -235,11 +268,11 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
 
 def test_weights_of_another_network_are_refused() -> None:
     weights = save({name: tensor.contiguous() for name, tensor in make_backbone("resnet10").state_dict().items()})
-    assert not load_backbone("resnet10", weights).training
+    assert not load_networks(BACKBONE, weights)["body"].training
     with pytest.raises(ValueError, match="not those of a resnet18"):
-        load_backbone("resnet18", weights)
+        load_networks(replace(BACKBONE, name="resnet18"), weights)
     with pytest.raises(ValueError, match="no safetensors"):
-        load_backbone("resnet10", b"weights")
+        load_networks(BACKBONE, b"weights")
 
 
 @pytest.mark.parametrize("wrong", [{"mask": 2.0}, {"loss": "n_pairs", "miner": "pair_margin"}])

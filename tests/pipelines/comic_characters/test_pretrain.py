@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.comic_characters.augment_settings import ViewsConfig
+from actors.comic_characters.augment_settings import ViewsConfig
 from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
 from pipelines.comic_characters.pretrain import evaluate, loss, make_model, nt_xent
 from pipelines.comic_characters.settings import PretrainConfig

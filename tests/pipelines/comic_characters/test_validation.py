@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from actors.comic_characters.pairs import KEY
 from actors.core.store import Store
-from pipelines.comic_characters.pretrain import evaluate
+from pipelines.comic_characters.pretrain import evaluate, networks_of
 from pipelines.comic_characters.retrieval import labelled, score_within, within
 from pipelines.comic_characters.settings import PretrainConfig
 from pipelines.comic_characters.validation import (
@@ -96,7 +96,7 @@ def test_an_epoch_is_validated_by_the_features_that_are_kept() -> None:
     with torch.no_grad():
         found = evaluate(PretrainConfig(), model, iter([rows]), by="identities")
         views = evaluate(PretrainConfig(), model, iter([rows]))
-        features = features_of(model.backbone, rows).numpy()
+        features = features_of(networks_of(model), rows).numpy()
     columns = torch.stack([rows[name] for name in RELATIONS], 1).numpy()
     assert found["retrieval"] == found["identity_map_at_r"] == pytest.approx(identity_retrieval(features, columns))
     assert views["retrieval"] == views["view_mrr"] == found["view_mrr"] and "identity_map_at_r" not in views

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
-from pipelines.comic_characters.augment_settings import ViewsConfig
+from actors.comic_characters.augment_settings import ViewsConfig
 
 GREY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in brightness, as in torchvision."""

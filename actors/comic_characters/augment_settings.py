@@ -1,6 +1,6 @@
 """Settings of the views for contrastive learning; imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.core.errors import UserError
 
@@ -42,3 +42,17 @@ class ViewsConfig:
                 f"views: hue must be in [0, 0.5], min_scale in (0, 1] and max_sigma 0.1 or more, not {self.hue}, "
                 f"{self.min_scale} and {self.max_sigma}"
             )
+
+
+@dataclass(frozen=True)
+class CopiesConfig:
+    """Augmentation for a frozen network: so many views of each crop, whose features are computed once and stored."""
+
+    copies: int = 8
+    """Views of each crop, from 1. An epoch takes one of them or the crop itself, at random."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """How each view differs from its crop."""
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise UserError(f"fine_tune.augment.copies starts at 1, not {self.copies}")

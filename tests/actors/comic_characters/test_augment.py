@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as one_by_one
 
-from pipelines.comic_characters.augment import (
+from actors.comic_characters.augment import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -17,7 +17,7 @@ from pipelines.comic_characters.augment import (
     resized_crop,
     views,
 )
-from pipelines.comic_characters.augment_settings import ViewsConfig
+from actors.comic_characters.augment_settings import ViewsConfig
 
 NOTHING = ViewsConfig(flip=0, min_scale=1, jitter=0, grey=0, max_sigma=0.1)
 
