@@ -33,9 +33,9 @@ class FacesConfig(Stage):
     upsample: int = 1
     """How often an image is doubled in size before detection: 0 finds faces from 80 pixels, 1 from 40 pixels at four
     times the cost."""
-    detector: Detector = "hog"
-    """hog: histograms of oriented gradients, by dlib, for faces from the front; mtcnn: small networks, which also find
-    faces from the side. Vectors of both are kept apart."""
+    detector: Detector = "mtcnn"
+    """mtcnn: small networks, which also find faces from the side; hog: histograms of oriented gradients, by dlib, for
+    faces from the front, the default of earlier versions. Vectors of both are kept apart."""
     max_side: int = 1024
     """Images with a longer side, in pixels, are scaled down to it before detection."""
 

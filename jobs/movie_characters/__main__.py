@@ -130,7 +130,7 @@ class IdentifyClip(_Gallery):
 
 @app.verb
 class IdentifyFaces(_Gallery):
-    """Identify images by their largest face, with a gallery: CLASS_results.csv, cosines. Rerun to resume."""
+    """Identify all faces of images, with a gallery: face_answers, CLASS_results.csv (largest face). Rerun to resume."""
 
     def settings(self) -> "type[FaceConfig]":
         from pipelines.movie_characters.gallery_settings import FaceConfig

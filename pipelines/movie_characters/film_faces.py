@@ -1,4 +1,4 @@
-"""All faces of a film's frames, each frame once, and the gallery that they are compared with."""
+"""All faces of images or of a film's frames, each once, and the gallery that they are compared with."""
 
 from __future__ import annotations
 
@@ -18,35 +18,48 @@ from actors.movie_characters.names import Picture
 from pipelines.core.in_process import few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
+from pipelines.movie_characters.face_answers import area
 from pipelines.movie_characters.face_timeline import FacesOf, Judge
-from pipelines.movie_characters.gallery_settings import FaceConfig, model_of, root_of
+from pipelines.movie_characters.gallery_settings import STRANGER, FaceConfig, model_of, root_of
 from pipelines.movie_characters.gallery_vectors import FEW_FACES, WRITE, embed, embedded, faceless
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.tracks import unit
 
 log = logging.getLogger(__name__)
 
-DLIB = (0.92, 0.0038)
+DLIB = (STRANGER, 0.0038)
 """Threshold and scale of dlib's vectors: a logistic regression on the cosines of all pairs of 200 pictures of 20 people
 of the ORL set, where strangers weigh as much as the one (`tests/benchmarks/timeline.py`)."""
 
 
 def embed_faces(config: FaceConfig, frames: Sequence[str]) -> int:
     """Find the faces of frames that were not looked at yet; returns how many frames these were."""
-    store = Store(root_of(config))
-    done = {
+    pictures = find_pictures(list(frames), "input", labelled=False)
+    done = searched(config)
+    todo = [one for one in pictures if (one.uri, one.size) not in done]
+    embed_all(config, todo)
+    return len(todo)
+
+
+def searched(config: FaceConfig) -> set[tuple[str, int]]:
+    """Uri and bytes of the images whose faces are stored, also of those that have none."""
+    return {
         key
-        for part in store.read_parts("faces", ["uri", "size", "model", "error"])
+        for part in Store(root_of(config)).read_parts("faces", ["uri", "size", "model", "error"])
         for key in _keys(part.filter((compute.field("model") == model_of(config)) & (compute.field("error") == "")))
     }
-    pictures = find_pictures(list(frames), "input", labelled=False)
-    todo = [one for one in pictures if (one.uri, one.size) not in done]
+
+
+def embed_all(config: FaceConfig, todo: Sequence[Picture]) -> dict[str, tuple[str, str]]:
+    """Find and store all faces of images; returns error code and message, by uri, of those that cannot be read."""
+    failed: dict[str, tuple[str, str]] = {}
     if todo:
-        for _ in tracked(
-            _written(config, todo), Progress("faces", len(todo), "frames"), lambda batch: len(batch["uri"])
-        ):
-            pass
-    return len(todo)
+        progress = Progress("faces", len(todo), "images")
+        for batch in tracked(_written(config, todo), progress, lambda batch: len(batch["uri"])):
+            for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
+                if code:
+                    failed[uri] = code, message
+    return failed
 
 
 def _keys(part: Any) -> Iterator[tuple[str, int]]:
@@ -74,14 +87,21 @@ def _written(config: FaceConfig, todo: Sequence[Picture]) -> Iterator[Batch]:
 def read_faces(config: FaceConfig, frames: Sequence[str]) -> FacesOf:
     """The stored faces of frames, by the name of their file."""
     wanted = set(frames)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for part in Store(root_of(config)).read_parts("faces", FACES.names):
-        for row in part.filter(compute.field("model") == model_of(config)).to_pylist():
-            if row["uri"] in wanted and row["boxes"]:
-                vectors = unit(np.array(row["vectors"], np.float32))
-                found[row["uri"].rpartition("/")[2]] = np.array(row["boxes"]), vectors
+    found = {key[0].rpartition("/")[2]: faces for key, faces in stored_faces(config).items() if key[0] in wanted}
     none = np.zeros((0, 4)), np.zeros((0, 0), np.float32)
     return lambda name: found.get(name, none)
+
+
+def stored_faces(config: FaceConfig) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
+    """Boxes (N, 4) and vectors (N, D) of length 1, the largest first, by uri and bytes of the images with a face."""
+    found: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    for part in Store(root_of(config)).read_parts("faces", FACES.names):
+        for row in part.filter(compute.field("model") == model_of(config)).to_pylist():
+            if row["boxes"]:
+                boxes = np.array(row["boxes"])
+                order = np.argsort([-area(box) for box in boxes], kind="stable")
+                found[row["uri"], row["size"]] = boxes[order], unit(np.array(row["vectors"], np.float32))[order]
+    return found
 
 
 def read_judge(config: FaceConfig, threshold: float | None) -> Judge:

@@ -103,6 +103,8 @@ class FaceSettings(GallerySettings):
         return self.faces
 
 
+STRANGER = 0.92
+"""Cosine of dlib's vectors below which two faces are of two people."""
 PLACES: dict[str, Any] = {"image_list": "input", "output_dir": "output"}
 """Other names of the settings of Identification."""
 
@@ -119,6 +121,10 @@ class FaceConfig(FaceSettings, Identification):
     """Settings of `identify-faces`."""
 
     ALIASES: ClassVar[dict[str, Any]] = {**FaceSettings.ALIASES, **PLACES}
+
+    threshold: float | None = None
+    """Cosine below which a face is unknown in face_answers, -1..1; null: 0.92. Raise it if strangers are named, set -1
+    to always name the nearest. Results of whole images (CLASS_results.csv) are not cut."""
 
 
 def root_of(config: ClipConfig | FaceConfig) -> str:

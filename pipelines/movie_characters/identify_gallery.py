@@ -29,12 +29,22 @@ from actors.core.computed import mixed
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
-from actors.movie_characters.faces import check_embedder
+from actors.movie_characters.faces import NO_FACE, check_embedder
 from actors.movie_characters.names import Picture, class_identity, unsuffixed
 from pipelines.core.in_process import few, in_process
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
+from pipelines.movie_characters.face_answers import answered as face_answers
+from pipelines.movie_characters.face_answers import write_face_answers
+from pipelines.movie_characters.film_faces import embed_all, searched, stored_faces
 from pipelines.movie_characters.gallery_methods import nearest, probe
-from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig, GallerySettings, model_of, root_of
+from pipelines.movie_characters.gallery_settings import (
+    STRANGER,
+    ClipConfig,
+    FaceConfig,
+    GallerySettings,
+    model_of,
+    root_of,
+)
 from pipelines.movie_characters.gallery_vectors import embed, embedded, faceless, few_images
 from pipelines.movie_characters.pictures import find_pictures
 from pipelines.movie_characters.results import (
@@ -137,12 +147,16 @@ def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
     before = read_about(config.output).by
     if before and before != method_of(config):
-        raise UserError(f"{config.output} holds results by {before}: use another output")
+        old = isinstance(config, FaceConfig) and before.startswith("gallery of dlib:") and "mtcnn" not in before
+        hint = " or set faces.detector=hog, the default of earlier versions" if old else ""
+        raise UserError(f"{config.output} holds results by {before}: use another output{hint}")
     store, model = Store(root_of(config)), model_of(config)
     done = embedded(store, model).keys() | faceless(store, model).keys()
     # Of one method a model needs no images of the gallery.
-    wanted = [*images, *gallery] if needs_gallery(config) else images
-    todo = {one.uri: one for one in wanted if (one.uri, one.size) not in done}
+    found = searched(config) if isinstance(config, FaceConfig) else done
+    todo = {one.uri: one for one in images if (one.uri, one.size) not in found}
+    if needs_gallery(config):
+        todo |= {one.uri: one for one in gallery if (one.uri, one.size) not in done}
     return Plan(images, gallery, list(todo.values()))
 
 
@@ -168,13 +182,13 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     started = time.monotonic()
     store = Store(config.output)
     write_about(config.output, method_of(config), True, (), ())
-    known = faceless(Store(root_of(config)), model_of(config))
-    both = [*plan.images, *plan.gallery]
-    failed = {one.uri: known[one.uri, one.size] for one in both if (one.uri, one.size) in known}
-    new = embed(config, plan.todo) if plan.todo else {}
-    failed |= new
+    failed, new = _embed_missing(config, plan)
     took = time.monotonic() - started
+    both = [*plan.images, *plan.gallery]
     found = embedded(Store(root_of(config)), model_of(config))
+    faces = stored_faces(config) if isinstance(config, FaceConfig) else {}
+    # A picture is answered by its largest face.
+    found |= {key: (vectors[0], "") for key, (_, vectors) in faces.items()}
     vectors = {one.uri: found[one.uri, one.size][0] for one in both if (one.uri, one.size) in found}
     computed = Counter(found[key][1] for key in {(one.uri, one.size) for one in both} & found.keys())
     images = [one for one in plan.images if one.uri in vectors]
@@ -185,6 +199,11 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     note_classes(config.output, classes)
     for rows in _answers(config, plan, images, gallery, vectors):
         write_results(config.output, rows, True, classes)
+    if isinstance(config, FaceConfig):
+        own = {one.uri: faces[one.uri, one.size] for one in images if (one.uri, one.size) in faces}
+        threshold = STRANGER if config.threshold is None else config.threshold
+        told = list(face_answers(own, images, gallery, _matrix(gallery, vectors), threshold))
+        write_face_answers(config.output, told, plan.images)
     answered = {one.name for one in images}
     silent = [one.name for one in plan.images if one.name not in answered]
     compared = {unsuffixed(one.name): one.cls for one in plan.gallery}
@@ -207,6 +226,35 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
         round(took, 2),
         mixed(computed, "vectors", "images", alike),
     )
+
+
+def _embed_missing(
+    config: ClipConfig | FaceConfig, plan: Plan
+) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """Embed what is missing; returns error code and message by uri, of all images, and of those that this run tried."""
+    store, model = Store(root_of(config)), model_of(config)
+    known = faceless(store, model)
+    failed = {
+        one.uri: known[one.uri, one.size] for one in [*plan.images, *plan.gallery] if (one.uri, one.size) in known
+    }
+    if not isinstance(config, FaceConfig):
+        new = embed(config, plan.todo) if plan.todo else {}
+        return failed | new, new
+    todo, done = {one.uri for one in plan.todo}, searched(config)
+    images = [one for one in plan.images if one.uri in todo and (one.uri, one.size) not in done]
+    there = embedded(store, model).keys() | known.keys()
+    gallery = [one for one in plan.gallery if one.uri in todo and (one.uri, one.size) not in there]
+    new = embed_all(config, images)
+    with_face = stored_faces(config).keys()
+    none = {
+        one.uri: (NO_FACE, "no face was found")
+        for one in plan.images
+        if one.uri not in new and (one.uri, one.size) not in with_face
+    }
+    new |= {one.uri: none[one.uri] for one in images if one.uri in none}
+    if gallery:
+        new |= embed(config, gallery)
+    return failed | none | new, new
 
 
 def _useless(config: ClipConfig | FaceConfig, plan: Plan, failed: dict[str, tuple[str, str]]) -> str:

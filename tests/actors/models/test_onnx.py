@@ -19,7 +19,7 @@ def scaled(tmp_path: Path) -> Path:
         helper.make_node("Mul", ["x", "a"], ["y"]),
         helper.make_node("ReduceSum", ["y", "axis"], ["s"], keepdims=0),
     ]
-    weights = {"a": np.float32([2, 3]), "axis": np.int64([0])}
+    weights = {"a": np.array([2, 3], np.float32), "axis": np.array([0], np.int64)}
     return write_onnx(tmp_path / "m.onnx", nodes, {"x": ["N", 2]}, {"y": ["N", 2], "s": [2]}, weights)
 
 

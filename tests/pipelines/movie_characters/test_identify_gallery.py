@@ -1,10 +1,12 @@
 """What is worth a start of Ray, and what a kill leaves."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from actors.core.store import Store
@@ -103,3 +105,47 @@ def test_a_kill_between_two_files_embeds_and_tells_nothing_twice(
     assert len(uris) == len(set(uris)) == 6
     one, other = (embedded(Store(root_of(c)), model_of(c)) for c in (whole, killed))
     assert all(np.array_equal(one[image][0], other[image][0]) for image in one)
+
+
+def test_every_face_of_a_group_is_answered_and_a_stranger_is_unknown(tmp_path: Path):
+    from PIL import Image
+    from skimage import data
+
+    face = Image.fromarray(data.astronaut()).crop((150, 20, 310, 220))
+    group = Image.new("RGB", (900, 420), "grey")
+    group.paste(face, (40, 100))
+    group.paste(face.resize((320, 400)), (480, 10))
+    for folder in ("gallery", "images"):
+        (tmp_path / folder).mkdir()
+    face.resize((320, 400)).save(tmp_path / "gallery" / "Eileen_1.png")
+    group.save(tmp_path / "images" / "group_1.png")
+    Image.new("RGB", (200, 200), "grey").save(tmp_path / "images" / "nobody_1.png")
+
+    def rows(threshold: float | None) -> list[dict[str, Any]]:
+        config = FaceConfig(
+            input=str(tmp_path / "images"),
+            output=str(tmp_path / "out"),
+            gallery=str(tmp_path / "gallery"),
+            threshold=threshold,
+        )
+        done = identify(config, plan_identification(config))
+        assert (done.images, done.answered, done.rejected) == (2, 1, {"no_face": 1})
+        assert plan_identification(config).todo == []
+        found = pq.read_table(tmp_path / "out" / "face_answers.parquet").to_pylist()
+        told = json.loads((tmp_path / "out" / "face_answers.json").read_text())
+        assert [(row["image"], row["face"], row["answer"]) for row in told] == [
+            (row["image"], row["face"], row["answer"]) for row in found
+        ]
+        return found
+
+    large, small = rows(None)
+    assert (large["image"], large["face"], large["answer"], large["identity"]) == (
+        *("group_1.png", 0, "Eileen", "Eileen_1"),
+    )
+    assert small["face"] == 1 and small["answer"] == "Eileen" and small["margin"] is None
+    assert large["left"] > 480 and small["right"] < 220
+    assert large["height"] == pytest.approx(2 * small["height"], rel=0.2)
+    # The picture's own answer is that of the largest face.
+    table = (tmp_path / "out" / "group_results.csv").read_text().splitlines()
+    assert float(table[1].rsplit(",", 1)[1]) == pytest.approx(large["score"], abs=1e-3)
+    assert [row["answer"] for row in rows(1.01)] == ["unknown", "unknown"]
