@@ -322,7 +322,7 @@ def backbone(bench: Bench) -> None:
     crops = np.concatenate([moving(4, settings.sizes()["face"], seed) for seed in range(2)])
     answers = []
     for config in (FeaturesConfig(num_gpus=float(gpu), dtype="bfloat16" if gpu else "float32"), FeaturesConfig()):
-        answers.append(FeatureExtractor(config, settings, str(weights), "")._features(crops))
+        answers.append(FeatureExtractor(config, settings, str(weights), "").features(crops, "face"))
     bench.close(f"comics' {settings.name}: features", answers[0], answers[1], 0.05)
 
 

@@ -214,7 +214,7 @@ def test_fine_tuning_of_comics(
     }
     config = FineTuneConfig(head=HeadConfig(fusion=fusion, dimensions=4), loss=kind, miner=miner, mask=0.3)
     make = partial(Head, config.head, 8)
-    loss, values = partial(fine_tune.loss, config), partial(fine_tune.evaluate, config)
+    loss, values = partial(fine_tune.loss, config, 8), partial(fine_tune.evaluate, config)
     compare(cuda, monkeypatch, tmp_path, make, loss, values, rows, TrainingConfig(), FINE_TUNE_COSTS[kind], 0.5)
 
 

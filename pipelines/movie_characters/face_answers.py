@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from actors.core import storage
 from actors.core.store import Store
-from actors.movie_characters.names import Picture, stem
+from actors.movie_characters.names import Picture, unsuffixed
 from pipelines.movie_characters.results import UNKNOWN
 
 ANSWERS = pa.schema(
@@ -67,7 +67,7 @@ def answered(
                 **{"image": image.name, "face": number, "left": left, "top": top, "right": right, "bottom": bottom},
                 "height": bottom - top,
                 "answer": classes[best] if score >= threshold else UNKNOWN,
-                "identity": stem(gallery[best].name),
+                "identity": unsuffixed(gallery[best].name),
                 "score": score,
                 "margin": score - float(others.max()) if len(others) else None,
             }

@@ -41,7 +41,7 @@ def embedded_comic(folder: Path) -> tuple[ComicsConfig, list[Sequence]]:
     """Eight sequences of four series, cut and with vectors, of which the first four are to validate, others to test."""
     write_comic(folder, series=4)
     config = ComicsConfig(
-        str(folder / "out"), str(folder / "panels"), str(folder / "merged_face_body.csv"), str(folder)
+        str(folder / "out"), str(folder / "panels"), str(folder / "merged_face_body.csv"), labels=str(folder)
     )
     plan = plan_crops(config)
     for table in blocks(plan, 64):

@@ -414,10 +414,10 @@ def test_bfloat16_losses_are_near_those_of_float32(
 
 
 def test_a_text_encoder_that_was_saved_in_half_precision_embeds_in_float32(sd_folder: str, tmp_path: Path) -> None:
-    texts = load_texts(sd_folder, None)
+    texts: Any = load_texts(sd_folder, None)
     texts.encoder.half().save_pretrained(tmp_path / "text_encoder")
     texts.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    half = load_texts(sd_folder, str(tmp_path))
+    half: Any = load_texts(sd_folder, str(tmp_path))
     assert half.encoder.dtype == torch.float32
     assert embed_prompt(half, "ann").numpy() == pytest.approx(
         embed_prompt(load_texts(sd_folder, None), "ann"), abs=0.02
