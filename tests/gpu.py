@@ -334,7 +334,7 @@ def heads(bench: Bench) -> None:
     from actors.comic_characters.network_settings import BackboneConfig, HeadConfig
     from actors.genres.head_settings import HeadConfig as GenresHead
     from actors.genres.heads import make_head
-    from pipelines.comic_characters import fine_tune, pretrain
+    from pipelines.comic_characters.learning import fine_tune, pretrain
     from pipelines.comic_characters.settings import FineTuneConfig, PretrainConfig
     from pipelines.genres.train import _loss
 

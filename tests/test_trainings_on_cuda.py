@@ -30,7 +30,7 @@ from actors.movie_characters.identities import find_learnt
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
 from actors.movie_characters.personalise_steps import Trained
 from actors.movie_characters.personaliser import Personaliser
-from pipelines.comic_characters import fine_tune, pretrain
+from pipelines.comic_characters.learning import fine_tune, pretrain
 from pipelines.comic_characters.settings import FineTuneConfig, PretrainConfig, PretrainTraining
 from pipelines.core import epochs
 from pipelines.core.training_config import TrainingConfig

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipelines.comic_characters.crop import CropPlan
     from pipelines.comic_characters.detect import DetectPlan
     from pipelines.comic_characters.embed import EmbedPlan
-    from pipelines.comic_characters.fine_tune import FineTunePlan
-    from pipelines.comic_characters.pairs import PretrainPlan
+    from pipelines.comic_characters.learning.fine_tune import FineTunePlan
+    from pipelines.comic_characters.learning.pairs import PretrainPlan
     from pipelines.comic_characters.score import ScorePlan
     from pipelines.comic_characters.settings import ComicsConfig
     from pipelines.core.training import Trained
@@ -179,12 +179,12 @@ class Pretrain(ComicsVerb):
         return PretrainSettings
 
     def plan(self, config: "ComicsConfig") -> "PretrainPlan":
-        from pipelines.comic_characters.pairs import plan_pretraining
+        from pipelines.comic_characters.learning.pairs import plan_pretraining
 
         return plan_pretraining(config)
 
     def preview(self, config: "ComicsConfig", plan: "PretrainPlan") -> Preview:
-        from pipelines.comic_characters.pairs import PARTS, tasks_of
+        from pipelines.comic_characters.learning.pairs import PARTS, tasks_of
 
         parts = plan.pairs.series_id.map(plan.parts)
         counts = ", ".join(
@@ -201,7 +201,7 @@ class Pretrain(ComicsVerb):
         return Preview(facts, _places(config.output, *names), {"train": workers}, tasks_of(config))
 
     def work(self, config: "ComicsConfig", plan: "PretrainPlan", run: Run) -> None:
-        from pipelines.comic_characters.pretrain import pretrain
+        from pipelines.comic_characters.learning.pretrain import pretrain
 
         run.ray()
         found, trained = pretrain(config, plan)
@@ -219,7 +219,7 @@ class FineTune(ComicsVerb):
         return FineTuneSettings
 
     def plan(self, config: "ComicsConfig") -> "FineTunePlan":
-        from pipelines.comic_characters.fine_tune import plan_fine_tuning
+        from pipelines.comic_characters.learning.fine_tune import plan_fine_tuning
 
         return plan_fine_tuning(config)
 
@@ -236,7 +236,7 @@ class FineTune(ComicsVerb):
         return Preview(facts, _places(config.output, *names), *stages_of(config))
 
     def work(self, config: "ComicsConfig", plan: "FineTunePlan", run: Run) -> None:
-        from pipelines.comic_characters.fine_tune import fine_tune
+        from pipelines.comic_characters.learning.fine_tune import fine_tune
         from pipelines.comic_characters.model import keep_model
 
         run.ray()

@@ -4,7 +4,7 @@ import numpy as np
 
 from actors.core.store import Store
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, write_page
-from pipelines.comic_characters.retrieval import CLUSTERS, RANKS
+from pipelines.comic_characters.learning.retrieval import CLUSTERS, RANKS
 from pipelines.comic_characters.score import OURS, PLACES, Found, Value
 from pipelines.comic_characters.settings import ComicsConfig
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.movie_characters.compare import CompareConfig, ComparePlan
     from pipelines.movie_characters.extract import ExtractConfig
     from pipelines.movie_characters.extract import Plan as ExtractPlan
+    from pipelines.movie_characters.films.timeline import TimelineConfig, TimelinePlan
     from pipelines.movie_characters.fuse import FuseConfig
     from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig
     from pipelines.movie_characters.generate import Plan as GeneratePlan
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pipelines.movie_characters.identify_diffusion import Plan as IdentifyPlan
     from pipelines.movie_characters.identify_gallery import Plan as GalleryPlan
     from pipelines.movie_characters.personalise import Plan as PersonalisePlan
-    from pipelines.movie_characters.timeline import TimelineConfig, TimelinePlan
 
 app = Verbs(__doc__)
 app.verb(Status)
@@ -340,12 +340,12 @@ class Timeline(Verb):
         return None
 
     def settings(self) -> "type[TimelineConfig]":
-        from pipelines.movie_characters.timeline import TimelineConfig
+        from pipelines.movie_characters.films.timeline import TimelineConfig
 
         return TimelineConfig
 
     def plan(self, config: "TimelineConfig") -> "TimelinePlan":
-        from pipelines.movie_characters.timeline import plan_timeline
+        from pipelines.movie_characters.films.timeline import plan_timeline
 
         return plan_timeline(config)
 
@@ -360,7 +360,7 @@ class Timeline(Verb):
 
     def work(self, config: "TimelineConfig", plan: "TimelinePlan", run: Run) -> None:
         from jobs.movie_characters.pages import timeline_page
-        from pipelines.movie_characters.timeline import run_timeline
+        from pipelines.movie_characters.films.timeline import run_timeline
 
         run.ray()
         found, frames = run_timeline(config, plan)

@@ -24,6 +24,7 @@ from jobs.core.pages import (
 )
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
+from pipelines.movie_characters.films.timeline import Appearances, TimelineConfig
 from pipelines.movie_characters.metrics import mean_interval
 from pipelines.movie_characters.results import UNKNOWN, Results
 from pipelines.movie_characters.score import (
@@ -35,7 +36,6 @@ from pipelines.movie_characters.score import (
     TopkConfig,
     model_row,
 )
-from pipelines.movie_characters.timeline import Appearances, TimelineConfig
 
 NAMED = 40
 """Most classes whose names a figure shows."""

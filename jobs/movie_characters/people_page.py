@@ -8,7 +8,7 @@ from urllib.parse import quote
 from actors.core import storage
 from actors.core.store import Store
 from jobs.core.pages import clock, duration, render
-from pipelines.movie_characters.face_timeline import People, Track
+from pipelines.movie_characters.films.face_timeline import People, Track
 
 PERSONS = 100
 """Most people on the page: those who are longest on screen."""

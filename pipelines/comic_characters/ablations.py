@@ -21,9 +21,9 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.comic_characters.embed import head_weights
 from pipelines.comic_characters.features import extract_by, read_features, source_of, without_features
-from pipelines.comic_characters.fine_tune import fine_tune, plan_fine_tuning
+from pipelines.comic_characters.learning.fine_tune import fine_tune, plan_fine_tuning
+from pipelines.comic_characters.learning.pairs import plan_pretraining
 from pipelines.comic_characters.model import backbone_uri
-from pipelines.comic_characters.pairs import plan_pretraining
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.ray_data import actor_retries
 
@@ -64,7 +64,7 @@ def trained_anew(config: ComicsConfig, other: ComicsConfig) -> bool:
 def ablate(config: ComicsConfig, other: ComicsConfig, instances: list[Instance]) -> str:
     """Train an ablation and store its vectors of these instances, unless they are stored already; returns where."""
     from actors.comic_characters.network import embed, load_head
-    from pipelines.comic_characters.pretrain import pretrain
+    from pipelines.comic_characters.learning.pretrain import pretrain
 
     store = Store(config.output)
     if trained_anew(config, other):

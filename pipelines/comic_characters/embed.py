@@ -53,8 +53,8 @@ from pipelines.comic_characters.features import (
     ordered,
     without_features,
 )
+from pipelines.comic_characters.learning.pairs import find_pairs
 from pipelines.comic_characters.model import head_uri
-from pipelines.comic_characters.pairs import find_pairs
 from pipelines.comic_characters.sequences import SPLITS, Sequence, read_sequences
 from pipelines.comic_characters.settings import ComicsConfig
 from pipelines.core.progress import Progress

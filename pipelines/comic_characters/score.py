@@ -40,7 +40,7 @@ from pipelines.comic_characters.features import (
     without_features,
 )
 from pipelines.comic_characters.labels import read_labels, sequences_uri
-from pipelines.comic_characters.retrieval import (
+from pipelines.comic_characters.learning.retrieval import (
     ADJUSTED,
     CLUSTERS,
     RANKS,

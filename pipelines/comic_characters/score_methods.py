@@ -11,7 +11,7 @@ import numpy as np
 from actors.comic_characters.network_settings import feature_size
 from pipelines.comic_characters.embed import head_weights
 from pipelines.comic_characters.features import Features
-from pipelines.comic_characters.retrieval import Rerank
+from pipelines.comic_characters.learning.retrieval import Rerank
 from pipelines.comic_characters.settings import ComicsConfig
 
 if TYPE_CHECKING:

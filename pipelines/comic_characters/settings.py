@@ -17,8 +17,8 @@ from actors.comic_characters.network_settings import (
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.models import backbones
-from pipelines.comic_characters.loss_settings import LossConfig, LossName, MinerConfig, MinerName
-from pipelines.comic_characters.retrieval import Rerank
+from pipelines.comic_characters.learning.loss_settings import LossConfig, LossName, MinerConfig, MinerName
+from pipelines.comic_characters.learning.retrieval import Rerank
 from pipelines.core.training_config import TrainingConfig
 
 Identities = Literal["sequences", "lists"]

@@ -35,7 +35,7 @@ from pipelines.core.in_process import few, in_process
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.face_answers import answered as face_answers
 from pipelines.movie_characters.face_answers import write_face_answers
-from pipelines.movie_characters.film_faces import embed_all, searched, stored_faces
+from pipelines.movie_characters.films.film_faces import embed_all, searched, stored_faces
 from pipelines.movie_characters.gallery_methods import nearest, probe
 from pipelines.movie_characters.gallery_settings import (
     STRANGER,

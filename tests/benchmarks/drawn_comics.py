@@ -22,7 +22,7 @@ from actors.core.store import Store
 from jobs.comic_characters.__main__ import app
 from jobs.core.session import ray_session
 from pipelines.comic_characters.features import extract_by, read_features
-from pipelines.comic_characters.retrieval import labelled
+from pipelines.comic_characters.learning.retrieval import labelled
 from pipelines.comic_characters.score import OURS, find_rivals, scores_of
 from pipelines.comic_characters.score_methods import Method, fused, unit
 from pipelines.comic_characters.sequences import read_sequences

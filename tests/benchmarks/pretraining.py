@@ -19,8 +19,8 @@ from actors.comic_characters.pairs import read_pairs
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store
 from jobs.core.settings import load
-from pipelines.comic_characters.pairs import plan_pretraining
-from pipelines.comic_characters.pretrain import evaluate, loss, make_model
+from pipelines.comic_characters.learning.pairs import plan_pretraining
+from pipelines.comic_characters.learning.pretrain import evaluate, loss, make_model
 from pipelines.comic_characters.settings import ComicsConfig
 from tests.benchmarks.drawn_comics import Comics, draw, learn
 from tests.support.drawn import Sketches

@@ -15,10 +15,10 @@ from actors.media.shot_detection.shots import ShotsConfig
 from actors.movie_characters.faces import FaceEmbedder, FacesConfig
 from pipelines.comic_characters.clusters import bcubed
 from pipelines.core.metrics import wilson
+from pipelines.movie_characters.films.people import cluster_tracks
+from pipelines.movie_characters.films.timeline import TimelineConfig, plan_timeline, run_timeline
 from pipelines.movie_characters.gallery_settings import FaceSettings
 from pipelines.movie_characters.models import FaceModel
-from pipelines.movie_characters.people import cluster_tracks
-from pipelines.movie_characters.timeline import TimelineConfig, plan_timeline, run_timeline
 from tests.support.data import FOLDER
 
 FACES = FOLDER / "faces"

@@ -13,7 +13,7 @@ from actors.core import storage
 from actors.media.film import open_film
 from pipelines.curation.sources.input import read_videos
 from pipelines.genres.embed import find_films as genre_films
-from pipelines.movie_characters.timeline import find_films
+from pipelines.movie_characters.films.timeline import find_films
 from tests.support import films
 from tests.support.corpus import run_here, table
 from tests.support.servers import FileHost, Reply

@@ -28,12 +28,12 @@ from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
 from pipelines.movie_characters.compare import CompareConfig
 from pipelines.movie_characters.extract import ExtractConfig
+from pipelines.movie_characters.films.timeline import TimelineConfig
 from pipelines.movie_characters.fuse import FuseConfig
 from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig
 from pipelines.movie_characters.identify_diffusion import IdentifyConfig
 from pipelines.movie_characters.personalise import plan_personalise
 from pipelines.movie_characters.score import MapConfig, ReportConfig, TopkConfig
-from pipelines.movie_characters.timeline import TimelineConfig
 from tests.support import corpus
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,7 @@ from skimage import data
 from typer.testing import CliRunner
 
 from jobs.movie_characters.__main__ import app
-from pipelines.movie_characters import film_faces
+from pipelines.movie_characters.films import film_faces
 from tests.benchmarks.timeline import CLIP, SHOWN, gallery_of
 from tests.support.films import bikes_mp4
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from actors.core.errors import UserError
 from pipelines.comic_characters.labels import read_labels, without_lone
-from pipelines.comic_characters.metric_losses import metric_loss, relations
+from pipelines.comic_characters.learning.metric_losses import metric_loss, relations
 from pipelines.comic_characters.sequences import Sequence, known_to_differ
 from pipelines.comic_characters.settings import FineTuneConfig
 

@@ -11,12 +11,12 @@ import pytest
 
 from actors.comic_characters.instances import Instance
 from actors.core.errors import UserError
-from pipelines.comic_characters.retrieval import CLUSTERS, RANKS, Rerank, labelled
+from pipelines.comic_characters.learning.retrieval import CLUSTERS, RANKS, Rerank, labelled
 from pipelines.comic_characters.score import OURS, Found, plan_scores, scores_of
 from pipelines.comic_characters.score_methods import Method, unit
 from pipelines.comic_characters.settings import ComicsConfig, ScoreConfig
 from pipelines.core.metrics import wilson
-from tests.pipelines.comic_characters.test_retrieval import comic
+from tests.pipelines.comic_characters.learning.test_retrieval import comic
 from tests.support.embedded_comics import embedded_comic, write_vectors
 
 CONFIG = ComicsConfig(output="out", labels="labels", score=ScoreConfig(draws=100))

@@ -22,13 +22,13 @@ from jobs.comic_characters.__main__ import app
 from pipelines.comic_characters.bank import find_bank
 from pipelines.comic_characters.embed import plan_embedding, read_embeddings
 from pipelines.comic_characters.features import find_backbone
-from pipelines.comic_characters.fine_tune import drawn
-from pipelines.comic_characters.pretrain import loss, make_model, networks_of
+from pipelines.comic_characters.learning.fine_tune import drawn
+from pipelines.comic_characters.learning.pretrain import loss, make_model, networks_of
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig, PretrainConfig
 from tests.actors.comic_characters.test_checkpoints import simclr, stage_2
 from tests.pipelines.comic_characters import test_embed
+from tests.pipelines.comic_characters.learning.test_pretrain import batch
 from tests.pipelines.comic_characters.test_embed import cut_comic, embed
-from tests.pipelines.comic_characters.test_pretrain import batch
 
 
 def test_networks_of_their_own_learn_from_their_own_pictures() -> None:

@@ -35,8 +35,8 @@ from actors.media.shot_detection.shots import NETWORKS, ShotsConfig
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
-from pipelines.movie_characters.editing import Appearance, Stretch, edl, rttm, srt, stretches
-from pipelines.movie_characters.face_timeline import (
+from pipelines.movie_characters.films.editing import Appearance, Stretch, edl, rttm, srt, stretches
+from pipelines.movie_characters.films.face_timeline import (
     FacesOf,
     Judge,
     People,
@@ -47,7 +47,10 @@ from pipelines.movie_characters.face_timeline import (
     shot_votes,
     write_tracks,
 )
-from pipelines.movie_characters.film_faces import embed_faces, read_faces, read_judge
+from pipelines.movie_characters.films.film_faces import embed_faces, read_faces, read_judge
+from pipelines.movie_characters.films.people import read_names
+from pipelines.movie_characters.films.people_pictures import write_pictures
+from pipelines.movie_characters.films.tracks import TracksConfig
 from pipelines.movie_characters.gallery_settings import FaceConfig
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
 from pipelines.movie_characters.models import (
@@ -60,10 +63,7 @@ from pipelines.movie_characters.models import (
     run_of,
     with_images,
 )
-from pipelines.movie_characters.people import read_names
-from pipelines.movie_characters.people_pictures import write_pictures
 from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
-from pipelines.movie_characters.tracks import TracksConfig
 
 if TYPE_CHECKING:
     import pandas as pd

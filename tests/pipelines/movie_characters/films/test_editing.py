@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
-from pipelines.movie_characters.editing import Appearance, Stretch, edl, rttm, srt, stretches, timecode
+from pipelines.movie_characters.films.editing import Appearance, Stretch, edl, rttm, srt, stretches, timecode
 
 SHOWN = [
     Appearance(0.5, 2.0, "Ann"),

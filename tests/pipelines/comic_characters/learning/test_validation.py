@@ -11,10 +11,9 @@ from torch.nn.functional import normalize
 
 from actors.comic_characters.pairs import KEY
 from actors.core.store import Store
-from pipelines.comic_characters.pretrain import evaluate, networks_of
-from pipelines.comic_characters.retrieval import labelled, score_within, within
-from pipelines.comic_characters.settings import PretrainConfig
-from pipelines.comic_characters.validation import (
+from pipelines.comic_characters.learning.pretrain import evaluate, networks_of
+from pipelines.comic_characters.learning.retrieval import labelled, score_within, within
+from pipelines.comic_characters.learning.validation import (
     RELATIONS,
     features_of,
     identity_retrieval,
@@ -23,9 +22,10 @@ from pipelines.comic_characters.validation import (
     validation_of,
     view_retrieval,
 )
+from pipelines.comic_characters.settings import PretrainConfig
 from pipelines.core.training_config import best_epoch
-from tests.pipelines.comic_characters.test_pretrain import batch, tiny, vectors
-from tests.pipelines.comic_characters.test_retrieval import comic
+from tests.pipelines.comic_characters.learning.test_pretrain import batch, tiny, vectors
+from tests.pipelines.comic_characters.learning.test_retrieval import comic
 
 
 def pairs_of(instances: list[Any]) -> pd.DataFrame:

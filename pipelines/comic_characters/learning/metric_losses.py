@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from actors.core.checkpoints import Tensors
-from pipelines.comic_characters.loss_settings import LossConfig, MinerConfig
+from pipelines.comic_characters.learning.loss_settings import LossConfig, MinerConfig
 from pipelines.comic_characters.sequences import known_to_differ
 from pipelines.comic_characters.settings import FineTuneConfig
 from pipelines.core.float32 import in_float32

@@ -19,11 +19,11 @@ from pipelines.core.in_process import few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.movie_characters.face_answers import area
-from pipelines.movie_characters.face_timeline import FacesOf, Judge
+from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
+from pipelines.movie_characters.films.tracks import unit
 from pipelines.movie_characters.gallery_settings import STRANGER, FaceConfig, model_of, root_of
 from pipelines.movie_characters.gallery_vectors import FEW_FACES, WRITE, embed, embedded, faceless
 from pipelines.movie_characters.pictures import find_pictures
-from pipelines.movie_characters.tracks import unit
 
 log = logging.getLogger(__name__)
 

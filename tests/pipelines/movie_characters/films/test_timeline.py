@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.core.store import Store
 from jobs.movie_characters.pages import bands, timeline_page
-from pipelines.movie_characters import timeline as film
+from pipelines.movie_characters.films import timeline as film
 from pipelines.movie_characters.gallery_settings import ClipSettings
 from pipelines.movie_characters.models import ClipModel
 from pipelines.movie_characters.results import read_results, write_about

@@ -9,8 +9,8 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor
 
 from actors.core.errors import UserError
-from pipelines.comic_characters.loss_settings import MINER_OPTIONS, OPTIONS, LossConfig, MinerConfig
-from pipelines.comic_characters.metric_losses import LOSSES, MINERS, metric_loss
+from pipelines.comic_characters.learning.loss_settings import MINER_OPTIONS, OPTIONS, LossConfig, MinerConfig
+from pipelines.comic_characters.learning.metric_losses import LOSSES, MINERS, metric_loss
 from pipelines.comic_characters.settings import FineTuneConfig
 
 ROWS = {

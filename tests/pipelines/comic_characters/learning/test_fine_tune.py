@@ -22,9 +22,9 @@ from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
 from pipelines.comic_characters.features import Features, read_features, without_features
-from pipelines.comic_characters.fine_tune import flat, masked, query_mrr, sequence_rows
-from pipelines.comic_characters.metric_losses import LOSSES, MINERS, metric_loss
-from pipelines.comic_characters.pretrain import make_model
+from pipelines.comic_characters.learning.fine_tune import flat, masked, query_mrr, sequence_rows
+from pipelines.comic_characters.learning.metric_losses import LOSSES, MINERS, metric_loss
+from pipelines.comic_characters.learning.pretrain import make_model
 from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import FineTuneConfig
 from tests.actors.comic_characters.test_weights import HEADS

@@ -15,7 +15,7 @@ from actors.comic_characters.network_settings import BackboneConfig
 from actors.comic_characters.pairs import KEY, PAIRS, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.store import Store
-from pipelines.comic_characters.pairs import find_pairs, pair_tables, plan_pretraining, prepared, split_series
+from pipelines.comic_characters.learning.pairs import find_pairs, pair_tables, plan_pretraining, prepared, split_series
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 
 SIZES = BackboneConfig(face_size=16, body_size=32)

@@ -19,7 +19,7 @@ from actors.comic_characters.instances import Instance
 from actors.core import storage
 from actors.core.checkpoints import Tensors
 from pipelines.comic_characters.labels import read_labels, sequences_uri
-from pipelines.comic_characters.retrieval import RANKS, Labelled, distances_of, rank_scores
+from pipelines.comic_characters.learning.retrieval import RANKS, Labelled, distances_of, rank_scores
 from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import Identities
 from pipelines.core.float32 import in_float32

@@ -28,10 +28,9 @@ from actors.comic_characters.network_settings import KINDS, feature_size
 from actors.comic_characters.pairs import KEY, REJECTED_PAIRS
 from actors.core.checkpoints import Tensors
 from actors.core.store import Store
-from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
-from pipelines.comic_characters.pairs import PARTS, PretrainPlan, dataset, decode_pairs, prepared
-from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
-from pipelines.comic_characters.validation import (
+from pipelines.comic_characters.learning.distributed import SharedBatchNorm, gathered
+from pipelines.comic_characters.learning.pairs import PARTS, PretrainPlan, dataset, decode_pairs, prepared
+from pipelines.comic_characters.learning.validation import (
     RELATIONS,
     Validation,
     features_of,
@@ -40,6 +39,7 @@ from pipelines.comic_characters.validation import (
     validation_of,
     view_retrieval,
 )
+from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 from pipelines.core.float32 import in_float32
 from pipelines.core.ray_data import set_context
 from pipelines.core.training import Trained, fit

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from actors.core.store import Store
-from pipelines.movie_characters import timeline as film
-from pipelines.movie_characters.face_timeline import Judge
+from pipelines.movie_characters.films import timeline as film
+from pipelines.movie_characters.films.face_timeline import Judge
 from pipelines.movie_characters.gallery_settings import ClipSettings, FaceSettings
 from pipelines.movie_characters.models import ClipModel, FaceModel
 

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.comic_characters.augment_settings import ViewsConfig
-from pipelines.comic_characters.distributed import SharedBatchNorm, gathered
-from pipelines.comic_characters.pretrain import evaluate, loss, make_model, nt_xent
+from pipelines.comic_characters.learning.distributed import SharedBatchNorm, gathered
+from pipelines.comic_characters.learning.pretrain import evaluate, loss, make_model, nt_xent
+from pipelines.comic_characters.learning.validation import view_retrieval
 from pipelines.comic_characters.settings import PretrainConfig
-from pipelines.comic_characters.validation import view_retrieval
 from pipelines.core.epochs import train_epoch, train_in_bfloat16, with_shared_norms
 from pipelines.core.training_rows import Share
 

@@ -35,7 +35,7 @@ from pipelines.comic_characters.features import (
     without_features,
 )
 from pipelines.comic_characters.labels import read_labels, without_lone
-from pipelines.comic_characters.metric_losses import metric_loss, relations
+from pipelines.comic_characters.learning.metric_losses import metric_loss, relations
 from pipelines.comic_characters.sequences import Sequence
 from pipelines.comic_characters.settings import ComicsConfig, FineTuneConfig
 

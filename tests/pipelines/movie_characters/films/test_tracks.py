@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.movie_characters import people
-from pipelines.movie_characters.tracks import (
+from pipelines.movie_characters.films import people
+from pipelines.movie_characters.films.tracks import (
     Faces,
     TracksConfig,
     best_views,

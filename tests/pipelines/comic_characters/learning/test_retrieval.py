@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.comic_characters.instances import Instance
-from pipelines.comic_characters.retrieval import (
+from pipelines.comic_characters.learning.retrieval import (
     CLUSTERS,
     RANKS,
     Rerank,
@@ -226,7 +226,7 @@ def test_what_is_too_small_is_skipped_and_counted() -> None:
 
 def test_the_query_depends_on_no_hash_seed() -> None:
     code = (
-        "from tests.pipelines.comic_characters.test_retrieval import *; sequences, truth = comic();"
+        "from tests.pipelines.comic_characters.learning.test_retrieval import *; sequences, truth = comic();"
         "print(between(labelled(sequences, set(truth)), 3).queries.tolist())"
     )
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": "."}

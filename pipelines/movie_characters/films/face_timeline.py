@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from actors.core.stage import Row
 from actors.core.store import Store
-from pipelines.movie_characters.people import (
+from pipelines.movie_characters.films.people import (
     CLUSTER,
     NAME,
     check_names,
@@ -25,8 +25,8 @@ from pipelines.movie_characters.people import (
     number_clusters,
     read_names,
 )
+from pipelines.movie_characters.films.tracks import Faces, TracksConfig, best_views, compare, join, unit
 from pipelines.movie_characters.results import write_csv
-from pipelines.movie_characters.tracks import Faces, TracksConfig, best_views, compare, join, unit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from PIL import Image
 
 from actors.core import storage
 from actors.core.store import Store
-from pipelines.movie_characters.face_timeline import Track
+from pipelines.movie_characters.films.face_timeline import Track
 
 FOLDER = "people"
 MARGIN = 0.6

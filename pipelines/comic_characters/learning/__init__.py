@@ -1,0 +1,1 @@
+"""Learning networks of comic characters: features, heads, losses."""

@@ -1,0 +1,1 @@
+"""Who is on screen in films: faces, tracks, people, timelines."""
