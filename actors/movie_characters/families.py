@@ -181,7 +181,10 @@ def family_of(model: str, setting: str) -> Family:
     index_file = Path(model, INDEX)
     if is_local(model) and not index_file.is_file():
         return SD
-    index = json.loads((index_file if is_local(model) else _from_hub(model, setting)).read_text())
+    try:
+        index = dict(json.loads((index_file if is_local(model) else _from_hub(model, setting)).read_text()))
+    except ValueError as error:
+        raise UserError(f"{setting}={model}: {INDEX} is not what diffusers writes ({error})") from error
     name = index.get("_class_name", "")
     if name in FAMILIES:
         return FAMILIES[name]
