@@ -16,6 +16,8 @@ import numpy as np
 Reading = Literal["left_to_right", "right_to_left"]
 SIDE = 900
 """Pixels of a page's longer side while panels are looked for."""
+SMALLEST = 16
+"""Pixels of the shorter side, then, below which a page is one panel."""
 TOLERANCE = 26
 """Largest difference of a gutter's pixel from the gutter's colour, of 255."""
 LEAST_AREA, LEAST_SIDE = 0.005, 0.05
@@ -47,11 +49,19 @@ def find_panels(page: np.ndarray, reading: Reading = "left_to_right") -> list[Pa
     height, width = page.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     small = cv2.resize(page, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else page
+    if min(small.shape[:2]) < SMALLEST:
+        return [Panel(0, 0, width, height)]
     # The colour that leaves most panels with straight sides, at a draw the more frequent one.
     framed, loose = max((_pieces(_gutters(small, colour)) for colour in _colours(small)), key=lambda one: len(one[0]))
     found = [panel for panel in [*framed, *_joined(loose, framed, small.shape)] if _is_large(panel, small.shape)]
     found += _insets(small, found)
-    scaled = [Panel(*(side / scale for side in panel)) for panel in found] or [Panel(0, 0, width, height)]
+    # Sides are rounded when a page is scaled: each is stretched back by its own factor.
+    across, down = small.shape[1], small.shape[0]
+    scaled = [
+        Panel(x_0 * width / across, y_0 * height / down, x_1 * width / across, y_1 * height / down)
+        for x_0, y_0, x_1, y_1 in found
+    ]
+    scaled = scaled or [Panel(0, 0, width, height)]
     return in_order(scaled, reading)
 
 
@@ -234,7 +244,7 @@ def _frame(mask: np.ndarray, box: Panel, outwards: bool) -> Panel | None:
     for step in range(thickest + 2):
         grow = step + 1 if outwards else -step
         x_0, y_0, x_1, y_1 = left - grow, top - grow, right + grow - 1, bottom + grow - 1
-        if min(x_0, y_0) < 0 or x_1 >= mask.shape[1] or y_1 >= mask.shape[0]:
+        if min(x_0, y_0) < 0 or x_1 >= mask.shape[1] or y_1 >= mask.shape[0] or x_0 > x_1 or y_0 > y_1:
             return None
         sides = mask[y_0, x_0 : x_1 + 1], mask[y_1, x_0 : x_1 + 1], mask[y_0 : y_1 + 1, x_0], mask[y_0 : y_1 + 1, x_1]
         shares = sorted(side.mean() for side in sides)

@@ -65,6 +65,19 @@ def test_a_page_without_panels_is_one(colour: int) -> None:
     assert find_panels(np.full((90, 60, 3), colour, np.uint8)) == [Panel(0, 0, 60, 90)]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (20, 5000), (5000, 20), (15, 300)])
+def test_a_strip_or_a_speck_is_one_panel_within_its_picture(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    assert find_panels(noise) == [Panel(0, 0, size[1], size[0])]
+
+
+def test_panels_lie_within_a_page_whose_sides_are_scaled_to_fractions() -> None:
+    page = np.full((1801, 1203, 3), 255, np.uint8)
+    page[:900], page[930:] = 80, 120
+    for panel in find_panels(page):
+        assert 0 <= panel.left < panel.right <= 1203 and 0 <= panel.top < panel.bottom <= 1801
+
+
 def test_reading_order_is_by_rows_then_by_columns_and_an_inset_follows_its_panel() -> None:
     """A tall panel beside two, over a row of two of unequal height."""
     tall, upper, lower = Panel(10, 10, 100, 210), Panel(110, 10, 200, 100), Panel(110, 110, 200, 210)
