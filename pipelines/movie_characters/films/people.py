@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MOST = 4000
 """Tracks that are clustered at once: their distances take 0.1 GB, and several tables of that size are needed."""
+SAME = 0.999
+"""Cosine from which tracks, such as those of one title sequence, are not told apart any more: too many are divided."""
 ROWS = 2048
 """Tracks whose cosines with all others are held at once."""
 CLUSTER, NAME = "cluster", "name"
@@ -53,7 +55,9 @@ def cluster_tracks(vectors: np.ndarray, films: np.ndarray, spans: np.ndarray, al
             stricter = least + 0.05 * (1 - least)
             log.warning("%d tracks are too many to be clustered at once from a cosine of %.3f on: they are clustered "
                         "from %.3f on", len(members), least, stricter)  # fmt: skip
-            todo += [(members[some], stricter) for some in _groups(vectors[members], stricter)]
+            parts = np.array_split(np.arange(len(members)), -(-len(members) // MOST))
+            groups = _groups(vectors[members], stricter) if stricter < SAME else parts
+            todo += [(members[some], stricter) for some in groups]
             continue
         own = vectors[members]
         apart = _overlapping(films[members], spans[members])

@@ -146,6 +146,14 @@ def test_more_tracks_than_fit_are_clustered_more_strictly_and_that_is_told(
     assert "too many to be clustered at once" in caplog.text
 
 
+def test_too_many_tracks_of_one_picture_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cosine tells the faces of one title sequence apart."""
+    monkeypatch.setattr(people, "MOST", 8)
+    same = np.tile([[0.6, 0.8]], (20, 1))
+    found = people.cluster_tracks(same, np.arange(20), np.tile([0.0, 1.0], (20, 1)), 0.9)
+    assert sorted(np.bincount(found)) == [6, 7, 7]
+
+
 def test_a_cluster_keeps_its_number_when_others_come():
     first = people.number_clusters(np.array([0, 0, 1]), ["a", "b", "c"], np.array([1.0, 1, 5]), {})
     assert first == ["unknown_2", "unknown_2", "unknown_1"]
