@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -304,14 +304,7 @@ def serve(pipe: Connection) -> None:
             pipe.send(("end", time.process_time() - started))
 
 
-def _first_to_go() -> None:
-    """Have the kernel end this process before others where the machine's memory runs out, if it lets one ask."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
 if __name__ == "__main__":
-    _first_to_go()
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # By the module's own name, so that its exceptions are those that functions import and raise.
     importlib.import_module("actors.core.child").serve(Connection(int(sys.argv[1])))

@@ -330,7 +330,7 @@ def _too_large(width: int, height: int, stream: av.VideoStream, max_pixels: int)
     if not width * height:
         return ""
     if width * height > max_pixels:
-        return f"pictures of {width}x{height} pixels, more than video.max_pixels={max_pixels}"
+        return f"pictures of {width}x{height} pixels, more than max_pixels={max_pixels}"
     why = beyond(*_shown(width, height, stream), max_pixels, MAX_SIDE)
     return why and f"pictures that are stored as {width}x{height} pixels are shown as {why}"
 

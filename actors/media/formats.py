@@ -93,7 +93,7 @@ def refusal(
         av.logging.set_skip_repeated(skips)
     for _, _, text in lines:
         if found := _REFUSED_SIZE.search(text):
-            return f"pictures of {found[1]} pixels, more than video.max_pixels={max_pixels}"
+            return f"pictures of {found[1]} pixels, more than max_pixels={max_pixels}"
         if found := _REFUSED_STREAMS.search(text):
             return f"more streams than {found[1]}"
     return ""
