@@ -8,12 +8,13 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from itertools import chain
 from time import monotonic
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import av
 import av.logging
@@ -215,11 +216,10 @@ def open_film(
     asked for their motion vectors, which PyAV's have where the codec has them.
     """
     look = replace(look, hd_matrix=look.hd_matrix and decoder == "pyav")
-    source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
-        container = open_container(source, max_pixels)
+        container = open_container(_source(path), max_pixels)
     except (FFmpegError, ValueError) as error:
-        raise _unreadable(path, error, refusal(source, max_pixels)) from error
+        raise _unreadable(path, error, refusal(_source(path), max_pixels)) from error
     stream = _decodable(container, max_pixels)
     if vectors:
         stream.codec_context.flags2 |= EXPORT
@@ -242,7 +242,7 @@ def open_film(
     frames = decoding.frames()
     first = next(frames, None)
     if first is None:
-        if why := refusal(source, max_pixels, film.stream):
+        if why := refusal(_source(path), max_pixels, film.stream):
             raise FilmError("too_large", why)
         code = "truncated" if film.truncated else "no_frames"
         raise FilmError(code, "the file declares pictures but holds none that can be decoded")
@@ -257,6 +257,11 @@ def open_film(
         film.pictures = with_torchcodec(film, path, device, start)
     film.pictures = with_ends(film, film.pictures, decoding.heard)
     return film
+
+
+def _source(path: str) -> str | AbstractContextManager[BinaryIO]:
+    """What FFmpeg reads of a local file or of one in S3, from its start."""
+    return storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
 
 
 def _decodable(container: InputContainer, max_pixels: int) -> av.VideoStream:

@@ -16,8 +16,8 @@ MAX_SIDE = 65_500
 """Longest side of a film's pictures as shown, in pixels: as far as JPEG goes."""
 SHARE = 0.5
 """Of a machine's memory, what all processes that decode films on it may take together."""
-LEAST_GB = 2.0
-"""Memory that a process gets at least by default, in GiB: film of 4K takes up to about 1.5."""
+LEAST_GB, LEAST_WITH_GPU_GB = 2.0, 4.0
+"""Memory that a process gets at least by default, in GiB: film of 4K takes up to 1.4, and a GPU's driver some more."""
 
 
 def beyond(width: int, height: int, max_pixels: int, max_side: float = math.inf) -> str:
@@ -42,9 +42,9 @@ class FilmStage(Stage):
     """
     memory_gb: float = 0.0
     """Memory, in GiB (2^30 bytes), that the process which decodes a film may take; a film that takes more gets the
-    error code `too_large`. 0: by its share of CPUs, or of `workers`, of half of its machine's memory, at least 2. Ray
-    reserves it with `memory`. Film of 1080p takes up to about 0.6, of 4K 1.5, of 8K 7, and with GPUs or networks that
-    find shots about 2 more."""
+    error code `too_large`. 0: its share, by CPUs or `workers`, of half of its machine's memory, at least 2, with a GPU
+    4. Ray reserves it (`memory`). H.264 of 8 and 10 bits takes 0.3 and 0.4 at 1080p, 0.8 and 1.4 at 4K, 2.7 and 5.2 at
+    8K; with `shots.detector=transnetv2`, of 8 bits, 1.6 at 1080p and 3.4 at 4K."""
     stall_s: float = 120
     """Seconds without progress, as one frame may take, after which decoding of a film is given up (error code
     `stalled`)."""
@@ -67,8 +67,8 @@ class FilmStage(Stage):
     @property
     def memory_bytes(self) -> int:
         """Memory that a process may take on this machine, in bytes."""
-        default = max(LEAST_GB * 2**30, SHARE * machine.memory_bytes() / self.at_once)
-        return int(self.memory_gb * 2**30 or default)
+        least = LEAST_WITH_GPU_GB if self.num_gpus else LEAST_GB
+        return int(self.memory_gb * 2**30 or max(least * 2**30, SHARE * machine.memory_bytes() / self.at_once))
 
     @property
     def limits(self) -> dict[str, Any]:

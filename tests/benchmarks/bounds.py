@@ -28,7 +28,7 @@ def film(path: Path, size: tuple[int, int], pixels: str) -> Path:
         stream: Any = container.add_stream("libx264", rate=24, options={"preset": "ultrafast", "refs": "4"})
         (stream.width, stream.height), stream.pix_fmt = size, pixels
         for number in range(FRAMES):
-            picture = np.full((size[1], size[0]), 60 + number, np.uint8)
+            picture = np.full((size[1], size[0]), 60 + number % 180, np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="gray").reformat(format=pixels)
             frame.pts = number
             container.mux(stream.encode(frame))
@@ -66,7 +66,7 @@ def main() -> None:
             path = make(Path(folder, name))
             print(f"{name}, {path.stat().st_size / 1e6:.2f} MB: {measured(path)}", flush=True)
         path = bombs.large(Path(folder, "film.mov"))
-        for memory_gb in (0.5, 2.0):
+        for memory_gb in (0.5, 2.0, 64.0):
             told = measured(path, memory_gb)
             print(
                 f"40 PNGs of 8000x8000, {path.stat().st_size / 1e6:.2f} MB, memory_gb={memory_gb}: {told}", flush=True

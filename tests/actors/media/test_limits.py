@@ -149,6 +149,7 @@ def test_bounds_of_what_is_shown(size: tuple[int, int], most: int, told: str) ->
         (FilmStage(workers=16), 4),
         (FilmStage(workers=1), 16),
         (FilmStage(workers=0, num_cpus=0.25), 2),  # at least
+        (FilmStage(workers=0, num_cpus=0.25, num_gpus=0.1), 4),
         (FilmStage(workers=0, memory_gb=1.5), 1.5),
     ],
 )
@@ -158,6 +159,13 @@ def test_memory_by_default_is_a_share_of_the_machine(
     monkeypatch.setattr(limits.machine, "memory_bytes", lambda: 32 << 30)
     monkeypatch.setattr(limits.machine, "cpus", lambda: 4.0)
     assert stage.memory_bytes == gb * 2**30
+
+
+def test_processes_of_one_film_share_what_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits.machine, "memory_bytes", lambda: 32 << 30)
+    monkeypatch.setattr(limits.machine, "cpus", lambda: 4.0)
+    assert FilmStage(memory_gb=4).limits_of(4)["memory_bytes"] == 1 << 30
+    assert FilmStage(workers=0, num_cpus=4).limits_of(4)["memory_bytes"] == 4 << 30
 
 
 @pytest.mark.parametrize("wrong", [{"max_pixels": 0}, {"memory_gb": -1.0}, {"memory_gb": float("inf")}])
