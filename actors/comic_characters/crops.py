@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
+from actors.media.images import ImageError, decoded, turn
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
@@ -108,15 +109,24 @@ def window(
 
 
 def decode(data: bytes) -> Image.Image:
-    """A picture in RGB. Raises UserError where it cannot be decoded, or is truncated."""
+    """A picture in RGB. Raises ImageError where it cannot be decoded, is truncated or too large."""
+
+    # Pillow, because OpenCV fills the missing part of a truncated file with grey.
+    def whole(image: Image.Image) -> Image.Image:
+        with turn(*image.size):
+            return image.convert("RGB")
+
     try:
-        # Pillow, because OpenCV fills the missing part of a truncated file with grey.
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except UnidentifiedImageError:
-        # Its message holds a memory address.
-        raise UserError("not a readable picture: unknown format") from None
-    except (OSError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
-        raise UserError(f"not a readable picture: {error}") from error
+        return decoded(data, whole)
+    except ImageError as error:
+        raise ImageError(error.code, f"not a readable picture: {error}") from error
+
+
+def code_of(error: Exception, what: str) -> str:
+    """The error code of a page or crop that cannot be read: missing_, broken_ and what it is, or too_large."""
+    if isinstance(error, ImageError) and error.code == "too_large":
+        return error.code
+    return f"broken_{what}" if isinstance(error, ValueError) else f"missing_{what}"
 
 
 def encode(picture: Image.Image, quality: int) -> bytes:
@@ -136,9 +146,8 @@ def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
         try:
             page = decode(storage.read_bytes(picture))
         except (FileNotFoundError, PermissionError, ValueError) as error:
-            code = "broken_page" if isinstance(error, ValueError) else "missing_page"
             for row in group:
-                row |= {"error": code, "message": str(error)}
+                row |= {"error": code_of(error, "page"), "message": str(error)}
             continue
         for row in group:
             row |= _cut_box(row, page, store, config)
@@ -180,7 +189,7 @@ def with_features(
 
     Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
     Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
-            error, message  str (N,): missing_crop, broken_crop
+            error, message  str (N,): missing_crop, broken_crop, too_large
 
     Args:
         crops: the root below which the crops lie.
@@ -198,7 +207,7 @@ def with_features(
             try:
                 found[row] = look(decode(storage.read_bytes(storage.join(crops, name))), kind)
             except (FileNotFoundError, PermissionError, ValueError) as problem:
-                error[row] = "broken_crop" if isinstance(problem, ValueError) else "missing_crop"
+                error[row] = code_of(problem, "crop")
                 message[row] = str(problem)
         added[f"{kind}_features"] = features = np.full(count, None, object)
         if found:

@@ -173,7 +173,7 @@ class FeatureExtractor:
 
     Reads:  series_id, page_id  str (N,); face, body  float (N,), their index, NaN where there is none
     Adds:   face_features, body_features  object (N,), float32 (F,), None where there is no such part
-            error, message  str (N,): missing_crop, broken_crop
+            error, message  str (N,): missing_crop, broken_crop, too_large
     """
 
     def __init__(

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.comic_characters.crops import BOX, decode
+from actors.comic_characters.crops import BOX, code_of, decode
 from actors.comic_characters.detection import letterbox
 from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
 from actors.core import storage
+from actors.core.addresses import AddressError
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.media.images import ImageError, size_of, turn
 
 READERS = 8
 """Files that one worker reads at once: a store answers late."""
@@ -42,7 +44,7 @@ def read_pages(
     Reads:  uri  str (N,)
     Adds:   height, width  int (N,), pixels; panels  str (N,): JSON, a list of corners in pixels in reading order
             square  uint8 (N, H, W, 3): the page in the detector's input; not without a shape
-            error, message  str (N,): missing_page, broken_page
+            error, message  str (N,): missing_page, broken_page, too_large
 
     panels: finds them; None: each picture is one.
     """
@@ -53,11 +55,15 @@ def read_pages(
 
     def read(row: int) -> None:
         try:
-            page = np.asarray(decode(storage.read_bytes(batch["uri"][row])))
-        except (FileNotFoundError, PermissionError, ValueError) as problem:
-            error[row] = "broken_page" if isinstance(problem, ValueError) else "missing_page"
+            data = storage.read_bytes(batch["uri"][row])
+            # What is large is also looked at one after the other.
+            with turn(*size_of(data)):
+                look(row, np.asarray(decode(data)))
+        except (FileNotFoundError, PermissionError, AddressError, ImageError) as problem:
+            error[row] = code_of(problem, "page")
             message[row] = str(problem)
-            return
+
+    def look(row: int, page: np.ndarray) -> None:
         sizes[row] = page.shape[:2]
         if shape:
             squares[row] = letterbox(page, shape)

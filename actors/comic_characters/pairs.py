@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.comic_characters.crops import Kind, crop_name, decode, prepare
+from actors.comic_characters.crops import Kind, code_of, crop_name, decode, prepare
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
@@ -40,7 +40,7 @@ def prepare_pairs(table: pa.Table, store: Store, sizes: Sizes) -> Batch:
             for kind, size in sizes.items():
                 row[f"{kind}_pixels"] = _pixels(store, row, kind, size)
         except (FileNotFoundError, PermissionError, ValueError) as error:
-            code = "broken_crop" if isinstance(error, ValueError) else "missing_crop"
+            code = code_of(error, "crop")
             row |= {"face_pixels": None, "body_pixels": None, "error": code, "message": str(error)}
     names = ["/".join(str(row[name]) for name in KEY) for row in rows]
     store.write_part("pairs", pa.Table.from_pylist(rows, PAIRS), names)

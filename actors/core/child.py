@@ -8,6 +8,7 @@ import atexit
 import importlib
 import itertools
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from actors.core.errors import BrokenRunError, machine_fault
+from actors.core.machine import private_bytes
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IDLE_S = 30.0
 """Seconds without a call after which a child ends. Ray keeps a worker process long after a stage's last task, and the
 memory of its child, on a GPU also a CUDA context, would be missing elsewhere. Starting one takes a second or two."""
+WATCH_S = 0.1
+"""Seconds between two looks at a child's memory. A decoder fills about 1 GiB a second."""
 DECODE_ATTEMPTS = 2
 """Calls in all for a film whose decoding crashes: the crash may have been another's, as when memory ran out."""
 
@@ -54,6 +59,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._devices: str | None = None
+        self._grown = 0
 
     def stream(
         self,
@@ -61,17 +67,19 @@ class Child:
         *args: Any,
         stall_s: float,
         timeout_s: float,
+        memory_bytes: float = math.inf,
         attempts: int = 1,
         key: Callable[[Any], Hashable] | None = None,
     ) -> Generator[Any, None, float]:
         """Yield what a function of a module yields in the child, called with the arguments; return the CPU seconds.
 
-        attempts: calls in all; only a call that crashed is made again. key: what tells rows apart, by
-        which those that come again after a crash are skipped; without it they are yielded again.
+        memory_bytes: what the process may take for itself, beside files that it has mapped. attempts: calls in all;
+        only a call that crashed is made again. key: what tells rows apart, by which those that come again after a crash
+        are skipped; without it they are yielded again.
 
         Raises ChildFault with the code `crashed` (the process ended), `stalled` (no sign of life for `stall_s`),
-        `timeout` (`timeout_s` for one call) or `exception` (the function raised; its traceback is logged);
-        BrokenRunError where the function raised that, or is not there.
+        `timeout` (`timeout_s` for one call), `too_large` (more memory than it may take) or `exception` (the function
+        raised; its traceback is logged); BrokenRunError where the function raised that, or is not there.
         """
         name = _name(function)
         seen: set[Hashable] = set()
@@ -85,7 +93,7 @@ class Child:
 
         for attempt in itertools.count(1):
             try:
-                return (yield from self._call(name, args, stall_s, timeout_s, fresh))
+                return (yield from self._call(name, args, stall_s, timeout_s, memory_bytes, fresh))
             except ChildFault as fault:
                 fault.attempts = attempt
                 if fault.code != "crashed" or attempt == attempts:
@@ -93,41 +101,72 @@ class Child:
         raise AssertionError("unreachable")
 
     def _call(
-        self, name: str, args: tuple[Any, ...], stall_s: float, timeout_s: float, fresh: Callable[[Any], bool]
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        stall_s: float,
+        timeout_s: float,
+        memory_bytes: float,
+        fresh: Callable[[Any], bool],
     ) -> Generator[Any, None, float]:
         """One call of the function by that name, as `stream` describes it; yields the rows that are `fresh`."""
-        pipe = self._start()
+        pipe = self._slim(memory_bytes)
         until = time.monotonic() + timeout_s
         done = False
         try:
-            pipe.send((name, args))
-            while True:
-                left = until - time.monotonic()
-                if left <= 0:
-                    raise ChildFault("timeout", f"not done after {timeout_s:.0f} s")
-                if not pipe.poll(min(stall_s, left)):
-                    if stall_s < left:
-                        raise ChildFault("stalled", f"no progress for {stall_s:.0f} s")
-                    continue
-                kind, value = self._receive(pipe, stall_s)
-                done = kind != "item"
-                if kind == "broken":
-                    raise BrokenRunError(value)
-                if kind == "exception":
-                    log.warning("%s%r failed: %s", name, args[:1], value)
-                    raise ChildFault("exception", value.strip().rpartition("\n")[2])
-                if kind == "end":
-                    return value
-                if value is not None and fresh(value):
-                    yield value
+            with self._watched(memory_bytes):
+                pipe.send((name, args))
+                while True:
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        raise ChildFault("timeout", f"not done after {timeout_s:.0f} s")
+                    if not pipe.poll(min(stall_s, left)):
+                        if stall_s < left:
+                            raise ChildFault("stalled", f"no progress for {stall_s:.0f} s")
+                        continue
+                    kind, value = self._receive(pipe, stall_s)
+                    done = kind != "item"
+                    if kind == "broken":
+                        raise BrokenRunError(value)
+                    if kind == "exception":
+                        log.warning("%s%r failed: %s", name, args[:1], value)
+                        raise ChildFault("exception", value.strip().rpartition("\n")[2])
+                    if kind == "end":
+                        return value
+                    if value is not None and fresh(value):
+                        yield value
         except (EOFError, OSError) as error:
             # An OSError also where it ended in the middle of a row.
-            raise ChildFault("crashed", f"the decoding process ended {self._exit()}") from error
+            raise self._crash(memory_bytes) from error
         finally:
             if done:
                 self._rest()
             else:
                 self.kill()
+
+    @contextmanager
+    def _watched(self, memory_bytes: float) -> Iterator[None]:
+        """Kill the child while this lasts, where it takes more memory; `_grown` is how much it had then."""
+        process, over, self._grown = self._process, threading.Event(), 0
+        assert process is not None
+
+        def watch() -> None:
+            while not over.wait(WATCH_S):
+                taken = private_bytes(process.pid)
+                if taken > memory_bytes:
+                    self._grown = taken
+                    process.kill()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        if math.isfinite(memory_bytes):
+            watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if watcher.is_alive():
+                watcher.join()
 
     def _rest(self) -> None:
         """End the child after a while, unless another call has begun by then."""
@@ -177,10 +216,24 @@ class Child:
             self._pipe.close()
             self._pipe = None
 
-    def _exit(self) -> str:
+    def _crash(self, memory_bytes: float) -> ChildFault:
+        """Why the child has ended."""
         assert self._process is not None
         code = self._process.wait()
-        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        if self._grown:
+            took, may = (f"{size / 2**30:.1f} GiB" for size in (self._grown, memory_bytes))
+            return ChildFault("too_large", f"decoding took {took} of memory, and memory_gb allows {may}")
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return ChildFault("crashed", f"the decoding process ended {how}")
+
+    def _slim(self, memory_bytes: float) -> Connection:
+        """The pipe to a child that has most of this memory left: what calls before hold must not count against one."""
+        pipe = self._start()
+        assert self._process is not None
+        if private_bytes(self._process.pid) <= memory_bytes / 2:
+            return pipe
+        self.kill()
+        return self._start()
 
     def _start(self) -> Connection:
         if self._timer:

@@ -18,10 +18,11 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.media.film import Beat, Film, FilmError, Picture, open_film
 from actors.media.images import encode_jpeg
+from actors.media.limits import FilmStage
 from actors.media.shot_detection.in_shots import in_shots
 from actors.media.shot_detection.shots import BETWEEN, ShotsConfig
 
@@ -47,7 +48,7 @@ SCREENSHOTS = pa.schema(
 
 
 @dataclass(frozen=True)
-class ScreenshotsConfig(Stage):
+class ScreenshotsConfig(FilmStage):
     """Which frames of a film are taken, and how they are stored."""
 
     workers: int = 0
@@ -66,10 +67,6 @@ class ScreenshotsConfig(Stage):
     """Also measure how long the shot of each screenshot lasts (shot_s). Decodes each film whole, which takes longer."""
     seed: int = 0
     """Seed of the random times. Together with a film's name it decides which of its frames are taken."""
-    stall_s: float = 120
-    """Seconds without decoding progress after which a film is given up and rejected."""
-    timeout_s: float = 4 * 3600
-    """Seconds of decoding in all after which a film is given up and rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,10 +114,9 @@ def sample_films(batch: Batch, config: ScreenshotsConfig, output: str) -> Batch:
 
 def _screenshots(about: Row, config: ScreenshotsConfig) -> list[Row]:
     name = f"{about['director']}/{about['film']}"
-    limits: dict[str, Any] = {"stall_s": config.stall_s, "timeout_s": config.timeout_s}
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("time_s")}
     try:
-        return list(CHILD.stream(screenshots, about["uri"], name, config, **limits, **again))
+        return list(CHILD.stream(screenshots, about["uri"], name, config, **config.limits, **again))
     except ChildFault as fault:
         nothing = {"time_s": math.nan, "frame": -1, "shot_s": math.nan}
         return [{**nothing, "error": fault.code, "message": str(fault)}]
@@ -140,7 +136,7 @@ def screenshots(uri: str, name: str, config: ScreenshotsConfig) -> Iterator[Row 
     digest = hashlib.blake2b(name.encode(), digest_size=8, key=str(config.seed).encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest))
     try:
-        film = open_film(uri)
+        film = open_film(uri, max_pixels=config.max_pixels)
         rows: list[Row] | None = None
         if film.seek and film.duration_s and not config.shots:
             rows = yield from _sought(film, config, random)
@@ -201,7 +197,7 @@ def _sought(film: Film, config: ScreenshotsConfig, random: np.random.Generator) 
 
 def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -> Any:
     """Rows of frames of a film that is decoded twice: once for the times of its frames, once for the chosen ones."""
-    film, beat = open_film(uri), Beat()
+    film, beat = open_film(uri, max_pixels=config.max_pixels), Beat()
     times: list[float] = []
     shots: list[int] = []
     sound: list[bool] = []
@@ -219,7 +215,7 @@ def _counted(uri: str, config: ScreenshotsConfig, random: np.random.Generator) -
     found = np.flatnonzero(there & np.array(sound) & (np.array(shots) != BETWEEN))
     chosen = set(random.choice(found, min(config.per_film, len(found)), replace=False).tolist())
     edges = [times[shots.index(shot)] for shot in range(max(shots) + 1)] + [end]
-    film = open_film(uri)
+    film = open_film(uri, max_pixels=config.max_pixels)
     rows = []
     for number, picture in enumerate(film.pictures):
         yield from beat

@@ -102,7 +102,7 @@ def _columns(rows: list[Row]) -> Batch:
 def _key_frames(uri: str, shape: Shape, images: ImagesConfig) -> Iterator[Row]:
     """Rows of `key_frames`, with an error row where the decoding process fails."""
     done = 0
-    limits: dict[str, Any] = {"stall_s": images.video.stall_s, "timeout_s": images.video.timeout_s}
+    limits = images.video.limits
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("number")}
     try:
         with storage.local(uri) as path:

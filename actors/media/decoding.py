@@ -183,6 +183,8 @@ class Decoding:
             frames = self._stream.decode(packet)
         except FFmpegError:
             frames = []
+            # A decoder that refuses a size forgets the one it had.
+            self._film.outgrown |= not self._stream.codec_context.width
             self._harm = min(self._harm, self._latest + 1, math.inf if stamp is None else stamp)
         if stamp is not None and not packet.is_discard:
             heappush(self._awaited, stamp)

@@ -8,12 +8,13 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from itertools import chain
 from time import monotonic
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import av
 import av.logging
@@ -24,11 +25,11 @@ from av.error import FFmpegError
 from actors.core import storage
 from actors.core.addresses import local_path
 from actors.core.errors import UserError
-from actors.core.stage import Stage
 from actors.media.bars import NO_BARS, Bars, Lines
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
-from actors.media.formats import MAX_PIXELS, decoder_options, listing_kind, open_container, oversize
+from actors.media.formats import decoder_options, listing_kind, open_container, refusal
+from actors.media.limits import MAX_PIXELS, MAX_SIDE, FilmStage, beyond
 from actors.media.shown import AS_STORED, NOT_KNOWN, Look, Stored, Viewer, converted, stored, turn_of
 from actors.media.streams import film_stream, sound_stream
 from actors.media.torch_decoding import check_nvdec, with_torchcodec
@@ -44,7 +45,7 @@ JUMP_S = 10.0
 
 
 @dataclass(frozen=True)
-class VideoConfig(Stage):
+class VideoConfig(FilmStage):
     """Decoding of films."""
 
     workers: int = 0
@@ -58,13 +59,6 @@ class VideoConfig(Stage):
     network that finds shots uses it."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Decoder library. torchcodec needs the extra `torchcodec`; with num_gpus above 0 it decodes on the GPU (NVDEC)."""
-    max_pixels: int = MAX_PIXELS
-    """Pixels of the largest picture that is decoded, at least 1. Films with larger ones get the error code
-    `too_large` before memory is taken for them: a decoder needs about 15 bytes a pixel."""
-    stall_s: float = 120
-    """Seconds without progress after which decoding of a film is given up (error code `stalled`)."""
-    timeout_s: float = 4 * 3600
-    """Seconds in all after which decoding of a film is given up (error code `timeout`)."""
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -161,6 +155,8 @@ class Film:
     """How its first picture is stored."""
     converted: tuple[str, ...] = ()
     """What is done to all of its pictures, in words."""
+    outgrown: bool = False
+    """Whether its pictures have become larger than may be decoded, so far; those are damaged."""
     decoder: str = "pyav"
     """What decodes the pictures: pyav, nvdec, torchcodec-cpu; nvdec+pyav where PyAV had to go on."""
     fallback: str = ""
@@ -220,11 +216,10 @@ def open_film(
     asked for their motion vectors, which PyAV's have where the codec has them.
     """
     look = replace(look, hd_matrix=look.hd_matrix and decoder == "pyav")
-    source = storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
     try:
-        container = open_container(source, max_pixels)
+        container = open_container(_source(path), max_pixels)
     except (FFmpegError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, refusal(_source(path), max_pixels)) from error
     stream = _decodable(container, max_pixels)
     if vectors:
         stream.codec_context.flags2 |= EXPORT
@@ -247,11 +242,11 @@ def open_film(
     frames = decoding.frames()
     first = next(frames, None)
     if first is None:
-        if size := oversize(source, film.stream, max_pixels):
-            raise _too_large(size, max_pixels)
+        if why := refusal(_source(path), max_pixels, film.stream):
+            raise FilmError("too_large", why)
         code = "truncated" if film.truncated else "no_frames"
         raise FilmError(code, "the file declares pictures but holds none that can be decoded")
-    _tell_of(film, first[0], stream, look)
+    _tell_of(film, first[0], stream, look, max_pixels)
     viewer = Viewer(look)
     if container.format.name == AVI:
         start += first[1] or 0.0
@@ -264,6 +259,11 @@ def open_film(
     return film
 
 
+def _source(path: str) -> str | AbstractContextManager[BinaryIO]:
+    """What FFmpeg reads of a local file or of one in S3, from its start."""
+    return storage.stream(path) if path.startswith("s3://") else os.path.abspath(local_path(path))
+
+
 def _decodable(container: InputContainer, max_pixels: int) -> av.VideoStream:
     """The stream of a container that is its film, ready to be decoded; raises FilmError where there is none."""
     stream = film_stream(container)
@@ -273,21 +273,25 @@ def _decodable(container: InputContainer, max_pixels: int) -> av.VideoStream:
     if stream.codec_context is None:
         raise FilmError("unknown_codec", "no decoder knows this codec")
     context = stream.codec_context
-    if context.width * context.height > max_pixels:
-        raise _too_large(f"{context.width}x{context.height}", max_pixels)
+    # Where the container tells the size, nothing is allocated for it.
+    if why := _too_large(context.width, context.height, stream, max_pixels):
+        raise FilmError("too_large", why)
     # Also where the size changes on the way.
     context.options = decoder_options(max_pixels)
     stream.thread_count = 1
     return stream
 
 
-def _tell_of(film: Film, frame: av.VideoFrame, stream: av.VideoStream, look: Look) -> None:
-    """Write down what the first picture tells of a film; raises FilmError where its pixels cannot be had."""
+def _tell_of(film: Film, frame: av.VideoFrame, stream: av.VideoStream, look: Look, max_pixels: int) -> None:
+    """Write down what the first picture tells of a film; raises FilmError where its pixels cannot be had, or are too
+    many."""
+    if why := _too_large(frame.width, frame.height, stream, max_pixels):
+        raise FilmError("too_large", why)
     try:
         frame.reformat(16, 16, "rgb24", threads=1)
     except FFmpegError as error:
         raise FilmError("unknown_codec", f"pixels in the format {frame.format.name} cannot be converted") from error
-    sides = (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
+    sides = _shown(frame.width, frame.height, stream)
     film.interlaced = bool(frame.interlaced_frame)
     film.width, film.height = sides[::-1] if turn_of(frame).quarters % 2 else sides
     film.look, film.stored = look, stored(frame, stream.sample_aspect_ratio)
@@ -321,11 +325,24 @@ def with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iter
         yield before
 
 
-def _too_large(size: str, max_pixels: int) -> FilmError:
-    return FilmError("too_large", f"pictures of {size} pixels, more than video.max_pixels={max_pixels}")
+def _shown(width: int, height: int, stream: av.VideoStream) -> tuple[int, int]:
+    """Width and height with square pixels of a picture as it is stored, before it is turned."""
+    return round(width * (stream.sample_aspect_ratio or 1)), height
 
 
-def _unreadable(path: str, error: Exception) -> FilmError:
+def _too_large(width: int, height: int, stream: av.VideoStream, max_pixels: int) -> str:
+    """Why pictures that are stored with this size are too large; "" where they are not, or the size is not known."""
+    if not width * height:
+        return ""
+    if width * height > max_pixels:
+        return f"pictures of {width}x{height} pixels, more than max_pixels={max_pixels}"
+    why = beyond(*_shown(width, height, stream), max_pixels, MAX_SIDE)
+    return why and f"pictures that are stored as {width}x{height} pixels are shown as {why}"
+
+
+def _unreadable(path: str, error: Exception, refused: str) -> FilmError:
+    if refused:
+        return FilmError("too_large", refused)
     with storage.stream(path) as file:
         head = file.read(8)
         if not head:

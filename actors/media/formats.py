@@ -13,6 +13,8 @@ import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
 
+from actors.media.limits import MAX_PIXELS
+
 FORMATS = (
     # Containers of films.
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpegtsraw", "mpeg", "mpegvideo"),
@@ -34,9 +36,9 @@ FORMATS = (
 
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 """FFmpeg's options of every film that is opened."""
-
-MAX_PIXELS = 8192 * 8192
-"""Pixels of the largest picture that is decoded, unless settings say otherwise."""
+_REFUSED_SIZE = re.compile(r"size (\d+x\d+) (?:exceeds|is invalid)")
+"""Beyond max_pixels, or beyond FFmpeg's own bound, about 16,000 x 16,000."""
+_REFUSED_STREAMS = re.compile(r"max_streams (?:parameter )?\((\d+)\)")
 _LISTS = {
     "an ffconcat list": rb"ffconcat ",
     "an HLS playlist": rb"#EXTM3U",
@@ -65,12 +67,12 @@ def decoder_options(max_pixels: int) -> dict[str, str]:
     return {"max_pixels": str(max_pixels + max_pixels // 8 + 4096)}
 
 
-def oversize(
-    source: str | BinaryIO | AbstractContextManager[BinaryIO], stream: int, max_pixels: int = MAX_PIXELS
+def refusal(
+    source: str | BinaryIO | AbstractContextManager[BinaryIO], max_pixels: int = MAX_PIXELS, stream: int | None = None
 ) -> str:
-    """The size of a film's pictures, as 16000x16000, where that is why they cannot be decoded; else "".
+    """Why FFmpeg takes a film, or the pictures of a stream, for too large; "" where that is not why it fails.
 
-    FFmpeg forgets a size that it refuses, and tells it in its log only.
+    It forgets what it refuses, and tells it in its log only.
     """
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
@@ -79,17 +81,22 @@ def oversize(
     try:
         with (
             av.logging.Capture() as lines,
-            suppress(FFmpegError, StopIteration),
+            suppress(FFmpegError, ValueError, StopIteration),
             open_container(source, max_pixels) as container,
         ):
-            pictures = container.streams[stream]
-            pictures.codec_context.options = decoder_options(max_pixels)
-            next(container.decode(cast(Any, pictures)))
+            if stream is not None:
+                pictures = container.streams[stream]
+                pictures.codec_context.options = decoder_options(max_pixels)
+                next(container.decode(cast(Any, pictures)))
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips)
-    refused = (re.search(r"(\d+x\d+) exceeds specified max pixel count", text) for _, _, text in lines)
-    return next((found[1] for found in refused if found), "")
+    for _, _, text in lines:
+        if found := _REFUSED_SIZE.search(text):
+            return f"pictures of {found[1]} pixels, more than max_pixels={max_pixels}"
+        if found := _REFUSED_STREAMS.search(text):
+            return f"more streams than {found[1]}"
+    return ""
 
 
 def listing_kind(file: BinaryIO) -> str | None:

@@ -8,11 +8,13 @@ import logging
 import posixpath
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +26,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.storage import Entry
 from actors.media import archives
+from actors.media.limits import beyond
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 """How names of images end, in either case."""
 READERS = 8
 """Files that one worker reads at once: a store answers late."""
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded: what Pillow takes, 512 MiB as RGB."""
+LARGE = 1 << 24
+"""Images of more pixels are decoded one after the other in a worker, whatever its threads."""
+_TURN = threading.RLock()
+Made = TypeVar("Made")
 
 
 def images_below(folder: str, entries: Sequence[Entry] | None = None) -> list[Entry]:
@@ -137,22 +146,53 @@ def open_image(data: bytes, short: Callable[[int, int], int] = min) -> Image.Ima
 
     short: what the short side must have at least, in pixels, of an image of this width and height; by default all.
     """
+
+    def upright(image: Image.Image) -> Image.Image:
+        # Models take it at a fixed short side.
+        if why := beyond(*image.size, MAX_PIXELS):
+            raise ImageError("too_large", f"an image of {why}")
+        side = short(*image.size)
+        image.draft("RGB", (side, side))
+        with turn(*image.size):
+            if image.mode.startswith("I"):
+                # PIL would cut 16 bits off at 255.
+                deep = np.asarray(image).clip(0, 65_535).astype(np.uint32)
+                image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    return decoded(data, upright)
+
+
+def decoded(data: bytes, make: Callable[[Image.Image], Made], max_pixels: int = MAX_PIXELS) -> Made:
+    """What is made of an image file; every one that is decoded goes through here. Raises ImageError.
+
+    make: gets the image, of which only the header is read.
+    """
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     try:
         image = Image.open(io.BytesIO(data))
-        side = short(*image.size)
-        image.draft("RGB", (side, side))
-        if image.mode.startswith("I"):
-            # PIL would cut 16 bits off at 255.
-            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if image.width * image.height > max_pixels:
+            raise ImageError("too_large", f"an image of {image.width}x{image.height}, more than {max_pixels} pixels")
+        return make(image)
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise ImageError("not_an_image", "no kind of image that is known") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except _BROKEN as error:
         raise ImageError("broken_image", f"{type(error).__name__}: {error}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image file by its header; raises ImageError."""
+    return decoded(data, lambda image: image.size)
+
+
+def turn(width: int, height: int) -> AbstractContextManager[object]:
+    """Held while an image of that size is decoded: by one thread at a time, where it is large."""
+    return _TURN if width * height > LARGE else nullcontext()
 
 
 def squared(image: Image.Image, shape: Shape) -> np.ndarray:

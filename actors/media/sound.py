@@ -12,6 +12,7 @@ from av.container import InputContainer
 from av.error import InvalidDataError
 
 from actors.media.clock import Clock, SoundClock
+from actors.media.film import FilmError
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 """Samples per second that AAC knows; sound of another rate is resampled to 48,000."""
@@ -24,6 +25,10 @@ MASK = (
     *("TBR", "DL", "DR", "WL", "WR", "SDL", "SDR", "LFE2", "TSL", "TSR", "BFC", "BFL", "BFR"),
 )
 """FFmpeg's names of channels in the order of its masks."""
+RATES = 1_000, 768_000
+"""Fewest and most samples a second of sound that is read: converting others takes memory without bound."""
+MOST_CHANNELS = 64
+"""Most channels of sound that is read."""
 USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """What so many channels are where a file does not say."""
 
@@ -43,9 +48,15 @@ class Sound:
         start_s: float = 0.0,
         rate: int | None = None,
     ) -> None:
-        """start_s: what the container's clock shows at the start. rate: in Hz; None: the film's own if AAC knows it."""
+        """start_s: what the container's clock shows at the start. rate: in Hz; None: the film's own if AAC knows it.
+
+        Raises FilmError for sound beyond RATES or MOST_CHANNELS.
+        """
         channels = _Channels(stream)
         own = stream.codec_context.sample_rate
+        if channels.count > MOST_CHANNELS or not RATES[0] <= own <= RATES[1]:
+            bounds = f"up to {MOST_CHANNELS} channels and {RATES[0]} to {RATES[1]} Hz are read"
+            raise FilmError("too_large", f"its sound has {channels.count} channels of {own} Hz: {bounds}")
         self.rate = rate or (own if own in AAC_RATES else 48_000)
         self.channels = 6 if channels.count >= 6 else 1 if channels.count == 1 else 2
         self.layout = {1: "mono", 2: "stereo", 6: "5.1"}[self.channels]
@@ -135,7 +146,7 @@ class Sound:
                 self._lost(packet)
                 continue
             for frame in frames:
-                if frame.is_corrupt:
+                if frame.is_corrupt or not RATES[0] <= frame.sample_rate <= RATES[1]:
                     self._lost(packet)
                     continue
                 frame = channels.ordered(frame)

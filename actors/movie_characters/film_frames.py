@@ -179,12 +179,11 @@ def write_frames(
 
 def _shots(uri: str, shots: ShotsConfig, video: VideoConfig, every_s: float, max_side: int) -> Iterator[Row]:
     """Rows of `frames_of_shots`; a decoding process that crashes or stalls becomes a row with a code."""
-    limits: dict[str, Any] = {"stall_s": video.stall_s, "timeout_s": video.timeout_s}
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("shot")}
     try:
         with storage.local(uri) as path:
             arguments = (str(path), shots, every_s, max_side, video)
-            yield from CHILD.stream(frames_of_shots, *arguments, **limits, **again)
+            yield from CHILD.stream(frames_of_shots, *arguments, **video.limits, **again)
     except ChildFault as fault:
         yield {"shot": -1, "error": fault.code, "message": str(fault)}
     except FileNotFoundError as error:

@@ -79,9 +79,9 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 def thumbnail(data: bytes, side: int = 240) -> bytes:
     """An image file as a JPEG of at most that side in pixels."""
-    from PIL import Image
+    from actors.media.images import decoded
 
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = decoded(data, lambda image: image.convert("RGB"))
     image.thumbnail((side, side))
     made = io.BytesIO()
     image.save(made, "JPEG", quality=85)

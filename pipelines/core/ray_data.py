@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,12 @@ def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None
                 f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
                 f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
             )
+        memory = stage.resources().get("memory", 0)
+        if memory > (most := max((node.get("memory", 0) for node in nodes), default=0)):
+            raise UserError(
+                f"{name}: a worker asks for {memory / 2**30:g} GiB of memory of one node, and Ray gives out at most "
+                f"{most / 2**30:.1f}: lower {name}.memory_gb"
+            )
 
 
 def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
@@ -106,7 +113,8 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
         log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
         return {**pools, **tasks}
     stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
-    check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    check_nodes(stages, nodes)
     for line in lines:
         log.info(line)
     # Imported here: it takes no part in most commands.
@@ -116,7 +124,26 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
     for stage in stages.values():
         if isinstance(stage, VideoConfig) and stage.by_nvdec:
             check_nvdec(stage.num_gpus)
-    return stages
+    return {name: reserving(stage, nodes) for name, stage in stages.items()}
+
+
+def reserving(stage: Stage, nodes: list[dict[str, float]]) -> Stage:
+    """A stage with the memory that Ray is to reserve for its workers: where it decodes films, and settings do not say
+    how much, such a share of a node's that as many fit as by CPUs.
+
+    nodes: what each has, by Ray's names CPU and memory.
+    """
+    from actors.media.limits import SHARE, FilmStage
+
+    if not isinstance(stage, FilmStage) or stage.memory_gb or not stage.num_cpus:
+        return stage
+    shares = [
+        SHARE * node["memory"] * min(1, stage.num_cpus / node["CPU"])
+        for node in nodes
+        if node.get("memory") and node.get("CPU", 0) >= stage.num_cpus
+    ]
+    # Rounded down: as many are to fit.
+    return replace(stage, memory_gb=math.floor(min(shares, default=0.0) / 2**20) / 2**10)
 
 
 def widened(name: str, stages: dict[str, Stage], pools: Collection[str], rows: int) -> Stage:

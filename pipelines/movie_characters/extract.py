@@ -221,7 +221,7 @@ def _decode(config: ExtractConfig, plan: Plan, store: Store) -> tuple[Row, int]:
     """The film's own row, and how many frames were written."""
     written = 0
     progress = Progress("extract", None, "frames")
-    limits: dict[str, Any] = {"stall_s": config.decode.stall_s, "timeout_s": config.decode.timeout_s}
+    limits = config.decode.limits
     again: dict[str, Any] = {"attempts": DECODE_ATTEMPTS, "key": itemgetter("name")}
     film: Row = {}
     try:

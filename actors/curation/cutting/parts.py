@@ -134,8 +134,8 @@ class _Crew:
 
     def _call(self, function: Callable[..., Iterable[Any]], *args: Any) -> tuple[list[Any], float]:
         """What a function yields in a process that is free, and its CPU seconds."""
-        child, video, found = self._free.get(), self._config.video, []
-        rows = child.stream(function, *args, stall_s=video.stall_s, timeout_s=video.timeout_s)
+        child, found = self._free.get(), []
+        rows = child.stream(function, *args, **self._config.video.limits_of(self._config.processes))
         try:
             while True:
                 found.append(next(rows))

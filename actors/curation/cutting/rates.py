@@ -53,7 +53,7 @@ def measured(uri: str, video: VideoConfig) -> dict[str, float]:
     """`speeds` in the decoding process of a worker; {} for a film that cannot be read."""
     try:
         with storage.local(uri) as path:
-            *_, found = CHILD.stream(speeds, str(path), video, stall_s=video.stall_s, timeout_s=video.timeout_s)
+            *_, found = CHILD.stream(speeds, str(path), video, **video.limits)
             return found
     except (ChildFault, OSError, AddressError):
         return {}

@@ -247,6 +247,8 @@ class Scene:
         damaged = sum(sample.damaged for sample in samples)
         if not error and damaged:
             error, message = "decode_error", f"{damaged} of its frames are damaged"
+            if self._film.outgrown:
+                error, message = "too_large", f"{damaged} of its frames are larger than max_pixels, or damaged"
         row = scene_row(about, error, message)
         row |= {name: about[name] for name in ("window", "trimmed_before_s", "trimmed_after_s") if name in about}
         row["cuts_inside"] = ",".join(f"{time:.3f}" for sample in samples for time in sample.cuts)

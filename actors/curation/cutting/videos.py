@@ -200,8 +200,7 @@ def _decoded(
         cut,
         *(path, video_id, spans, frozenset(skip)),
         *(config.video, config.frames, config.shots, config.motion, config.windows, config.seek),
-        stall_s=config.video.stall_s,
-        timeout_s=config.video.timeout_s,
+        **config.video.limits,
         attempts=DECODE_ATTEMPTS,
         key=itemgetter("scene_id"),
     )

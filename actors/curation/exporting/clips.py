@@ -30,9 +30,10 @@ from actors.core.stage import Row, Stage
 from actors.curation.tables import BARS
 from actors.media.bars import NO_BARS, Bars
 from actors.media.film import ROUNDING_S, Beat, Film, FilmError, Picture, SeekError, open_film, visited
-from actors.media.formats import MAX_PIXELS, open_container
+from actors.media.formats import open_container
 from actors.media.hdr import tone_mapping
 from actors.media.images import encode_jpeg
+from actors.media.limits import MAX_PIXELS
 from actors.media.planes import FULL_RANGE, Cropper, filters
 from actors.media.shown import AS_STORED, Look, Turn, is_hdr, turn_of
 from actors.media.sound import Sound

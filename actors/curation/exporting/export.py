@@ -66,8 +66,7 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
     try:
         with storage.local(uri) as film, TemporaryFolder() as folder:
             how = job.clips, job.interval_ms, job.video.max_pixels, job.look
-            limits: dict[str, Any] = {"stall_s": job.video.stall_s, "timeout_s": job.video.timeout_s}
-            limits |= {"attempts": DECODE_ATTEMPTS, "key": itemgetter("scene_id")}
+            limits = job.video.limits | {"attempts": DECODE_ATTEMPTS, "key": itemgetter("scene_id")}
             for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), *how, **limits):
                 scene_id = clip["scene_id"]
                 left.discard(scene_id)

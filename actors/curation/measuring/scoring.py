@@ -43,6 +43,8 @@ READ = (
 """Columns of scores/ that families need."""
 SOUND_RATE = 48_000
 """Samples per second that families get of sound."""
+SOUND_S = 900.0
+"""Longest scene whose sound is measured, in seconds: families get it as one array, of 5.1 up to 1 GiB."""
 IN_PASS = ("keyframes", "frames")
 """What families read that are measured while films are decoded."""
 
@@ -215,13 +217,19 @@ class PartScorer:
         return self._cutting.frames.interval_ms / 1000
 
     def _sounds(self, uri: str, rows: list[Row]) -> Iterator[Row]:
-        """The sound of scenes of one film, in their order."""
+        """The sound of scenes of one film, in their order; first those that are too long."""
+        nothing: Row = {"sound": np.zeros((0, 0), np.float32), "sample_rate": SOUND_RATE}
+        for row in rows:
+            if _length_s(row) > SOUND_S:
+                told = f"the scene lasts {_length_s(row):.0f} s, and sound is measured of up to {SOUND_S:.0f}"
+                yield _input(row, error="too_large", message=told, **nothing)
+        rows = [row for row in rows if _length_s(row) <= SOUND_S]
         spans = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
         video, left = self._cutting.video, iter(rows)
         code, message = "", ""
         try:
             with storage.local(uri) as path, path.open("rb"):
-                limits = {"stall_s": video.stall_s, "timeout_s": video.timeout_s, "attempts": DECODE_ATTEMPTS}
+                limits = video.limits | {"attempts": DECODE_ATTEMPTS}
                 for number, sound in CHILD.stream(sounds_in, str(path), spans, **limits, key=itemgetter(0)):
                     if number < 0:
                         code, message = sound
@@ -236,7 +244,7 @@ class PartScorer:
         except AddressError as error:
             code, message = "bad_url", str(error)
         for row in left:
-            yield _input(row, error=code, message=message, sound=np.zeros((0, 0), np.float32), sample_rate=SOUND_RATE)
+            yield _input(row, error=code, message=message, **nothing)
 
     def _videos(self, rows: list[Row], pictures: Mapping[str, list[Any]]) -> Iterator[Row]:
         """Scenes of whole videos, with the pictures of these."""
@@ -253,6 +261,10 @@ class PartScorer:
             for (_, scene_id), files in found.items():
                 placed.append(Placed(decode_jpeg(files[len(files) // 2]), tuple(boxes[scene_id])))
         return placed
+
+
+def _length_s(row: Row) -> float:
+    return float(row["end_s"]) - float(row["start_s"])
 
 
 def sounds_in(path: str, spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, Any] | None]:

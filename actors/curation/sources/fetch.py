@@ -45,6 +45,7 @@ from actors.curation.sources.page_tools import (
     with_ytdlp,
 )
 from actors.media.film import VIDEO_SUFFIXES, FilmError, open_film
+from actors.media.limits import FilmStage
 
 logger = logging.getLogger(__name__)
 RETRYABLE = frozenset({"fetch_failed", "fetch_blocked", "not_found", "forbidden", "exception"})
@@ -332,10 +333,14 @@ def _timeout(config: FetchConfig) -> Fault:
     return Fault("fetch_failed", f"not done after {config.timeout_s:.0f} s (fetch.timeout_s)")
 
 
+CHECKED = FilmStage(stall_s=120, timeout_s=120).limits
+"""What the check of a file may take."""
+
+
 def _check(path: Path) -> None:
     """Raise the fault of a file of which no frame can be decoded."""
     try:
-        answers = list(CHILD.stream(first_frame, str(path), stall_s=120, timeout_s=120))
+        answers = list(CHILD.stream(first_frame, str(path), **CHECKED))
     except ChildFault as fault:
         raise Fault(fault.code, f"its first frame: {fault}") from fault
     for code, message in answers:
@@ -348,4 +353,6 @@ def first_frame(path: str) -> Iterator[tuple[str, str]]:
     try:
         open_film(path)
     except FilmError as error:
-        yield error.code, str(error)
+        # How large pictures may be, the settings of the decode pass say.
+        if error.code != "too_large":
+            yield error.code, str(error)

@@ -26,6 +26,7 @@ from actors.curation.cutting.videos import ALL, Choice, cut_videos, fetch_video,
 from actors.curation.features.frame_scorer import FrameScorer
 from actors.curation.measuring.measured import Task
 from actors.curation.measuring.scoring import PassScorer
+from actors.media.limits import FilmStage
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
@@ -156,7 +157,8 @@ def stages_of(config: CurationConfig, remote: bool) -> tuple[dict[str, Stage], d
         pools[name] = _together([task.config for task in families])
     tasks: dict[str, Stage] = {"read": READ, "video": config.video, "write": config.write}
     if config.cpu_films:
-        tasks[ON_CPUS] = Stage(0 if config.cpu_films == "auto" else config.cpu_films, config.video.num_cpus)
+        workers = 0 if config.cpu_films == "auto" else config.cpu_films
+        tasks[ON_CPUS] = FilmStage(workers, config.video.num_cpus, memory_gb=config.video.memory_gb)
     return pools, tasks | ({"fetch": config.fetch} if remote else {})
 
 

@@ -33,6 +33,7 @@ from actors.curation.tables import (
     with_origin,
     with_places,
 )
+from actors.media.limits import FilmStage
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.curation.cutting.order import longest_first
 from pipelines.curation.exporting.fit_clips import MADE, fit_clips, renew_fitted
@@ -343,7 +344,9 @@ def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
 
 
 def _stage(config: CurationConfig) -> Stage:
-    return fitted({}, {"export": config.export}, config.autoscaling)["export"]
+    about, memory_gb = config.export, config.video.memory_gb
+    stage = FilmStage(about.workers, about.num_cpus, about.num_gpus, about.batch_size, memory_gb=memory_gb)
+    return fitted({}, {"export": stage}, config.autoscaling)["export"]
 
 
 def _clip(row: Row) -> str:

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +93,7 @@ class Clips:
         """scenes: as `in_order` gives them, only those that are still to be labelled."""
         self._scenes = scenes
         self._store = Store(config.output)
-        self._limits: dict[str, Any] = {"stall_s": config.video.stall_s, "timeout_s": config.video.timeout_s}
+        self._limits = config.video.limits
         # To be looked at once: soon is better than small.
         quick = replace(config.export, crf=23, x264_preset="superfast", crop_bars=False)
         self._how = quick, None, config.video.max_pixels, config.cutting.frames.look

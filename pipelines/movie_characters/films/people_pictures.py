@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from actors.core import storage
 from actors.core.store import Store
+from actors.media.images import read_image
 from pipelines.movie_characters.films.face_timeline import Track
 
 FOLDER = "people"
@@ -44,7 +44,7 @@ def write_pictures(store: Store, tracks: Sequence[Track], count: int) -> None:
     wanted = {picture_name(track, view): (track, view) for track, view in chosen(tracks, count)} if count else {}
     for name in wanted.keys() - there:
         track, view = wanted[name]
-        frame = Image.open(io.BytesIO(storage.read_bytes(store.uri("frames", track.film, track.images[view]))))
+        frame = read_image(store.uri("frames", track.film, track.images[view]))
         made = io.BytesIO()
         frame.crop(_about(track.boxes[view].tolist(), *frame.size)).save(made, "JPEG", quality=QUALITY)
         storage.write_bytes(store.uri(FOLDER, name), made.getvalue())

@@ -82,6 +82,19 @@ def stop_sending() -> Iterator[bytes]:
     yield bytes(64 << 20)
 
 
+HELD: list[bytearray] = []
+
+
+def fill(mebibytes: int, keep: bool) -> Iterator[int]:
+    """Take memory, a MiB in a few milliseconds, and maybe keep it after the call; yields the process first."""
+    yield os.getpid()
+    for _ in range(mebibytes):
+        HELD.append(bytearray(b"x") * (1 << 20))
+        time.sleep(0.002)
+    if not keep:
+        HELD.clear()
+
+
 @pytest.fixture
 def child() -> Iterator[Child]:
     child = Child()
@@ -218,3 +231,32 @@ def test_a_child_that_has_another_call_does_not_end(child: Child, monkeypatch: p
     assert child._process is not None
     before = child._process.pid
     assert list(child.stream(rest_for, 1.0, stall_s=20, timeout_s=30)) == [before]
+
+
+def test_a_call_that_takes_more_memory_ends_and_the_next_one_works(child: Child):
+    limits: dict[str, Any] = {"stall_s": 20, "timeout_s": 30, "attempts": 3}
+    stream = child.stream(fill, 4000, False, memory_bytes=300 << 20, **limits)
+    assert next(stream) > 0
+    with pytest.raises(ChildFault, match=r"took 0\.\d GiB of memory, and memory_gb allows 0\.3 GiB") as fault:
+        next(stream)
+    assert (fault.value.code, fault.value.attempts) == ("too_large", 1)
+    assert 300 << 20 < child._grown < 600 << 20
+    assert len(list(child.stream(fill, 100, False, memory_bytes=300 << 20, **limits))) == 1
+    assert list(child.stream(count, 2, stall_s=20, timeout_s=30)) == [0, 1]
+
+
+def test_memory_is_watched_while_nobody_takes_rows(child: Child):
+    stream = child.stream(fill, 4000, False, stall_s=20, timeout_s=30, memory_bytes=200 << 20)
+    process = psutil.Process(next(stream))
+    process.wait(20)
+    with pytest.raises(ChildFault) as fault:
+        next(stream)
+    assert fault.value.code == "too_large"
+
+
+def test_what_a_call_has_left_does_not_count_against_the_next(child: Child):
+    limits: dict[str, Any] = {"stall_s": 20, "timeout_s": 30}
+    [first] = child.stream(fill, 250, True, memory_bytes=400 << 20, **limits)
+    [second] = child.stream(fill, 250, True, memory_bytes=400 << 20, **limits)
+    [third] = child.stream(fill, 10, True, memory_bytes=4000 << 20, **limits)
+    assert first != second == third

@@ -1,6 +1,9 @@
 """Images become what the model's own transform makes of them; whatever is broken is told by its code."""
 
 import io
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ from PIL import Image
 from actors.genres.film_images import ImagesConfig, cut_films
 from actors.genres.key_frames import key_frames
 from actors.media.film import VideoConfig
-from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, read_image, read_images
+from actors.media.images import ImageError, Shape, decode, encode_jpeg, natural, open_image, read_image, read_images
 from actors.media.shot_detection.shots import ShotsConfig
-from tests.support import films
+from tests.support import bombs, films
+
+EMPTY = np.array([""])
 
 
 def picture(width: int = 640, height: int = 360) -> np.ndarray:
@@ -146,3 +151,50 @@ def test_an_address_that_no_file_has_is_an_error_of_its_row(uri: str) -> None:
     batch = {"film": np.array(["a"], object), "uri": np.array([uri], object)}
     [row] = cut_films(batch, Shape(120), ImagesConfig())
     assert row["error"].tolist() == [BAD_ADDRESSES[uri]] and row["message"][0]
+
+
+@pytest.mark.parametrize("kind", bombs.PICTURES)
+def test_an_image_that_unfolds_large_is_refused_by_its_header(kind: str, tmp_path: Path) -> None:
+    data = bombs.PICTURES[kind]()
+    (tmp_path / f"a.{kind}").write_bytes(data)
+    assert len(data) < 2 << 20
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="pixels") as error:
+        open_image(data)
+    rows = read_images({"uri": np.array([str(tmp_path / f"a.{kind}")]), "error": EMPTY, "message": EMPTY}, Shape(8))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.value.code == rows["error"][0] == "too_large" and taken < 50 << 20
+
+
+def test_a_strip_is_refused_since_models_would_enlarge_it() -> None:
+    with pytest.raises(ImageError, match="times as long as wide") as error:
+        open_image(encoded(np.zeros((4, 4 * 257, 3), np.uint8), "PNG"))
+    assert error.value.code == "too_large"
+    assert open_image(encoded(np.zeros((4, 4 * 256, 3), np.uint8), "PNG")).size == (1024, 4)
+
+
+def test_large_images_are_decoded_one_after_the_other() -> None:
+    data = bombs.png(4096, 4160)
+    inside, most = [0], [0]
+    convert = Image.Image.convert
+
+    def counted(image: Image.Image, *how: Any) -> Image.Image:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return convert(image, *how)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        patch.setattr(Image.Image, "convert", counted)
+        assert [image.size for image in threads.map(open_image, [data] * 4)] == [(4096, 4160)] * 4
+    assert most == [1]
+
+
+@pytest.mark.parametrize("deep", [np.arange(65_536, dtype=np.uint16), np.array([-5, 0, 70_000, 65_535, 128], np.int32)])
+def test_sixteen_bits_are_rounded_to_eight(deep: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(deep.reshape(-1, 256) if deep.size == 65_536 else deep[None]).save(file, "TIFF")
+    expected = (deep.astype(float) / 257).round().clip(0, 255)
+    assert (np.asarray(open_image(file.getvalue()))[..., 0].ravel() == expected).all()

@@ -15,6 +15,7 @@ from actors.core import storage
 from actors.core.store import Store
 from pipelines.comic_characters.crop import REJECTED, blocks, checked, collect, plan_crops, read_boxes
 from pipelines.comic_characters.settings import ComicsConfig
+from tests.support import bombs
 from tests.support.comics import COLUMNS, write_comic
 
 BAD = {
@@ -26,6 +27,7 @@ BAD = {
     "missing_page": ["s0", "77_0", "face", 0, "", 1, 1, 9, 9],
     "outside": ["s0", "0_0", "face", 92, -1, 200, 1, 220, 9],
     "broken_page": ["s0", "8_0", "body", 0, -1, 1, 1, 9, 9],
+    "too_large": ["s0", "9_0", "body", 0, -1, 1, 1, 9, 9],
 }
 """Boxes that cannot be cut, by their error."""
 
@@ -39,6 +41,7 @@ def comic(tmp_path_factory: pytest.TempPathFactory) -> ComicsConfig:
     with (folder / "merged_face_body.csv").open("a") as file:
         file.writelines(",".join(map(str, row)) + "\n" for row in BAD.values())
     (folder / "panels/s0/8_0.jpg").write_bytes(b"no picture")
+    (folder / "panels/s0/9_0.jpg").write_bytes(bombs.jpeg())
     return ComicsConfig(
         output=str(folder / "out"),
         input=str(folder / "panels"),

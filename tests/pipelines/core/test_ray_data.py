@@ -17,6 +17,7 @@ from actors.curation.features.latents import LatentsConfig
 from actors.curation.features.motion import MotionConfig
 from actors.curation.sources.fetch import FetchConfig
 from actors.media.film import VideoConfig
+from actors.media.limits import FilmStage
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import (
     batches,
@@ -27,6 +28,7 @@ from pipelines.core.ray_data import (
     in_blocks,
     ray_actors,
     ray_task,
+    reserving,
     set_context,
     widened,
 )
@@ -142,6 +144,25 @@ def test_a_worker_that_is_larger_than_any_node_is_refused():
     check_nodes({"latents": Stage(num_cpus=4, num_gpus=1), "video": Stage(num_cpus=8)}, nodes)
     with pytest.raises(ValueError, match=r"latents: a worker asks for 8 CPUs and 1 GPUs of one node.*4 and 1, 8 and 0"):
         check_nodes({"latents": Stage(num_cpus=8, num_gpus=1)}, nodes)
+
+
+def test_memory_is_reserved_so_that_as_many_films_fit_as_by_cpus():
+    nodes = [{"CPU": 16.0, "memory": 64.0 * 2**30}, {"CPU": 4.0, "memory": 8.0 * 2**30}, {"memory": 1e12}]
+    for stage in (VideoConfig(), VideoConfig(num_cpus=4), VideoConfig(num_cpus=0.3), FilmStage(num_cpus=16)):
+        task = ray_task(reserving(stage, nodes))
+        fit = [node for node in nodes if node.get("CPU", 0) >= stage.num_cpus]
+        assert fit and all(int(node["memory"] // task["memory"]) >= node["CPU"] // stage.num_cpus for node in fit)
+        # Half is left to other stages.
+        assert all(node["CPU"] / stage.num_cpus * task["memory"] <= node["memory"] / 2 for node in fit)
+    assert ray_task(reserving(VideoConfig(memory_gb=3), nodes))["memory"] == 3 << 30
+    assert "memory" not in ray_task(reserving(Stage(), nodes)) and "memory" not in ray_task(VideoConfig())
+
+
+def test_more_memory_than_any_node_gives_out_is_refused():
+    nodes = [{"CPU": 4.0, "memory": 2.0 * 2**30}, {"CPU": 4.0, "memory": 3.0 * 2**30}]
+    check_nodes({"video": VideoConfig(memory_gb=3)}, nodes)
+    with pytest.raises(ValueError, match=r"video: a worker asks for 3\.5 GiB.*at most 3\.0: lower video\.memory_gb"):
+        check_nodes({"video": VideoConfig(memory_gb=3.5)}, nodes)
 
 
 def test_where_the_cluster_grows_pools_stay_as_asked(ray_cluster: None):
