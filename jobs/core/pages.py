@@ -81,11 +81,11 @@ def thumbnail(data: bytes, side: int = 240) -> bytes:
     """An image file as a JPEG of at most that side in pixels."""
     from PIL import Image
 
+    from actors.media.images import picture_bytes
+
     image = Image.open(io.BytesIO(data)).convert("RGB")
     image.thumbnail((side, side))
-    made = io.BytesIO()
-    image.save(made, "JPEG", quality=85)
-    return made.getvalue()
+    return picture_bytes(image, quality=85)
 
 
 def png(drawing: "Figure") -> bytes:

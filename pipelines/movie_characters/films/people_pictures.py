@@ -11,6 +11,7 @@ from PIL import Image
 
 from actors.core import storage
 from actors.core.store import Store
+from actors.media.images import picture_bytes
 from pipelines.movie_characters.films.face_timeline import Track
 
 FOLDER = "people"
@@ -45,9 +46,8 @@ def write_pictures(store: Store, tracks: Sequence[Track], count: int) -> None:
     for name in wanted.keys() - there:
         track, view = wanted[name]
         frame = Image.open(io.BytesIO(storage.read_bytes(store.uri("frames", track.film, track.images[view]))))
-        made = io.BytesIO()
-        frame.crop(_about(track.boxes[view].tolist(), *frame.size)).save(made, "JPEG", quality=QUALITY)
-        storage.write_bytes(store.uri(FOLDER, name), made.getvalue())
+        cut = frame.crop(_about(track.boxes[view].tolist(), *frame.size))
+        storage.write_bytes(store.uri(FOLDER, name), picture_bytes(cut, quality=QUALITY))
     for name in there - wanted.keys():
         storage.delete(store.uri(FOLDER, name))
 
