@@ -193,9 +193,9 @@ def test_embeddings(cuda: FakeCuda, clip_folder: str, tmp_path: Path, by: Any, p
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_comics(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None:
     from actors.comic_characters.crops import Kind, crop_name
-    from actors.comic_characters.crops import encode as encode_crop
     from actors.comic_characters.network import FeatureExtractor, make_backbone
     from actors.comic_characters.network_settings import BackboneConfig, FeaturesConfig
+    from actors.media.images import picture_bytes
 
     torch.manual_seed(0)
     weights = {name: value.contiguous() for name, value in make_backbone("resnet10").state_dict().items()}
@@ -207,7 +207,7 @@ def test_comics(cuda: FakeCuda, tmp_path: Path, precision: Precision) -> None:
     for kind, number in crops:
         path = tmp_path / crop_name("a", "1", kind, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_crop(Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)), 90))
+        path.write_bytes(picture_bytes(Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)), quality=90))
 
     def extractor(gpus: float) -> FeatureExtractor:
         about = BackboneConfig("resnet10", 32, 32)

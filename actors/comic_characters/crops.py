@@ -1,6 +1,5 @@
 """Cut faces and bodies out of the pictures of a comic, each into a file of its own."""
 
-import io
 import math
 import re
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
-from actors.media.images import ImageError, decoded, turn
+from actors.media.images import ImageError, decoded, picture_bytes, turn
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
@@ -129,13 +128,6 @@ def code_of(error: Exception, what: str) -> str:
     return f"broken_{what}" if isinstance(error, ValueError) else f"missing_{what}"
 
 
-def encode(picture: Image.Image, quality: int) -> bytes:
-    """A picture as JPEG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
 def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
     """Cut the boxes of some pictures, write the files, then a part of crops/; returns its rows in column `boxes`.
 
@@ -162,7 +154,7 @@ def _cut_box(row: dict[str, Any], page: Image.Image, store: Store, config: CropC
     if cut is None:
         return {"error": "outside", "message": f"the box is outside the picture, {page.width} x {page.height} pixels"}
     path = crop_name(row["series_id"], row["page_id"], row["type"], row["index"])
-    storage.write_bytes(store.uri(path), encode(page.crop(cut), config.quality))
+    storage.write_bytes(store.uri(path), picture_bytes(page.crop(cut), quality=config.quality))
     return {**dict(zip(CUT[:4], cut, strict=True)), "img_path": path}
 
 

@@ -247,3 +247,10 @@ def encode_jpeg(image_HWC: np.ndarray, quality: int) -> bytes:
     if not sound:
         raise UserError(f"an image of {image_HWC.shape} cannot be written as JPEG: its sides end at 65,500 pixels")
     return data.tobytes()
+
+
+def picture_bytes(picture: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG", **options: int) -> bytes:
+    """A picture as an image file by Pillow; options: those of its writer, as in quality=90."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()

@@ -15,7 +15,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from jobs.core.settings import SettingsError, load, merge, read_yaml
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, located
 
 if TYPE_CHECKING:
     from pipelines.comic_characters.assign import AssignPlan
@@ -64,10 +64,6 @@ def read_experiment(name: str) -> dict[str, Any]:
     return read_yaml(str(EXPERIMENTS / f"{name}.yaml"))
 
 
-def _places(output: str, *names: str) -> dict[str, str]:
-    return {name: Store(output).uri(name) for name in names}
-
-
 class OnPages(ComicsVerb):
     """A verb that looks at pages."""
 
@@ -86,7 +82,7 @@ class OnPages(ComicsVerb):
         series = len({page["series_id"] for page in plan.pages})
         facts = [f"input: {len(plan.pages)} pages of {series} series", *detector, f"to do: {len(plan.todo)} pages"]
         names = (plan.folder, PANELS, *((BOXES, COCO) if plan.weights else ()))
-        places = _places(config.output, *names, f"rejected/{plan.folder}", f"runs/{self.name}.json")
+        places = located(config.output, *names, f"rejected/{plan.folder}", f"runs/{self.name}.json")
         return Preview(facts, places, *stages_of(config, self.panels_only))
 
     def work(self, config: "ComicsConfig", plan: "DetectPlan", run: Run) -> None:
@@ -128,7 +124,7 @@ class Convert(ComicsVerb):
         from pipelines.comic_characters.detect import COCO, PANELS
 
         names = (BOXES, PANELS, COCO, "rejected/convert", "runs/convert.json")
-        return Preview([f"input: {config.boxes}"], _places(config.output, *names))
+        return Preview([f"input: {config.boxes}"], located(config.output, *names))
 
     def work(self, config: "ComicsConfig", plan: None, run: Run) -> None:
         from pipelines.comic_characters.detect import convert
@@ -156,7 +152,7 @@ class Crop(ComicsVerb):
             f"to do: {plan.todo.sum()} boxes",
         ]
         names = (BODIES, FACES, "crops", "rejected/crop", *LISTS.values(), "runs/crop.json")
-        return Preview(facts, _places(config.output, *names), {}, tasks_of(config))
+        return Preview(facts, located(config.output, *names), {}, tasks_of(config))
 
     def work(self, config: "ComicsConfig", plan: "CropPlan", run: Run) -> None:
         from pipelines.comic_characters.crop import crop
@@ -198,7 +194,7 @@ class Pretrain(ComicsVerb):
         training = config.pretrain.training
         workers = Stage(training.workers, training.num_cpus, training.num_gpus, training.batch_size)
         names = ("pairs", "rejected/pairs", config.pretrain.folder, "runs/pretrain.json")
-        return Preview(facts, _places(config.output, *names), {"train": workers}, tasks_of(config))
+        return Preview(facts, located(config.output, *names), {"train": workers}, tasks_of(config))
 
     def work(self, config: "ComicsConfig", plan: "PretrainPlan", run: Run) -> None:
         from pipelines.comic_characters.learning.pretrain import pretrain
@@ -233,7 +229,7 @@ class FineTune(ComicsVerb):
             f"to do: features of {len(plan.todo)} instances{views}, then training, which resumes",
         ]
         names = (plan.backbone.folder, config.fine_tune.folder, "model", "rejected/fine-tune", "runs/fine-tune.json")
-        return Preview(facts, _places(config.output, *names), *stages_of(config))
+        return Preview(facts, located(config.output, *names), *stages_of(config))
 
     def work(self, config: "ComicsConfig", plan: "FineTunePlan", run: Run) -> None:
         from pipelines.comic_characters.learning.fine_tune import fine_tune
@@ -273,7 +269,7 @@ class Embed(ComicsVerb):
         stages = zip(features.stages_of(config), embed.stages_of(config), strict=True)
         pools, tasks = (first | second for first, second in stages)
         names = (plan.backbone.folder, "embeddings", "rejected/embed", "runs/embed.json")
-        return Preview(facts, _places(config.output, *names), pools, tasks)
+        return Preview(facts, located(config.output, *names), pools, tasks)
 
     def work(self, config: "ComicsConfig", plan: "EmbedPlan", run: Run) -> None:
         from pipelines.comic_characters.embed import embed
@@ -305,7 +301,7 @@ class Score(ComicsVerb):
         names = [f"{config.score.folder}/{name}" for name in ("scores.json", "scores.csv", "report.html")]
         names += [*(source.folder for source in plan.sources.values()), "rejected/score", "runs/score.json"]
         pools = {name: source.stage for name, source in plan.sources.items()}
-        return Preview(facts, _places(config.output, *names), pools)
+        return Preview(facts, located(config.output, *names), pools)
 
     def work(self, config: "ComicsConfig", plan: "ScorePlan", run: Run) -> None:
         from jobs.comic_characters.score_page import between, write_report
@@ -339,7 +335,7 @@ class Assign(ComicsVerb):
         names = ("clusters.json", "pictures", "report.html")
         places = {name: Store(config.output).uri(config.assign.folder, name) for name in names}
         more = ("rejected/assign", "runs/assign.json", *(("threshold.json",) if plan.threshold.taught else ()))
-        return Preview(_about(plan), places | _places(config.output, *more))
+        return Preview(_about(plan), places | located(config.output, *more))
 
     def work(self, config: "ComicsConfig", plan: "AssignPlan", run: Run) -> None:
         from jobs.comic_characters.assign_page import write_assignment

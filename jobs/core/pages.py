@@ -79,13 +79,11 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 def thumbnail(data: bytes, side: int = 240) -> bytes:
     """An image file as a JPEG of at most that side in pixels."""
-    from actors.media.images import decoded
+    from actors.media.images import decoded, picture_bytes
 
     image = decoded(data, lambda image: image.convert("RGB"))
     image.thumbnail((side, side))
-    made = io.BytesIO()
-    image.save(made, "JPEG", quality=85)
-    return made.getvalue()
+    return picture_bytes(image, quality=85)
 
 
 def png(drawing: "Figure") -> bytes:

@@ -66,6 +66,11 @@ class Preview:
     """Task stages by name."""
 
 
+def located(output: str, *names: str) -> dict[str, str]:
+    """The URI of each artefact below an output, by name."""
+    return {name: Store(output).uri(name) for name in names}
+
+
 class Run:
     """One run of a verb, as its work sees it."""
 

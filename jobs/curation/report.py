@@ -59,7 +59,6 @@ REJECTED_ROWS = 200
 def write_report(store: Store, record: dict[str, Any]) -> str:
     """Write report.html from scenes/, rejected/, thumbnails/ and a run record; returns its URI."""
     settings = record["settings"]
-    made = store.read_json("plan", "settings.json") or {}
     column_rules = rules_of(settings)
     columns = numeric(more_columns(store), column_rules)
     reads = _reads(store, settings)
@@ -75,17 +74,12 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     examples = [row for concept in concepts for row in concept.examples]
     pictures |= _fetched(store, [row for row in (*others, *examples) if key_of(row) not in pictures])
     about = Shown(store, settings, column_rules, reads, pictures)
-    script = (Path(__file__).parent / "whatif.js").read_text()
     failures = _failures(store)
     rules = _rules(settings, column_rules, reads)
     dropped = {reason: census.groups[reason] for reason in _ordered(census.groups, rules)}
     page = render(
         "curation/report.html.j2",
-        record=record,
-        # Of the output: the settings may leave it open.
-        detector=(made.get("measured_by") or {}).get("shots.detector") or settings["shots"]["detector"],
-        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        started=datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
+        **_of_run(store, record),
         scenes=census.scenes,
         kept=census.groups[KEPT],
         dropped=dropped,
@@ -100,8 +94,6 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         left_out=drawn.left_out,
         cards={group: [card(row, about) for row in shown[group]] for group in shown},
         whatif=Markup(whatif.page(settings, [one.feature for one in histograms])),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         groups=groups_of(groups, others, census, about),
         n_groups=len(census.duplicates),
         n_duplicates=census.duplicates.total(),
@@ -114,6 +106,22 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     uri = store.uri("report.html")
     storage.write_bytes(uri, page.encode())
     return uri
+
+
+def _of_run(store: Store, record: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of the run as a whole, and its script."""
+    settings = record["settings"]
+    made = store.read_json("plan", "settings.json") or {}
+    script = (Path(__file__).parent / "whatif.js").read_text()
+    return {
+        "record": record,
+        # Of the output: the settings may leave it open.
+        "detector": (made.get("measured_by") or {}).get("shots.detector") or settings["shots"]["detector"],
+        "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        "started": datetime.fromisoformat(record["started"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- the pictures

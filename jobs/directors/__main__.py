@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actors.core import storage
-from actors.core.store import Store
 from jobs.core.settings import load
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, examples
+from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, located
 
 if TYPE_CHECKING:
     from pipelines.directors.frames import Frames
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 
 app = Verbs(__doc__)
 app.verb(Status)
-
-
-def _places(output: str, *names: str) -> dict[str, str]:
-    return {name: Store(output).uri(name) for name in names}
 
 
 @app.verb
@@ -50,7 +45,7 @@ class Sample(Verb):
             f"input: {len(plan.films)} films of {plan.directors} directors",
             f"to do: {len(plan.todo)} films; {done} done, {plan.bad} rejected by name",
         ]
-        places = _places(config.output, "manifest.csv", "screenshots", "rejected", "runs/sample.json")
+        places = located(config.output, "manifest.csv", "screenshots", "rejected", "runs/sample.json")
         return Preview(facts, places, {}, plan.tasks(config))
 
     def work(self, config: "SampleConfig", plan: "SamplePlan", run: Run) -> None:
@@ -87,7 +82,7 @@ class Explore(Verb):
     def preview(self, config: "ExploreConfig", plan: "list[Screenshot]") -> Preview:
         facts = [f"input: {len(plan)} screenshots of {len({shot.director for shot in plan})} directors"]
         names = ("screenshots.png", "films.png", "contact.png", "report.html", "runs/explore.json")
-        return Preview(facts, _places(self.root(config), *names))
+        return Preview(facts, located(self.root(config), *names))
 
     def work(self, config: "ExploreConfig", plan: "list[Screenshot]", run: Run) -> None:
         from jobs.directors.pages import write_exploration
@@ -120,7 +115,7 @@ class Train(Verb):
         from pipelines.directors.vectors import stages_of
 
         names = ("model.json", "model.safetensors", "report.json", "report.html", "curves.csv", "runs/train.json")
-        places = _places(config.output, *names)
+        places = located(config.output, *names)
         if isinstance(config.plot, str):
             places["plot"] = plot_uri(config.plot)
         if plan.frames is not None:
@@ -131,7 +126,7 @@ class Train(Verb):
             f"input: {len(shots)} screenshots of {films} films by {len({s.director for s in shots})} directors",
             f"to do: {len(plan.todo)} of {len(plan.rows)} vectors",
         ]
-        return Preview(facts, _places(config.input, "features") | places, *stages_of(config.pictures))
+        return Preview(facts, located(config.input, "features") | places, *stages_of(config.pictures))
 
     def work(self, config: "DirectorsConfig", plan: "TrainPlan", run: Run) -> None:
         from jobs.directors.pages import figure_lines, write_report
@@ -200,7 +195,7 @@ class Guess(Verb):
             f"input: {len(plan.found)} pictures{films}; model: {len(plan.model.directors)} directors",
             f"to do: {len(plan.todo)} vectors" + (f", screenshots of {videos} video files" if videos else ""),
         ]
-        places = _places(config.model, "features", "runs/guess.json") | ({"save": config.save} if config.save else {})
+        places = located(config.model, "features", "runs/guess.json") | ({"save": config.save} if config.save else {})
         return Preview(facts, places, *stages_of(config.pictures))
 
     def work(self, config: "GuessConfig", plan: "GuessPlan", run: Run) -> None:

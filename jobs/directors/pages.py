@@ -14,7 +14,7 @@ from actors.core.storage import Entry
 from actors.core.store import Store
 from actors.directors.style import palette
 from actors.media import archives
-from actors.media.images import ImageError, open_image
+from actors.media.images import ImageError, open_image, picture_bytes
 from jobs.core.pages import COLOURS, Picture, Section, Table, draw, figure, legend_above, write_page
 from pipelines.core.drawing import letters
 from pipelines.core.metrics import ENOUGH
@@ -330,9 +330,8 @@ def save_answers(save: str, found: Sequence[Entry], answers: Mapping[str, Guess]
         if answer := answers.get(entry.uri):
             image = open_image(archives.read_bytes(entry.uri), lambda *sides: min(sides))
             name = save if single else storage.join(save, f"{entry.name}.png")
-            data = io.BytesIO()
-            with_answer(image, answer).save(data, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)
-            storage.write_bytes(name, data.getvalue())
+            kind = "PNG" if name.lower().endswith(".png") else "JPEG"
+            storage.write_bytes(name, picture_bytes(with_answer(image, answer), kind, quality=92))
 
 
 def with_answer(image: Image.Image, answer: Guess) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.core.stage import Stage
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed, located
 
 if TYPE_CHECKING:
     from pipelines.core.film_vectors import Films
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 app = Verbs(__doc__)
 app.verb(Status)
-
-
-def _places(output: str, *names: str) -> dict[str, str]:
-    return {name: Store(output).uri(name) for name in names}
 
 
 @app.verb
@@ -51,7 +47,7 @@ class Embed(Verb):
             f"input: {kinds['folder']} folders of images, {kinds['video']} video files, {kinds['tar']} tars",
             f"to do: {len(plan.todo)} films",
         ]
-        return Preview(facts, _places(config.output, "features", "rejected", "runs/embed.json"), *plan.stages(config))
+        return Preview(facts, located(config.output, "features", "rejected", "runs/embed.json"), *plan.stages(config))
 
     def work(self, config: "EmbedConfig", plan: "EmbedPlan", run: Run) -> None:
         from pipelines.genres.embed import embed
@@ -84,7 +80,7 @@ class Texts(Verb):
 
     def preview(self, config: "TextsConfig", plan: "TextsPlan") -> Preview:
         facts = [f"input: {len(plan.films)} texts", f"to do: {len(plan.todo)}"]
-        return Preview(facts, _places(config.output, "features", "rejected", "runs/texts.json"), *plan.stages(config))
+        return Preview(facts, located(config.output, "features", "rejected", "runs/texts.json"), *plan.stages(config))
 
     def work(self, config: "TextsConfig", plan: "TextsPlan", run: Run) -> None:
         from pipelines.genres.texts import embed_texts
@@ -112,7 +108,7 @@ class Process(Verb):
 
         place = config.input or Store(config.output).uri("features")
         facts = [f"input: {len(films_in(config))} films in {place}"]
-        return Preview(facts, _places(config.output, "films.npz", "runs/process.json"))
+        return Preview(facts, located(config.output, "films.npz", "runs/process.json"))
 
     def work(self, config: "ProcessConfig", plan: None, run: Run) -> None:
         from pipelines.genres.process import process
@@ -146,7 +142,7 @@ class Train(Verb):
         films = plan.films.whole()
         workers = Stage(config.workers, 1.0, config.num_gpus, config.batch_size)
         names = ("model/model.safetensors", "model/config.json", "test.parquet", "runs/train.json")
-        artefacts = _places(config.output, *names, *(() if config.solved else ("training",)))
+        artefacts = located(config.output, *names, *(() if config.solved else ("training",)))
         facts = [f"input: {len(films)} films with {len(films.genre_names)} genres"]
         if plan.left_out:
             facts.append(f"left out: {plan.left_out} films that are not in {config.split_file}")
@@ -190,7 +186,7 @@ class Predict(Verb):
         if plan.scenes:
             facts.append(f"scenes: {len(plan.scenes.parts)}; films without{listed(plan.scenes.without) or ': none'}")
             names.append("scenes.parquet")
-        return Preview(facts, _places(config.output, *names))
+        return Preview(facts, located(config.output, *names))
 
     def work(self, config: "PredictConfig", plan: "PredictPlan", run: Run) -> None:
         from pipelines.genres.predict import predict
@@ -226,7 +222,7 @@ class Score(Verb):
 
         what = f"{config.folds} folds of {', '.join(config.heads)}" if config.folds else predicted(config)
         facts = [f"input: {len(plan.whole())} films", f"to score: {what}"]
-        return Preview(facts, _places(config.output, "score.json", "report.html", "runs/score.json"))
+        return Preview(facts, located(config.output, "score.json", "report.html", "runs/score.json"))
 
     def work(self, config: "ScoreConfig", plan: "Films", run: Run) -> None:
         from jobs.genres.page import write_report

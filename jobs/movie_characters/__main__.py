@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed
+from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed, located
 from jobs.movie_characters.score import score
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 app = Verbs(__doc__)
 app.verb(Status)
 app.add_typer(score, name="score")
-
-
-def _places(output: str, *names: str) -> dict[str, str]:
-    return {name: Store(output).uri(name) for name in names}
 
 
 def _rows(count: int, rejected: "Counter[str] | dict[str, int]") -> dict[str, Any]:
@@ -64,7 +60,7 @@ class Extract(Verb):
             f"existing: {len(plan.there)} frames",
         ]
         names = ("CATEGORY/CATEGORY_frame_NNNN.jpg", "rejected", *(["extract.html"] if config.show else []))
-        return Preview(facts, _places(config.output, *names), tasks={"decode": config.decode})
+        return Preview(facts, located(config.output, *names), tasks={"decode": config.decode})
 
     def work(self, config: "ExtractConfig", plan: "ExtractPlan", run: Run) -> None:
         from jobs.movie_characters.pages import extract_page
@@ -99,7 +95,7 @@ class _Gallery(Verb):
             f"gallery: {len(plan.gallery)} images of {len(plan.classes)} classes",
             f"to do: {len(plan.todo)} images to be embedded by {method_of(config)}",
         ]
-        places = _places(root_of(config), "vectors") | _places(config.output, "CLASS_results.csv", "rejected", "runs")
+        places = located(root_of(config), "vectors") | located(config.output, "CLASS_results.csv", "rejected", "runs")
         return Preview(facts, places, *stages_of(config))
 
     def work(self, config: "ClipConfig | FaceConfig", plan: "GalleryPlan", run: Run) -> None:
@@ -160,7 +156,7 @@ class Personalise(Verb):
         facts = [f"input: {len(plan.tasks)} identities of {pictures} images", f"to do: {len(plan.todo)}"]
         store = Store(config.output)
         places = {"identities": store.uri("CLASS_N", DONE)}
-        places |= _places(config.output, "checkpoints", "rejected", "runs/personalise.json")
+        places |= located(config.output, "checkpoints", "rejected", "runs/personalise.json")
         return Preview(facts, places, *stages_of(config))
 
     def work(self, config: "PersonaliseConfig", plan: "PersonalisePlan", run: Run) -> None:
@@ -204,7 +200,7 @@ class IdentifyDiffusion(Verb):
             facts.append(f"preselected: {few} images, of {config.preselect.best} classes each")
         names = ("CLASS_results.csv", "CLASS_certainty.csv", "answers", "rejected")
         places = {name: Store(config.output).uri(config.mode, name) for name in names}
-        return Preview(facts, places | _places(config.output, "runs/identify-diffusion.json"), *stages_of(config))
+        return Preview(facts, places | located(config.output, "runs/identify-diffusion.json"), *stages_of(config))
 
     def work(self, config: "IdentifyConfig", plan: "IdentifyPlan", run: Run) -> None:
         from pipelines.movie_characters.identify_diffusion import identify
@@ -243,7 +239,7 @@ class Generate(Verb):
 
         facts = [f"input: {len(plan.identities)} identities", f"to do: {len(plan.todo)} of {len(plan.drawings)} images"]
         places = {"images": Store(config.output).uri(plan.drawings[0].file)}
-        return Preview(facts, places | _places(config.output, "rejected", "runs/generate.json"), *stages_of(config))
+        return Preview(facts, places | located(config.output, "rejected", "runs/generate.json"), *stages_of(config))
 
     def work(self, config: "GenerateConfig", plan: "GeneratePlan", run: Run) -> None:
         from pipelines.movie_characters.generate import generate
@@ -314,7 +310,7 @@ class Compare(Verb):
         ]
         names = ["images", "results", "vectors", "rejected", "accuracy.csv", "mcnemar.csv", "topk.csv", "compare.html"]
         names += ["validation"] if plan.validation else []
-        return Preview(facts, _places(config.output, *names), tasks={"disturb": config.disturb})
+        return Preview(facts, located(config.output, *names), tasks={"disturb": config.disturb})
 
     def work(self, config: "CompareConfig", plan: "ComparePlan", run: Run) -> None:
         from jobs.movie_characters.pages import compare_page
@@ -355,7 +351,7 @@ class Timeline(Verb):
         if config.model.by == "faces":
             names += ("faces", "tracks.parquet", "people.csv", "people", "people.html")
         return Preview(
-            facts, _places(config.output, *names, "timelines", "timeline.html"), tasks={"video": config.video}
+            facts, located(config.output, *names, "timelines", "timeline.html"), tasks={"video": config.video}
         )
 
     def work(self, config: "TimelineConfig", plan: "TimelinePlan", run: Run) -> None:

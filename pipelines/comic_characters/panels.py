@@ -1,6 +1,5 @@
 """Panels of a comic side by side, with a box in a colour of its own around everybody."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from actors.media.images import picture_bytes
 from pipelines.core.drawing import letters
 
 Colour = tuple[int, int, int]
@@ -78,9 +78,7 @@ def draw_panels(panels: Sequence[Panel]) -> bytes:
             sheet.paste(one, (left, top))
             left += one.width + GAP
         top += height + GAP
-    data = io.BytesIO()
-    sheet.save(data, "JPEG", quality=90, subsampling=0)
-    return data.getvalue()
+    return picture_bytes(sheet, quality=90, subsampling=0)
 
 
 def _panel(panel: Panel, colours: Sequence[Colour]) -> Image.Image:

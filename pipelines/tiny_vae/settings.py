@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from actors.core.errors import UserError
+from pipelines.core.training_config import gpus
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,6 @@ class AutoencoderConfig:
         for name in ("steps", "batch_size", "channels", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} starts at 1, not {getattr(self, name)}")
-
-
-def gpus(use_gpu: bool) -> float:
-    """The num_gpus that the older setting use_gpu stands for."""
-    return float(use_gpu)
 
 
 @dataclass(frozen=True)

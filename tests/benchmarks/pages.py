@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.comic_characters.crops import decode, encode
+from actors.comic_characters.crops import decode
 from actors.comic_characters.detection import DetectConfig, letterbox
 from actors.comic_characters.detectors import Detector, inspect
 from actors.comic_characters.panels import Panel, find_panels
+from actors.media.images import picture_bytes
 from tests.support.drawn import Sheets, identities
 from tests.support.pages import HEIGHT, WIDTH, draw_page, mirrored
 from tests.support.tiny_detector import CLASSES, save, train
@@ -56,7 +57,7 @@ def panels() -> None:
         page = draw_page(cast, everybody, np.random.default_rng(5000 + seed))
         backwards = seed % 2 == 1
         page = mirrored(page) if backwards else page
-        pixels = np.asarray(decode(encode(Image.fromarray(page.pixels), 88)))
+        pixels = np.asarray(decode(picture_bytes(Image.fromarray(page.pixels), quality=88)))
         started = time.process_time()
         found = find_panels(pixels, "right_to_left" if backwards else "left_to_right")
         seconds += time.process_time() - started

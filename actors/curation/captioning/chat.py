@@ -41,7 +41,7 @@ class ChatCompletions:
         except httpx2.TimeoutException as error:
             return self._fault(f"no reply in time ({type(error).__name__})")
         except httpx2.HTTPError as error:
-            return self._fault(f"the connection failed: {error or type(error).__name__}")
+            return self._fault(f"the connection failed: {str(error) or type(error).__name__}")
         except httpx2.InvalidURL as error:
             raise Refusal(404, f"captions.endpoint: {error}") from error
         try:

@@ -49,7 +49,7 @@ class GoogleGenai:
         except errors.APIError as error:
             return self._service.failed(error.code, getattr(error.response, "headers", {}), error.details)
         except httpx2.HTTPError as error:
-            return self._service.fault(f"the connection failed: {error or type(error).__name__}")
+            return self._service.fault(f"the connection failed: {str(error) or type(error).__name__}")
         except (ValueError, TypeError, AttributeError) as error:
             # What is no JSON, or JSON but not a reply, fails in the library's conversions.
             return self._service.fault(f"the reply is malformed: {error}")
@@ -97,7 +97,7 @@ class GoogleGenerativeAI:
                 return self._service.failed(int(error.code or 0), {}, error.message)
             return self._service.failed(error.response.status_code, error.response.headers, _json(error.response.text))
         except requests.RequestException as error:
-            return self._service.fault(f"the connection failed: {error or type(error).__name__}")
+            return self._service.fault(f"the connection failed: {str(error) or type(error).__name__}")
         except (ParseError, ValueError) as error:
             return self._service.fault(f"the reply is malformed: {error}")
         tokens = response.usage_metadata.prompt_token_count, response.usage_metadata.candidates_token_count

@@ -7,20 +7,18 @@ frame decoded before it is stored, in one step, under a name that follows from t
 already is never fetched again.
 """
 
-import http.client
 import http.cookiejar
 import logging
 import random
 import re
-import ssl
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import av.logging
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -46,6 +44,9 @@ from actors.curation.sources.page_tools import (
 )
 from actors.media.film import VIDEO_SUFFIXES, FilmError, open_film
 from actors.media.limits import FilmStage
+
+if TYPE_CHECKING:
+    import httpx2
 
 logger = logging.getLogger(__name__)
 RETRYABLE = frozenset({"fetch_failed", "fetch_blocked", "not_found", "forbidden", "exception"})
@@ -107,9 +108,7 @@ def _fetched(video_id: str, url: str, host: str, folder_uri: str, config: FetchC
         if _is_from(target, url):
             return Fetched(target, bytes=size)
     with TemporaryFolder() as folder:
-        # urllib speaks no SOCKS; the tool takes a plain file as well.
-        by_itself = plain and not (config.proxy or "").startswith("socks")
-        source = (_PlainFile if by_itself else _Page)(url, folder, config)
+        source = (_PlainFile if plain and not _by_socks(config) else _Page)(url, folder, config)
         tries = _tries(video_id, config)
         try:
             with _slot(host, config.per_host):
@@ -122,6 +121,12 @@ def _fetched(video_id: str, url: str, host: str, folder_uri: str, config: FetchC
         storage.write_bytes(f"{target}.url", unsigned(url).encode())
         storage.upload(path, target)
         return Fetched(target, attempts=tries.statistics["attempt_number"], bytes=path.stat().st_size)
+
+
+def _by_socks(config: FetchConfig) -> bool:
+    """Whether a proxy, of the settings or else of the environment, speaks SOCKS: the tool does so too."""
+    proxies = [config.proxy] if config.proxy else urllib.request.getproxies().values()
+    return any(proxy.lower().startswith("socks") for proxy in proxies)
 
 
 def _is_from(target: str, url: str) -> bool:
@@ -224,70 +229,76 @@ class _PlainFile:
         self._path = folder / f"film{PurePosixPath(parts.path).suffix.lower()}"
         self._config = config
         self._version: str | None = None
-        proxies = {"http": config.proxy, "https": config.proxy} if config.proxy else None
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
+        self._jar = http.cookiejar.MozillaCookieJar()
         if (cookies := _cookies(folder, config)) is not None:
-            jar = http.cookiejar.MozillaCookieJar(cookies)
             try:
-                jar.load(ignore_discard=True, ignore_expires=True)
+                self._jar.load(cookies, ignore_discard=True, ignore_expires=True)
             except http.cookiejar.LoadError as error:
                 raise UserError(
                     f"fetch.cookies: {config.cookies} is not a Netscape cookies.txt; export it again"
                 ) from error
-            for cookie in jar:
+            for cookie in self._jar:
                 # Browsers write 0 for a cookie of this session, which the jar takes for one of 1970.
                 cookie.expires = cookie.expires or None
-            handlers.append(urllib.request.HTTPCookieProcessor(jar))
-        self._opener = urllib.request.build_opener(*handlers)
 
     def get(self, until: float) -> Path:
         """One try, until that monotonic time; returns the whole file."""
-        # Named faults of the network only: a full disk is no fault of the video.
-        network = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
-        try:
-            self._download(until)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:
-                self._version = None
-            with error:
-                raise by_status(error.code, str(error.reason), error.headers.get("Retry-After")) from error
-        except UnicodeError as error:
-            raise Fault("fetch_failed", f"the host leads on to an address that no host has: {error}") from error
-        except network as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise Fault("fetch_failed", f"the connection failed: {reason or type(error).__name__}") from error
-        return self._path
+        import httpx2
 
-    def _download(self, until: float) -> None:
+        timeout_s = min(SILENCE_S, max(until - time.monotonic(), 0.1))
         headers = {"User-Agent": "Mozilla/5.0 (compatible; Filmray)", "Accept-Encoding": "identity"}
         # Only with a mark of its version may a file be put together from two tries.
         have = self._path.stat().st_size if self._version and self._path.exists() else 0
         if have:
             headers |= {"Range": f"bytes={have}-", "If-Range": self._version or ""}
-        request = urllib.request.Request(self._url, headers=headers)
-        with self._opener.open(request, timeout=min(SILENCE_S, max(until - time.monotonic(), 0.1))) as response:
-            start = 0
-            if response.status == 206:
-                start = have
-                if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                    raise Fault("fetch_failed", "the host sent another part of the file than was asked for")
-            if response.headers.get_content_type() == "text/html":
-                raise Fault("not_a_video", f"the host sent a web page, not a film; if it asks for a login, {REMEDY}")
-            total = None if response.length is None else start + response.length
-            if total is not None and total > self._config.max_bytes:
-                raise too_large(total, self._config)
-            tag = response.headers.get("ETag", "")
-            self._version = tag if tag.startswith('"') else response.headers.get("Last-Modified")
-            with open(self._path, "ab" if start else "wb") as file:
-                while piece := response.read1(1 << 16):
+        try:
+            with (
+                httpx2.Client(
+                    cookies=self._jar, proxy=self._config.proxy, timeout=timeout_s, follow_redirects=True
+                ) as client,
+                client.stream("GET", self._url, headers=headers) as response,
+            ):
+                self._take(response, have, until)
+        except httpx2.InvalidURL as error:
+            raise Fault("bad_url", f"not a url: {error}") from error
+        except UnicodeError as error:
+            raise Fault("fetch_failed", f"the host leads on to an address that no host has: {error}") from error
+        # Faults of the network only: a full disk is no fault of the video.
+        except httpx2.HTTPError as error:
+            raise Fault("fetch_failed", f"the connection failed: {str(error) or type(error).__name__}") from error
+        return self._path
+
+    def _take(self, response: "httpx2.Response", have: int, until: float) -> None:
+        """Write what a response brings behind the `have` bytes that are there, or from the start."""
+        import httpx2
+
+        headers = response.headers
+        if not response.is_success:
+            if response.status_code == 416:
+                self._version = None
+            raise by_status(response.status_code, response.reason_phrase, headers.get("Retry-After"))
+        start = have if response.status_code == 206 else 0
+        if response.status_code == 206 and not headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise Fault("fetch_failed", "the host sent another part of the file than was asked for")
+        if headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
+            raise Fault("not_a_video", f"the host sent a web page, not a film; if it asks for a login, {REMEDY}")
+        told = "Content-Length" in headers and "Transfer-Encoding" not in headers
+        total = start + int(headers["Content-Length"]) if told else None
+        if total is not None and total > self._config.max_bytes:
+            raise too_large(total, self._config)
+        tag = headers.get("ETag", "")
+        self._version = tag if tag.startswith('"') else headers.get("Last-Modified")
+        with open(self._path, "ab" if start else "wb") as file:
+            try:
+                for piece in response.iter_raw():
                     file.write(piece)
                     if file.tell() > self._config.max_bytes:
                         raise too_large(file.tell(), self._config)
                     if time.monotonic() > until:
                         raise _timeout(self._config)
-                size = file.tell()
-        if total is not None and size != total:
-            raise Fault("fetch_failed", f"the connection was cut after {size} of {total} bytes")
+            except httpx2.RemoteProtocolError as error:
+                cut = f"after {file.tell()}" + ("" if total is None else f" of {total}")
+                raise Fault("fetch_failed", f"the connection was cut {cut} bytes") from error
 
 
 class _Page:

@@ -1,6 +1,5 @@
 """Pictures of the people of a timeline: people/NAME_NUMBER.jpg, cut from the best frames, named as a gallery's are."""
 
-import io
 import re
 import zlib
 from collections import defaultdict
@@ -10,7 +9,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.store import Store
-from actors.media.images import read_image
+from actors.media.images import picture_bytes, read_image
 from pipelines.movie_characters.films.face_timeline import Track
 
 FOLDER = "people"
@@ -45,9 +44,8 @@ def write_pictures(store: Store, tracks: Sequence[Track], count: int) -> None:
     for name in wanted.keys() - there:
         track, view = wanted[name]
         frame = read_image(store.uri("frames", track.film, track.images[view]))
-        made = io.BytesIO()
-        frame.crop(_about(track.boxes[view].tolist(), *frame.size)).save(made, "JPEG", quality=QUALITY)
-        storage.write_bytes(store.uri(FOLDER, name), made.getvalue())
+        cut = frame.crop(_about(track.boxes[view].tolist(), *frame.size))
+        storage.write_bytes(store.uri(FOLDER, name), picture_bytes(cut, quality=QUALITY))
     for name in there - wanted.keys():
         storage.delete(store.uri(FOLDER, name))
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from actors.comic_characters.baselines import ColourExtractor, PhotographExtractor, colours
-from actors.comic_characters.crops import crop_name, encode
+from actors.comic_characters.crops import crop_name
 from actors.core import storage
 from actors.core.stage import Batch
+from actors.media.images import picture_bytes
 from actors.models.backbones import BackboneConfig, input_shape
 
 
@@ -31,7 +32,7 @@ def instances(tmp_path: Path) -> Batch:
     for kind, index in (("face", 0), ("body", 1), ("body", 2)):
         picture = Image.fromarray(random.integers(0, 256, (30, 20 + index, 3), np.uint8))
         uri = storage.join(str(tmp_path), crop_name("s", "0_0", "face" if kind == "face" else "body", index))
-        storage.write_bytes(uri, encode(picture, 95))
+        storage.write_bytes(uri, picture_bytes(picture, quality=95))
     return {
         "series_id": np.array(["s"] * 3, object),
         "page_id": np.array(["0_0"] * 3, object),

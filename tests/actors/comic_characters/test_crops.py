@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.comic_characters.crops import Window, crop_name, decode, encode, instance_name, parse_instance, window
+from actors.comic_characters.crops import Window, crop_name, decode, instance_name, parse_instance, window
+from actors.media.images import picture_bytes
 
 
 def test_a_face_is_a_square_of_the_longer_side_with_a_margin() -> None:
@@ -48,7 +49,7 @@ def test_the_two_layouts_and_the_names_of_instances() -> None:
 
 def test_a_torn_picture_is_no_picture() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
-    data = encode(noise, 95)
+    data = picture_bytes(noise, quality=95)
     assert decode(data).size == (60, 40)
     grey = io.BytesIO()
     noise.convert("L").save(grey, "PNG")

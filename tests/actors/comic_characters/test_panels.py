@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.comic_characters.crops import decode, encode
+from actors.comic_characters.crops import decode
 from actors.comic_characters.panels import Panel, find_panels, in_order
+from actors.media.images import picture_bytes
 from tests.support.drawn import Sketches, identities
 from tests.support.pages import HEIGHT, WIDTH, Page, draw_page, mirrored
 
@@ -30,7 +31,7 @@ def pages() -> list[Page]:
     everybody = identities(cast, 24, 0)
     drawn = [draw_page(cast, everybody, np.random.default_rng(seed)) for seed in range(1000, 1024)]
     for page in drawn:
-        page.pixels = np.asarray(decode(encode(Image.fromarray(page.pixels), 88)))
+        page.pixels = np.asarray(decode(picture_bytes(Image.fromarray(page.pixels), quality=88)))
     return drawn
 
 

@@ -320,6 +320,12 @@ def test_redirects_are_followed(host: FileHost, film: bytes, store: str) -> None
         assert got.code == "" and storage.read_bytes(got.uri) == film
 
 
+@pytest.mark.parametrize("where", [f"http://{'a' * 70}.example/", "http://[::1/", "file:///etc/passwd", "/film.mp4"])
+def test_a_redirect_to_nowhere_fails_for_now(host: FileHost, store: str, where: str) -> None:
+    got = fetch("v1", host.put("/film.mp4", Reply(b"", 302, headers={"Location": where})), store, QUICK)
+    assert (got.code, got.attempts) == ("fetch_failed", 3) and stored(store) == []
+
+
 def test_cookies_are_sent_and_their_file_stays_as_it_is(
     host: FileHost, film: bytes, store: str, tmp_path: Path
 ) -> None:
@@ -344,6 +350,12 @@ def test_a_proxy_is_asked(host: FileHost, film: bytes, store: str, monkeypatch: 
         host.put(url, Reply(film))
         got = fetch("v" + url[-3:], url, store, replace(QUICK, proxy=host.url("")))
         assert got.code == "" and host.count(url) >= 1
+    monkeypatch.setenv("http_proxy", host.url(""))
+    assert fetch("v2", "http://films.example/film.mp4", store, QUICK).code == ""
+    # What speaks SOCKS is for the tool.
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    got = fetch("v3", "http://films.example/film.mp4", store, replace(QUICK, attempts=1))
+    assert got.code == "fetch_failed" and "[generic]" in got.message
 
 
 @pytest.mark.parametrize("per_host", [1, 2])

@@ -14,13 +14,14 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from actors.comic_characters.crops import crop_name, encode
+from actors.comic_characters.crops import crop_name
 from actors.comic_characters.instances import FEATURES, KEY, write_features
 from actors.comic_characters.network import FeatureExtractor, Head, load_networks, make_backbone
 from actors.comic_characters.network_settings import ONE_PART, BackboneConfig, FeaturesConfig, HeadConfig
 from actors.core import storage
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.media.images import picture_bytes
 from pipelines.comic_characters.features import Features, read_features, without_features
 from pipelines.comic_characters.learning.fine_tune import flat, masked, query_mrr, sequence_rows
 from pipelines.comic_characters.learning.metric_losses import LOSSES, MINERS, metric_loss
@@ -240,7 +241,7 @@ def test_frozen_means_frozen_and_each_instance_is_seen_as_it_is_alone(tmp_path: 
     random = np.random.default_rng(0)
     for kind in ("face", "body"):
         picture = Image.fromarray(random.integers(0, 256, (50, 40, 3), np.uint8))
-        storage.write_bytes(str(tmp_path / crop_name("s", "0_0", kind, 1)), encode(picture, 95))
+        storage.write_bytes(str(tmp_path / crop_name("s", "0_0", kind, 1)), picture_bytes(picture, quality=95))
     storage.write_bytes(str(tmp_path / crop_name("s", "0_0", "face", 2)), b"torn")
     extractor = FeatureExtractor(FeaturesConfig(), BACKBONE, weights, str(tmp_path))
     before = {name: tensor.clone() for name, tensor in extractor.networks["face"].state_dict().items()}

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from actors.comic_characters.crops import CROPS, crop_name, encode, prepare
+from actors.comic_characters.crops import CROPS, crop_name, prepare
 from actors.comic_characters.network_settings import BackboneConfig
 from actors.comic_characters.pairs import KEY, PAIRS, prepare_pairs, read_pairs
 from actors.core import storage
 from actors.core.store import Store
+from actors.media.images import picture_bytes
 from pipelines.comic_characters.learning.pairs import find_pairs, pair_tables, plan_pretraining, prepared, split_series
 from pipelines.comic_characters.settings import ComicsConfig, PretrainConfig
 
@@ -77,7 +78,7 @@ def config(tmp_path: Path) -> ComicsConfig:
                 rows.append((f"s{series}", "0_0", kind, index + number, index, ""))
                 picture = np.full((40 + 20 * number, 40, 3), colours[series, index, number], np.uint8)
                 uri = store.uri(crop_name(f"s{series}", "0_0", "face" if number == 0 else "body", index + number))
-                storage.write_bytes(uri, encode(Image.fromarray(picture), 95))
+                storage.write_bytes(uri, picture_bytes(Image.fromarray(picture), quality=95))
     store.replace_table("crops", [pa.Table.from_pandas(crops(*rows), CROPS, preserve_index=False)])
     storage.delete(store.uri(crop_name("s1", "0_0", "body", 2)))
     training = replace(PretrainConfig().training, batch_size=4)
