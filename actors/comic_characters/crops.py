@@ -17,6 +17,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
+from actors.media import archives
 
 Kind = Literal["face", "body"]
 Window = tuple[int, int, int, int]
@@ -134,7 +135,7 @@ def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
     rows = table.to_pylist()
     for picture, group in groupby(rows, itemgetter("picture")):
         try:
-            page = decode(storage.read_bytes(picture))
+            page = decode(archives.read_bytes(picture))
         except (FileNotFoundError, PermissionError, ValueError) as error:
             code = "broken_page" if isinstance(error, ValueError) else "missing_page"
             for row in group:

@@ -13,10 +13,10 @@ from actors.comic_characters.crops import BOX, decode
 from actors.comic_characters.detection import letterbox
 from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
-from actors.core import storage
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.media import archives
 
 READERS = 8
 """Files that one worker reads at once: a store answers late."""
@@ -53,7 +53,7 @@ def read_pages(
 
     def read(row: int) -> None:
         try:
-            page = np.asarray(decode(storage.read_bytes(batch["uri"][row])))
+            page = np.asarray(decode(archives.read_bytes(batch["uri"][row])))
         except (FileNotFoundError, PermissionError, ValueError) as problem:
             error[row] = "broken_page" if isinstance(problem, ValueError) else "missing_page"
             message[row] = str(problem)
