@@ -529,15 +529,15 @@ def generate(bench: Bench) -> None:
 
 def captions(bench: Bench) -> None:
     """The likeliest texts of a small model, several at once, beside those on the CPU."""
-    from actors.curation.captioning.local import LocalCaptioner
+    from actors.models.vlm.local import LocalVlm
     from tests.actors.curation.captioning.asked import question
 
     folder = bench.out / "models" / "captioner"
     if not folder.exists():
         tiny_models.captioning_model(folder, [f"w{number}" for number in range(60)])
-    models = [LocalCaptioner(str(folder), gpu) for gpu in (False, bench.device == "cuda")]
+    models = [LocalVlm(str(folder), gpu) for gpu in (False, bench.device == "cuda")]
     asked = [question(f"w{seed} w40 {'w41 ' * seed}", count=1 + seed) for seed in range(3)]
-    for exact, found in zip(*(model.captions(asked, 0) for model in models), strict=True):
+    for exact, found in zip(*(model.replies(asked, 0) for model in models), strict=True):
         bench.line("text", f"{found.text!r}, {found.tokens_out} tokens", f"{exact.text!r}", found == exact)
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import save, save_file
 from torchvision.models.optical_flow import raft_large
 
 from actors.core.stage import Batch
-from actors.curation.captioning.local import LocalCaptioner, ask_all
 from actors.curation.families.embedding import Embedding, EmbeddingConfig
 from actors.curation.features.frame_scorer import FrameScorer
 from actors.curation.features.latents import LatentsConfig, encode, load_vae
@@ -25,6 +24,7 @@ from actors.media.shot_detection.transnet import TransNet
 from actors.models.backbones import Backbone
 from actors.models.backbones import BackboneConfig as ImageBackboneConfig
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, ImageEmbedder, TextEmbedder
+from actors.models.vlm.local import LocalVlm, ask_all
 from actors.movie_characters.diffusion import DiffusionConfig, OneByOne
 from actors.movie_characters.diffusion_classifier import DiffusionIdentifier, Identity, QuestionConfig, StagesConfig
 from actors.movie_characters.drawer import Drawer, GenerateConfig
@@ -233,7 +233,7 @@ def test_captions(cuda: FakeCuda, tmp_path: Path) -> None:
     folder = tiny_models.captioning_model(tmp_path, known)
     # Of several lengths, so that they are padded.
     asked = [question("a man walks in the street", count=2), question("a dog", count=3)]
-    found, expected = (ask_all(LocalCaptioner(folder, gpu), asked) for gpu in (True, False))
+    found, expected = (ask_all(LocalVlm(folder, gpu), asked) for gpu in (True, False))
     assert found == expected
 
 

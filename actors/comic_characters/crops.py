@@ -16,6 +16,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
+from actors.media import archives
 from actors.media.images import ImageError, decoded, picture_bytes, turn
 
 Kind = Literal["face", "body"]
@@ -136,7 +137,7 @@ def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
     rows = table.to_pylist()
     for picture, group in groupby(rows, itemgetter("picture")):
         try:
-            page = decode(storage.read_bytes(picture))
+            page = decode(archives.read_bytes(picture))
         except (FileNotFoundError, PermissionError, ValueError) as error:
             for row in group:
                 row |= {"error": code_of(error, "page"), "message": str(error)}

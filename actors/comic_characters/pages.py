@@ -13,11 +13,11 @@ from actors.comic_characters.crops import BOX, code_of, decode
 from actors.comic_characters.detection import letterbox
 from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
-from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.media import archives
 from actors.media.images import ImageError, size_of, turn
 
 READERS = 8
@@ -55,7 +55,7 @@ def read_pages(
 
     def read(row: int) -> None:
         try:
-            data = storage.read_bytes(batch["uri"][row])
+            data = archives.read_bytes(batch["uri"][row])
             # What is large is also looked at one after the other.
             with turn(*size_of(data)):
                 look(row, np.asarray(decode(data)))

@@ -3,16 +3,20 @@
 A file in a tar has an address of its own, `TAR#NAME@START+SIZE`, so that it is read by one request for its bytes.
 """
 
+import hashlib
+import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from actors.core import storage
 from actors.core.addresses import is_s3, short_name
 from actors.core.errors import UserError
 from actors.core.storage import Entry
+from actors.core.temporary import private_folder
 
 TAR = ".tar"
 """How names of archives end, in either case."""
@@ -45,11 +49,32 @@ def film_of(uri: str) -> str:
 def members(uri: str) -> Iterator[Entry]:
     """The files in a tar in their order, named as below the film's own folder; raises ArchiveError.
 
-    Of a local file only headers are read; a tar in S3 is streamed once, since it has no index.
+    Of a local file only headers are read. A tar in S3, which has no index, is streamed once: what it holds is kept in
+    this user's folder in TMPDIR for as long as it stays the same file.
     """
-    for file, about in _walked(uri):
-        del file
-        yield Entry(_own_name(about.name, uri), f"{uri}#{about.name}@{about.offset_data}+{about.size}", about.size)
+    index = _index(uri) if is_s3(uri) else None
+    found = _kept(index) if index else None
+    if found is None:
+        found = [(about.name, about.offset_data, about.size) for _, about in _walked(uri)]
+        if index:
+            storage.write_bytes(str(index), zlib.compress(json.dumps(found).encode()))
+    for name, start, size in found:
+        yield Entry(_own_name(name, uri), f"{uri}#{name}@{start}+{size}", size)
+
+
+def _index(uri: str) -> Path:
+    """Where the list of a tar's files is kept: another file of the same name has another place."""
+    about = storage.find(uri)
+    name = hashlib.sha256(repr((uri, about.size, about.stamp)).encode()).hexdigest()[:32]
+    return private_folder("tars") / f"{name}.json.z"
+
+
+def _kept(index: Path) -> list[tuple[str, int, int]] | None:
+    """The list as it was written; None where there is none, or a damaged one."""
+    try:
+        return [(name, start, size) for name, start, size in json.loads(zlib.decompress(index.read_bytes()))]
+    except (FileNotFoundError, zlib.error, ValueError):
+        return None
 
 
 def contents(uri: str) -> Iterator[tuple[str, bytes]]:

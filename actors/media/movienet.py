@@ -81,8 +81,14 @@ class Annotation:
 
 def shot_of(name: str) -> int | None:
     """The number of a key frame's shot by its name, as `embed` names those of video files, too; None for others."""
+    found = key_frame_of(name)
+    return found[0] if found else None
+
+
+def key_frame_of(name: str) -> tuple[int, int] | None:
+    """The numbers of a key frame's shot, and of the frame in it; None for other names."""
     found = _KEY_FRAME.fullmatch(name)
-    return int(found[1]) if found else None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def read_meta(uri: str) -> Meta:

@@ -193,7 +193,7 @@ class Retry(CurationVerb):
         return RetryConfig
 
     def plan(self, config: RetryConfig) -> None:
-        from actors.curation.captioning.captioners import check_captioner
+        from actors.curation.captioning.recaptioners import check_captioner
         from pipelines.curation.rows import captions_by_style
         from pipelines.curation.selecting.columns import check_rules_of
         from pipelines.curation.settings import check

@@ -152,7 +152,7 @@ class Evaluate(CurationVerb):
         return Preview(facts, places(config, *names), *stages_of(config))
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
-        from actors.curation.captioning.captioners import check_captioner
+        from actors.curation.captioning.recaptioners import check_captioner
         from pipelines.curation.captioning.recaption import improving, unasked
         from pipelines.curation.evaluating.evaluate import check_comparable, evaluate, plan_evaluation
 

@@ -186,7 +186,7 @@ def write_kept(config: CurationConfig, run: Run) -> None:
 
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
-    from actors.curation.captioning.captioners import check_captioner
+    from actors.curation.captioning.recaptioners import check_captioner
     from pipelines.curation.captioning.recaption import caption_scenes
 
     # Before Ray starts, which takes a while.
@@ -222,7 +222,7 @@ def settle(expected: int, run: Run) -> None:
 
 def estimated(config: CurationConfig, scenes: list[Row]) -> str:
     """What captioning scenes will cost, as a line."""
-    from actors.curation.captioning.asking import TRIES
+    from actors.models.vlm.asking import TRIES
     from pipelines.curation.captioning.recaption import estimate, unasked
 
     cost, settings = estimate(config, unasked(config, scenes)), config.captions

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.genres.score import ScoreConfig
     from pipelines.genres.texts import TextsConfig, TextsPlan
     from pipelines.genres.train import TrainConfig, TrainPlan
+    from pipelines.genres.zero_shot import ZeroShotConfig, ZeroShotPlan
 
 app = Verbs(__doc__)
 app.verb(Status)
@@ -201,6 +202,46 @@ class Predict(Verb):
             run.say(f"{len(plan.scenes.parts)} scenes: {run.store.uri('scenes.parquet')}")
             if plan.scenes.without:
                 run.say(f"films without scenes{listed(plan.scenes.without)}")
+
+
+@app.verb
+class ZeroShot(Verb):
+    """Predict the genres of films by a vision-language model that is shown key frames. Rerun to resume."""
+
+    def settings(self) -> "type[ZeroShotConfig]":
+        from pipelines.genres.zero_shot import ZeroShotConfig
+
+        return ZeroShotConfig
+
+    def plan(self, config: "ZeroShotConfig") -> "ZeroShotPlan":
+        from pipelines.genres.zero_shot import plan_zero_shot
+
+        return plan_zero_shot(config)
+
+    def preview(self, config: "ZeroShotConfig", plan: "ZeroShotPlan") -> Preview:
+        facts = [
+            f"input: {len(plan.sources)} films, {len(config.genres)} genres",
+            f"to do: {len(plan.todo)} films with {config.vlm.model}",
+        ]
+        if config.vlm.service:
+            tokens, usd = plan.cost(config)
+            facts.append(f"about {tokens} input tokens, ${usd:.2f}, and three times that at most with retries")
+        names = ("answers", "predictions.parquet", "rejected", "runs/zero-shot.json")
+        return Preview(facts, places(config.output, *names), *plan.stages(config))
+
+    def work(self, config: "ZeroShotConfig", plan: "ZeroShotPlan", run: Run) -> None:
+        from pipelines.genres.zero_shot import zero_shot
+
+        if plan.todo:
+            run.ray()
+        run.record |= zero_shot(config, plan)
+        tokens = run.record["tokens"]
+        if config.vlm.service:
+            cost = f"{tokens['in']} + {tokens['out']} tokens, ${tokens['usd']:.2f}"
+            run.say(f"{run.record['requests']} requests, {cost}")
+        if run.record["problems"]:
+            run.say(f"problems{listed(run.record['problems'])}: {run.store.uri('rejected')}")
+        run.say(f"predictions: {run.store.uri('predictions.parquet')}")
 
 
 @app.verb

@@ -8,6 +8,7 @@ from jobs.core.verbs import SHOWN, Preview, Run, Verb, Verbs
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipelines.movie_characters.cast import CastConfig, CastPlan
     from pipelines.movie_characters.results import Results
     from pipelines.movie_characters.score import MapConfig, ReportConfig, ScoreConfig, TopkConfig
 
@@ -153,6 +154,48 @@ class Report(_Score):
             run.say(f"unknown below a confidence of {found.threshold:.6g}")
         if config.plot:
             _page(run, report_page(config, plan, found))
+
+
+@score.verb
+class Cast(Verb):
+    """Accuracy of `identify-faces` over the people that MovieNet's annotations mark: cast.json, cast.parquet."""
+
+    def rejections(self, config: "CastConfig") -> None:
+        return None
+
+    def settings(self) -> "type[CastConfig]":
+        from pipelines.movie_characters.cast import CastConfig
+
+        return CastConfig
+
+    def plan(self, config: "CastConfig") -> "CastPlan":
+        from pipelines.movie_characters.cast import plan_cast
+
+        return plan_cast(config)
+
+    def preview(self, config: "CastConfig", plan: "CastPlan") -> Preview:
+        people = sum(len(some) for _, _, some in plan.frames)
+        facts = [
+            f"input: {people} annotated people in {len(plan.frames)} key frames, {len(plan.people)} in the gallery"
+        ]
+        return Preview(facts, {name: Store(config.output).uri(name) for name in ("cast.json", "cast.parquet")})
+
+    def work(self, config: "CastConfig", plan: "CastPlan", run: Run) -> None:
+        from pipelines.movie_characters.cast import score_cast
+
+        found = score_cast(config, plan)
+        run.record["cast"] = found
+        told = {
+            "known": "people of the gallery",
+            "known_with_a_face": "those with a face",
+            "strangers": "others: unknown",
+        }
+        for name, about in told.items():
+            if (row := found[name])["boxes"]:
+                values = f"{100 * row['share']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+                run.say(f"{about}: {values} right of {row['boxes']} annotated boxes")
+        for name in found["broken_images"][:SHOWN]:
+            run.say(f"left out: {name}")
 
 
 def _interval(shares: "pd.Series", results: "Results") -> str:

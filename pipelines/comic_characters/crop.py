@@ -26,6 +26,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
+from actors.media.archives import TAR, unpacked
 from actors.media.images import IMAGE_SUFFIXES
 from pipelines.comic_characters.box_formats import COLUMNS, Boxes, as_text, read_dataset
 from pipelines.core.progress import Progress
@@ -155,8 +156,9 @@ def _part_of_path(name: str) -> bool:
 def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
     """Boxes with the picture that they name, else that of their panel, else of their page; else missing_page."""
     found: dict[str, str] = {}
-    for entry in storage.listing(pictures, IMAGE_SUFFIXES, as_input=True):
-        found.setdefault(entry.name.rpartition(".")[0], entry.uri)
+    for entry in unpacked(storage.listing(pictures, (*IMAGE_SUFFIXES, TAR), as_input=True)):
+        if entry.name.lower().endswith(IMAGE_SUFFIXES):
+            found.setdefault(entry.name.rpartition(".")[0], entry.uri)
     panel = boxes.series_id + "/" + boxes.page_id
     page = panel.str.replace(r"_[^_]*$", "", regex=True)
     named = boxes.picture.str.replace(r"\.[^./]*$", "", regex=True)

@@ -56,6 +56,9 @@ class ScoreConfig:
     """Folder or s3:// prefix for score.json, report.html, figures, and folds/ with cross-validation."""
     predictions: str | None = None
     """Predictions to evaluate, as `predict` writes them; null: OUTPUT/test.parquet, the test films of `train`."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Further predictions for the same films, each a row of the tables: a name and the file, such as
+    `{vlm: OUTPUT/predictions.parquet}` of `zero-shot`. A film that lacks one counts with probability 0."""
     folds: int = 0
     """Cross-validate classifiers in this many folds of films instead of evaluating predictions; 0: off, else from 2."""
     heads: list[str] = field(default_factory=lambda: ["mean"])
@@ -82,6 +85,8 @@ class ScoreConfig:
             raise UserError(f"heads: {', '.join(sorted(unknown))} is none of {', '.join(HEADS)}")
         if self.folds and self.predictions:
             raise UserError("predictions are scored as they are, folds learn their own: give one of them")
+        if taken := self.others.keys() & {PREDICTED, LOGISTIC, PRIOR, ZERO_SHOT, *HEADS}:
+            raise UserError(f"others: {', '.join(sorted(taken))} is the name of a row that is there. Choose another.")
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,9 @@ def plan_score(config: ScoreConfig) -> Films:
     """Read the films; raises UserError where they have no genres, or predictions or the model are missing."""
     if not config.folds and not storage.exists(predicted(config)):
         raise UserError(f"{predicted(config)} does not exist. Run `train` or `predict` first, or set folds=5.")
+    for name, uri in config.others.items():
+        if not storage.exists(uri):
+            raise UserError(f"others.{name}={uri} does not exist. Run `zero-shot` or `predict` first.")
     if config.zero_shot:
         check_clip(config.embeddings)
     films = fused(read_any(config.input), [read_any(uri) for uri in config.extra])
@@ -134,6 +142,11 @@ def judge(config: ScoreConfig, films: Films) -> Judged:
     """Gather answers: those that were predicted, or of heads in folds, and those to compare with."""
     judged = _in_folds(films, config) if config.folds else _predicted(films, config)
     notes = judged.notes
+    for name, uri in config.others.items():
+        judged.answers[name], missing = _other(judged.films, uri, config.input)
+        if missing:
+            films_of = f"{missing} of {len(judged.films)} films"
+            notes = [*notes, f"{name} has no prediction of {films_of}, which count with probability 0"]
     if config.zero_shot:
         judged.answers[ZERO_SHOT] = Answers(zero_shot(judged.films, config.embeddings)[None])
     else:
@@ -145,8 +158,8 @@ def judge(config: ScoreConfig, films: Films) -> Judged:
     return Judged(judged.films, ordered, notes)
 
 
-def _predicted(films: Films, config: ScoreConfig) -> Judged:
-    uri = predicted(config)
+def _read(uri: str, genres: Sequence[str], input: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Probabilities and choices of predictions, a row a film and a column a genre."""
     try:
         rows = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pandas()
     except pa.ArrowInvalid as error:
@@ -157,13 +170,26 @@ def _predicted(films: Films, config: ScoreConfig) -> Judged:
         raise UserError(f"{uri} has two predictions of one film and genre")
     probabilities = rows.pivot(index="id", columns="genre", values="probability")
     chosen = rows.pivot(index="id", columns="genre", values="chosen")
-    whole = films.whole()
-    if missing := sorted(set(whole.genre_names) ^ set(probabilities.columns)):
-        raise UserError(f"{uri} and {config.input} have other genres: {', '.join(missing[:5])}")
-    if missing := sorted(set(probabilities.index) - set(whole.ids)):
-        raise UserError(f"{config.input} has no genres of {', '.join(missing[:5])} ({len(missing)}), which {uri} has")
+    if missing := sorted(set(genres) ^ set(probabilities.columns)):
+        raise UserError(f"{uri} and {input} have other genres: {', '.join(missing[:5])}")
     if probabilities.isna().any(axis=None):
         raise UserError(f"{uri} has no probability of some films and genres")
+    return probabilities, chosen
+
+
+def _other(films: Films, uri: str, input: str) -> tuple[Answers, int]:
+    """Answers of predictions for films, and how many films have none."""
+    found = [part.reindex(films.ids) for part in _read(uri, films.genre_names, input)]
+    missing = int(found[0].isna().all(axis=1).sum())
+    scores, chosen = (part[films.genre_names].fillna(0).to_numpy()[None] for part in found)
+    return Answers(scores.astype(float), chosen.astype(bool)), missing
+
+
+def _predicted(films: Films, config: ScoreConfig) -> Judged:
+    uri, whole = predicted(config), films.whole()
+    probabilities, chosen = _read(uri, whole.genre_names, config.input)
+    if missing := sorted(set(probabilities.index) - set(whole.ids)):
+        raise UserError(f"{config.input} has no genres of {', '.join(missing[:5])} ({len(missing)}), which {uri} has")
     there = np.isin(whole.ids, probabilities.index)
     seen, rest = whole.take(np.flatnonzero(there)), whole.take(np.flatnonzero(~there))
     found = [part.loc[seen.ids, whole.genre_names].to_numpy()[None] for part in (probabilities, chosen)]

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from actors.curation.captioning.asking import Question
-from actors.curation.captioning.local import LocalCaptioner
+from actors.curation.captioning.recaptioners import styled
 from actors.curation.captioning.styles import fill, prompt_of
+from actors.models.vlm.asking import Question
+from actors.models.vlm.local import LocalVlm
 from tests.benchmarks.curation import alternate, line, ratio
 from tests.support.tiny_models import captioning_model
 
@@ -29,7 +30,7 @@ def questions() -> list[Question]:
     for number in range(SCENES):
         frames = random.integers(0, 256, (1 + number % 3, 512, 910, 3), np.uint8)
         caption = " ".join(f"w{word}" for word in random.integers(0, 60, 3 + number % 20))
-        made.append(Question(frames, fill(prompt, caption), "improved", prompt))
+        made.append(styled(frames, fill(prompt, caption), "improved", prompt))
     return made
 
 
@@ -39,12 +40,12 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = questions()
     with TemporaryDirectory() as folder:
-        captioner = LocalCaptioner(captioning_model(Path(folder), [f"w{word}" for word in range(60)]), gpu=False)
+        captioner = LocalVlm(captioning_model(Path(folder), [f"w{word}" for word in range(60)]), gpu=False)
         captioner._ends = ENDS
         found = {}
 
         def by(size: int) -> None:
-            replies = (captioner.captions(asked[at : at + size], 0) for at in range(0, SCENES, size))
+            replies = (captioner.replies(asked[at : at + size], 0) for at in range(0, SCENES, size))
             found[size] = [reply for some in replies for reply in some]
 
         seconds = alternate({"one": lambda: by(1), "batched": lambda: by(batch)})

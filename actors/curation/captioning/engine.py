@@ -5,14 +5,15 @@ import importlib.util
 import json
 from typing import Any
 
+import numpy as np
+
 from actors.core.errors import UserError
 from actors.core.stage import Row
-from actors.curation.captioning.asking import Answer, Question, Reply
-from actors.curation.captioning.local import TEMPERATURE, check_local_model
-from actors.curation.captioning.recaptioners import question, unpacked
+from actors.curation.captioning.recaptioners import question, styled, unpacked
 from actors.curation.captioning.settings import CaptionsConfig
-from actors.curation.captioning.styles import STYLES, Structured
 from actors.media.images import encode_jpeg
+from actors.models.vlm.asking import Answer, Question, Reply
+from actors.models.vlm.local import TEMPERATURE, check_local_model
 
 QUALITY = 90
 """Of the JPEG files that the engine gets."""
@@ -20,11 +21,11 @@ CARRIED = ("video_id", "scene_id", "caption", "style", "error", "message")
 """Columns that go past the engine."""
 
 
-def check_engine(model: str) -> None:
+def check_engine(config: CaptionsConfig) -> None:
     """Raise UserError where vLLM is missing, or transformers cannot have the model, or it takes no pictures."""
     if not importlib.util.find_spec("vllm"):
         raise UserError("captions.by=vllm needs the extra `vllm`: pip install 'filmray[vllm]'")
-    check_local_model(model)
+    check_local_model(config)
 
 
 def request(row: Row, config: CaptionsConfig, attempt: int) -> Row:
@@ -33,15 +34,14 @@ def request(row: Row, config: CaptionsConfig, attempt: int) -> Row:
     row: of `key_frames_of` with one style. A scene without pictures costs one token: no row may leave on the way.
     """
     asked = question(config, unpacked(row), row["style"])
-    rules = STYLES[asked.style]
     sampling: dict[str, Any] = {
-        "max_tokens": 1 if row["error"] else rules.most_tokens,
+        "max_tokens": 1 if row["error"] else asked.most_tokens,
         "temperature": TEMPERATURE if attempt else 0.0,
         "seed": attempt,
     }
-    if rules.structured:
+    if asked.schema:
         # As text: tables give every mapping in a column the same keys.
-        sampling["structured_outputs"] = {"json": json.dumps(Structured.model_json_schema())}
+        sampling["structured_outputs"] = {"json": json.dumps(asked.schema)}
     carried = {name: row[name] for name in CARRIED}
     return {**carried, "messages": [{"role": "user", "content": _content(asked)}], "sampling_params": sampling}
 
@@ -63,8 +63,8 @@ def answered(row: Row, config: CaptionsConfig, before: Answer) -> Answer:
     """The answer after one more try: a row of `response`, or one that failed in the engine."""
     if row["error"]:
         return Answer(code="caption_failed", message=f"{row['error']}: {row['message']}")
-    style, prompt = row["style"], config.prompt_of(row["style"])
-    return before.then(_reply(row, STYLES[style].most_tokens), style, prompt, before.requests + 1)
+    asked = styled(np.empty((0, 0, 0, 3), np.uint8), "", row["style"], config.prompt_of(row["style"]))
+    return before.then(_reply(row, asked.most_tokens), asked, before.requests + 1)
 
 
 def _reply(row: Row, limit: int) -> Reply:

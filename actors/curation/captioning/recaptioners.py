@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,26 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.stage import Batch, Row
 from actors.core.store import Store, part_name
-from actors.curation.captioning.asking import UNFINISHED, Answer, Pace, Question, Turns, ask
-from actors.curation.captioning.captioners import Key, load_captioner
 from actors.curation.captioning.settings import CaptionsConfig
-from actors.curation.captioning.styles import StyleName, fill
+from actors.curation.captioning.styles import STYLES, Structured, StyleName, checked, fill
 from actors.curation.tables import CAPTIONS, ORIGIN
+from actors.models.vlm.asking import UNFINISHED, Answer, Pace, Question, Turns, ask
+from actors.models.vlm.services import Key, check_vlm, load_service
 
 ANSWER = tuple(one.name for one in fields(Answer))
 """Columns of what the workers return."""
+STORED = {name: "recaption" if name == "text" else name for name in ANSWER if name != "fault"}
+"""Those that are stored, and the column of CAPTIONS."""
+
+
+def check_captioner(config: CaptionsConfig) -> None:
+    """Raise UserError where a key, a library or a model of one's own is missing; asks nothing of a service."""
+    if config.by == "vllm":
+        from actors.curation.captioning.engine import check_engine
+
+        check_engine(config)
+    else:
+        check_vlm(config)
 
 
 def packed(row: Row, styles: Sequence[StyleName]) -> str:
@@ -37,7 +50,15 @@ def unpacked(row: Row) -> Row:
 def question(config: CaptionsConfig, row: Row, style: StyleName) -> Question:
     """What is asked of a scene, as `unpacked` gives it."""
     prompt, seconds = config.prompt_of(style), (row["end_s"] or 0) - (row["start_s"] or 0)
-    return Question(row["frames"], fill(prompt, row["caption"] or "", row["video_id"], seconds), style, prompt)
+    return styled(row["frames"], fill(prompt, row["caption"] or "", row["video_id"], seconds), style, prompt)
+
+
+def styled(frames_THWC: np.ndarray, text: str, style: StyleName, prompt: str) -> Question:
+    """A question whose reply keeps the rules of a style; prompt: the text with names in braces."""
+    rules = STYLES[style]
+    schema = Structured.model_json_schema() if rules.structured else None
+    check = partial(checked, style, prompt=prompt)
+    return Question(frames_THWC, text, check, rules.most_tokens, "caption_failed", schema)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Answers:
             return None
         table = self.store.read_part("captions", name)
         rows = table.to_pylist() if table else []
-        return Answer(**{name: rows[0][name] for name in ANSWER if name in rows[0]}) if rows else None
+        return Answer(**{name: rows[0][column] for name, column in STORED.items()}) if rows else None
 
     def write(self, row: Row, style: StyleName, answer: Answer) -> Answer:
         """Write an answer; a scene that could not be decoded has failed."""
@@ -81,7 +102,7 @@ class Answers:
     def _row(self, row: Row, style: StyleName, answer: Answer) -> Row:
         about = {name: row[name] for name in ("video_id", "scene_id", "caption", *ORIGIN)}
         made_by = {"by": self.config.by, "model": self.config.model, "prompt": self.config.prompt_id(style)}
-        columns = {name: getattr(answer, name) for name in ANSWER if name in CAPTIONS.names}
+        columns = {column: getattr(answer, name) for name, column in STORED.items()}
         return {**about, **columns, **made_by, "style": style, "written": time.time()}
 
 
@@ -112,7 +133,7 @@ class ServiceRecaptioner:
 
     def __init__(self, answers: Answers, key: Key, turns: Turns, most: int) -> None:
         self._answers = answers
-        self._captioner = load_captioner(answers.config, key)
+        self._service = load_service(answers.config, key)
         self._pace = Pace(turns, most, answers.config.pause_s)
         self._threads = ThreadPoolExecutor(most)
 
@@ -128,7 +149,7 @@ class ServiceRecaptioner:
             if before := self._answers.found(row, style):
                 return before
             asked = question(self._answers.config, row, style)
-            answer = Answer() if row["error"] else ask(self._captioner, asked, self._pace, name)
+            answer = Answer() if row["error"] else ask(self._service, asked, self._pace, name)
             answer = self._answers.write(row, style, answer)
         except BaseException:
             turns.settled(name, None)
@@ -155,17 +176,17 @@ class LocalRecaptioner:
     def __init__(self, answers: Answers) -> None:
         import torch
 
-        from actors.curation.captioning.local import LocalCaptioner
+        from actors.models.vlm.local import LocalVlm
 
         config = answers.config
         gpu = config.num_gpus > 0
         if not gpu:
             torch.set_num_threads(max(1, int(config.num_cpus)))
         self._answers = answers
-        self._captioner = LocalCaptioner(config.model, gpu)
+        self._model = LocalVlm(config.model, gpu)
 
     def __call__(self, batch: Batch) -> Batch:
-        from actors.curation.captioning.local import ask_all
+        from actors.models.vlm.local import ask_all
 
         config = self._answers.config
         asked = [(row, style) for row in rows_of_batch(batch) for style in row["styles"]]
@@ -173,7 +194,7 @@ class LocalRecaptioner:
         sound = [number for number, (row, _) in enumerate(asked) if not row["error"]]
         for start in range(0, len(sound), config.batch_size):
             some = sound[start : start + config.batch_size]
-            answers = ask_all(self._captioner, [question(config, *asked[number]) for number in some])
+            answers = ask_all(self._model, [question(config, *asked[number]) for number in some])
             found |= dict(zip(some, answers, strict=True))
         answered = [(*one, found.get(number) or _lost(one[0])) for number, one in enumerate(asked)]
         self._answers.write_all(answered)

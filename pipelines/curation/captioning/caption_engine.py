@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Row
-from actors.curation.captioning.asking import TRIES, Answer
 from actors.curation.captioning.engine import answered, request, response
 from actors.curation.captioning.recaptioners import Answers
 from actors.curation.captioning.settings import CaptionsConfig
+from actors.models.vlm.asking import TRIES, Answer
 from pipelines.core.ray_data import batches, fitted
 from pipelines.curation.captioning.recaption import asked
 from pipelines.curation.settings import CurationConfig

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -23,20 +23,22 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
-from actors.curation.captioning.asking import UNFINISHED, Answer, End, Turns
-from actors.curation.captioning.captioners import check_captioner, key_of
 from actors.curation.captioning.recaptioners import (
     Answers,
     LocalRecaptioner,
     ServiceRecaptioner,
     answers_of,
+    check_captioner,
     packed,
 )
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.captioning.styles import IMPROVED, STYLES, fill
 from actors.curation.tables import CAPTIONS
+from actors.models.vlm.asking import UNFINISHED, Answer
+from actors.models.vlm.services import key_of
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, ray_actors
+from pipelines.core.turns import finish_turns, shared_turns
 from pipelines.curation.cutting.frames import key_frames_of
 from pipelines.curation.exporting.export import renew_exported
 from pipelines.curation.rows import answers, captions_by_style, current_answers
@@ -133,7 +135,7 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     Args:
         scenes: rows as kept_scenes gives them: video_id, uri, clip_id, scene_id, caption, start_s, end_s, part.
 
-    Raises ValueError where the key, the model or the endpoint is wrong; CaptionServiceError where the service does not
+    Raises ValueError where the key, the model or the endpoint is wrong; ServiceDownError where the service does not
     answer for long. What was answered before is written then, too.
     """
     check_captioner(config.captions)
@@ -191,15 +193,11 @@ def forget_failed(store: Store) -> set[tuple[str, str]]:
 
 
 def _by_service(config: CurationConfig, scenes: list[Row], into: Answers) -> Generator[Answer, None, None]:
-    import ray
-
     settings = config.captions
     # A scene takes one request at least: what is beyond the budget need not be decoded.
     stages = fitted({"captions": settings}, {"video": config.video}, config.autoscaling)
     stage = replace(stages["captions"], workers=min(stages["captions"].workers, settings.at_once))
-    limits = settings.requests_per_minute, settings.max_requests, settings.patience_s
-    keeper = ray.remote(num_cpus=0)(Turns).remote(*limits)
-    turns, most = RemoteTurns(keeper), settings.at_once // stage.workers
+    turns, most = shared_turns(settings), settings.at_once // stage.workers
     answered = asked(config, scenes[: settings.max_requests], stages["video"]).map_batches(
         ServiceRecaptioner,
         fn_constructor_args=[into, key_of(settings), turns, most],
@@ -217,14 +215,7 @@ def _by_service(config: CurationConfig, scenes: list[Row], into: Answers) -> Gen
         if end := turns.ended():
             raise end.error()
     finally:
-        _finish(turns, settings.timeout_s)
-
-
-def _finish(turns: RemoteTurns, patience_s: float) -> None:
-    """Stop, and wait until those under way have written what they get."""
-    until = time.monotonic() + patience_s
-    while turns.stop() and time.monotonic() < until:
-        time.sleep(0.1)
+        finish_turns(turns, settings.timeout_s)
 
 
 def _by_model(config: CurationConfig, scenes: list[Row], into: Answers) -> Generator[Answer, None, None]:
@@ -241,42 +232,6 @@ def _by_model(config: CurationConfig, scenes: list[Row], into: Answers) -> Gener
 def asked(config: CurationConfig, scenes: list[Row], stage: Stage) -> Dataset:
     """Scenes with their key frames, and what is asked of them."""
     return key_frames_of([{**row, "caption": packed(row, row["styles"])} for row in scenes], config, stage)
-
-
-class RemoteTurns(Turns):
-    """The turns of a run, which an actor of Ray keeps."""
-
-    def __init__(self, keeper: Any) -> None:
-        self._keeper = keeper
-
-    def turn(self, name: str) -> float | None:
-        return self._call("turn", name)
-
-    def hold(self, wait_s: float | None) -> None:
-        self._call("hold", wait_s)
-
-    def heard(self) -> None:
-        self._call("heard")
-
-    def answered(self) -> bool:
-        return self._call("answered")
-
-    def settled(self, name: str, fault: str | None) -> None:
-        self._call("settled", name, fault)
-
-    def end(self, status: int, message: str) -> None:
-        self._call("end", status, message)
-
-    def ended(self) -> End | None:
-        return self._call("ended")
-
-    def stop(self) -> int:
-        return self._call("stop")
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        import ray
-
-        return ray.get(getattr(self._keeper, method).remote(*arguments))
 
 
 def _gather(store: Store) -> None:

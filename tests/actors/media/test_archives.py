@@ -2,6 +2,7 @@
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,29 @@ def test_files_in_a_tar_are_those_that_were_packed(film: Path, place: str, reque
     assert {one.name: archives.read_bytes(one.uri) for one in found} == packed
     assert all(archives.in_tar(one.uri) and one.size == len(packed[one.name]) for one in found)
     assert dict(archives.contents(uri)) == packed and not archives.in_tar(uri)
+
+
+def test_a_tar_in_s3_is_streamed_once_for_as_long_as_it_is_the_same(
+    film: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uri, streamed, stream = f"{s3}/archives/tt1.tar", [], storage.stream
+
+    def counting(uri: str) -> Any:
+        streamed.append(uri)
+        return stream(uri)
+
+    monkeypatch.setattr(storage, "stream", counting)
+    storage.upload(film, uri)
+    first = list(archives.members(uri))
+    assert list(archives.members(uri)) == first and streamed == [uri]
+    # One that was written anew, or whose list was damaged, is read again.
+    (film.parents[1] / "tt1" / "more.jpg").write_bytes(b"more")
+    storage.upload(tars.pack(film.parents[1] / "tt1", film), uri)
+    assert len(list(archives.members(uri))) == len(first) + 1 and len(streamed) == 2
+    for index in tmp_path.rglob("*.json.z"):
+        index.write_bytes(index.read_bytes()[:-3])
+    assert len(list(archives.members(uri))) == len(first) + 1 and len(streamed) == 3
 
 
 def _files(film: Path) -> list[Path]:

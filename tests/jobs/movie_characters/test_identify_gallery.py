@@ -1,5 +1,6 @@
 """`identify-clip` as its users run it, over images in known colours: exact cosines, one embedding of each image."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,10 +13,11 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner, Result
 
+from actors.core import storage
 from actors.core.store import Store
 from actors.movie_characters.vectors import VECTORS
 from jobs.movie_characters.__main__ import app
-from tests.support import pictures
+from tests.support import pictures, tars
 from tests.support.colours import BLUE, GREEN, RED
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +101,28 @@ def test_stills_without_a_class_are_identified_but_not_scored(
     told = CliRunner().invoke(app, scored).stdout
     assert "top-1: 100.00 %" in told and "1 images" in told
     assert "2 images without a class are left out" in caplog.text
+
+
+def test_key_frames_in_tars_in_s3_are_identified_as_those_of_folders(
+    tmp_path: Path, clip_folder: str, ray_cluster: None, s3: str
+):
+    pictures.write(tmp_path / "gallery", {"Red_1": RED, "Green_1": GREEN})
+    for film, colours in (("tt1", [RED, GREEN]), ("tt2", [GREEN, BLUE])):
+        shots = {f"shot_{number:04d}_img_0": colour for number, colour in enumerate(colours)}
+        pictures.write(tmp_path / "images" / film, shots)
+        path = tars.pack(tmp_path / "images" / film, tmp_path / "packed" / f"{film}.tar")
+        storage.upload(path, f"{s3}/films/{film}.tar")
+    assert "4 rows = 4 done" in identify(tmp_path, clip_folder).stdout
+    arguments = [f"input_dir={tmp_path / 'gallery'}", f"image_list={s3}/films", f"output_dir={s3}/out"]
+    result = CliRunner().invoke(app, ["identify-clip", *arguments, f"model_name={clip_folder}", *EXACT])
+    assert result.exit_code == 0 and "4 rows = 4 done" in result.stdout, result.output
+    found = pd.read_csv(io.BytesIO(storage.read_bytes(f"{s3}/out/unlabelled_results.csv")))
+    expected = pd.read_csv(tmp_path / "out" / "unlabelled_results.csv")
+    shots = [f"shot_{number:04d}_img_0.png" for number in range(2)]
+    assert set(found["GT Image name"]) == {f"{film}/{shot}" for film in ("tt1", "tt2") for shot in shots}
+    order = ["GT Image name", "input_embeds"]
+    ours, theirs = (one.sort_values(order, ignore_index=True) for one in (found, expected))
+    pd.testing.assert_frame_equal(ours, theirs)
 
 
 def scores(folder: Path, results: str) -> dict[str, object]:

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from actors.comic_characters.crops import BODIES, BOX, CROPS, FACES, NAME, CropConfig, cut_pictures
+from actors.comic_characters.pages import read_pages
 from actors.core import storage
 from actors.core.store import Store
 from pipelines.comic_characters.crop import REJECTED, blocks, checked, collect, plan_crops, read_boxes
+from pipelines.comic_characters.detect import find_pages
 from pipelines.comic_characters.settings import ComicsConfig
-from tests.support import bombs
+from tests.support import bombs, tars
 from tests.support.comics import COLUMNS, write_comic
 
 BAD = {
@@ -165,3 +167,24 @@ def test_a_file_that_is_no_list_of_boxes_is_told(tmp_path: Path, data: bytes) ->
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"boxes\.csv"):
         read_boxes(str(path))
+
+
+@pytest.mark.parametrize("where", ["here", "s3"])
+def test_pages_in_tars_give_the_same_crops_and_can_be_looked_at(
+    made: Made, tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    config, counts = made
+    root = str(tmp_path) if where == "here" else request.getfixturevalue("s3")
+    for series in Path(config.input).iterdir():
+        path = tars.pack(series, tmp_path / "packed" / f"{series.name}.tar")
+        storage.upload(path, storage.join(root, "tars", path.name))
+    packed = replace(config, input=storage.join(root, "tars"), output=str(tmp_path / "out"))
+    assert cut(packed) == counts
+    assert [data for _, data in sorted(files(packed).items())] == [data for _, data in sorted(files(config).items())]
+    plain, found = find_pages(config.input), find_pages(packed.input)
+    names = ("series_id", "page", "panel")
+    assert [[row[name] for name in names] for row in found] == [[row[name] for name in names] for row in plain]
+    batches = [{"uri": np.array([row["uri"] for row in rows])} for rows in (plain, found)]
+    before, after = (read_pages(batch, None, None) for batch in batches)
+    assert after["error"].tolist() == before["error"].tolist() and "" in after["error"]
+    assert after["height"].tolist() == before["height"].tolist()

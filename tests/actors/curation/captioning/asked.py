@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from actors.curation.captioning.asking import Question
+from actors.curation.captioning.recaptioners import styled
 from actors.curation.captioning.styles import StyleName, fill, prompt_of
+from actors.models.vlm.asking import Question
 
 GOOD = "a woman in a red coat walks along the river at dusk"
 
@@ -18,4 +19,4 @@ def frames(count: int = 3) -> np.ndarray:
 def question(caption: str = "a man", style: StyleName = "improved", count: int = 3) -> Question:
     """What is asked of a scene with so many pictures."""
     prompt = prompt_of(style)
-    return Question(frames(count), fill(prompt, caption, "film", 2.5), style, prompt)
+    return styled(frames(count), fill(prompt, caption, "film", 2.5), style, prompt)

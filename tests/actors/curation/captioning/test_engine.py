@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.curation.captioning.asking import Answer
 from actors.curation.captioning.engine import CARRIED, answered, check_engine, request, response
 from actors.curation.captioning.recaptioners import packed
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.captioning.styles import STYLES
+from actors.models.vlm.asking import Answer
 from tests.actors.curation.captioning.asked import GOOD, frames
 
 CONFIG = CaptionsConfig(by="vllm", model="some/model", num_gpus=2, styles=("improved", "structured"))
@@ -27,7 +27,7 @@ def row(style: str = "improved", error: str = "") -> dict[str, Any]:
 
 def test_without_vllm_the_extra_is_named():
     with pytest.raises(ValueError, match=r"captions.by=vllm needs the extra `vllm`: pip install 'filmray\[vllm\]'"):
-        check_engine("some/model")
+        check_engine(CONFIG)
 
 
 def test_a_request_has_the_pictures_and_how_to_sample():
@@ -61,7 +61,7 @@ def test_an_engine_row_becomes_an_answer():
     cut = answered(response(made("a man in a", STYLES["improved"].most_tokens)), CONFIG, Answer())
     assert (cut.message, cut.open) == ("cut off after 256 tokens", True)
     second = answered(response(made(GOOD)), CONFIG, cut)
-    assert (second.recaption, second.attempts, second.tokens_out) == (GOOD, 2, 268)
+    assert (second.text, second.attempts, second.tokens_out) == (GOOD, 2, 268)
 
 
 def test_a_row_that_failed_in_the_engine_failed_by_itself():

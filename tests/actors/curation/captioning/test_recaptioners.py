@@ -7,11 +7,11 @@ import numpy as np
 
 from actors.core.stage import Batch
 from actors.core.store import Store
-from actors.curation.captioning.asking import Turns
-from actors.curation.captioning.captioners import Key
 from actors.curation.captioning.recaptioners import Answers, LocalRecaptioner, ServiceRecaptioner, answers_of, packed
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.tables import CAPTIONS
+from actors.models.vlm.asking import Turns
+from actors.models.vlm.services import Key
 from tests.actors.curation.captioning.asked import frames
 from tests.support.servers import Gemini
 from tests.support.tiny_models import captioning_model

@@ -12,12 +12,12 @@ import ray.data.llm
 from ray.data.llm import build_processor
 
 from actors.core.store import Store
-from actors.curation.captioning.asking import Refusal
 from actors.curation.captioning.engine import request, response
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.cutting.scenes import FramesConfig
 from actors.curation.exporting.layouts import text_of
 from actors.curation.tables import CAPTIONS
+from actors.models.vlm.asking import Refusal
 from pipelines.curation.captioning.caption_engine import engine_config
 from pipelines.curation.captioning.recaption import estimate, forget_failed, improving, recaption, unasked
 from pipelines.curation.rows import captions, captions_by_style

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from actors.core.store import Store
-from actors.curation.captioning.asking import CaptionServiceError, Refusal
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.captioning.styles import PROMPT, fill
 from actors.curation.cutting.scenes import FramesConfig
 from actors.curation.tables import CAPTIONS
+from actors.models.vlm.asking import Refusal, ServiceDownError
 from pipelines.curation.captioning.recaption import Recaptioned, estimate, forget_failed, recaption, unasked
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
@@ -113,7 +113,7 @@ def test_a_refused_key_ends_the_run_and_keeps_what_was_paid_for(
 def test_a_service_that_is_down_ends_the_run(ray_cluster: None, tmp_path: Path, film: Path, gemini: Gemini):
     gemini.otherwise = fails(503, "UNAVAILABLE", "overloaded")
     todo = [{**row, "scene_id": f"{row['scene_id']}{copy}"} for copy in "abcde" for row in scenes(film, 5)]
-    with pytest.raises(CaptionServiceError, match=r"20 captions in a row.*503 overloaded"):
+    with pytest.raises(ServiceDownError, match=r"20 answers in a row.*503 overloaded"):
         recaption(settings(tmp_path, gemini, requests_at_once=1, pause_s=0), todo)
     assert len(gemini.asked) == 20 * 3
 

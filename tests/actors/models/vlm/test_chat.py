@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from actors.curation.captioning.asking import TRIES, Answer, CaptionServiceError, Pace, Refusal, Turns, ask
-from actors.curation.captioning.captioners import check_captioner, key_of, load_captioner
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.curation.captioning.styles import StyleName
+from actors.models.vlm.asking import TRIES, Answer, Pace, Refusal, ServiceDownError, Turns, ask
+from actors.models.vlm.services import check_vlm, key_of, load_service
 from tests.actors.curation.captioning.asked import GOOD, question
 from tests.support.chat_server import KEY, MODEL, STRUCTURED, ChatServer, caption_of, chat_server, fails, raw, says
 
@@ -41,7 +41,7 @@ def asked_once(server: ChatServer, config: CaptionsConfig, *replies: Any, style:
     asked = question(style=style)
     server.script(replies={caption_of(asked.text): list(replies)} if replies else {})
     pace = Pace(Turns(patience_s=config.patience_s), pause_s=0.01)
-    answer = ask(load_captioner(config, key_of(config)), asked, pace)
+    answer = ask(load_service(config, key_of(config)), asked, pace)
     if end := pace.turns.ended():
         raise end.error()
     return answer
@@ -49,7 +49,7 @@ def asked_once(server: ChatServer, config: CaptionsConfig, *replies: Any, style:
 
 def test_a_good_reply(server: ChatServer):
     answer = asked_once(server, config(server), says(f"{GOOD}\n"))
-    assert (answer.recaption, answer.code, answer.attempts, answer.requests) == (GOOD, "", 1, 1)
+    assert (answer.text, answer.code, answer.attempts, answer.requests) == (GOOD, "", 1, 1)
     assert (answer.tokens_in, answer.tokens_out) == (1000, 50)
     [asked] = server.log()["asked"]
     assert (asked["caption"], asked["text"], asked["format"]) == ("a man", question().text, "")
@@ -59,7 +59,7 @@ def test_a_good_reply(server: ChatServer):
 
 def test_a_structured_caption_is_asked_for_by_its_schema(server: ChatServer):
     answer = asked_once(server, config(server), style="structured")
-    assert json.loads(answer.recaption) == STRUCTURED
+    assert json.loads(answer.text) == STRUCTURED
     assert server.log()["asked"][0]["format"] == "action,camera,light,style,subject"
 
 
@@ -84,16 +84,16 @@ def test_a_structured_caption_is_asked_for_by_its_schema(server: ChatServer):
 )
 def test_a_failed_try_is_tried_again(server: ChatServer, reply: Any, problem: str):
     answer = asked_once(server, config(server), reply, says(GOOD))
-    assert (answer.recaption, answer.attempts, answer.requests) == (GOOD, 2, 2)
+    assert (answer.text, answer.attempts, answer.requests) == (GOOD, 2, 2)
     answer = asked_once(server, config(server), reply)
-    assert (answer.recaption, answer.code, answer.attempts, answer.requests) == ("", "caption_failed", TRIES, TRIES)
+    assert (answer.text, answer.code, answer.attempts, answer.requests) == ("", "caption_failed", TRIES, TRIES)
     assert problem in answer.message
     assert server.count("a man") == 2 + TRIES
 
 
 def test_a_slow_server_is_not_waited_for_without_end(server: ChatServer):
     answer = asked_once(server, config(server, timeout_s=0.5), says(GOOD, wait_s=3), says(GOOD))
-    assert (answer.recaption, answer.attempts) == (GOOD, 2)
+    assert (answer.text, answer.attempts) == (GOOD, 2)
 
 
 def test_nobody_there_is_a_fault(server: ChatServer):
@@ -107,13 +107,13 @@ def test_too_many_requests_are_waited_for_and_are_no_try(server: ChatServer, sta
     busy = fails(status, "busy") | {"headers": headers}
     replies = [busy, says("BAD"), says("BAD"), says(GOOD)]
     answer = asked_once(server, config(server), *replies)
-    assert (answer.recaption, answer.attempts, answer.requests) == (GOOD, 3, 4)
+    assert (answer.text, answer.attempts, answer.requests) == (GOOD, 3, 4)
     times = server.log()["times"]
     assert times[1] - times[0] >= 1
 
 
 def test_a_long_pause_ends_the_run(server: ChatServer):
-    with pytest.raises(CaptionServiceError, match=r"wait 40000 s.*same command"):
+    with pytest.raises(ServiceDownError, match=r"wait 40000 s.*same command"):
         asked_once(server, config(server), fails(429, "quota for the day", Retry_After="40000"))
     assert server.count("a man") == 1
 
@@ -125,7 +125,7 @@ def test_a_wrong_key_is_told_without_the_key(server: ChatServer, monkeypatch: py
     assert "sk-wrong" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     # A server of one's own may need no key: that is known when it answers.
-    check_captioner(config(server))
+    check_vlm(config(server))
     with pytest.raises(Refusal, match="check OPENAI_API_KEY in the environment"):
         asked_once(server, config(server))
 
@@ -139,7 +139,7 @@ def test_an_unknown_model_and_a_wrong_address_are_named(server: ChatServer):
 
 def test_a_model_that_names_the_limit_otherwise_is_asked_so(server: ChatServer):
     server.script(names="max_completion_tokens")
-    captioner = load_captioner(config(server), KEY)
+    captioner = load_service(config(server), KEY)
     assert ask(captioner, question(), Pace()).attempts == 1
     assert ask(captioner, question(), Pace()).requests == 1
 
@@ -149,12 +149,12 @@ def test_requests_in_flight_follow_what_the_server_takes(server: ChatServer):
     server.script(takes=6, wait_s=0.05)
     settings = replace(config(server), requests_at_once=16)
     pace = Pace(Turns(patience_s=60), settings.at_once, pause_s=0.01)
-    captioner = load_captioner(settings, KEY)
+    captioner = load_service(settings, KEY)
     started = time.monotonic()
     with ThreadPoolExecutor(settings.at_once) as threads:
         answers = list(threads.map(lambda n: ask(captioner, question(f"scene {n}"), pace, str(n)), range(120)))
     log = server.log()
-    assert {answer.code for answer in answers} == {""} and len({answer.recaption for answer in answers}) == 120
+    assert {answer.code for answer in answers} == {""} and len({answer.text for answer in answers}) == 120
     assert all(log["whole"][f"scene {number}"] == 1 for number in range(120))
     assert 0 < log["refused"] < 60 and log["most"] <= 16
     # One after the other they would take 6 s, and a second of each pause.

@@ -10,9 +10,9 @@ from typing import Any
 
 from actors.core.errors import UserError
 from actors.core.http import retry_after_s
-from actors.curation.captioning.asking import Question, Refusal, Reply, Throttled
-from actors.curation.captioning.settings import CaptionsConfig
 from actors.media.images import encode_jpeg
+from actors.models.vlm.asking import Question, Refusal, Reply, Throttled
+from actors.models.vlm.settings import VlmConfig
 
 MAX_OUTPUT_TOKENS = 4096
 """Bounds what one reply costs; a model that thinks spends of it, too."""
@@ -23,7 +23,7 @@ QUALITY = 90
 class GoogleGenai:
     """Gemini through google-genai; may be shared by threads."""
 
-    def __init__(self, config: CaptionsConfig, key: str) -> None:
+    def __init__(self, config: VlmConfig, key: str) -> None:
         from google import genai
         from google.genai import types
 
@@ -33,7 +33,7 @@ class GoogleGenai:
         self._limit = types.GenerateContentConfig(max_output_tokens=MAX_OUTPUT_TOKENS)
         self._service = _Service(config, key)
 
-    def caption(self, question: Question, attempt: int) -> Reply:
+    def reply(self, question: Question, attempt: int) -> Reply:
         import httpx2
         from google.genai import errors, types
 
@@ -65,14 +65,14 @@ class GoogleGenai:
 class GoogleGenerativeAI:
     """Gemini through google-generativeai, over HTTP like its successor; may be shared by threads."""
 
-    def __init__(self, config: CaptionsConfig, key: str) -> None:
+    def __init__(self, config: VlmConfig, key: str) -> None:
         try:
             from google.generativeai.client import configure
             from google.generativeai.generative_models import GenerativeModel
         except ImportError as error:
             raise UserError(
-                "captions.by=google-generativeai needs the extra `google-generativeai`: "
-                "pip install 'filmray[google-generativeai]'; captions.by=google-genai is its successor"
+                f"{config.NAME}.by=google-generativeai needs the extra `google-generativeai`: "
+                f"pip install 'filmray[google-generativeai]'; {config.NAME}.by=google-genai is its successor"
             ) from error
         options = {"api_endpoint": config.endpoint} if config.endpoint else None
         configure(api_key=key, transport="rest", client_options=options)
@@ -81,7 +81,7 @@ class GoogleGenerativeAI:
         self._once: Any = {"retry": None, "timeout": config.timeout_s}
         self._service = _Service(config, key)
 
-    def caption(self, question: Question, attempt: int) -> Reply:
+    def reply(self, question: Question, attempt: int) -> Reply:
         import requests
         from google.api_core.exceptions import GoogleAPICallError
         from google.protobuf.json_format import ParseError
@@ -110,8 +110,8 @@ class GoogleGenerativeAI:
 class _Service:
     """What faults of the Gemini service mean, whatever library met them; its messages never hold the key."""
 
-    def __init__(self, config: CaptionsConfig, key: str) -> None:
-        self.model = config.model
+    def __init__(self, config: VlmConfig, key: str) -> None:
+        self.model, self._name = config.model, config.NAME
         self._key = key
 
     def failed(self, status: int, headers: Mapping[str, str], body: Any) -> Reply:
@@ -123,14 +123,14 @@ class _Service:
         if status == 404:
             raise Refusal(
                 status,
-                f"captions.model={self.model} is not there ({said}): choose one of "
-                "https://ai.google.dev/gemini-api/docs/models, and check captions.endpoint",
+                f"{self._name}.model={self.model} is not there ({said}): choose one of "
+                f"https://ai.google.dev/gemini-api/docs/models, and check {self._name}.endpoint",
             )
         if status in (400, 401, 403):
             raise Refusal(
                 status,
-                f"the caption service refuses the request ({said}): check GEMINI_API_KEY, whether it may use "
-                f"captions.model={self.model}, and captions.endpoint",
+                f"the service refuses the request ({said}): check GEMINI_API_KEY, whether it may use "
+                f"{self._name}.model={self.model}, and {self._name}.endpoint",
             )
         return self.fault(said)
 

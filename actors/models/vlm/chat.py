@@ -8,10 +8,9 @@ import base64
 from typing import Any
 
 from actors.core.http import retry_after_s
-from actors.curation.captioning.asking import Question, Refusal, Reply, Throttled
-from actors.curation.captioning.settings import CaptionsConfig
-from actors.curation.captioning.styles import STYLES, Structured
 from actors.media.images import encode_jpeg
+from actors.models.vlm.asking import Question, Refusal, Reply, Throttled
+from actors.models.vlm.settings import VlmConfig
 
 MAX_OUTPUT_TOKENS = 1024
 """Bounds what one reply costs. A server with little context would refuse more."""
@@ -22,10 +21,10 @@ QUALITY = 90
 class ChatCompletions:
     """A model behind POST /chat/completions; may be shared by threads."""
 
-    def __init__(self, config: CaptionsConfig, key: str) -> None:
+    def __init__(self, config: VlmConfig, key: str) -> None:
         import httpx2
 
-        self._model, self._key = config.model, key
+        self._model, self._key, self._name = config.model, key, config.NAME
         self._url = f"{(config.endpoint or '').rstrip('/')}/chat/completions"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=config.at_once)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -33,7 +32,7 @@ class ChatCompletions:
         # Ollama knows no other name; models of OpenAI that think refuse it, and name the one that they take.
         self._limit = "max_tokens"
 
-    def caption(self, question: Question, attempt: int) -> Reply:
+    def reply(self, question: Question, attempt: int) -> Reply:
         import httpx2
 
         try:
@@ -43,7 +42,7 @@ class ChatCompletions:
         except httpx2.HTTPError as error:
             return self._fault(f"the connection failed: {str(error) or type(error).__name__}")
         except httpx2.InvalidURL as error:
-            raise Refusal(404, f"captions.endpoint: {error}") from error
+            raise Refusal(404, f"{self._name}.endpoint: {error}") from error
         try:
             body = response.json()
         except ValueError:
@@ -62,8 +61,8 @@ class ChatCompletions:
         ]
         content.append({"type": "text", "text": question.text})
         body = {"model": self._model, "messages": [{"role": "user", "content": content}]}
-        if STYLES[question.style].structured:
-            schema = {"name": "scene", "strict": True, "schema": Structured.model_json_schema()}
+        if question.schema:
+            schema = {"name": "answer", "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return {**body, self._limit: MAX_OUTPUT_TOKENS}
 
@@ -88,24 +87,24 @@ class ChatCompletions:
         said = self._plain(f"{status} {message or response.text}")
         if status == 400 and "max_completion_tokens" in said and self._limit == "max_tokens":
             self._limit = "max_completion_tokens"
-            return self.caption(question, attempt)
+            return self.reply(question, attempt)
         if status in (429, 503):
             raise Throttled(retry_after_s(response.headers.get("Retry-After")))
         if status in (401, 403):
             raise Refusal(
                 status,
                 f"{self._url} refuses the key ({said}): check OPENAI_API_KEY in the environment, and whether it may "
-                f"use captions.model={self._model}",
+                f"use {self._name}.model={self._model}",
             )
         if status == 404:
             raise Refusal(
                 status,
-                f"captions.model={self._model} is not there, or nothing is at {self._url} ({said}): GET /models lists "
-                "the server's models; captions.endpoint ends with the version, as in http://host:8000/v1",
+                f"{self._name}.model={self._model} is not there, or nothing is at {self._url} ({said}): GET "
+                f"/models lists the server's models; {self._name}.endpoint ends with the version, as in http://host:8000/v1",
             )
         if status in (400, 405, 413, 422):
             raise Refusal(
-                status, f"{self._url} refuses the request ({said}): check captions.model and captions.endpoint"
+                status, f"{self._url} refuses the request ({said}): check {self._name}.model and {self._name}.endpoint"
             )
         return self._fault(said)
 

@@ -1,48 +1,52 @@
-"""Asking for one caption until a reply counts: turns, pauses, a budget, and how many requests are in flight.
+"""Asking a model until a reply counts: turns, pauses, a budget, and how many requests are in flight.
 
-A captioner gets up to three frames of a scene and a prompt. Its reply counts where it keeps the rules of the style;
-else it is asked again, three times in all. All workers of a run share its `Turns`; each worker has its own `Window`.
+A model gets frames and a text. Its reply counts where it passes the question's check; else the model is asked again,
+three times in all. All workers of a run share its `Turns`; each worker has its own `Window`.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from actors.core.errors import UserError
-from actors.curation.captioning.styles import StyleName, checked
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Replies for a caption that may fail before it does."""
+"""Replies to a question that may fail before it does."""
 UNFINISHED = "unfinished"
-"""Code of a caption that was not asked for to the end, since the run's budget or the run was."""
+"""Code of a question that was not asked to the end, since the run's budget or the run ended."""
 LONGEST_PAUSE_S = 60.0
 """Pauses that the service does not ask for grow up to this."""
 GIVE_UP = 20
-"""A run ends when so many captions in a row failed by the service's fault: it is down."""
+"""A run ends when so many questions in a row failed by the service's fault: it is down."""
 FIRST_IN_FLIGHT = 8
 """Requests that a worker has in flight before it knows what the service takes."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model for one caption of one scene."""
+    """What is asked of a model about some frames."""
 
     frames_THWC: np.ndarray
     """uint8 (T, H, W, 3) RGB."""
     text: str
     """What stands beside the frames."""
-    style: StyleName
-    prompt: str = ""
-    """The text with names in braces in place of this scene's values."""
+    check: Callable[[str], tuple[str, str]]
+    """What is kept of a reply, and what is wrong with it, "" for nothing."""
+    most_tokens: int
+    """A model that runs here and writes more than this has no answer."""
+    code: str
+    """Code of an answer that failed."""
+    schema: dict[str, Any] | None = None
+    """JSON schema of the reply, for services that take one."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Answer:
-    """What asking for one caption brought in the end."""
+    """What asking a question brought in the end."""
 
-    recaption: str = ""
+    text: str = ""
     """"" where it failed."""
     code: str = ""
-    """"", caption_failed, or UNFINISHED."""
+    """"", the code of the question, or UNFINISHED."""
     message: str = ""
     """What was wrong with the last try."""
     attempts: int = 0
@@ -77,12 +81,12 @@ class Answer:
     fault: bool = False
     """The last try failed by the service's fault."""
 
-    def then(self, reply: Reply, style: StyleName, prompt: str, requests: int) -> "Answer":
-        """What it is after one more reply; prompt: what was asked, with names in braces."""
-        text, problem = ("", reply.problem) if reply.problem else checked(style, reply.text, prompt)
+    def then(self, reply: Reply, question: Question, requests: int) -> "Answer":
+        """What it is after one more reply."""
+        text, problem = ("", reply.problem) if reply.problem else question.check(reply.text)
         return Answer(
-            recaption="" if problem else text,
-            code="caption_failed" if problem else "",
+            text="" if problem else text,
+            code=question.code if problem else "",
             message=problem,
             attempts=self.attempts + 1,
             requests=requests,
@@ -97,10 +101,10 @@ class Answer:
         return bool(self.code or not self.attempts) and self.attempts < TRIES
 
 
-class Captioner(Protocol):
+class Service(Protocol):
     """Answers one question at a time; may be shared by threads."""
 
-    def caption(self, question: Question, attempt: int) -> Reply:
+    def reply(self, question: Question, attempt: int) -> Reply:
         """Ask once; attempt counts from 0.
 
         Raises Throttled where the service asks to wait, and Refusal where it takes no such request at all.
@@ -124,7 +128,7 @@ class Refusal(UserError):
         self.status = status
 
 
-class CaptionServiceError(RuntimeError):
+class ServiceDownError(RuntimeError):
     """The service does not answer for long: the run ends, and the same command goes on later."""
 
 
@@ -136,7 +140,7 @@ class End(NamedTuple):
 
     def error(self) -> Exception:
         """What the command raises."""
-        return Refusal(self.status, self.message) if self.status else CaptionServiceError(self.message)
+        return Refusal(self.status, self.message) if self.status else ServiceDownError(self.message)
 
 
 class Turns:
@@ -162,7 +166,7 @@ class Turns:
         """Requests made."""
 
     def turn(self, name: str) -> float | None:
-        """Take the turn to make a request for a caption: 0, or how many seconds there are until the next one; None
+        """Take the turn to make a request: 0, or how many seconds there are until the next one; None
         where no more are to be made."""
         with self._lock:
             if self._stopped or self._left == self.requests:
@@ -188,10 +192,10 @@ class Turns:
             self.end(
                 0,
                 f"the service says 429 or 503, too many requests, and asks to wait {wait:.0f} s after {lasted:.0f} s, "
-                f"beyond captions.patience_s={self._patience_s:g}: the quota may be used up; run the same command "
-                "later, or set captions.requests_per_minute",
+                f"beyond patience_s={self._patience_s:g}: the quota may be used up; run the same command "
+                "later, or set requests_per_minute",
             )
-        log.info("the caption service asks to wait %.0f s", wait)
+        log.info("the service asks to wait %.0f s", wait)
 
     def heard(self) -> None:
         """The service has answered: it is not throttling now."""
@@ -203,7 +207,7 @@ class Turns:
         return self._answered
 
     def settled(self, name: str, fault: str | None) -> None:
-        """A caption has been written. fault: how it failed where that was the service's fault; "" where it was not;
+        """An answer has been written. fault: how it failed where that was the service's fault; "" where it was not;
         None where it has neither."""
         with self._lock:
             self._open.discard(name)
@@ -212,8 +216,8 @@ class Turns:
         if self._faults >= GIVE_UP:
             self.end(
                 0,
-                f"{self._faults} captions in a row failed by the service's fault ({fault}): run the same command "
-                "again when it is well; `retry` asks for these again",
+                f"{self._faults} answers in a row failed by the service's fault ({fault}): run the same command "
+                "again when it is well, and ask for the failed ones again",
             )
 
     def end(self, status: int, message: str) -> None:
@@ -227,7 +231,7 @@ class Turns:
         return self._end
 
     def stop(self) -> int:
-        """Let no further request be made; returns how many captions have been asked for and not been written yet."""
+        """Let no further request be made; returns how many answers are not written yet."""
         with self._lock:
             self._stopped = True
             return len(self._open)
@@ -291,18 +295,18 @@ class Pace:
         """The first pause after a fault of the service; it doubles with each."""
 
     def wait(self, name: str) -> bool:
-        """Wait for the turn to make a request for a caption; False where no more are to be made."""
+        """Wait for the turn to make a request; False where no more are to be made."""
         while wait := self.turns.turn(name):
             # Short enough to see the end of a run.
             time.sleep(min(wait, 1.0))
         return wait is not None
 
 
-def ask(captioner: Captioner, question: Question, pace: Pace, name: str = "") -> Answer:
+def ask(service: Service, question: Question, pace: Pace, name: str = "") -> Answer:
     """Ask until a reply counts, TRIES times at most; UNFINISHED where the budget or the run ended before.
 
-    name: of the caption, among all of the run. A request that the service refuses with 400, 413 or 422 is this
-    caption's failure where others were answered before; other refusals end the run.
+    name: of the question, among all of the run. A request that the service refuses with 400, 413 or 422 is this
+    question's failure where others were answered before; other refusals end the run.
     """
     answer, requests, turns = Answer(), 0, pace.turns
     while answer.open:
@@ -311,7 +315,7 @@ def ask(captioner: Captioner, question: Question, pace: Pace, name: str = "") ->
                 return replace(answer, code=UNFINISHED, requests=requests)
             requests += 1
             try:
-                reply = captioner.caption(question, answer.attempts)
+                reply = service.reply(question, answer.attempts)
             except Throttled as error:
                 pace.window.shut(since)
                 turns.hold(error.wait_s)
@@ -326,7 +330,7 @@ def ask(captioner: Captioner, question: Question, pace: Pace, name: str = "") ->
             else:
                 pace.window.open()
                 turns.heard()
-        answer = answer.then(reply, question.style, question.prompt, requests)
+        answer = answer.then(reply, question, requests)
         if reply.fault and answer.open:
             pause = pace.pause_s * 2 ** (answer.attempts - 1) * random.uniform(0.5, 1)
             time.sleep(min(pause, LONGEST_PAUSE_S))

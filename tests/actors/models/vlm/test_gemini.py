@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.curation.captioning.asking import (
+from actors.curation.captioning.settings import CaptionsConfig
+from actors.models.vlm.asking import (
     TRIES,
     UNFINISHED,
     Answer,
-    CaptionServiceError,
     Pace,
     Refusal,
+    ServiceDownError,
     Turns,
     ask,
 )
-from actors.curation.captioning.captioners import check_captioner, key_of, load_captioner
-from actors.curation.captioning.settings import GEMINI, CaptionsConfig
+from actors.models.vlm.services import check_vlm, key_of, load_service
+from actors.models.vlm.settings import GEMINI
 from tests.actors.curation.captioning.asked import GOOD, frames, question
 from tests.support.servers import Gemini, Said, blocks, fails, says
 
@@ -31,7 +32,7 @@ def asked_once(gemini: Gemini, config: CaptionsConfig, *replies: Said) -> Answer
     """The answer for one scene, to whose requests these are the replies."""
     gemini.replies["a man"] = list(replies)
     pace = Pace(Turns(patience_s=config.patience_s), pause_s=0.01)
-    answer = ask(load_captioner(config, key_of(config)), question(), pace)
+    answer = ask(load_service(config, key_of(config)), question(), pace)
     if end := pace.turns.ended():
         assert answer.code == UNFINISHED
         raise end.error()
@@ -41,7 +42,7 @@ def asked_once(gemini: Gemini, config: CaptionsConfig, *replies: Said) -> Answer
 @pytest.mark.parametrize("by", LIBRARIES)
 def test_a_good_reply(gemini: Gemini, by: str):
     answer = asked_once(gemini, service(gemini, by), says(f"{GOOD}\n"))
-    assert (answer.recaption, answer.code, answer.attempts, answer.requests) == (GOOD, "", 1, 1)
+    assert (answer.text, answer.code, answer.attempts, answer.requests) == (GOOD, "", 1, 1)
     assert (answer.tokens_in, answer.tokens_out) == (1000, 50)
     [(caption, pictures)] = gemini.asked
     assert caption == "a man"
@@ -71,9 +72,9 @@ def test_a_good_reply(gemini: Gemini, by: str):
 def test_a_failed_try_is_tried_again(gemini: Gemini, by: str, reply: Said, problem: str):
     config = service(gemini, by)
     answer = asked_once(gemini, config, reply, says(GOOD))
-    assert (answer.recaption, answer.attempts, answer.requests) == (GOOD, 2, 2)
+    assert (answer.text, answer.attempts, answer.requests) == (GOOD, 2, 2)
     answer = asked_once(gemini, config, reply)
-    assert (answer.recaption, answer.code, answer.attempts, answer.requests) == ("", "caption_failed", TRIES, TRIES)
+    assert (answer.text, answer.code, answer.attempts, answer.requests) == ("", "caption_failed", TRIES, TRIES)
     assert problem in answer.message
     assert gemini.count("a man") == 2 + TRIES
 
@@ -81,7 +82,7 @@ def test_a_failed_try_is_tried_again(gemini: Gemini, by: str, reply: Said, probl
 @pytest.mark.parametrize("by", LIBRARIES)
 def test_a_slow_service_is_not_waited_for_without_end(gemini: Gemini, by: str):
     answer = asked_once(gemini, service(gemini, by, timeout_s=1), says(GOOD, wait_s=3), says(GOOD))
-    assert (answer.recaption, answer.attempts) == (GOOD, 2)
+    assert (answer.text, answer.attempts) == (GOOD, 2)
 
 
 @pytest.mark.parametrize("by", LIBRARIES)
@@ -95,14 +96,14 @@ def test_a_slow_service_is_not_waited_for_without_end(gemini: Gemini, by: str):
 )
 def test_too_many_requests_are_waited_for_and_are_no_try(gemini: Gemini, by: str, reply: Said):
     answer = asked_once(gemini, service(gemini, by), reply, says("BAD"), says("BAD"), says(GOOD))
-    assert (answer.recaption, answer.attempts, answer.requests) == (GOOD, 3, 4)
+    assert (answer.text, answer.attempts, answer.requests) == (GOOD, 3, 4)
     assert gemini.times[1] - gemini.times[0] >= 1
 
 
 @pytest.mark.parametrize("by", LIBRARIES)
 def test_a_long_pause_ends_the_run(gemini: Gemini, by: str):
     quota = fails(429, "RESOURCE_EXHAUSTED", "quota for the day", Retry_After="40000")
-    with pytest.raises(CaptionServiceError, match=r"wait 40000 s.*same command"):
+    with pytest.raises(ServiceDownError, match=r"wait 40000 s.*same command"):
         asked_once(gemini, service(gemini, by), quota)
     assert gemini.count("a man") == 1
 
@@ -140,10 +141,10 @@ def test_without_a_key_nothing_is_loaded(by: Any, monkeypatch: pytest.MonkeyPatc
     # Google's libraries also look here.
     monkeypatch.setenv("GOOGLE_API_KEY", "another")
     with pytest.raises(ValueError, match="set GEMINI_API_KEY"):
-        check_captioner(CaptionsConfig(by=by))
+        check_vlm(CaptionsConfig(by=by))
 
 
 def test_the_environment_does_not_lead_to_another_service(gemini: Gemini, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
     monkeypatch.setenv("GOOGLE_API_KEY", "another")
-    assert asked_once(gemini, service(gemini, "google-genai"), says(GOOD)).recaption == GOOD
+    assert asked_once(gemini, service(gemini, "google-genai"), says(GOOD)).text == GOOD

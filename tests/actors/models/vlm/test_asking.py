@@ -7,15 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from actors.curation.captioning.asking import (
+from actors.models.vlm.asking import (
     GIVE_UP,
     TRIES,
     UNFINISHED,
-    CaptionServiceError,
     Pace,
     Question,
     Refusal,
     Reply,
+    ServiceDownError,
     Throttled,
     Turns,
     Window,
@@ -25,12 +25,12 @@ from tests.actors.curation.captioning.asked import GOOD, question
 
 
 class Scripted:
-    """A captioner that replies, or raises, one thing after the other."""
+    """A service that replies, or raises, one thing after the other."""
 
     def __init__(self, replies: Iterable[Reply | Exception]) -> None:
         self.left = list(replies)
 
-    def caption(self, question: Question, attempt: int) -> Reply:
+    def reply(self, question: Question, attempt: int) -> Reply:
         reply = self.left.pop(0)
         if isinstance(reply, Exception):
             raise reply
@@ -85,7 +85,7 @@ def test_a_bad_request_ends_the_run_only_where_nothing_was_answered(status: int)
     assert end and isinstance(end.error(), Refusal) and str(end.error()) == "no such field"
 
     pace = Pace()
-    assert ask(Scripted([Reply(GOOD)]), question(), pace).recaption == GOOD
+    assert ask(Scripted([Reply(GOOD)]), question(), pace).text == GOOD
     answer = ask(Scripted([refusal] * 3), question(), pace)
     assert (answer.code, answer.message, answer.attempts, answer.fault) == ("caption_failed", "no such field", 3, True)
     assert pace.turns.ended() is None
@@ -96,7 +96,7 @@ def test_a_bad_request_ends_the_run_only_where_nothing_was_answered(status: int)
 def test_a_loop_is_asked_again():
     replies = [Reply("a man " * 30), Reply("a man with the"), Reply(GOOD)]
     answer = ask(Scripted(replies), question(), Pace())
-    assert (answer.recaption, answer.attempts) == (GOOD, 3)
+    assert (answer.text, answer.attempts) == (GOOD, 3)
 
 
 def test_faults_in_a_row_end_the_run():
@@ -110,8 +110,8 @@ def test_faults_in_a_row_end_the_run():
     for _ in range(GIVE_UP):
         turns.settled("one", "503 busy")
     end = turns.ended()
-    assert end and isinstance(end.error(), CaptionServiceError)
-    assert f"{GIVE_UP} captions in a row" in end.message and "503 busy" in end.message
+    assert end and isinstance(end.error(), ServiceDownError)
+    assert f"{GIVE_UP} answers in a row" in end.message and "503 busy" in end.message
 
 
 def test_patience_ends():
@@ -153,7 +153,7 @@ def test_a_worker_finds_what_the_service_takes():
     pace, lock, taken, refused = Pace(Turns(patience_s=60), most=32), threading.Lock(), [0], [0]
 
     class Busy:
-        def caption(self, question: Question, attempt: int) -> Reply:
+        def reply(self, question: Question, attempt: int) -> Reply:
             with lock:
                 taken[0] += 1
                 full = taken[0] > 5
@@ -185,7 +185,7 @@ def test_a_worker_finds_what_the_service_takes():
 
 def test_a_pause_doubles(monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
-    monkeypatch.setattr("actors.curation.captioning.asking.time.sleep", pauses.append)
-    monkeypatch.setattr("actors.curation.captioning.asking.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("actors.models.vlm.asking.time.sleep", pauses.append)
+    monkeypatch.setattr("actors.models.vlm.asking.random.uniform", lambda low, high: high)
     answer = ask(Scripted([Reply(problem="500", fault=True)] * TRIES), question(), Pace(pause_s=2))
     assert (answer.code, answer.fault, pauses) == ("caption_failed", True, [2, 4])
