@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.crops import BOX, decode
-from actors.comic_characters.detection import letterbox
 from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
 from actors.core import storage
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch
 from actors.core.store import Store
+from actors.models.detection import letterbox
 
 READERS = 8
 """Files that one worker reads at once: a store answers late."""
