@@ -1,28 +1,20 @@
 """Detectors by path: ONNX, TorchScript, and models of ultralytics where that package is installed."""
 
-import ast
 import importlib.util
 import json
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from actors.comic_characters.detection import (
-    DetectConfig,
-    Detections,
-    decoded,
-    form_of,
-    network_input,
-    on_page,
-)
+from actors.comic_characters.detection import DetectConfig
 from actors.comic_characters.marks import KINDS, PANEL_NAMES
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
+from actors.models.detection import Detections, LayoutError, class_names, decoded, form_of, network_input, on_picture
+from actors.models.networks import load_network, torchscript_about
 from actors.models.onnx import load_onnx
 
 GIVE = (
@@ -66,7 +58,7 @@ def inspect(config: DetectConfig) -> Weights:
         kind, about = "onnx", model.metadata
         batch, *_ = model.shapes[0]
         single, sides = batch == 1, model.shapes[0][2:]
-    elif (found := _torchscript(path)) is not None:
+    elif (found := torchscript_about(path)) is not None:
         kind, about = "torchscript", found
         single = bool(about) and not about.get("dynamic")
         sides = about.get("imgsz")
@@ -81,33 +73,11 @@ def inspect(config: DetectConfig) -> Weights:
             f"detect.size={config.size}: {path} takes {fixed[0]} x {fixed[1]} pixels. Leave detect.size out."
         )
     shape = fixed or (config.size or SIDE, config.size or SIDE)
-    names = config.classes or _names(about.get("names"))
+    names = config.classes or class_names(about.get("names"))
     if kind == "ultralytics":
         names = names or tuple(_load_ultralytics(path).names.values())
     _check_names(names, config)
     return Weights(kind, names, shape, single)
-
-
-def _torchscript(path: str) -> dict[str, Any] | None:
-    """What a TorchScript file says of itself, {} where that is nothing; None where it is no TorchScript."""
-    with storage.local(path) as file:
-        if not zipfile.is_zipfile(file):
-            return None
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            if not any("/code/" in name for name in names):
-                return None
-            extra = next((name for name in names if name.endswith("extra/config.txt")), None)
-            return json.loads(archive.read(extra)) if extra else {}
-
-
-def _names(given: Any) -> tuple[str, ...]:
-    """Names of classes as ultralytics writes them: a dict by number, or its text."""
-    if isinstance(given, str):
-        given = ast.literal_eval(given)
-    if isinstance(given, dict):
-        given = [given[key] for key in sorted(given, key=int)]
-    return tuple(map(str, given or ()))
 
 
 def _check_names(names: tuple[str, ...], config: DetectConfig) -> None:
@@ -139,69 +109,33 @@ def load_detector(config: DetectConfig, weights: Weights) -> Run:
     gpu, threads = config.num_gpus > 0, max(1, int(config.num_cpus))
     if weights.kind == "ultralytics":
         return _by_ultralytics(config, weights, "cuda" if gpu else "cpu")
-    if weights.kind == "onnx":
-        call = _onnx_network(config.weights, weights.shape, gpu, threads)
-    else:
-        call = _torch_network(config.weights, "cuda" if gpu else "cpu", threads)
+    call = load_network(config.weights, "detect.weights", threads, gpu)
     count = len(weights.names)
 
     def run(squares: np.ndarray) -> list[Detections]:
         found: list[Detections] = []
         step = 1 if weights.single else len(squares)
         for first in range(0, len(squares), step):
-            outputs = call(network_input(squares[first : first + step], config.normalise))
+            pixels = network_input(squares[first : first + step], config.normalise)
+            # RT-DETR and D-FINE scale boxes to sizes that they are given, as width and height.
+            sizes = np.tile([weights.shape[::-1]], (len(pixels), 1))
+            outputs = call(pixels, *[sizes] * (call.inputs - 1))
             if any(len(output) != len(squares[first : first + step]) for output in outputs):
                 raise UserError(
                     f"detect.weights={config.weights} was exported for one batch size only: its outputs for {step} "
                     f"pictures are {', '.join(str(output.shape) for output in outputs)}. Set detect.batch_size=1."
                 )
-            form = form_of(outputs, count) if config.outputs == "auto" else config.outputs
-            found += decoded(outputs, form, count, weights.shape, config)
+            try:
+                form = form_of(outputs, count) if config.outputs == "auto" else config.outputs
+                found += decoded(outputs, form, count, weights.shape, config.threshold, config.overlap)
+            except LayoutError as error:
+                raise UserError(
+                    f"detect.weights={config.weights}: {error}. Set detect.classes to the names of all its classes, in "
+                    "order, or detect.outputs."
+                ) from error
         return found
 
     return run
-
-
-Network = Callable[[np.ndarray], list[np.ndarray]]
-"""Outputs of a network for float32 (N, 3, H, W)."""
-
-
-def _onnx_network(path: str, shape: tuple[int, int], gpu: bool, threads: int) -> Network:
-    model = load_onnx(path, "detect.weights", threads, gpu)
-    # RT-DETR and D-FINE scale boxes to sizes that they are given, as width and height.
-    sized = len(model.inputs) == 2
-
-    def call(pixels: np.ndarray) -> list[np.ndarray]:
-        sizes = np.tile([[shape[1], shape[0]]], (len(pixels), 1))
-        return model(pixels, sizes) if sized else model(pixels)
-
-    return call
-
-
-def _torch_network(path: str, device: str, threads: int) -> Network:
-    import torch
-
-    jit: Any = torch.jit
-    if device == "cpu":
-        torch.set_num_threads(threads)
-    with storage.local(path) as file, warnings.catch_warnings():
-        # Of its deprecation by torch whoever has such a file need not hear.
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            network = jit.load(str(file), map_location=device).eval()
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"detect.weights={path} cannot be loaded as TorchScript: {reason}") from error
-
-    def call(pixels: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode():
-            outputs = network(torch.from_numpy(pixels).to(device))
-        if isinstance(outputs, dict):
-            outputs = list(outputs.values())
-        tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        return [tensor.cpu().numpy() for tensor in tensors if isinstance(tensor, torch.Tensor)]
-
-    return call
 
 
 def _by_ultralytics(config: DetectConfig, weights: Weights, device: str) -> Run:
@@ -235,7 +169,7 @@ class Detector:
         found = np.full(len(batch["error"]), "[]", object)
         names, shape = self._weights.names, self._weights.shape
         for row, one in zip(sound, self._run(batch["square"][sound]) if len(sound) else (), strict=True):
-            boxes = on_page(one.boxes, (int(batch["height"][row]), int(batch["width"][row])), shape)
+            boxes = on_picture(one.boxes, (int(batch["height"][row]), int(batch["width"][row])), shape)
             # Of what lies in the bars nothing is left.
             real = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
             parts = zip(one.classes[real].tolist(), one.scores[real].tolist(), boxes[real].tolist(), strict=True)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from actors.comic_characters.crops import BOX, code_of, decode
-from actors.comic_characters.detection import letterbox
 from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
 from actors.core.addresses import AddressError
@@ -19,6 +18,7 @@ from actors.core.stage import Batch
 from actors.core.store import Store
 from actors.media import archives
 from actors.media.images import ImageError, size_of, turn
+from actors.models.detection import letterbox
 
 READERS = 8
 """Files that one worker reads at once: a store answers late."""

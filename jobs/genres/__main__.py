@@ -227,7 +227,7 @@ class ZeroShot(Verb):
             tokens, usd = plan.cost(config)
             facts.append(f"about {tokens} input tokens, ${usd:.2f}, and three times that at most with retries")
         names = ("answers", "predictions.parquet", "rejected", "runs/zero-shot.json")
-        return Preview(facts, places(config.output, *names), *plan.stages(config))
+        return Preview(facts, located(config.output, *names), *plan.stages(config))
 
     def work(self, config: "ZeroShotConfig", plan: "ZeroShotPlan", run: Run) -> None:
         from pipelines.genres.zero_shot import zero_shot

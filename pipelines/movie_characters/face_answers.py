@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from actors.core import storage
 from actors.core.store import Store
 from actors.movie_characters.names import Picture, unsuffixed
+from pipelines.movie_characters.films.tracks import NOTHING, Seen
 from pipelines.movie_characters.results import UNKNOWN
 
 ANSWERS = pa.schema(
@@ -28,11 +29,12 @@ ANSWERS = pa.schema(
         ("identity", pa.string()),
         ("score", pa.float32()),
         ("margin", pa.float32()),
+        ("confidence", pa.float32()),
     ]
 )
 """One row per face: its number in the picture, the largest first, its box and height in pixels of the upright picture,
-the class or unknown, the nearest gallery image, its cosine, and by how much that exceeds the best of another class
-(null where there is none)."""
+the class or unknown, the nearest gallery image, its cosine, by how much that exceeds the best of another class (null
+where there is none), and the detector's confidence (null where an earlier version has stored none)."""
 NAME = "face_answers"
 
 
@@ -42,7 +44,7 @@ def area(box: Sequence[float]) -> float:
 
 
 def answered(
-    faces: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    faces: Mapping[str, Seen],
     images: Sequence[Picture],
     gallery: Sequence[Picture],
     matrix: np.ndarray,
@@ -51,13 +53,13 @@ def answered(
     """Rows of ANSWERS.
 
     Args:
-        faces: by uri, boxes (N, 4) and vectors (N, D) of length 1, the largest face first.
+        faces: by uri, the largest face first.
         matrix: vectors (G, D) of the gallery, of length 1.
         threshold: cosine below which a face is unknown.
     """
     classes = np.array([one.cls for one in gallery], object)
     for image in images:
-        for number, (box, vector) in enumerate(zip(*faces.get(image.uri, ((), ())), strict=True)):
+        for number, (box, vector, confidence) in enumerate(zip(*faces.get(image.uri, NOTHING), strict=True)):
             cosines = matrix @ vector
             best = int(cosines.argmax())
             others = cosines[classes != classes[best]]
@@ -70,6 +72,7 @@ def answered(
                 "identity": unsuffixed(gallery[best].name),
                 "score": score,
                 "margin": score - float(others.max()) if len(others) else None,
+                "confidence": None if np.isnan(confidence) else float(confidence),
             }
 
 
@@ -81,5 +84,7 @@ def write_face_answers(output: str, rows: Sequence[dict[str, Any]], images: Sequ
     merged = sorted(
         [*(row for row in before if row["image"] not in asked), *rows], key=lambda row: (row["image"], row["face"])
     )
+    # Rows of an earlier version have no confidence.
+    merged = [dict.fromkeys(ANSWERS.names) | row for row in merged]
     store.write_table(pa.Table.from_pylist(merged, ANSWERS), f"{NAME}.parquet")
     store.write_json(merged, f"{NAME}.json")

@@ -100,11 +100,16 @@ class FaceSettings(GallerySettings):
     @property
     def stage(self) -> FacesConfig:
         """The model and its workers."""
-        return self.faces
+        return self.faces.everywhere
 
 
 STRANGER = 0.92
 """Cosine of dlib's vectors below which two faces are of two people."""
+CALIBRATE = (
+    "has no default threshold. Set threshold to a cosine that pictures of known people support: `identify-faces` of "
+    "these, then `score report validation=` their results."
+)
+"""What to do with an embedder that the project does not know."""
 PLACES: dict[str, Any] = {"image_list": "input", "output_dir": "output"}
 """Other names of the settings of Identification."""
 
@@ -123,8 +128,9 @@ class FaceConfig(FaceSettings, Identification):
     ALIASES: ClassVar[dict[str, Any]] = {**FaceSettings.ALIASES, **PLACES}
 
     threshold: float | None = None
-    """Cosine below which a face is unknown in face_answers, -1..1; null: 0.92. Raise it if strangers are named, set -1
-    to always name the nearest. Results of whole images (CLASS_results.csv) are not cut."""
+    """Cosine below which a face is unknown in face_answers, -1..1; null: 0.92 for dlib; with faces.embedder in a file
+    -1, with a warning. Raise it if strangers are named, set -1 to always name the nearest. Results of whole images
+    (CLASS_results.csv) are not cut."""
 
 
 def root_of(config: ClipConfig | FaceConfig) -> str:
@@ -136,6 +142,4 @@ def model_of(config: ClipConfig | FaceConfig) -> str:
     """The embedding model, in one word."""
     if isinstance(config, ClipConfig):
         return config.stage.name()
-    # As vectors were named before there was a choice.
-    detector = [] if config.faces.detector == "hog" else [config.faces.detector]
-    return ":".join(["dlib", *detector, str(config.faces.upsample), str(config.faces.max_side)])
+    return config.stage.model

@@ -12,6 +12,7 @@ probe    the log-probability of each class by a logistic regression on the vecto
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -38,6 +39,7 @@ from pipelines.movie_characters.face_answers import write_face_answers
 from pipelines.movie_characters.films.film_faces import embed_all, searched, stored_faces
 from pipelines.movie_characters.gallery_methods import nearest, probe
 from pipelines.movie_characters.gallery_settings import (
+    CALIBRATE,
     STRANGER,
     ClipConfig,
     FaceConfig,
@@ -59,6 +61,8 @@ from pipelines.movie_characters.results import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 REJECTED = pa.schema([(name, pa.string()) for name in ("image", "uri", "role", "code", "message")])
 """One row for each image that could not be embedded; role: gallery or image."""
@@ -105,7 +109,7 @@ def needs_ray(config: ClipConfig | FaceConfig, plan: Plan) -> bool:
 def check_model(config: ClipConfig | FaceConfig) -> None:
     """Raise UserError where the model, its extra or its GPU is missing; loads no weights."""
     if isinstance(config, FaceConfig):
-        check_embedder(config.faces)
+        check_embedder(config.stage)
         return
     _check_gpu(config)
     try:
@@ -188,7 +192,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
     found = embedded(Store(root_of(config)), model_of(config))
     faces = stored_faces(config) if isinstance(config, FaceConfig) else {}
     # A picture is answered by its largest face.
-    found |= {key: (vectors[0], "") for key, (_, vectors) in faces.items()}
+    found |= {key: (some.vectors[0], "") for key, some in faces.items()}
     vectors = {one.uri: found[one.uri, one.size][0] for one in both if (one.uri, one.size) in found}
     computed = Counter(found[key][1] for key in {(one.uri, one.size) for one in both} & found.keys())
     images = [one for one in plan.images if one.uri in vectors]
@@ -201,8 +205,7 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
         write_results(config.output, rows, True, classes)
     if isinstance(config, FaceConfig):
         own = {one.uri: faces[one.uri, one.size] for one in images if (one.uri, one.size) in faces}
-        threshold = STRANGER if config.threshold is None else config.threshold
-        told = list(face_answers(own, images, gallery, _matrix(gallery, vectors), threshold))
+        told = list(face_answers(own, images, gallery, _matrix(gallery, vectors), _threshold(config)))
         write_face_answers(config.output, told, plan.images)
     answered = {one.name for one in images}
     silent = [one.name for one in plan.images if one.name not in answered]
@@ -226,6 +229,15 @@ def identify(config: ClipConfig | FaceConfig, plan: Plan) -> Identified:
         round(took, 2),
         mixed(computed, "vectors", "images", alike),
     )
+
+
+def _threshold(config: FaceConfig) -> float:
+    if config.threshold is not None:
+        return config.threshold
+    if config.faces.by_dlib:
+        return STRANGER
+    log.warning("no face is unknown in face_answers: faces.embedder=%s %s", config.faces.embedder, CALIBRATE)
+    return -1.0
 
 
 def _embed_missing(

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from actors.comic_characters.crops import decode
-from actors.comic_characters.detection import DetectConfig, letterbox
+from actors.comic_characters.detection import DetectConfig
 from actors.comic_characters.detectors import Detector, inspect
 from actors.comic_characters.panels import Panel, find_panels
 from actors.media.images import picture_bytes
+from actors.models.detection import letterbox
 from tests.support.drawn import Sheets, identities
 from tests.support.pages import HEIGHT, WIDTH, draw_page, mirrored
 from tests.support.tiny_detector import CLASSES, save, train

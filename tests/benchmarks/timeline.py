@@ -69,7 +69,7 @@ def calibration() -> None:
     for file in sorted((FACES / "orl").glob("*/*.pgm")):
         faces = embedder.faces(np.ascontiguousarray(Image.open(file).convert("RGB")))
         if faces:
-            vectors.append(max(faces, key=lambda one: one[0][2] - one[0][0])[1])
+            vectors.append(max(faces, key=lambda one: one.area).vector)
             people.append(file.parent.name)
     cosines = np.stack(vectors) @ np.stack(vectors).T
     pairs = np.triu_indices(len(people), 1)

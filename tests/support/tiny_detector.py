@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from actors.comic_characters.detection import letterbox, network_input
+from actors.models.detection import letterbox, network_input
 from tests.support.drawn import Cast, identities
 from tests.support.pages import HEIGHT, WIDTH, Page, draw_page
 

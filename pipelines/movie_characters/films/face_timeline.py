@@ -25,7 +25,7 @@ from pipelines.movie_characters.films.people import (
     number_clusters,
     read_names,
 )
-from pipelines.movie_characters.films.tracks import Faces, TracksConfig, best_views, compare, join, unit
+from pipelines.movie_characters.films.tracks import Faces, Seen, TracksConfig, best_views, compare, join, unit
 from pipelines.movie_characters.results import write_csv
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ TRACKS = pa.schema(
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("identity", pa.string()),
+        ("by", pa.string()),
         ("cluster", pa.string()),
         ("nearest", pa.string()),
         ("cosine", pa.float32()),
@@ -48,16 +49,17 @@ TRACKS = pa.schema(
         ("times", pa.list_(pa.float64())),
         ("images", pa.list_(pa.string())),
         ("boxes", pa.list_(pa.list_(pa.float32()))),
+        ("confidences", pa.list_(pa.float32())),
         ("best", pa.int32()),
         ("vector", pa.list_(pa.float16())),
     ]
 )
-"""One row per track. identity: the answer; cluster: unknown_N where the gallery does not explain it, else empty;
-nearest: the class of the gallery that is nearest; best: the number of its largest face; vector: the mean of its best
-views."""
+"""One row per track. identity: the answer; by: whether its faces (face) or bodies (body) say so; cluster: unknown_N where the gallery does not explain it, else empty;
+nearest: the class of the gallery that is nearest; confidences: of the detector, null where an earlier version has
+stored none; best: the number of its largest face; vector: the mean of its best views."""
 
-FacesOf = Callable[[str], tuple[np.ndarray, np.ndarray]]
-"""Boxes float (N, 4), left, top, right, bottom in pixels, and vectors float32 (N, D) of length 1, of an image."""
+FacesOf = Callable[[str], Seen]
+"""Faces of an image."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Track:
     """Until when each frame stands."""
     images: list[str]
     boxes: np.ndarray
+    confidences: np.ndarray
     vector: np.ndarray
     identity: str = ""
     cluster: str = ""
@@ -100,6 +103,9 @@ class Track:
     cosine: float = math.nan
     probability: float = math.nan
     margin: float = math.nan
+    by: str = "face"
+    body: np.ndarray | None = None
+    """The mean vector of its bodies; None where there is none."""
 
     @property
     def start_s(self) -> float:
@@ -124,9 +130,15 @@ class Track:
     @property
     def row(self) -> Row:
         """Its row of TRACKS."""
-        names = (name for name in TRACKS.names if name not in ("track", "boxes", "vector"))
+        names = (name for name in TRACKS.names if name not in ("track", "boxes", "confidences", "vector"))
         row = {name: getattr(self, name) for name in names}
-        return row | {"track": self.number, "boxes": self.boxes.tolist(), "vector": self.vector.astype(np.float16)}
+        row |= {"track": self.number, "boxes": self.boxes.tolist(), "vector": self.vector.astype(np.float16)}
+        return row | {"confidences": self.known_confidences}
+
+    @property
+    def known_confidences(self) -> list[float | None]:
+        """Of each face; None where none is stored."""
+        return [None if math.isnan(one) else round(one, 4) for one in self.confidences.tolist()]
 
 
 @dataclass(frozen=True)
@@ -148,18 +160,18 @@ def find_tracks(about: Row, film: str, faces_of: FacesOf, config: TracksConfig, 
     for shot in about["shots"]:
         ends = [*shot["times"], shot["end_s"]][1:]
         seen = [faces_of(name) for name in shot["images"]]
-        numbers = np.repeat(np.arange(len(seen)), [len(boxes) for boxes, _ in seen])
+        numbers = np.repeat(np.arange(len(seen)), [len(one.boxes) for one in seen])
         if not len(numbers):
             continue
-        boxes, vectors = (np.concatenate([one[part] for one in seen if len(one[0])]) for part in (0, 1))
+        boxes, vectors, confidences = map(np.concatenate, zip(*(one for one in seen if len(one.boxes)), strict=True))
         labels = join(Faces(numbers, boxes, vectors), np.array(shot["times"]), config, alike)
         for label in range(int(labels.max()) + 1):
             own = np.flatnonzero(labels == label)
             frames = numbers[own].tolist()
             views = own[best_views(boxes[own], config.views)]
             times, until, images = ([some[i] for i in frames] for some in (shot["times"], ends, shot["images"]))
-            mean = unit(vectors[views].mean(0))
-            found.append(Track(film, len(found), int(shot["shot"]), times, until, images, boxes[own], mean))
+            mean, sure = unit(vectors[views].mean(0)), confidences[own]
+            found.append(Track(film, len(found), int(shot["shot"]), times, until, images, boxes[own], sure, mean))
     return found
 
 
@@ -216,7 +228,7 @@ def write_tracks(store: Store, people: People) -> None:
 def film_record(about: Row, tracks: Sequence[Track]) -> dict[str, Any]:
     """What the JSON of a film holds: its tracks, each with all its faces."""
     numbers = ("cosine", "probability", "margin")
-    words = ("shot", "start_s", "end_s", "identity", "cluster", "nearest")
+    words = ("shot", "start_s", "end_s", "identity", "by", "cluster", "nearest")
     rows = []
     for track in tracks:
         row = {"track": track.number} | {name: getattr(track, name) for name in words}
@@ -224,8 +236,8 @@ def film_record(about: Row, tracks: Sequence[Track]) -> dict[str, Any]:
         for name in numbers:
             value = getattr(track, name)
             row[name] = None if math.isnan(value) else round(value, 4)
-        faces = zip(track.images, track.times, track.boxes.tolist(), strict=True)
-        row["faces"] = [{"image": image, "time_s": time, "box": box} for image, time, box in faces]
+        faces = zip(track.images, track.times, track.boxes.tolist(), track.known_confidences, strict=True)
+        row["faces"] = [dict(zip(("image", "time_s", "box", "confidence"), face, strict=True)) for face in faces]
         rows.append(row)
     return {"film": about["film"], "uri": about["uri"], "tracks": rows}
 
@@ -242,7 +254,8 @@ def shot_votes(shot: Row, tracks: Sequence[Track]) -> pd.DataFrame:
     for character in dict.fromkeys(track.identity for track in tracks):
         own = [track for track in tracks if track.identity == character]
         votes = len({image for track in own for image in track.images})
-        score = float(np.mean([track.cosine for track in own])) if not any(track.cluster for track in own) else np.nan
+        cosines = [track.cosine for track in own if track.by == "face" and not track.cluster]
+        score = float(np.mean(cosines)) if cosines else np.nan
         rows.append((character, votes, votes / len(shot["images"]), score))
     rows.sort(key=lambda row: (-row[1], math.isnan(row[3]), -np.nan_to_num(row[3]), row[0]))
     return pd.DataFrame(rows, columns=["character", "votes", "share", "score"])

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import compute
 
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
-from actors.movie_characters.frame_faces import FACES, FrameFaces, write_faces
+from actors.movie_characters.frame_faces import CONFIDENCES, FACES, FrameFaces, write_faces
 from actors.movie_characters.names import Picture
 from pipelines.core.in_process import few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.movie_characters.face_answers import area
 from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
-from pipelines.movie_characters.films.tracks import unit
-from pipelines.movie_characters.gallery_settings import STRANGER, FaceConfig, model_of, root_of
+from pipelines.movie_characters.films.tracks import NOTHING, Seen, unit
+from pipelines.movie_characters.gallery_settings import CALIBRATE, STRANGER, FaceConfig, model_of, root_of
 from pipelines.movie_characters.gallery_vectors import FEW_FACES, WRITE, embed, embedded, faceless
 from pipelines.movie_characters.pictures import find_pictures
 
@@ -43,11 +45,15 @@ def embed_faces(config: FaceConfig, frames: Sequence[str]) -> int:
 
 def searched(config: FaceConfig) -> set[tuple[str, int]]:
     """Uri and bytes of the images whose faces are stored, also of those that have none."""
-    return {
-        key
-        for part in Store(root_of(config)).read_parts("faces", ["uri", "size", "model", "error"])
-        for key in _keys(part.filter((compute.field("model") == model_of(config)) & (compute.field("error") == "")))
-    }
+    columns = ["uri", "size", "model", "error"]
+    of_model = (compute.field("model") == model_of(config)) & (compute.field("error") == "")
+    if config.faces.cut_at is not None:
+        # Faces of earlier versions have no confidence to be judged by.
+        of_model &= compute.field(CONFIDENCES).is_valid()
+    found: set[tuple[str, int]] = set()
+    for part in Store(root_of(config)).read_parts("faces", [*columns, CONFIDENCES], (CONFIDENCES,)):
+        found.update(_keys(part.filter(of_model)))
+    return found
 
 
 def embed_all(config: FaceConfig, todo: Sequence[Picture]) -> dict[str, tuple[str, str]]:
@@ -67,41 +73,81 @@ def _keys(part: Any) -> Iterator[tuple[str, int]]:
 
 
 def _written(config: FaceConfig, todo: Sequence[Picture]) -> Iterator[Batch]:
-    """Embed the faces of frames, few in this process and many on Ray."""
-    rows: Any = [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in todo]
-    write: Any = partial(write_faces, store=Store(root_of(config)), model=model_of(config))
-    if few(len(rows), config.stage, FEW_FACES):
-        yield from in_process(rows, config.stage.batch_size, FrameFaces(config.stage), write)
+    rows = [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in todo]
+    write = partial(write_faces, store=Store(root_of(config)), model=model_of(config))
+    return embed_rows(config, rows, FrameFaces, config.stage, write)
+
+
+def embed_rows(config: FaceConfig, rows: Any, actor: Any, stage: Any, write: Any) -> Iterator[Batch]:
+    """Find and embed what frames show, few in this process and many on Ray; gives what `write` returns."""
+    if few(len(rows), stage, FEW_FACES):
+        yield from in_process(rows, stage.batch_size, actor(stage), write)
         return
     import ray
 
     set_context()
-    stages = fitted({"embed": config.stage}, {"write": WRITE}, config.autoscaling)
-    stage: Any = stages["embed"]
+    stages = fitted({"embed": stage}, {"write": WRITE}, config.autoscaling)
+    stage = stages["embed"]
     found = in_blocks(ray.data.from_items(rows), config.read.batch_size, WRITE)
-    actor: Any = FrameFaces
     found = found.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
     yield from batches(found.map_batches(write, batch_size=None, **ray_task(stages["write"])))
 
 
-def read_faces(config: FaceConfig, frames: Sequence[str]) -> FacesOf:
-    """The stored faces of frames, by the name of their file."""
-    wanted = set(frames)
-    found = {key[0].rpartition("/")[2]: faces for key, faces in stored_faces(config).items() if key[0] in wanted}
-    none = np.zeros((0, 4)), np.zeros((0, 0), np.float32)
-    return lambda name: found.get(name, none)
+def faces_by_film(config: FaceConfig) -> Callable[[str], FacesOf]:
+    """The stored faces of the frames of a film, by the address of its folder of frames.
+
+    One film is read at a time: the faces of all films of a run may not fit into memory.
+    """
+    store, model = Store(root_of(config)), model_of(config)
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in store.parts("faces"):
+        part = store.read_part("faces", name, ["uri", "model"])
+        if part is not None:
+            uris = part.filter(compute.field("model") == model)["uri"].to_pylist()
+            for folder in dict.fromkeys(uri.rpartition("/")[0] for uri in uris):
+                parts[folder].append(name)
+
+    def of_film(folder: str) -> FacesOf:
+        found: dict[str, Seen] = {}
+        for name in parts[folder]:
+            part = store.read_part("faces", name, FACES.names, (CONFIDENCES,))
+            if part is not None:
+                found |= {
+                    uri.rpartition("/")[2]: seen
+                    for (uri, _), seen in _seen(config, part)
+                    if uri.rpartition("/")[0] == folder
+                }
+        return lambda name: found.get(name, NOTHING)
+
+    return of_film
 
 
-def stored_faces(config: FaceConfig) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
-    """Boxes (N, 4) and vectors (N, D) of length 1, the largest first, by uri and bytes of the images with a face."""
-    found: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-    for part in Store(root_of(config)).read_parts("faces", FACES.names):
-        for row in part.filter(compute.field("model") == model_of(config)).to_pylist():
-            if row["boxes"]:
-                boxes = np.array(row["boxes"])
-                order = np.argsort([-area(box) for box in boxes], kind="stable")
-                found[row["uri"], row["size"]] = boxes[order], unit(np.array(row["vectors"], np.float32))[order]
-    return found
+def stored_faces(config: FaceConfig) -> dict[tuple[str, int], Seen]:
+    """Faces, the largest first, by uri and bytes of the images with a face."""
+    parts = Store(root_of(config)).read_parts("faces", FACES.names, (CONFIDENCES,))
+    return {key: seen for part in parts for key, seen in _seen(config, part)}
+
+
+def _seen(config: FaceConfig, part: pa.Table) -> Iterator[tuple[tuple[str, int], Seen]]:
+    """Faces of the images of a part with a face that is confident enough, the largest first."""
+    least = config.faces.cut_at
+    for row in part.filter(compute.field("model") == model_of(config)).to_pylist():
+        stored = row[CONFIDENCES]
+        if not row["boxes"] or (least is not None and stored is None):
+            continue
+        boxes, vectors = np.array(row["boxes"]), unit(np.array(row["vectors"], np.float32))
+        confidences = np.full(len(boxes), np.nan) if stored is None else np.array(stored, float)
+        order = np.argsort([-area(box) for box in boxes], kind="stable")
+        if least is not None:
+            order = order[confidences[order] >= least]
+        if len(order):
+            yield (row["uri"], row["size"]), Seen(boxes, vectors, confidences).chosen(order)
+
+
+def check_threshold(config: FaceConfig, threshold: float | None) -> None:
+    """Raise UserError where there is no threshold and the embedder has no default."""
+    if threshold is None and not config.faces.by_dlib:
+        raise UserError(f"faces.embedder={config.faces.embedder} {CALIBRATE}")
 
 
 def read_judge(config: FaceConfig, threshold: float | None) -> Judge:
@@ -118,5 +164,6 @@ def read_judge(config: FaceConfig, threshold: float | None) -> Judge:
     if lost := [one.name for one in pictures if (one.uri, one.size) not in found]:
         log.warning("%d of %d gallery images have no face, the first of them %s", len(lost), len(pictures), lost[0])
     vectors = unit(np.stack([found[one.uri, one.size][0] for one in useful]))
-    default, scale = DLIB
+    check_threshold(config, threshold)
+    default, scale = DLIB if config.faces.by_dlib else (np.nan, None)
     return Judge(vectors, [one.cls for one in useful], default if threshold is None else threshold, scale)

@@ -15,7 +15,7 @@ import itertools
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -47,7 +47,7 @@ from pipelines.movie_characters.films.face_timeline import (
     shot_votes,
     write_tracks,
 )
-from pipelines.movie_characters.films.film_faces import embed_faces, read_faces, read_judge
+from pipelines.movie_characters.films.film_faces import check_threshold, embed_faces, faces_by_film, read_judge
 from pipelines.movie_characters.films.people import read_names
 from pipelines.movie_characters.films.people_pictures import write_pictures
 from pipelines.movie_characters.films.tracks import TracksConfig
@@ -87,7 +87,8 @@ class TimelineConfig:
     model.by=clip model.settings.gallery=gallery."""
     threshold: float | None = None
     """Confidence below which a frame votes for unknown, as trained by `score report`; null: never. With model.by=faces:
-    cosine below which a track is unknown; null: 0.92, for dlib's vectors. Raise it if strangers are named."""
+    cosine below which a track is unknown; null: 0.92, for dlib's vectors, and refused for faces.embedder in a file.
+    Raise it if strangers are named."""
     lead: bool | None = None
     """Confidence is the lead of the best class over the others; false: its score. null: the lead for diffusion, whose
     losses cannot be compared between images, else the score."""
@@ -163,6 +164,8 @@ def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     store = Store(storage.absolute(config.output))
     run = run_of(config.model, [], store.uri("results"), config.output)
     check_all([run])
+    if isinstance(run.config, FaceConfig):
+        check_threshold(run.config, config.threshold)
     done = done_films(store)
     return TimelinePlan(films, {name: uri for name, uri in films.items() if name not in done}, run)
 
@@ -177,7 +180,10 @@ def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple[Appearance
     if isinstance(plan.run.config, FaceConfig):
         embed_faces(plan.run.config, frames)
         judge = read_judge(plan.run.config, config.threshold)
-        found = face_appearances(config, list(plan.films), read_faces(plan.run.config, frames), judge)
+        stored = faces_by_film(plan.run.config)
+        found = face_appearances(
+            config, list(plan.films), lambda film: stored(storage.absolute(store.uri("frames", film))), judge
+        )
         return found, len(frames)
     if frames:
         run_all([with_images(plan.run, frames)])
@@ -251,13 +257,20 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
     return _written(store, read, shots, votes, parts, sorted(map(str, scores.columns)))
 
 
-def face_appearances(config: TimelineConfig, films: Sequence[str], faces_of: FacesOf, judge: Judge) -> Appearances:
-    """Tracks of all films, and the tables and files that they end in."""
+def face_appearances(
+    config: TimelineConfig, films: Sequence[str], faces_of: Callable[[str], FacesOf], judge: Judge
+) -> Appearances:
+    """Tracks of all films, and the tables and files that they end in.
+
+    faces_of: the faces of a film's frames. Of one film at a time they are held; then its tracks.
+    """
     store = Store(config.output)
     read = _read(store, films)
     alike = judge.threshold if config.tracks.alike is None else config.tracks.alike
     tracks = [
-        track for film, about in read.items() for track in find_tracks(about, film, faces_of, config.tracks, alike)
+        track
+        for film, about in read.items()
+        for track in find_tracks(about, film, faces_of(film), config.tracks, alike)
     ]
     answer_tracks(tracks, judge)
     people = People(tracks, judge, name_strangers(store, tracks, alike, config.names))

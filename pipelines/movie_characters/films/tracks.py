@@ -48,6 +48,24 @@ class Faces(NamedTuple):
     """float32 (N, D), of length 1."""
 
 
+class Seen(NamedTuple):
+    """Faces of one frame."""
+
+    boxes: np.ndarray
+    """float (N, 4): left, top, right, bottom, in pixels of the frame."""
+    vectors: np.ndarray
+    """float32 (N, D), of length 1."""
+    confidences: np.ndarray
+    """float (N,), of the detector; NaN where an earlier version has stored none."""
+
+    def chosen(self, rows: np.ndarray) -> "Seen":
+        """Those faces of it."""
+        return Seen(self.boxes[rows], self.vectors[rows], self.confidences[rows])
+
+
+NOTHING = Seen(np.zeros((0, 4)), np.zeros((0, 0), np.float32), np.zeros(0))
+
+
 def overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (N, 4) with boxes (M, 4): (N, M)."""
     first = np.maximum(some[:, None, :2], others[None, :, :2])

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from actors.comic_characters.detection import DetectConfig, letterbox
+from actors.comic_characters.detection import DetectConfig
 from actors.comic_characters.detectors import Detector, inspect
 from actors.core.errors import UserError
 from actors.core.stage import Batch
+from actors.models.detection import letterbox
 from tests.support.tiny_detector import save
 
 SIZE = 32

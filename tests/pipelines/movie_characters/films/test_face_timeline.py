@@ -11,7 +11,8 @@ from PIL import Image
 
 from actors.core.store import Store
 from pipelines.movie_characters.films import timeline as film
-from pipelines.movie_characters.films.face_timeline import Judge
+from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
+from pipelines.movie_characters.films.tracks import NOTHING, Seen
 from pipelines.movie_characters.gallery_settings import ClipSettings, FaceSettings
 from pipelines.movie_characters.models import ClipModel, FaceModel
 
@@ -45,14 +46,19 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def faces_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+def faces_of(name: str) -> Seen:
     seen = {
         0: [(LEFT, ANN), (RIGHT, CEE)],
         1: [(LEFT, ANN), (RIGHT, CEE)],
         2: [(RIGHT, CEE), (LEFT, DAN)],
         3: [(RIGHT, CEE)],
     }[int(name[2:8])]
-    return np.array([box for box, _ in seen], float), np.stack([vector for _, vector in seen])
+    boxes, vectors = np.array([box for box, _ in seen], float), np.stack([vector for _, vector in seen])
+    return Seen(boxes, vectors, np.linspace(0.5, 1, len(seen)))
+
+
+def stored(film: str) -> FacesOf:
+    return faces_of
 
 
 def config(store: Store, names: str = "") -> film.TimelineConfig:
@@ -62,7 +68,7 @@ def config(store: Store, names: str = "") -> film.TimelineConfig:
 def test_a_frame_votes_for_everybody_and_strangers_are_one_person_over_films(
     store: Store, caplog: pytest.LogCaptureFixture
 ):
-    found = film.face_appearances(config(store), ["f", "g"], faces_of, JUDGE)
+    found = film.face_appearances(config(store), ["f", "g"], stored, JUDGE)
     # Cee is longest on screen, and Dan is seen in one frame.
     assert found.votes.drop(columns=["start_s", "end_s", "score"]).to_numpy().tolist() == [
         [name, shot, character, votes, share]
@@ -81,7 +87,8 @@ def test_a_frame_votes_for_everybody_and_strangers_are_one_person_over_films(
     assert tracks[tracks.identity == "Ann"].probability.to_list() == pytest.approx([1 / (1 + np.exp(-4))] * 2)
     last = json.loads(Path(store.uri("timelines", "f.json")).read_text())["tracks"][-1]
     assert (last["start_s"], last["end_s"], last["identity"], len(last["faces"])) == (2, 3, "unknown_2", 1)
-    assert last["faces"][0]["box"] == list(LEFT)
+    assert last["faces"][0]["box"] == list(LEFT) and last["faces"][0]["confidence"] == 1
+    assert tracks.confidences.map(list).to_list()[:2] == [[0.5, 0.5], [1, 1]]
     people = pd.read_csv(store.uri("people.csv"))
     assert people.drop(columns="name").to_numpy().tolist() == [["unknown_1", 4, 2, 9.0], ["unknown_2", 2, 2, 2.0]]
     # A film that an earlier version cut has no rate, and so no timecode; that is told.
@@ -96,14 +103,14 @@ def pictured(folder: Path) -> set[str]:
 
 
 def test_names_are_given_afterwards_and_pictures_follow(store: Store, tmp_path: Path):
-    film.face_appearances(config(store), ["f"], faces_of, JUDGE)
+    film.face_appearances(config(store), ["f"], stored, JUDGE)
     assert {path.name.rpartition("_")[0] for path in (tmp_path / "people").iterdir()} == {
         "Ann",
         "unknown_1",
         "unknown_2",
     }
     (tmp_path / "names.csv").write_text("cluster,name\nunknown_1,Cee\nunknown_2,Ann\n")
-    found = film.face_appearances(config(store, str(tmp_path / "names.csv")), ["f", "g"], faces_of, JUDGE)
+    found = film.face_appearances(config(store, str(tmp_path / "names.csv")), ["f", "g"], stored, JUDGE)
     assert set(found.votes.character) == {"Ann", "Cee"}
     assert pictured(tmp_path) == {"Ann", "Cee"}
     # A picture has the face and something about it, as far as the frame goes.
@@ -112,14 +119,13 @@ def test_names_are_given_afterwards_and_pictures_follow(store: Store, tmp_path: 
     assert pd.read_csv(store.uri("people.csv")).name.to_list() == ["Cee", "Ann"]
     # Once the gallery explains them, the table still fits, and nobody is left.
     known = Judge(np.stack([ANN, BOB, CEE, DAN]), ["Ann", "Bob", "Cee", "Dan"], 0.8)
-    again = film.face_appearances(config(store, str(tmp_path / "names.csv")), ["f"], faces_of, known)
+    again = film.face_appearances(config(store, str(tmp_path / "names.csv")), ["f"], stored, known)
     assert set(again.votes.character) == {"Ann", "Cee", "Dan"} and pd.read_csv(store.uri("people.csv")).empty
     assert again.people and np.isnan([track.probability for track in again.people.tracks]).all()
 
 
 def test_films_without_a_face_have_empty_tables(store: Store):
-    none = np.zeros((0, 4)), np.zeros((0, 8), np.float32)
-    found = film.face_appearances(config(store), ["f"], lambda name: none, JUDGE)
+    found = film.face_appearances(config(store), ["f"], lambda film: lambda name: NOTHING, JUDGE)
     assert found.shots.answer.to_list() == ["unknown", "unknown"] and found.segments.empty
     assert pd.read_csv(store.uri("people.csv")).columns.to_list() == ["cluster", "name", "tracks", "films", "seconds"]
 

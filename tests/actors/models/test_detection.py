@@ -7,17 +7,16 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from actors.comic_characters.detection import (
+from actors.models.detection import (
     GREY,
-    DetectConfig,
     Detections,
+    LayoutError,
     decoded,
     form_of,
     letterbox,
-    on_page,
+    on_picture,
     suppressed,
 )
-from actors.core.errors import UserError
 
 SHAPE = (64, 96)
 CORNERS = np.array([[10, 20, 30, 60], [40, 4, 56, 20], [0, 0, 9, 9]], float)
@@ -74,22 +73,22 @@ def outputs(name: str) -> list[np.ndarray]:
 def test_every_layout_holds_the_same_boxes(name: str, form: Any) -> None:
     given = outputs(name)
     if name in ("one", "end_to_end"):
-        with pytest.raises(UserError, match=r"ambiguous.*detr or end_to_end"):
+        with pytest.raises(LayoutError, match=r"ambiguous: detr or end_to_end"):
             form_of(given, 2)
     else:
         assert form_of(given, 2) == form
-    (found,) = decoded(given, form, 2, SHAPE, DetectConfig())
+    (found,) = decoded(given, form, 2, SHAPE, 0.25, 0.45)
     assert found.classes.tolist() == [1, 0]
     assert np.allclose(found.boxes, CORNERS[:2]) and np.allclose(found.scores, SCORES[:2], atol=0.01)
 
 
 def test_an_output_that_is_none_and_wrong_classes_are_told() -> None:
-    with pytest.raises(UserError, match="not understood for 7 classes"):
+    with pytest.raises(LayoutError, match="not understood for 7 classes"):
         form_of(outputs("yolo"), 7)
-    with pytest.raises(UserError, match=r"has 2 classes, detect\.classes 3"):
-        decoded(outputs("sigmoid"), "detr", 3, SHAPE, DetectConfig())
-    with pytest.raises(UserError, match=r"class 1, detect\.classes 1 names"):
-        decoded(outputs("end_to_end"), "end_to_end", 1, SHAPE, DetectConfig())
+    with pytest.raises(LayoutError, match="has 2 classes, where 3 are named"):
+        decoded(outputs("sigmoid"), "detr", 3, SHAPE, 0.25, 0.45)
+    with pytest.raises(LayoutError, match="class 1, where 1 are named"):
+        decoded(outputs("end_to_end"), "end_to_end", 1, SHAPE, 0.25, 0.45)
 
 
 @pytest.mark.parametrize("size", [(200, 100), (30, 300), (64, 96), (7, 5)])
@@ -100,10 +99,10 @@ def test_a_box_comes_back_from_the_letterbox_to_where_it_is(size: tuple[int, int
     square = letterbox(page, SHAPE)
     assert square.shape == (*SHAPE, 3) and ((square[0, 0] == GREY).all() or (square[0, 0] == 0).all())
     y, x = np.nonzero(square[..., 0] > 180)
-    back = on_page(np.array([[x.min(), y.min(), x.max() + 1, y.max() + 1]], float), size, SHAPE)
+    back = on_picture(np.array([[x.min(), y.min(), x.max() + 1, y.max() + 1]], float), size, SHAPE)
     pixel = max(size[0] / SHAPE[0], size[1] / SHAPE[1], 1)
     assert np.allclose(back, [[left, top, right, bottom]], atol=1.1 * pixel)
-    assert on_page(np.array([[-50.0, -50, 500, 500]]), size, SHAPE).tolist() == [[0, 0, size[1], size[0]]]
+    assert on_picture(np.array([[-50.0, -50, 500, 500]]), size, SHAPE).tolist() == [[0, 0, size[1], size[0]]]
 
 
 def test_suppression_is_that_of_torchvision_for_each_class() -> None:
