@@ -6,13 +6,17 @@ one, one succeeds. So tables are replaced in one step, and a command that comes 
 
 New parts have names of their own, `generation-<id>-<number>.parquet`, beside the old ones. Until the catalog names them
 nobody reads them; what it does not name any more is removed.
+
+A table that grows also has parts that were added one by one. The catalog names those that a new generation stands for
+until they are gone, each with its stamp: of a command that was killed before it removed them nobody reads rows twice,
+and a part that was written again since counts.
 """
 
 import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +72,8 @@ class Table:
     """What its writer tells of it."""
     grows: bool = False
     """Whether parts are also added to it, one by one: they count, too."""
+    absorbed: dict[str, str] = field(default_factory=dict)
+    """Added parts that its own stand for and that may still lie there: name and `Entry.stamp`. They do not count."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,10 @@ class PartWriter:
     """The output."""
     generation: str
 
-    def write(self, folder: str, number: int, table: pa.Table) -> Part:
-        """Write part `number` of a table."""
+    def write(self, folder: str, number: int, table: pa.Table, row_group_size: int | None = None) -> Part:
+        """Write part `number` of a table; row_group_size: rows of a row group, None: Parquet's default."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
         data = buffer.getvalue()
         part = Part(
             folder, f"{GENERATION}{self.generation}-{number:06d}.parquet", len(table), hashlib.sha256(data).hexdigest()
@@ -163,6 +169,11 @@ class Replacement:
         for part in parts:
             self._parts[part.folder].append(part)
 
+    def before_parts(self, folder: str) -> tuple[Part, ...]:
+        """The parts of a table that the catalog named when it began."""
+        table = self.before.tables.get(folder)
+        return table.parts if table else ()
+
     def swap(self, old: Part, table: pa.Table) -> None:
         """Write a part anew, in place of one that was added."""
         parts = self._parts[old.folder]
@@ -173,32 +184,35 @@ class Replacement:
         """The parts of a table up to now."""
         return list(self._parts[folder])
 
-    def commit(self, about: dict[str, Any] | None = None, absorbed: Iterable[str] | None = None) -> None:
+    def commit(
+        self, about: dict[str, Any] | None = None, absorbed: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         """Put the new generations in place, and remove the old ones.
 
-        about: what to tell of the tables. absorbed: names of parts of a table that grows, which the new generation
-        stands for; None: the tables do not grow.
+        about: what to tell of the tables. absorbed: of each table the added parts that the new generation stands for,
+        by name with the `Entry.stamp` that they had before they were read; None: the tables do not grow.
 
         Raises ReplacedError, and changes nothing, where another command has replaced one of them since this began.
         """
-        grows, gone = absorbed is not None, set(absorbed or ())
-        new = {
-            folder: Table(self.writer.generation, tuple(parts), self._again, about or {}, grows)
-            for folder, parts in self._parts.items()
-        }
+        grows = absorbed is not None
         while True:
             now = read_catalog(self._root)
             self.check(now)
             # Listed before: what appears later may belong to a command that begins after this one.
-            there = {folder: self._there(folder) for folder in new}
+            there = {folder: self._there(folder) for folder in self._parts}
+            gone = {folder: _still(folder, now, absorbed or {}, there[folder]) for folder in self._parts}
+            new = {
+                folder: Table(self.writer.generation, tuple(parts), self._again, about or {}, grows, gone[folder])
+                for folder, parts in self._parts.items()
+            }
             tables = {folder: _plain(table) for folder, table in {**now.tables, **new}.items()}
             data = json.dumps(tables, ensure_ascii=False).encode()
             if storage.create_bytes(_uri(self._root, now.version + 1), data):
                 break
         self.committed = True
         for folder, names in there.items():
-            old = {name for name in names if not grows or name in gone or name.startswith(GENERATION)}
-            for name in old - {part.name for part in self._parts[folder]}:
+            old = {name for name in names if not grows or name in gone[folder] or name.startswith(GENERATION)}
+            for name in sorted(old - {part.name for part in self._parts[folder]}):
                 storage.delete(storage.join(self._root, folder, name))
         for version in _versions(self._root):
             if version <= now.version + 1 - VERSIONS:
@@ -211,8 +225,9 @@ class Replacement:
             if now.generation(folder) != self.before.generation(folder):
                 raise replaced(self._root, folder)
 
-    def _there(self, folder: str) -> set[str]:
-        return {entry.name for entry in storage.listing(storage.join(self._root, folder), (".parquet",))}
+    def _there(self, folder: str) -> dict[str, str]:
+        found = storage.listing(storage.join(self._root, folder), (".parquet",))
+        return {entry.name: entry.stamp for entry in found}
 
     def _written(self) -> list[Part]:
         own = f"{GENERATION}{self.writer.generation}-"
@@ -225,6 +240,15 @@ def replaced(root: str, folder: str) -> ReplacedError:
         f"{storage.join(root, folder)} was replaced by another command while this one ran; what that one wrote stays. "
         "Run one command at a time on an output, and this one again."
     )
+
+
+def _still(
+    folder: str, now: Catalog, absorbed: Mapping[str, Mapping[str, str]], there: Mapping[str, str]
+) -> dict[str, str]:
+    """The parts of a table that are absorbed, now or before, and still lie there as they were."""
+    before = now.tables[folder].absorbed if folder in now.tables else {}
+    named = [*before.items(), *absorbed.get(folder, {}).items()]
+    return {name: stamp for name, stamp in named if there.get(name) == stamp}
 
 
 def _plain(table: Table) -> dict[str, Any]:

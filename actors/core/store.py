@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from actors.core import storage
 from actors.core.catalog import GENERATION, Catalog, DamagedError, Part, Replacement, read_catalog, replaced
 from actors.core.errors import UserError
+from actors.core.local_files import Entry
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,24 @@ class Store:
 
     def listed(self, folder: str) -> list[Part]:
         """The parts of a table, in order: those that the catalog names, and those that were added one by one."""
+        named, added = self.divided(folder)
+        return [*named, *(Part(folder, entry.name) for entry in added)]
+
+    def divided(self, folder: str) -> tuple[list[Part], list[Entry]]:
+        """The parts of a table that the catalog names, and the files of those that were added since."""
         table = self.catalog().tables.get(folder)
-        named = list(table.parts) if table else []
         if table and not table.grows:
-            return named
-        names = (entry.name for entry in storage.listing(self.uri(folder), (".parquet",)))
-        return [*named, *(Part(folder, name) for name in names if not name.startswith(GENERATION))]
+            return list(table.parts), []
+        # Listed before the catalog is read: what a new generation has taken the place of may be gone in between.
+        found = list(storage.listing(self.uri(folder), (".parquet",)))
+        table = self.catalog().tables.get(folder)
+        absorbed = table.absorbed if table else {}
+        added = [
+            entry
+            for entry in found
+            if not entry.name.startswith(GENERATION) and absorbed.get(entry.name) != entry.stamp
+        ]
+        return list(table.parts) if table else [], added
 
     def read_part(
         self, folder: str, name: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
@@ -75,12 +88,35 @@ class Store:
         """One part, or None where it is torn; raises UserError where it lacks a column.
 
         optional: columns that parts of earlier versions lack; they are null there.
+
+        Raises FileNotFoundError where it is not there, ReplacedError where another command has put a new generation in
+        its place.
         """
         uri = self.uri(folder, name)
-        table = _parsed(uri, storage.read_bytes(uri), columns, optional)
+        try:
+            data = storage.read_bytes(uri)
+        except FileNotFoundError:
+            if not self._names(folder, name):
+                raise
+            log.warning("%s is missing: its rows are made again", uri)
+            return None
+        table = _parsed(uri, data, columns, optional)
         if table is None:
             log.warning("%s is torn and ignored: its rows are made again", uri)
         return table
+
+    def check_there(self, folder: str, name: str) -> None:
+        """Raise ReplacedError where a part of a table that grows is gone, and a new generation has its place."""
+        if not storage.exists(self.uri(folder, name)):
+            self._names(folder, name)
+
+    def _names(self, folder: str, name: str) -> bool:
+        """Whether the catalog names a part that is not there; ReplacedError where the table grows and it does not."""
+        table = self.catalog().tables.get(folder)
+        named = table is not None and any(part.name == name for part in table.parts)
+        if table and table.grows and not named:
+            raise replaced(self.root, folder)
+        return named
 
     def read_whole(
         self, part: Part, columns: Sequence[str] | None = None, optional: Sequence[str] = (), again: str = ""
@@ -144,6 +180,23 @@ class Store:
         for name in set(self.parts(folder)) - names:
             storage.delete(self.uri(folder, name))
 
+    def remove_part(self, folder: str, name: str) -> None:
+        """Remove a part of a table that grows."""
+        named = self.divided(folder)[0]
+        if any(part.name == name for part in named):
+            again = self.catalog().tables[folder].again
+            with Replacement(self.root, [folder], again) as new:
+                new.add(*(part for part in named if part.name != name))
+                new.commit(absorbed={})
+        storage.delete(self.uri(folder, name))
+
+    def remove_table(self, folder: str) -> None:
+        """Remove a table that parts were added to."""
+        if folder in self.catalog().tables:
+            self.commit_table(folder, [], "", absorbed=self.parts(folder))
+        for name in self.parts(folder):
+            storage.delete(self.uri(folder, name))
+
     def numbered(self, number: int) -> str:
         """Name of a numbered part."""
         return f"part-{number:06d}.parquet"
@@ -151,11 +204,18 @@ class Store:
     def commit_table(
         self, folder: str, tables: Iterable[pa.Table], again: str, absorbed: Iterable[str] | None = None
     ) -> None:
-        """Write a table anew and put it in place of what was there, in one step; as `Replacement`."""
+        """Write a table anew and put it in place of what was there, in one step; as `Replacement`.
+
+        absorbed: names of the added parts that it stands for; None: it does not grow.
+        """
+        gone = None
+        if absorbed is not None:
+            there = {entry.name: entry.stamp for entry in self.divided(folder)[1]}
+            gone = {folder: {name: there[name] for name in absorbed if name in there}}
         with Replacement(self.root, [folder], again) as new:
             for number, table in enumerate(tables):
                 new.add(new.writer.write(folder, number, table))
-            new.commit(absorbed=absorbed)
+            new.commit(absorbed=gone)
 
     def write_json(self, value: Any, *names: str) -> None:
         """Write a JSON file; numbers of numpy are numbers."""

@@ -87,6 +87,8 @@ VIDEOS = pa.schema([("video_index", pa.int64()), ("video_id", pa.string()), ("sc
 """The input: how many scenes of each video are to be cut; -1: known when the film has been decoded."""
 URLS = pa.schema([*VIDEOS, ("url", pa.string())])
 """The same with where each film lies now; plans of earlier versions do not tell."""
+PLANNED = pa.schema([*URLS, *((name, pa.int64()) for name in ORIGIN)])
+"""The same with which film that is, as it lay there when it was planned."""
 STALE = pa.schema(
     [
         ("video_id", pa.string()),
@@ -152,8 +154,14 @@ SCENES = pa.schema(
 duplicate_group: its group of near-duplicates, null where it is alone, or select.dedupe and select.semantic_dedupe are.
 concept: its concept, 0 for the one with most scenes, null where it has no embedding or select.balance.concepts is 0.
 """
-PLACES = pa.schema([("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string())])
-"""Which part of scores/, thumbnails/ and keyframes/ holds a scene; by itself: it depends on the way a run went."""
+PICTURES = "pictures_part"
+"""Column of compacted parts of scores/: which part of thumbnails/ and keyframes/ has a row's pictures, "" for none.
+Those of other parts of scores/ lie in parts of the same name."""
+PLACES = pa.schema(
+    [("video_id", pa.string()), ("scene_id", pa.string()), ("part", pa.string()), (PICTURES, pa.string())]
+)
+"""Which part of scores/ holds a scene, and which of thumbnails/ and keyframes/; by itself: it depends on the way a run
+went. Tables of earlier versions do not tell the latter: those lie in parts of the same name."""
 REJECTED = pa.schema(
     [
         ("video_id", pa.string()),
@@ -219,7 +227,7 @@ def check_planned(store: Store) -> None:
 
 def check_columns(name: str, columns: Collection[str]) -> None:
     """Raise UserError where a family has columns of names that are taken."""
-    if taken := set(columns) & {*SCORES.names, *SCENES.names, *ROW}:
+    if taken := set(columns) & {*SCORES.names, *SCENES.names, *ROW, PICTURES}:
         raise UserError(f"scores={name}: rename its columns {', '.join(sorted(taken))}: scores/ or scenes/ has these")
 
 
@@ -231,7 +239,8 @@ def read_rows(
     stale: pa.Table,
     families: Sequence[Family] = (),
 ) -> tuple[pa.Table, list[str]]:
-    """Rows of parts of scores/ or plan/rejected: NARROW, part, row, and `columns` or what `look` makes of them.
+    """Rows of parts of scores/ or plan/rejected: NARROW, part, row, PICTURES, and `columns` or what `look` makes of
+    them.
 
     With `families`, which have those of the columns that scores/ has not, also UNMEASURED: which of them, by bits of a
     number, have yet to measure a row. Rows that are `stale` are left out. Also returns the paths of parts of scores/
@@ -245,18 +254,27 @@ def read_rows(
     schema = schema.set(names.index(COMPUTED), pa.field(COMPUTED, pa.dictionary(pa.int32(), pa.string())))
     # Tables of no part have columns, too.
     added = partial(_looked, store=store, look=look, families=families, columns=columns)
-    tables, torn = [added(schema.empty_table(), Part("", ""))], []
+    nothing = added(schema.empty_table(), Part("", ""))
+    tables, torn = [nothing.append_column(PICTURES, pa.array([], pa.string()).dictionary_encode())], []
     for part in parts:
         if part.folder == "scores":
-            table = store.read_part(part.folder, part.name, [*names, *origin], LATER)
+            table = store.read_part(part.folder, part.name, [*names, *origin, PICTURES], (*LATER, PICTURES))
         else:
             table = store.read_whole(part, names, LATER, again=PLAN_AGAIN)
         if table is None:
             torn.append(part.path)
             continue
         rows = added(table.select(names).cast(schema), part)
+        rows = rows.append_column(PICTURES, pictures_of(table, part.name).dictionary_encode())
         tables.append(rows.filter(current(table, stale)) if part.folder == "scores" and origin else rows)
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
+
+
+def pictures_of(rows: pa.Table, part: str) -> pa.Array:
+    """Which part of thumbnails/ and keyframes/ has the pictures of each row of a part of scores/."""
+    if PICTURES not in rows.column_names:
+        return pa.array([part] * len(rows), pa.string())
+    return pc.fill_null(rows[PICTURES].cast(pa.string()), part).combine_chunks()
 
 
 def read_scenes(store: Store, part: Part) -> pa.Table:

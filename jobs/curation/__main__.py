@@ -75,6 +75,36 @@ class Explain(Verb):
             run.say(line)
 
 
+@dataclass(frozen=True)
+class CompactConfig:
+    """Settings of `compact`."""
+
+    output: str
+    """The output of a run: a path or s3://bucket/prefix."""
+
+
+@app.verb
+class Compact(Verb):
+    """Compact the parts of scores/ into files of up to 100 MB, sorted by video, with their pictures."""
+
+    positional = ("output",)
+
+    def settings(self) -> type[CompactConfig]:
+        return CompactConfig
+
+    def plan(self, config: CompactConfig) -> None:
+        check_planned(Store(config.output))
+
+    def root(self, config: CompactConfig) -> None:
+        return None
+
+    def work(self, config: CompactConfig, plan: None, run: Run) -> None:
+        from pipelines.curation.compact import compact_output
+
+        done = compact_output(Store(config.output))
+        run.say(f"compacted {done.parts} parts of scores/ with {done.rows} rows into {done.made}")
+
+
 @app.verb
 class Status(status.Status):
     """Show how far a run is, also while it runs elsewhere."""

@@ -25,7 +25,7 @@ from actors.core.store import Store
 from actors.curation.cutting.scenes import FEATURES
 from actors.curation.selecting.column_rules import COLUMNS, ColumnRule
 from actors.curation.selecting.filter import load_filter, place
-from actors.curation.tables import PLACES, REJECTED, more_columns, whole_scenes
+from actors.curation.tables import PICTURES, PLACES, REJECTED, more_columns, whole_scenes
 from jobs.core.pages import render
 from jobs.curation.cards import (
     MEMBERS,
@@ -197,9 +197,9 @@ def _fetched(store: Store, rows: list[Row]) -> dict[Key, bytes]:
     """The thumbnails of these scenes, as far as they are there."""
     wanted = {key_of(row) for row in rows}
     parts: set[str] = set()
-    for places in store.read_parts("places", PLACES.names) if wanted else ():
+    for places in store.read_parts("places", PLACES.names, (PICTURES,)) if wanted else ():
         near = places.filter(places["scene_id"].to_pandas().isin([scene_id for _, scene_id in wanted]).to_numpy())
-        parts |= {place["part"] for place in near.to_pylist() if key_of(place) in wanted}
+        parts |= {place[PICTURES] or place["part"] for place in near.to_pylist() if key_of(place) in wanted}
     found = {}
     for name in sorted(parts & set(store.parts("thumbnails"))):
         part = store.read_part("thumbnails", name)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.curation.tables import check_planned
+from actors.curation.tables import PICTURES, check_planned
 from jobs.core.verbs import Preview, Run, Verb
 
 COLUMNS = ("cosine", "video_id", "scene_id", "start_s", "end_s", "kept", "reason", "caption")
@@ -87,7 +87,7 @@ def write_page(store: Store, config: SearchConfig, found: list[dict[str, Any]]) 
 
     wanted: dict[str, set[tuple[str, str]]] = {}
     for row in found:
-        wanted.setdefault(row["part"], set()).add((row["video_id"], row["scene_id"]))
+        wanted.setdefault(row[PICTURES], set()).add((row["video_id"], row["scene_id"]))
     pictures = {key: files for part, keys in wanted.items() for key, files in stored(store, part, keys).items()}
     cards = []
     for number, row in enumerate(found, 1):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from actors.core.catalog import Part
+from actors.core.catalog import Part, ReplacedError
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
 from actors.curation.captioning.styles import IMPROVED
@@ -48,6 +48,10 @@ SCORE_APART = (
     "another output."
 )
 """What to do where the scores of an output were computed in several ways."""
+
+
+ATTEMPTS = 5
+"""How often rows are read while other commands compact them."""
 
 
 class IncompleteError(RuntimeError):
@@ -92,6 +96,15 @@ def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None
     also be those of families of scores, null where a scene has no value; UserError where one has not measured all
     scenes.
     """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _rows_now(store, columns, look)
+        except ReplacedError as error:
+            log.info("read again: %s", error)
+    return _rows_now(store, columns, look)
+
+
+def _rows_now(store: Store, columns: Sequence[str], look: Look | None) -> Rows:
     check_planned(store)
     families = families_with(store, list(columns))
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")

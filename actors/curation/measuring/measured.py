@@ -1,7 +1,9 @@
 """Scores of families as they are stored, and how they meet the rows of scores/.
 
 measured/NAME.json says which version of a family counts: its fingerprint and its columns. measured/NAME/FINGERPRINT/
-holds a part for each part of scores/, of the same name; its column `row` is the number of the row there.
+holds a part for each part of scores/, of the same name; its column `row` is the number of the row there. A compacted
+part of scores/ has too many rows for one worker: a family that comes later measures slices of it, each a file of its
+own, and they become one part when all are there.
 """
 
 import re
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.catalog import GENERATION, Part, ReplacedError
 from actors.core.computed import COMPUTED
 from actors.core.stage import Batch, Stage
 from actors.core.store import Store
@@ -24,6 +27,10 @@ TEXTS = "texts"
 """Column of families that look at captions: the digest of those that were measured."""
 ROW = (*dict(KEYS), *dict(TOLD), TEXTS)
 """Columns of every family."""
+SLICE = "rows-"
+"""Start of the name of a slice."""
+SLICE_ROWS = 1024
+"""Rows of scores/ in a slice."""
 LIST = re.compile(r"fixed_size_list<\w+: (\w+)[^>]*>\[(\d+)\]")
 
 
@@ -75,6 +82,28 @@ def folder_of(name: str, fingerprint: str) -> str:
 
 def _file_name(name: str) -> str:
     return name.replace(":", ".")
+
+
+def slices_of(part: Part) -> list[str]:
+    """The files that a family writes for a part of scores/: one of its name, or for a compacted part its slices."""
+    if not part.name.startswith(GENERATION):
+        return [part.name]
+    stem = part.name.removeprefix(GENERATION).removesuffix(".parquet")
+    starts = range(0, max(part.rows, 1), SLICE_ROWS)
+    return [f"{SLICE}{stem}-{start:09d}-{SLICE_ROWS}.parquet" for start in starts]
+
+
+def rows_of_slice(name: str) -> tuple[str, int, int | None]:
+    """The part of scores/ that a file of a family is for, its first row there, and how many; None: all."""
+    if not name.startswith(SLICE):
+        return name, 0, None
+    stem, start, count = name.removeprefix(SLICE).removesuffix(".parquet").rsplit("-", 2)
+    return f"{GENERATION}{stem}.parquet", int(start), int(count)
+
+
+def whole_parts(store: Store, folder: str) -> list[str]:
+    """Names of the parts of a family, without slices."""
+    return [name for name in store.parts(folder) if not name.startswith(SLICE)]
 
 
 def families_now(store: Store) -> list[Family]:
@@ -142,7 +171,9 @@ def _read(store: Store, family: Family, part: str, names: Sequence[str]) -> pa.T
     schema = pa.schema([family.schema.field(name) for name in wanted])
     try:
         table = store.read_part(family.folder, part, wanted) if part else None
-    except FileNotFoundError:
+    except (FileNotFoundError, ReplacedError):
+        # It has none, unless both were compacted meanwhile.
+        store.check_there("scores", part)
         table = None
     return pa.Table.from_batches([], schema) if table is None else table.select(wanted).cast(schema)
 

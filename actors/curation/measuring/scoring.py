@@ -21,14 +21,16 @@ from actors.curation.cutting.keyframes import KEY_FRAMES, decode_jpeg
 from actors.curation.cutting.pictures import Key, film_of, film_task, read_pictures, stored
 from actors.curation.cutting.videos import CutConfig, cut_frames
 from actors.curation.measuring.family import Placed, scorer_class
-from actors.curation.measuring.measured import KEYS, TEXTS, TOLD, Task, folder_of, is_measurable
+from actors.curation.measuring.measured import KEYS, TEXTS, TOLD, Task, folder_of, is_measurable, rows_of_slice
 from actors.curation.tables import (
     LATER,
     ORIGIN,
+    PICTURES,
     PLAN_AGAIN,
     STALE,
     check_columns,
     current,
+    pictures_of,
     strings,
     with_new_captions,
     with_places,
@@ -130,7 +132,7 @@ def text_digest(caption: str, recaption: str) -> str:
 class PartScorer:
     """Measure one family on the scenes of parts of scores/, and write a part for each.
 
-    Reads:  part      str (N,), names of parts of scores/
+    Reads:  part      str (N,), names of parts of scores/, or of slices of them
             pictures  str (N,), JSON, of a family that reads videos: by video_id the key frames to look at, each a part,
                       a scene_id and a box as of `Placed`
     Gives:  scenes, failed  int (N,): rows that were written, and those of them that have an error
@@ -148,24 +150,28 @@ class PartScorer:
         failed = [int((table["error"].to_numpy() != "").sum()) for table in tables]
         return {"scenes": np.array([len(table) for table in tables]), "failed": np.array(failed)}
 
-    def _measured(self, part: str, pictures: str) -> pa.Table:
-        table = self._store.read_part("scores", part, READ, LATER)
+    def _measured(self, name: str, pictures: str) -> pa.Table:
+        part, first, count = rows_of_slice(name)
+        table = self._store.read_part("scores", part, (*READ, PICTURES), (*LATER, PICTURES))
         if table is None:
             # Measured when `score` has made it again.
             return self._scorer.schema.empty_table()
-        rows = self._rows(table)
+        rows = self._rows(table.slice(first, count), part, first)
         kept = self._kept(part, rows)
         there = set(kept["row"].to_pylist())
         left = [row for row in rows if row["row"] not in there]
-        made = self._scorer.rows(self._inputs(part, left, pictures))
+        made = self._scorer.rows(self._inputs(left, pictures))
         whole = pa.concat_tables([kept, made]).sort_by("row")
-        self._store.write_table(whole, self._task.folder, part)
+        self._store.write_table(whole, self._task.folder, name)
         return made
 
-    def _rows(self, table: pa.Table) -> list[Row]:
-        """The scenes of a part of scores/ that are to be measured."""
+    def _rows(self, table: pa.Table, part: str, first: int) -> list[Row]:
+        """The scenes to measure of rows of a part of scores/, which has others before the `first` of these."""
+        where = pictures_of(table, part)
+        table = table.drop_columns([PICTURES]).append_column(PICTURES, where)
         chosen = is_measurable(table) & current(table, self._stale).to_numpy(zero_copy_only=False)
-        rows = table.append_column("row", pa.array(np.arange(len(table)))).filter(pa.array(chosen))
+        numbers = pa.array(np.arange(first, first + len(table)))
+        rows = table.append_column("row", numbers).filter(pa.array(chosen))
         frame = with_places(self._store, with_new_captions(self._store, rows.to_pandas(types_mapper=strings)))
         found: list[Any] = frame.fillna({"caption": ""}).to_dict("records")
         for row in found:
@@ -191,14 +197,15 @@ class PartScorer:
         same = [number in texts and texts[number] == text for number, text in zip(numbers, said, strict=True)]
         return table.filter(pa.array(np.array(same, bool) & (table["error"].to_numpy() == "")))
 
-    def _inputs(self, part: str, rows: list[Row], pictures: str) -> Iterator[Row]:
+    def _inputs(self, rows: list[Row], pictures: str) -> Iterator[Row]:
         numbers = {(row["video_id"], row["scene_id"]): row for row in rows}
         if not rows:
             return
         if self._reads == "keyframes":
-            keys = json.dumps(rows)
-            for one in read_pictures({"part": _objects(part), "scenes": _objects(keys)}, self._store, self._cutting):
-                yield _input(numbers[one["video_id"][0], one["scene_id"][0]], **_first(one))
+            for where, some in groupby(sorted(rows, key=itemgetter(PICTURES)), itemgetter(PICTURES)):
+                wanted = {"part": _objects(where), "scenes": _objects(json.dumps(list(some)))}
+                for one in read_pictures(wanted, self._store, self._cutting):
+                    yield _input(numbers[one["video_id"][0], one["scene_id"][0]], **_first(one))
         elif self._reads == "frames":
             for film, scenes in groupby(sorted(rows, key=film_of), film_of):
                 task = {name: _objects(value) for name, value in film_task(*film, list(scenes)).items()}

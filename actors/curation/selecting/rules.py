@@ -14,7 +14,17 @@ from actors.curation.measuring.measured import Family, with_families
 from actors.curation.selecting.column_rules import scalars
 from actors.curation.selecting.filter import Filter
 from actors.curation.selecting.select_settings import SelectConfig
-from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES, strings, with_new_captions
+from actors.curation.tables import (
+    LATER,
+    PICTURES,
+    PLACES,
+    REJECTED,
+    SCENES,
+    SCORES,
+    pictures_of,
+    strings,
+    with_new_captions,
+)
 
 JUDGED = ("start_s", "end_s", "longest_hold_s")
 """Columns that rules need beside the features."""
@@ -103,11 +113,12 @@ def write_decisions(
     reason = places.reason.astype(object)
     decision = {"recaption": "", "probability": places.probability, "kept": kept, "reason": reason}
     rows = about.assign(**decision, duplicate_group=groups, concept=places.concept.where(places.concept >= 0))
+    where = about[["video_id", "scene_id"]].assign(part=parts, **{PICTURES: whole[PICTURES].to_pandas()})
     scenes = pa.Table.from_pandas(rows[places.scene], SCENES, preserve_index=False)
     for field in extra:
         scenes = scenes.append_column(field, whole[field.name].filter(pa.array(places.scene)))
     tables = {
-        "places": pa.Table.from_pandas(about.assign(part=parts)[places.scene], PLACES, preserve_index=False),
+        "places": pa.Table.from_pandas(where[places.scene], PLACES, preserve_index=False),
         "scenes": scenes,
         "rejected": rejections(rows[rows.error != ""]),
     }
@@ -119,14 +130,14 @@ def _measured(store: Store, places: pd.DataFrame, families: Sequence[Family]) ->
     """What was measured of rows, in their order, and which of its columns are of families."""
     names = [name for name in dict.fromkeys([*SCENES.names, *REJECTED.names]) if name in SCORES.names]
     extra = pa.schema([*scalars({name: kind for one in families for name, kind in one.columns.items()}).items()])
-    schema = pa.schema([*(SCORES.field(name) for name in names), *extra])
+    schema = pa.schema([*(SCORES.field(name) for name in names), (PICTURES, pa.string()), *extra])
     read, order = [schema.empty_table()], []
     for part, rows in places.groupby("part", observed=True).row:
         folder, _, name = str(part).rpartition("/")
-        table = store.read_part(folder, name, names, LATER)
+        table = store.read_part(folder, name, [*names, PICTURES], (*LATER, PICTURES))
         if table is None:
             raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
-        table = table.select(names)
+        table = table.select(names).append_column(PICTURES, pictures_of(table, name))
         if families:
             table, _ = with_families(store, name if folder == "scores" else "", table, families, extra.names)
         read.append(table.take(pa.array(rows)).select(schema.names).cast(schema))

@@ -1,12 +1,15 @@
 """What scores/ holds already, and which of its rows are still of the films and times that the input has now."""
 
+import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.sources.origin import moved, same_film, same_times, times, with_times
 from actors.curation.tables import ORIGIN
@@ -47,16 +50,27 @@ class Done:
     """Rows of scores/ by video and scene: where they come from, and whether they are sound."""
 
     def __init__(
-        self, store: Store, config: CurationConfig, again: frozenset[str] = frozenset(), until: float = math.inf
+        self,
+        store: Store,
+        config: CurationConfig,
+        again: frozenset[str] = frozenset(),
+        until: float = math.inf,
+        only: Collection[str] | None = None,
     ) -> None:
-        """again: error codes whose rows do not count as done, where they were written before that time."""
+        """again: error codes whose rows do not count as done, where they were written before that time. only: ids of
+        the videos whose rows are read, None: of all."""
         self._keep = config.videos.changed == "keep"
         self._divided = config.windows.named
         self._rows: dict[str, Rows] = {}
         columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes", "written", "caption"]
         parts: list[list[np.ndarray]] = []
         count = 0
-        for part in store.read_parts("scores", [*columns, *ORIGIN], ORIGIN):
+        for name in store.parts("scores"):
+            part = store.read_part("scores", name, [*columns, *ORIGIN], ORIGIN)
+            if part is None:
+                continue
+            if only is not None:
+                part = part.filter(pa.array(part["video_id"].to_pandas().isin(only).to_numpy()))
             keys = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), strict=True)
             for number, (video_id, scene_id) in enumerate(keys, count):
                 rows = self._rows.setdefault(video_id, {})
@@ -96,6 +110,35 @@ class Done:
             left.finished = have >= count if self._state[film] == SOUND else have == count
         left.film_changed = film is None and not left.have and any(not same_film(old, now) for _, old in left.stale)
         return left
+
+    def shortened(self, task: Row) -> Row | None:
+        """A row of plan/todo without the scenes that have been measured since; None where nothing is left.
+
+        The input is the one that it was planned from.
+        """
+        rows, now, nothing = self._rows.get(task["video_id"], {}), (task["film"], task["version"]), Left()
+        if task["spans"] is None:
+            have = [
+                scene_id
+                for scene_id, numbers in rows.items()
+                if scene_id and self._counts_as_done(numbers, now, None, nothing)
+            ]
+            return task | {"skip": json.dumps(sorted(have))}
+        spans = []
+        for span in json.loads(task["spans"]):
+            missing = []
+            for scene in span["scenes"]:
+                code = times(span["start_s"], span["end_s"], scene["first"], scene["end"])
+                numbers = rows.get(scene["scene_id"], [])
+                if not self._counts_as_done(numbers, now, code, nothing):
+                    missing.append(scene)
+            if missing:
+                spans.append(span | {"scenes": missing})
+        return task | {"spans": json.dumps(spans)} if spans else None
+
+    def _counts_as_done(self, numbers: int | list[int], now: Origin, code: int | None, left: Left) -> bool:
+        best = self._counts(numbers, now, code, "", left)
+        return best is not None and self._state[best] >= FAILED
 
     def _named(self, video: Video, rows: Rows, now: Origin, left: Left) -> None:
         """The scenes that the input names, and those that it names no more."""

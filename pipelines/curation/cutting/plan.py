@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from typing import Any
 
@@ -13,15 +13,20 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cutting.scenes import scene_row
-from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STALE, URLS
+from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, PLANNED, SCORES, STALE
 from pipelines.curation.cutting.done import Done, Left, Origin
 from pipelines.curation.cutting.order import LongestFirst, seconds_of
+from pipelines.curation.cutting.unchanged import Unfinished, digest_of, unfinished
 from pipelines.curation.exporting.export import renew_clips
 from pipelines.curation.settings import CurationConfig, measured_by
 from pipelines.curation.sources.input import Video, read_videos
 
 PART_ROWS = 512
-"""Videos in one part of the plan."""
+"""Videos in one part of plan/todo."""
+TABLE_ROWS = 1 << 15
+"""Rows in one part of the other tables of the plan, which are read whole."""
+LOCAL = ("/", "file://", "s3://")
+"""How urls of files begin."""
 TODO = pa.schema(
     [
         ("video_index", pa.int64()),
@@ -83,7 +88,9 @@ def make_plan(
     input as `LongestFirst` holds, and the ids of what is done.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
-    store = Store(config.output)
+    store, digest = Store(config.output), digest_of(config)
+    if not again and (left := unfinished(config, store, digest)) is not None:
+        return _same_plan(config, store, left, dry)
     done, counted = Done(store, config, again, before), _Counts()
     stale_before = _stale(store)
     with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
@@ -103,10 +110,32 @@ def make_plan(
         if not dry:
             # Before the plan, which is what says that they are no longer new.
             renew_clips(store, counted.stale - stale_before)
-            new.commit(asdict(plan))
-            settings = {"measured_by": measured_by(config), "settings": asdict(config)}
-            store.write_json(settings, "plan", "settings.json")
+            new.commit(asdict(plan) | {"input": digest})
+            _write_settings(config, store)
     return plan
+
+
+def _same_plan(config: CurationConfig, store: Store, left: Unfinished, dry: bool) -> Plan:
+    """The last plan, with what is left to do of it."""
+    remote = any(not row["url"].startswith(LOCAL) for row in left.todo)
+    counts = {one.name: left.table.about[one.name] for one in fields(Plan)}
+    plan = Plan(**counts | {"todo": len(left.todo), "todo_scenes": left.scenes, "remote": remote})
+    if not dry:
+        with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
+            for name in _TABLES:
+                new.add(*new.before_parts(name))
+            todo = _Writer(new, "plan/todo", TODO, dry, PART_ROWS)
+            for row in left.todo:
+                todo.add(row)
+            todo.flush()
+            new.commit(left.table.about | asdict(plan))
+        _write_settings(config, store)
+    return plan
+
+
+def _write_settings(config: CurationConfig, store: Store) -> None:
+    settings = {"measured_by": measured_by(config), "settings": asdict(config)}
+    store.write_json(settings, "plan", "settings.json")
 
 
 @dataclass
@@ -147,6 +176,7 @@ def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], 
     if not video.spans and {rejected.code for rejected in video.rejected} == {"duplicate_id"}:
         return
     about = {"video_index": video.index, "video_id": video.video_id}
+    about |= {"film": video.source.film, "version": video.source.version}
     tables["plan/videos"].add(about | {"scenes": -1 if video.spans is None else cuttable, "url": video.url})
     left = done.left(video)
     for scene_id, origin in left.stale:
@@ -164,7 +194,7 @@ def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], 
     if task is not None:
         todo.add(task, seconds_of(ends, video.source.size))
         counted.todo_scenes += scenes
-        counted.remote = counted.remote or not video.url.startswith(("/", "file://", "s3://"))
+        counted.remote = counted.remote or not video.url.startswith(LOCAL)
 
 
 def _task(video: Video, left: Left) -> tuple[Row | None, int, list[float | None]]:
@@ -189,7 +219,7 @@ def _rejected(video: Video, rejected: Any) -> Row:
 
 
 _TABLES = {
-    "plan/videos": URLS,
+    "plan/videos": PLANNED,
     "plan/rejected": SCORES,
     "plan/stale": STALE,
     "plan/captions": NEW_CAPTIONS,
@@ -199,15 +229,18 @@ _TABLES = {
 class _Writer:
     """Gathers rows into parts of a table of the new plan."""
 
-    def __init__(self, new: Replacement, folder: str, schema: pa.Schema, dry: bool) -> None:
+    def __init__(
+        self, new: Replacement, folder: str, schema: pa.Schema, dry: bool, part_rows: int = TABLE_ROWS
+    ) -> None:
         self._new, self._folder, self._schema, self._dry = new, folder, schema, dry
+        self._part_rows = part_rows
         self._pending: list[Row] = []
         self.rows = 0
 
     def add(self, row: Row) -> None:
         self._pending.append(row)
         self.rows += 1
-        if len(self._pending) == PART_ROWS:
+        if len(self._pending) == self._part_rows:
             self.flush()
 
     def flush(self) -> None:

@@ -30,6 +30,7 @@ from actors.media.limits import FilmStage
 from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
+from pipelines.curation.compact import Compactor
 from pipelines.curation.cutting.division import ON_CPUS, Division, divided
 from pipelines.curation.cutting.plan import Plan
 from pipelines.curation.measuring.measure import passed, pool_of
@@ -62,13 +63,14 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
     """
     set_context()
     measured, started, held = Measured(), time.monotonic(), _held(config)
+    compactor = Compactor(Store(config.output))
     suspects: frozenset[int] = frozenset()
     again = Perseverance()
     try:
         _clear(held)
         while plan.todo:
             nodes = living_nodes()
-            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured)):
+            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured, compactor)):
                 break
             again.pause(measured.films)
             if living_nodes() >= nodes:
@@ -76,24 +78,25 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
             _clear(held)
             plan = left()
         for suspect in sorted(suspects):
-            _alone(config, left(), suspect, measured)
+            _alone(config, left(), suspect, measured, compactor)
+        compactor.finish()
     finally:
         _clear(held)
         measured.seconds = time.monotonic() - started
     return measured
 
 
-def _alone(config: CurationConfig, plan: Plan, suspect: int, measured: Measured) -> None:
+def _alone(config: CurationConfig, plan: Plan, suspect: int, measured: Measured, compactor: Compactor) -> None:
     """Measure one video by itself, if it is left; where its workers die again, it gets rows that say so."""
     only, again = frozenset([suspect]), Perseverance()
     while True:
         nodes = living_nodes()
-        if again.tried(partial(_run, config, plan, Choice(only), measured)):
+        if again.tried(partial(_run, config, plan, Choice(only), measured, compactor)):
             return
         again.pause(measured.films)
         if living_nodes() >= nodes:
             why = f"its worker died each time, also when it was the only video ({again.why})"
-            _run(config, plan, Choice(only, lost=why), measured)
+            _run(config, plan, Choice(only, lost=why), measured, compactor)
             return
 
 
@@ -111,7 +114,7 @@ def _clear(held: str) -> None:
         storage.delete(entry.uri)
 
 
-def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured) -> None:
+def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured, compactor: Compactor) -> None:
     pools, tasks = stages_of(config, plan.remote and not choice.lost)
     pools |= {name: pool_of(pools[name]) for name in _passed(config)}
     stages = fitted(pools, tasks, config.autoscaling)
@@ -131,6 +134,7 @@ def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured)
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
+        compactor.wrote(len(counts["films"]))
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:

@@ -24,10 +24,12 @@ from actors.curation.tables import (
     BARS,
     LATER,
     ORIGIN,
+    PICTURES,
     PLAN_AGAIN,
     SELECT_AGAIN,
     STALE,
     current,
+    pictures_of,
     strings,
     with_new_captions,
     with_origin,
@@ -235,7 +237,8 @@ def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     found: list[pa.Table] = []
     for name in store.parts("scores"):
-        part = store.read_part("scores", name, [*KEPT, "error", "written", *ORIGIN], LATER)
+        columns = [*KEPT, "error", "written", *ORIGIN, PICTURES]
+        part = store.read_part("scores", name, columns, (*LATER, PICTURES))
         if part is None:
             continue
         ids = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), part["error"].to_pylist(), strict=True)
@@ -243,7 +246,8 @@ def _sound(store: Store, wanted: set[Key]) -> pd.DataFrame:
         if any(chosen):
             rows = part.filter(pa.array(chosen, pa.bool_()))
             rows = with_origin(rows.filter(current(rows, stale)))
-            found.append(rows.append_column("part", pa.array([name] * len(rows), pa.string())))
+            # Where its key frames are.
+            found.append(rows.drop_columns([PICTURES]).append_column("part", pictures_of(rows, name)))
     if not found:
         return pd.DataFrame(columns=KEPT)
     rows = pa.concat_tables(found, promote_options="permissive").to_pandas(types_mapper=strings)

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.core import storage
+from actors.core.catalog import Part, Replacement
 from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
@@ -28,15 +30,19 @@ from actors.curation.cutting.scenes import FramesConfig
 from actors.curation.measuring.family import VIDEO_SCENES, fingerprint, scorer_class
 from actors.curation.measuring.measured import (
     ROW,
+    SLICE,
     Family,
     Task,
     families_now,
     family_now,
     folder_of,
+    rows_of_slice,
+    slices_of,
+    whole_parts,
     write_family,
 )
 from actors.curation.measuring.scoring import IN_PASS, PartScorer, text_digest
-from actors.curation.tables import BARS, NEW_CAPTIONS, PLAN_AGAIN
+from actors.curation.tables import BARS, NEW_CAPTIONS, PICTURES, PLAN_AGAIN
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, ray_actors
 from pipelines.curation.cutting.frames import bare, from_items
@@ -50,6 +56,7 @@ MANY_PARTS = 1000
 """As many parts are read in the driver before Ray's tasks would have started."""
 TASK_PARTS = 250
 """Parts that one task reads."""
+MEASURE_AGAIN = "Run `measure` again."
 AGAIN = "To measure all alike, delete its folder in measured/ and run `measure` again."
 """What to do where scores were computed in several ways."""
 
@@ -106,9 +113,10 @@ def passed(config: CurationConfig) -> list[Task]:
 
 
 def left(store: Store, task: Task) -> list[str]:
-    """The parts of scores/ that a family has yet to measure."""
+    """The parts of scores/ that a family has yet to measure, and slices of those that are compacted."""
     there = set(store.parts(task.folder))
-    return [name for name in store.parts("scores") if name not in there]
+    left = [part for part in store.listed("scores") if part.name not in there]
+    return [name for part in left for name in slices_of(part) if name not in there]
 
 
 def is_done(config: CurationConfig) -> bool:
@@ -134,9 +142,11 @@ def _measured(config: CurationConfig, task: Task) -> Added:
         task, parts = replace(task, before=task.fingerprint), [*parts, *failed]
     if parts:
         _run(config, task, parts)
+    _join_slices(store, task)
     counts = _counted(store, task)
     if torn := [name for name in left(store, task) if name not in parts]:
         _run(config, task, torn)
+        _join_slices(store, task)
         counts = _counted(store, task)
     family = Family(task.name, task.fingerprint, _columns(store, task))
     _check_columns(store, family)
@@ -144,16 +154,37 @@ def _measured(config: CurationConfig, task: Task) -> Added:
     write_family(store, family, about)
     if task.before not in ("", task.fingerprint):
         # Its rows with other captions are all of this version now.
-        for name in store.parts(folder_of(task.name, task.before)):
-            storage.delete(store.uri(folder_of(task.name, task.before), name))
+        store.remove_table(folder_of(task.name, task.before))
     notes = mixed(counts.computed, task.name, "scenes", AGAIN)
     return Added(counts.scenes, dict(counts.failed), len(parts), round(time.monotonic() - started, 1), notes)
 
 
 def _failed(store: Store, task: Task, without: Sequence[str]) -> list[str]:
     """Parts of a family with scenes that could not be measured."""
-    names = [name for name in store.parts(task.folder) if name not in without]
-    return [name for name in names if _count(store, task.folder, [name])[1]]
+    names = [name for name in whole_parts(store, task.folder) if name not in without]
+    failed = {name for name in names if _count(store, task.folder, [name])[1]}
+    return [name for part in store.listed("scores") if part.name in failed for name in slices_of(part)]
+
+
+def _join_slices(store: Store, task: Task) -> None:
+    """Make one part of the slices of each compacted part of scores/ that has them all."""
+    _, added = store.divided(task.folder)
+    slices = {entry.name: entry.stamp for entry in added if entry.name.startswith(SLICE)}
+    for part in store.divided("scores")[0] if slices else ():
+        if not all(name in slices for name in slices_of(part)):
+            continue
+        tables = [store.read_part(task.folder, name) for name in slices_of(part)]
+        if any(table is None for table in tables):
+            # Those that are torn are made again.
+            for name in [name for name, table in zip(slices_of(part), tables, strict=True) if table is None]:
+                storage.delete(store.uri(task.folder, name))
+            continue
+        whole = pa.concat_tables([table for table in tables if table is not None])
+        store.write_table(whole, task.folder, part.name)
+        with Replacement(store.root, [task.folder], MEASURE_AGAIN) as new:
+            new.add(*(one for one in new.before_parts(task.folder) if one.name != part.name))
+            new.add(Part(task.folder, part.name, len(whole)))
+            new.commit(absorbed={task.folder: {name: slices[name] for name in slices_of(part)}})
 
 
 def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
@@ -198,23 +229,27 @@ def pictures_of(store: Store, items: list[Row]) -> list[Row]:
         right=1 - bars.bar_right / sound.width,
         bottom=1 - bars.bar_bottom / sound.height,
         part=sound.part.astype(str).str.rpartition("/")[2],
+        **{PICTURES: sound[PICTURES].astype(str)},
     )
     wanted: dict[str, list[Any]] = {}
     for video_id, rows in sound.groupby("video_id", sort=False):
         at = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), VIDEO_SCENES)).round().astype(int))
-        some = rows.sort_values("start_s").iloc[at].sort_values(["part", "scene_id"])
+        some = rows.sort_values("start_s").iloc[at].sort_values([PICTURES, "scene_id"])
         boxes = some[["left", "top", "right", "bottom"]].round(6).to_numpy().tolist()
-        wanted[str(video_id)] = [list(one) for one in zip(some.part, some.scene_id, boxes, strict=True)]
-    videos = sound.groupby("part").video_id.unique()
-    return [
-        item | {"pictures": json.dumps({video: wanted[video] for video in videos.get(item["part"], [])})}
-        for item in items
-    ]
+        wanted[str(video_id)] = [list(one) for one in zip(some[PICTURES], some.scene_id, boxes, strict=True)]
+    rows = dict(list(sound[["part", "video_id", "row"]].groupby("part")))
+    nothing = sound.iloc[:0]
+    for item in items:
+        part, first, count = rows_of_slice(item["part"])
+        some = rows.get(part, nothing)
+        within = some.row >= first if count is None else some.row.between(first, first + count - 1)
+        item["pictures"] = json.dumps({video: wanted[video] for video in some.video_id[within].unique()})
+    return items
 
 
 def _columns(store: Store, task: Task) -> dict[str, Any]:
     """The columns of a family: those of its parts, else of its class."""
-    for name in store.parts(task.folder):
+    for name in whole_parts(store, task.folder):
         with storage.stream(store.uri(task.folder, name)) as data:
             schema = pq.read_schema(data)
         return {field.name: field.type for field in schema if field.name not in ROW}
@@ -241,7 +276,7 @@ class _Counts:
 
 def _counted(store: Store, task: Task) -> _Counts:
     """What the parts of a family hold."""
-    names = store.parts(task.folder)
+    names = whole_parts(store, task.folder)
     groups = [names[start : start + TASK_PARTS] for start in range(0, len(names), TASK_PARTS)]
     calls = [(store, task.folder, group) for group in groups]
     counted = _Counts(0, Counter(), Counter())
@@ -258,7 +293,7 @@ def _count(store: Store, folder: str, names: Sequence[str]) -> tuple[int, Counte
         table = store.read_part(folder, name, ["error", COMPUTED])
         if table is None:
             # Torn: made again.
-            storage.delete(store.uri(folder, name))
+            store.remove_part(folder, name)
             continue
         scenes += len(table)
         failed.update(error for error in table["error"].to_pylist() if error)

@@ -23,7 +23,7 @@ from actors.curation.cutting.scenes import FEATURES
 from actors.curation.exporting.clips import write_clips
 from actors.curation.exporting.export import clip_name
 from actors.curation.selecting.filter import Filter
-from actors.curation.tables import with_places
+from actors.curation.tables import PICTURES, with_places
 from pipelines.curation.rows import rows_now
 from pipelines.curation.selecting.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.settings import CurationConfig
@@ -53,19 +53,19 @@ def scenes_to_label(store: Store, features: Sequence[str] = FEATURES) -> pd.Data
     sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
     if sound.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
-    return with_places(store, sound[[*columns, "part"]])
+    return with_places(store, sound[[*columns, PICTURES]])
 
 
 def key_frames(store: Store, row: Row) -> list[bytes]:
     """JPEG files of the first, middle and last sampled frame of a scene to label; none where they are not stored."""
     key = row["video_id"], row["scene_id"]
-    return stored(store, PurePosixPath(row["part"]).name, {key}).get(key, [])
+    return stored(store, row[PICTURES], {key}).get(key, [])
 
 
 def with_key_frames(store: Store, scenes: pd.DataFrame) -> set[int]:
     """The places of the scenes to label that have key frames."""
     there = set(store.parts(FOLDER))
-    return {place for place, part in enumerate(scenes.part) if PurePosixPath(str(part)).name in there}
+    return set(np.flatnonzero(scenes[PICTURES].isin(there)).tolist())
 
 
 def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0, model: Filter | None = None) -> pd.DataFrame:

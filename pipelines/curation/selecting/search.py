@@ -16,8 +16,8 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.families.embedding import COLUMN, Embedding, EmbeddingConfig
-from actors.curation.measuring.measured import family_now
-from actors.curation.tables import LATER, PLACES, SCENES, SELECT_AGAIN
+from actors.curation.measuring.measured import family_now, whole_parts
+from actors.curation.tables import LATER, PICTURES, PLACES, SCENES, SELECT_AGAIN
 from actors.media.images import IMAGE_SUFFIXES, ImageError, read_image
 from pipelines.curation.selecting.vectors import READERS, embeddings, vectors_of
 
@@ -105,7 +105,7 @@ def _best(store: Store, vector: np.ndarray, count: int) -> tuple[pd.DataFrame, b
         return keys.assign(part=part, cosine=cosine[first], of=len(rows))
 
     best, measured = pd.DataFrame(), 0
-    for some in _in_turn(read, store.parts(folder)):
+    for some in _in_turn(read, whole_parts(store, folder)):
         measured += int(some["of"].max()) if len(some) else 0
         best = pd.concat([best, some]).sort_values(["cosine", "video_id", "scene_id"], ascending=[False, True, True])
         best = best.head(count)
@@ -120,23 +120,27 @@ def _in_turn(read: Any, parts: list[str]) -> Iterator[Any]:
 
 
 def _current(store: Store, best: pd.DataFrame) -> list[Row]:
-    """The rows of scenes/ of those that are in it, with cosine and part, the nearest first."""
+    """The rows of scenes/ of those that are in it, with cosine and pictures, the nearest first."""
     if best.empty:
         return []
+    there = set(store.parts("scores"))
     keys = best[["video_id", "scene_id", "part"]].itertuples(index=False, name=None)
     parts: dict[Any, float] = dict(zip(keys, best.cosine.tolist(), strict=True))
     ids = best.scene_id.unique().tolist()
     near: dict[Key, tuple[float, str]] = {}
-    for places in store.read_parts("places", PLACES.names, again=SELECT_AGAIN):
+    # Where parts were compacted since the selection, the id alone tells.
+    anywhere = {key[:2]: cosine for key, cosine in reversed(parts.items())}
+    for places in store.read_parts("places", PLACES.names, (PICTURES,), again=SELECT_AGAIN):
         for place in _among(places, ids):
             key = place["video_id"], place["scene_id"]
-            if (cosine := parts.get((*key, place["part"]))) is not None:
-                near[key] = cosine, place["part"]
+            known = parts.get((*key, place["part"])) if place["part"] in there else anywhere.get(key)
+            if known is not None:
+                near[key] = known, place[PICTURES] or place["part"]
     found = []
     for scenes in store.read_parts("scenes", SCENES.names, LATER, again=SELECT_AGAIN):
         for row in _among(scenes, ids):
             if place := near.get((row["video_id"], row["scene_id"])):
-                found.append({**row, "cosine": place[0], "part": place[1]})
+                found.append({**row, "cosine": place[0], PICTURES: place[1]})
     return sorted(found, key=lambda row: (-row["cosine"], row["video_id"], row["scene_id"]))
 
 

@@ -1,0 +1,54 @@
+"""Parts of scores/ become few while a run goes on, and in the end: by one task of Ray at a time."""
+
+from typing import Any
+
+from actors.core.store import Store
+from actors.curation.compacting import Compacted, compact, renew_places
+
+MANY_PARTS = 1000
+"""Parts that a run compacts together; less than half of them stay as they are."""
+
+
+def compact_output(store: Store) -> Compacted:
+    """Compact all that can be, and tell places/ of it."""
+    done = compact(store)
+    renew_places(store, done)
+    return done
+
+
+class Compactor:
+    """Compacts what a run has written, beside it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._written = store, 0
+        self._running: list[Any] = []
+
+    def wrote(self, parts: int) -> None:
+        """Count parts that were written; where they are many, they are compacted."""
+        self._written += parts
+        if self._written >= MANY_PARTS and self._is_idle():
+            self._start()
+
+    def finish(self) -> None:
+        """Compact what is left, if it is much, and wait for it."""
+        import ray
+
+        ray.get(self._running)
+        if self._written >= MANY_PARTS:
+            self._start()
+            ray.get(self._running)
+
+    def _is_idle(self) -> bool:
+        import ray
+
+        done, running = ray.wait(self._running, timeout=0) if self._running else ([], [])
+        # A fault of the store is one of the run.
+        ray.get(done)
+        return not running
+
+    def _start(self) -> None:
+        import ray
+
+        # No CPU of its own: pools may hold all of them.
+        task: Any = ray.remote(num_cpus=0, max_retries=3)(compact)
+        self._running, self._written = [task.remote(self._store, MANY_PARTS // 2)], 0

@@ -1,0 +1,189 @@
+"""What a start costs over many finished rows: python -m tests.benchmarks.scale start 1000000 [FOLDER]
+
+Synthetic rows of scores/ of 53 scenes a video, in parts that `compact` has made, of an input as HD-VG-130M has it. Each
+step runs in a process of its own; its CPU-seconds and peak memory are printed, and the files that it opened.
+
+    start ROWS    plan an input all of which is done, whose last plan is that of its first start
+    select ROWS   select of it
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.core import storage
+from actors.core.catalog import Replacement
+from actors.curation.compacting import SCORES_AGAIN, SHARD, SHARD_ROWS, shards
+from actors.curation.features.perceptual_hash import HASH_BYTES
+from actors.curation.sources.origin import Source, times, with_times
+from actors.curation.tables import PICTURES, SCORES
+from pipelines.curation.settings import CurationConfig
+
+SCENES = 53
+"""Scenes of a video, as HD-VG-130M has them."""
+PART_ROWS = 600_000
+"""Rows of a compacted part: 100 MB of rows that were measured."""
+BARS = {"start": (60.0, 1000.0), "select": (float("inf"), 2000.0)}
+"""CPU-seconds and MB at ten million rows."""
+
+
+def url(video: int) -> str:
+    """Where a video lies."""
+    return f"https://host.example/watch?v={video:011d}"
+
+
+def write_input(path: Path, videos: int) -> None:
+    """Metadata of so many videos, as HD-VG-130M has it."""
+    with path.open("w") as file:
+        file.write("{")
+        for video in range(videos):
+            cuts = [
+                {
+                    "clip_id": f"{video:011d}.0_{i}.mp4",
+                    "scene_cut": [60 * i, 60 * i + 60],
+                    "caption": f"a scene of {video}",
+                }
+                for i in range(SCENES)
+            ]
+            clip = {f"{video:011d}.0.mp4": {"span": ["00:00:00.000", "00:10:00.000"], "scene_split": cuts}}
+            file.write(("," if video else "") + f'"{video:011d}":' + json.dumps({"url": url(video), "clip": clip}))
+        file.write("}")
+
+
+def tables(videos: int) -> Iterator[pa.Table]:
+    """Rows of scores/ of all scenes, as `compact` sorts them."""
+    names = pa.array([f"{video:011d}" for video in range(videos)])
+    of = shards(names).to_numpy()
+    step = PART_ROWS // SCENES
+    codes = np.array([times(0.0, 600.0, 60 * i, 60 * i + 60) for i in range(SCENES)])
+    rng = np.random.default_rng(0)
+    for start in range(0, videos, step):
+        some = np.arange(start, min(start + step, videos))
+        some = some[np.lexsort((some, of[some]))]
+        video = np.repeat(some, SCENES)
+        number = np.tile(np.arange(SCENES), len(some))
+        film = {one: Source(url(one)).film for one in some.tolist()}
+        columns: dict[str, Any] = {
+            "video_index": video,
+            "video_id": [f"{one:011d}" for one in video],
+            "uri": [url(one) for one in video.tolist()],
+            "clip_id": [f"{one:011d}.0.mp4" for one in video],
+            "scene_id": [f"{one:011d}.0_{i}.mp4" for one, i in zip(video, number, strict=True)],
+            "ordinal": number,
+            "caption": [f"a scene of {one}" for one in video],
+            "first": 60 * number,
+            "end": 60 * number + 60,
+            "start_s": 2.0 * number,
+            "end_s": 2.0 * number + 2,
+            "phash": [rng.bytes(HASH_BYTES) for _ in video],
+            "film": [film[one] for one in video.tolist()],
+            "version": [with_times(Source("").version, int(code)) for code in codes[number]],
+            "written": rng.random(len(video)),
+            "no_frames": np.full(len(video), 8),
+            "window": np.full(len(video), -1),
+            "scenes": np.full(len(video), 0),
+        }
+        yield _table(columns, len(video), rng).append_column(SHARD, pa.array(of[video]))
+
+
+def _table(columns: dict[str, Any], rows: int, rng: np.random.Generator) -> pa.Table:
+    for field in SCORES:
+        if field.name in columns:
+            continue
+        if pa.types.is_string(field.type):
+            columns[field.name] = [""] * rows
+        elif pa.types.is_floating(field.type):
+            columns[field.name] = 1 + rng.random(rows, np.float32)
+        else:
+            columns[field.name] = np.zeros(rows, field.type.to_pandas_dtype())
+    table = pa.table({name: pa.array(columns[name], SCORES.field(name).type) for name in SCORES.names}, SCORES)
+    return table.append_column(PICTURES, pa.array([""] * rows))
+
+
+def make(folder: Path, rows: int) -> None:
+    """An input, its first plan, and its rows."""
+    from pipelines.curation.cutting.plan import make_plan
+
+    videos = rows // SCENES
+    write_input(folder / "corpus.json", videos)
+    config = config_of(folder)
+    make_plan(config)
+    with Replacement(config.output, ["scores"], SCORES_AGAIN) as new:
+        for number, table in enumerate(tables(videos)):
+            new.add(new.writer.write("scores", number, table, row_group_size=SHARD_ROWS))
+        new.commit(absorbed={})
+
+
+def config_of(folder: Path) -> CurationConfig:
+    """Settings of the output."""
+    return CurationConfig(input=str(folder / "corpus.json"), output=str(folder / "out"))
+
+
+def start(folder: Path) -> str:
+    """Plan again."""
+    from pipelines.curation.cutting.plan import make_plan
+
+    plan = make_plan(config_of(folder))
+    assert plan.todo == 0, plan
+    return f"{plan.scenes} scenes, nothing left"
+
+
+def select(folder: Path) -> str:
+    """Select."""
+    from pipelines.curation.selecting.select import select
+
+    return f"{select(config_of(folder)).expected} scenes"
+
+
+STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select}
+
+
+def step(name: str, folder: Path) -> None:
+    """Run a step in this process, and print what it cost."""
+    touched = set[str]()
+    for door in ("read_bytes", "stream", "find", "listing"):
+        whole = getattr(storage, door)
+        setattr(storage, door, lambda uri, *more, whole=whole, **named: touched.add(uri) or whole(uri, *more, **named))
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    told = STEPS[name](folder)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    # The peak of this process: getrusage tells the parent's where that is higher.
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    objects = len(list(storage.listing(str(folder / "out" / "scores"))))
+    print(
+        f"{name}: {told}; {cpu:.1f} CPU-s, {time.monotonic() - began:.1f} s, peak {peak:.0f} MB; "
+        f"{len(touched)} objects and folders read, {objects} objects in scores/",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Make an output of so many rows, and run a step over it."""
+    name, rows = sys.argv[1], int(sys.argv[2])
+    if sys.argv[4:] == ["here"]:
+        step(name, Path(sys.argv[3]))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(sys.argv[3] if len(sys.argv) > 3 else temporary)
+        if not (folder / "out").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            make(folder, rows)
+        subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.scale", name, str(rows), str(folder), "here"], check=True
+        )
+    seconds, memory = BARS[name]
+    print(f"at most {seconds:g} CPU-s and {memory:g} MB of 10,000,000 rows")
+
+
+if __name__ == "__main__":
+    main()
