@@ -19,6 +19,7 @@ from typing import Any
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.patience import ENDING_S
 from actors.core.store import Store
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Lease:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join(timeout=RENEWED_S)
+        # A renewal that waits for its store is not waited for.
+        self._thread.join(timeout=ENDING_S)
         try:
             if self._is_ours():
                 storage.delete(self._uri)
