@@ -13,7 +13,7 @@ PARALLEL := --numprocesses=2 --dist=loadfile
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
-.PHONY: help demo test test-slow $(CAPABILITIES:%=test-%) check format docs ffmpeg chromium
+.PHONY: help demo test test-slow test-newest-ray $(CAPABILITIES:%=test-%) check format docs ffmpeg chromium
 
 help: ## list the targets
 	@grep -hE '^#?[a-z][a-zA-Z_-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^#?([^:]+):.*## /\1\t/' | expand -t 18
@@ -31,6 +31,14 @@ test-slow: .venv/test.ready ffmpeg chromium ## kills, storage faults, jobs on a 
 #test-CAPABILITY: ## the tests of one capability, as in make test-genres
 $(CAPABILITIES:%=test-%): test-%: .venv/test.ready
 	$(BIN)/pytest -m "not slow" $(wildcard tests/*/$*)
+
+test-newest-ray: ffmpeg ## the test suite against the newest Ray, in .venv-newest-ray; writes a report there; may fail
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-newest-ray
+	grep -v '^ray==' constraints.txt > .venv-newest-ray/constraints.txt
+	echo 'ray[data,train,default]' > .venv-newest-ray/newest.txt
+	$(BIN)/uv pip install --quiet --python .venv-newest-ray/bin/python -c .venv-newest-ray/constraints.txt --overrides .venv-newest-ray/newest.txt -e ".[test]"
+	.venv-newest-ray/bin/python -c 'import ray; print("Ray", ray.__version__)'
+	.venv-newest-ray/bin/pytest -m "not slow" $(PARALLEL) --junitxml=.venv-newest-ray/report.xml
 
 check: .venv/test.ready ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -305,6 +305,8 @@ def serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C reaches the whole group of processes; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # By the module's own name, so that its exceptions are those that functions import and raise.
     importlib.import_module("actors.core.child").serve(Connection(int(sys.argv[1])))

@@ -4,6 +4,8 @@ import errno
 import itertools
 import re
 
+AGAIN = "run the same command again"
+"""End of what an error of a store or file system tells: nothing is lost."""
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 _PLACE = _MACHINE | {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO}
 _DEVICE = re.compile(
@@ -41,7 +43,12 @@ def machine_fault(error: BaseException, writing: bool = False) -> str:
         if one is None:
             break
         if getattr(one, "errno", None) in (_PLACE if writing else _MACHINE):
-            return f"{one}; free some space, or set TMPDIR to a folder that can be written to"
+            # That of a write below an output names its place.
+            return (
+                str(one)
+                if AGAIN in str(one)
+                else f"{one}; free some space, or set TMPDIR to a folder that can be written to"
+            )
         if isinstance(one, (RuntimeError, AssertionError)) and _DEVICE.search(str(one)):
             said = str(one).partition("\n")[0]
             return f"{said}; check the GPU and its driver, or, where memory ran out, raise num_gpus or lower workers"

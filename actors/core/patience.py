@@ -1,4 +1,4 @@
-"""How long a request to an S3 store is repeated, and what its errors mean."""
+"""How long a store that is away is waited for: one bound for every place, and shorter once a command is being ended."""
 
 import logging
 import os
@@ -6,66 +6,53 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from botocore import exceptions as aws
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
-
-from actors.core.addresses import AddressError
 from actors.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE = "FILMRAY_STORE_PATIENCE_S"
-"""Variable of the environment: seconds for which a store that was reached before is waited for."""
+"""Variable of the environment: seconds for which a store that is away is waited for. `store.patience_s` sets it."""
 PATIENCE_S = 300.0
-AT_FIRST_S = 10.0
-"""Seconds for which a store is tried that this process has not reached yet, as with a wrong endpoint."""
 TOLD_EVERY_S = 30.0
 """Seconds between two warnings about a store that is away."""
+ENDING_S = 3.0
+"""Seconds for which a store is waited for once the command is being ended: its record is written, if that works."""
 
-PASSING = (
-    aws.ConnectionError,  # also ConnectTimeoutError, ReadTimeoutError, EndpointConnectionError, ConnectionClosedError
-    aws.HTTPClientError,
-    aws.ReadTimeoutError,
-    aws.IncompleteReadError,
-    aws.ResponseStreamingError,
-)
-"""Exceptions of a connection that may be better the next time."""
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-# NoSuchUpload: a multipart upload whose completion was answered into a cut connection; it is done again from its start.
-_PASSING_CODES = {
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "NoSuchUpload",
-}
-_BAD_ADDRESS_CODES = {"InvalidBucketName", "KeyTooLongError", "InvalidURI", "InvalidObjectName"}
-_REFUSED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
-_reached: set[str] = set()
-"""Endpoints that have answered this process."""
+_ending = False
 
 
 def patience_s() -> float:
     """Seconds for which a store that is away is waited for; raises UserError where the variable is no number."""
     given = os.environ.get(PATIENCE, str(PATIENCE_S))
     try:
-        return float(given)
+        seconds = float(given)
     except ValueError as error:
         raise UserError(f"{PATIENCE}={given}: give seconds, as in {PATIENCE}=600") from error
+    return min(seconds, ENDING_S) if _ending else seconds
 
 
-def patiently(uri: str, request: Callable[[], T]) -> T:
-    """Make a request of an S3 store, again while its faults may pass; other faults are an OSError that names the URI.
+def set_ending(ending: bool) -> None:
+    """Say whether this process is being ended."""
+    global _ending
+    _ending = ending
 
-    Raises ConnectionError where the store stays away for `patience_s`; a process that has never reached it gives up
-    after AT_FIRST_S, unless the variable PATIENCE is set.
+
+def repeated(
+    place: str,
+    request: Callable[[], T],
+    passes: Callable[[BaseException], bool],
+    name: Callable[[BaseException], str],
+    allowed_s: float,
+) -> T:
+    """Make a request, again while its fault `passes`, with jitter and longer and longer pauses; then raises the fault.
+
+    place, name: what a warning says of the store and of a fault.
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    allowed_s = patience_s() if endpoint in _reached or PATIENCE in os.environ else min(patience_s(), AT_FIRST_S)
-    until = time.monotonic() + allowed_s
-    told = 0.0
+    # Imported here: a command that reads folders has no need of it.
+    from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+    until, told = time.monotonic() + allowed_s, 0.0
 
     def tell(state: RetryCallState) -> None:
         nonlocal told
@@ -73,77 +60,15 @@ def patiently(uri: str, request: Callable[[], T]) -> T:
         if now - told > TOLD_EVERY_S:
             level = logging.WARNING if told else logging.INFO
             told = now
-            logger.log(level, "%s: %s; trying again for %.0f s", uri, _name(_error(state)), max(until - now, 0))
+            error = state.outcome.exception() if state.outcome else None
+            assert error is not None
+            logger.log(level, "%s: %s; trying again for %.0f s", place, name(error), max(until - now, 0))
 
     retrying = Retrying(
-        retry=retry_if_exception(_passes),
+        retry=retry_if_exception(passes),
         stop=lambda state: time.monotonic() >= until,
         wait=wait_random_exponential(multiplier=0.2, max=10),
         before_sleep=tell,
         reraise=True,
     )
-    try:
-        answer = retrying(request)
-    except aws.ClientError as error:
-        raise (_gave_up(uri, error, allowed_s) if _passes(error) else _explained(uri, error)) from error
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
-        raise PermissionError(
-            f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-            "or give the node a role"
-        ) from error
-    except (aws.ParamValidationError, aws.UnsupportedS3ArnError, UnicodeError) as error:
-        raise AddressError(f"{uri!r} cannot be a file on S3: {str(error).splitlines()[-1]}") from error
-    except PASSING as error:
-        raise _gave_up(uri, error, allowed_s) from error
-    _reached.add(endpoint)
-    return answer
-
-
-def _error(state: RetryCallState) -> BaseException:
-    error = state.outcome.exception() if state.outcome else None
-    assert error is not None
-    return error
-
-
-def _passes(error: BaseException) -> bool:
-    if isinstance(error, aws.ClientError):
-        code, status = _answer(error)
-        return status in _PASSING_STATUS or code in _PASSING_CODES
-    return isinstance(error, PASSING)
-
-
-def _answer(error: aws.ClientError) -> tuple[str, int]:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    return code, int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _name(error: BaseException) -> str:
-    if isinstance(error, aws.ClientError):
-        code, status = _answer(error)
-        return f"{status} {code}"
-    return type(error).__name__
-
-
-def _gave_up(uri: str, error: Exception, seconds: float) -> ConnectionError:
-    return ConnectionError(
-        f"{uri}: gave up after {seconds:.0f} s ({_name(error)}); check the store and its endpoint, and run the same "
-        f"command again. {PATIENCE} sets how long a store is waited for"
-    )
-
-
-def _explained(uri: str, error: aws.ClientError) -> Exception:
-    code, status = _answer(error)
-    if code in _BAD_ADDRESS_CODES:
-        return AddressError(f"{uri!r} cannot be a file on S3: the store answered {code}")
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"no bucket for {uri}; make it first, or check the name and AWS_ENDPOINT_URL")
-    if status == 404:
-        return FileNotFoundError(f"no file {uri}")
-    if status in (401, 403) or code in _REFUSED_CODES:
-        return PermissionError(
-            f"{uri}: refused ({code}); check that the credentials are right and in time, "
-            "and that they allow s3:ListBucket, GetObject, PutObject and DeleteObject there"
-        )
-    if status == 412:
-        return OSError(f"{uri} was replaced while it was read; read it again")
-    return OSError(f"{uri}: the store answered {status} {code}")
+    return retrying(request)

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from botocore import exceptions as aws
 from actors.core.addresses import bucket_folder, bucket_key
 from actors.core.errors import UserError
 from actors.core.local_files import Entry
-from actors.core.patience import PASSING, patiently
+from actors.core.s3_faults import PASSING, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,14 @@ def find(name: str, uri: str) -> Entry:
     bucket, key = bucket_key(uri)
     about = patiently(uri, lambda: client().head_object(Bucket=bucket, Key=key))
     return Entry(name, uri, about["ContentLength"], about["ETag"])
+
+
+def age_s(uri: str) -> float:
+    """Seconds since a file was written, by the store's clock. Raises FileNotFoundError."""
+    bucket, key = bucket_key(uri)
+    about = patiently(uri, lambda: client().head_object(Bucket=bucket, Key=key))
+    now = parsedate_to_datetime(about["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return (now - about["LastModified"]).total_seconds()
 
 
 def read_bytes(uri: str) -> bytes:

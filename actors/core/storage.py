@@ -22,9 +22,10 @@ from actors.core.addresses import (
     shown_name,
 )
 from actors.core.errors import UserError
+from actors.core.local_faults import patiently
 from actors.core.local_files import Entry, file_entry, local_entry, local_listing
 from actors.core.temporary import TemporaryFolder
-from actors.core.whole_files import TEMPORARY, create, replacing
+from actors.core.whole_files import TEMPORARY, age_of, create, replacing
 
 
 def _s3():
@@ -77,7 +78,7 @@ def read_bytes(uri: str) -> bytes:
     """All of a file. Raises FileNotFoundError."""
     if not is_s3(uri):
         with no_other_kind(uri):
-            return Path(local_path(uri)).read_bytes()
+            return patiently(local_path(uri), Path(local_path(uri)).read_bytes)
     return _s3().read_bytes(uri)
 
 
@@ -85,9 +86,14 @@ def read_part(uri: str, start: int, size: int) -> bytes:
     """So many bytes of a file from an offset on; fewer where it ends before. Raises FileNotFoundError."""
     if is_s3(uri):
         return _s3().read_part(uri, start, size)
-    with no_other_kind(uri), open(local_path(uri), "rb") as file:
-        file.seek(start)
-        return file.read(size)
+
+    def read() -> bytes:
+        with open(local_path(uri), "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    with no_other_kind(uri):
+        return patiently(local_path(uri), read)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -95,16 +101,28 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_s3(uri):
         _s3().write_bytes(uri, data)
         return
-    with replacing(local_path(uri)) as file:
-        file.write(data)
+
+    def write() -> None:
+        with replacing(local_path(uri)) as file:
+            file.write(data)
+
+    patiently(local_path(uri), write)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
     """Write a file in one step unless there is one; returns whether it was written. Of several at once one succeeds."""
     if not is_s3(uri):
-        return create(local_path(uri), data)
+        return patiently(local_path(uri), lambda: create(local_path(uri), data))
     # Where the answer to a request was lost, its repetition finds what it wrote itself.
     return _s3().create_bytes(uri, data) or (exists(uri) and read_bytes(uri) == data)
+
+
+def age_s(uri: str) -> float:
+    """Seconds since a file was written, by the clock of its store: those of machines differ.
+
+    Raises FileNotFoundError.
+    """
+    return _s3().age_s(uri) if is_s3(uri) else age_of(local_path(uri))
 
 
 def delete(uri: str) -> None:

@@ -19,6 +19,7 @@ runs one verb imports only what that one needs.
 
 import inspect
 import json
+import logging
 import platform
 import re
 import sys
@@ -35,6 +36,7 @@ import yaml
 
 from actors.core import storage
 from actors.core.errors import BrokenRunError
+from actors.core.lease import Lease
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
@@ -42,9 +44,11 @@ from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
 from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, no_cuda, root_cause
 from jobs.core.session import ray_session, start_logging
-from jobs.core.settings import load
+from jobs.core.settings import load, store_settings
 from jobs.core.termination import terminable
 from pipelines.core.progress import reporting
+
+log = logging.getLogger(__name__)
 
 SHOWN = 3
 """Rejected rows that a command prints."""
@@ -144,6 +148,10 @@ class Verb:
         """Where the record goes, below runs/; None: nowhere."""
         return config.output
 
+    def leases(self, config: Any) -> tuple[str, ...]:
+        """Names of what only one run at a time should do to an output; none where the verb only reads it."""
+        return (self.name,)
+
     def open(self, config: Any, plan: Any, store: Store) -> dict[str, Any]:
         """What a record has from the start, beside settings and versions."""
         return {}
@@ -238,10 +246,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None, verbose: bool = False) -> Run:
-    """Do the work of a verb and keep its record.
+def execute(
+    verb: Verb,
+    config: Any,
+    plan: Any,
+    max_rejected: int | None = None,
+    verbose: bool = False,
+    force: bool = False,
+) -> Run:
+    """Do the work of a verb and keep its record; force: also where another run is at work on its output.
 
     Raises:
+        HeldError: another run is at work there.
         RuntimeError: the rows of the record do not add up.
         typer.Exit: with REJECTED where more rows were rejected than allowed, with FAILED where none came out.
     """
@@ -256,38 +272,60 @@ def execute(verb: Verb, config: Any, plan: Any, max_rejected: int | None = None,
         "versions": versions(),
     }
     run = Run(store, record, verbose)
-    if root is not None:
-        if "://" not in storage.absolute(root):
-            remove_abandoned(storage.absolute(root))
-        record |= verb.open(config, plan, store)
-    users = False
-    try:
-        with reporting(store, verb.name) if root is not None else nullcontext():
-            verb.work(config, plan, run)
-        rejected = verb.rejected(record)
-        if verb.needs_result and (reason := nothing_done(record)):
-            record |= {"status": "failed", "error": reason}
-        if max_rejected is not None and rejected > max_rejected:
-            record["status"] = "rejected"
-    except BaseException as error:
-        cause = root_cause(error)
-        users = cause.users
-        if reason := no_cuda(cause, config):
-            record |= {"status": "failed", "error": reason}
-            raise BrokenRunError(reason) from error
-        record |= {"status": "failed", "error": str(cause)}
-        raise
-    finally:
-        run.close()
-        record.setdefault("seconds", round(time.monotonic() - started, 1))
-        if root is not None and not users:
-            verb.close(record, store)
+    with ExitStack() as held:
+        if root is not None:
+            for name in verb.leases(config):
+                held.enter_context(Lease(store, name, force))
+            if "://" not in storage.absolute(root):
+                remove_abandoned(storage.absolute(root))
+            record |= verb.open(config, plan, store)
+        rejected = _worked(verb, config, plan, run, started, max_rejected)
     table = verb.rejections(config) if rejected and root is not None else None
     first = first_rejections(store, table) if table else []
     told = verb.summary(record, store) if root is not None else []
     print(*told, *first, *run.lines, sep="\n", end="\n" if told or run.lines else "", flush=True)
     _exit_unless_done(record, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
     return run
+
+
+def _worked(verb: Verb, config: Any, plan: Any, run: Run, started: float, max_rejected: int | None) -> int:
+    """Do the work and keep the record, however it ends; returns how many rows failed."""
+    record, store, keeps = run.record, run.store, verb.root(config) is not None
+    users = interrupted = False
+    try:
+        with reporting(store, verb.name) if keeps else nullcontext():
+            verb.work(config, plan, run)
+        rejected = verb.rejected(record)
+        if verb.needs_result and (reason := nothing_done(record)):
+            record |= {"status": "failed", "error": reason}
+        if max_rejected is not None and rejected > max_rejected:
+            record["status"] = "rejected"
+        return rejected
+    except BaseException as error:
+        cause = root_cause(error)
+        users, interrupted = cause.users, isinstance(error, KeyboardInterrupt)
+        if reason := no_cuda(cause, config):
+            record |= {"status": "failed", "error": reason}
+            raise BrokenRunError(reason) from error
+        record |= {"status": "failed", "error": str(cause)}
+        raise
+    finally:
+        record.setdefault("seconds", round(time.monotonic() - started, 1))
+        try:
+            # Before Ray is left, which takes seconds: what stops a job may kill it soon.
+            if keeps and not users:
+                _keep(verb, record, store, interrupted)
+        finally:
+            run.close()
+
+
+def _keep(verb: Verb, record: dict[str, Any], store: Store, interrupted: bool) -> None:
+    try:
+        verb.close(record, store)
+    except OSError as fault:
+        if not interrupted:
+            raise
+        log.warning("The record of this run could not be written: %s", fault)
 
 
 def _exit_unless_done(record: Mapping[str, Any], too_many: str) -> None:
@@ -323,6 +361,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, inputs,
 MaxRejected = Annotated[int | None, typer.Option("--max-rejected", min=0, help="Exit with 3 if more rows fail.")]
 ShowSettings = Annotated[bool, typer.Option("--settings", help="Print all settings as YAML, with their meaning.")]
 ShowSchema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a settings file, for editors.")]
+Force = Annotated[bool, typer.Option("--force", help="Run although another run is at work on the output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what libraries and workers log.")]
 
 
@@ -368,9 +407,10 @@ def _command(verb: Verb) -> Any:
         settings: ShowSettings = False,
         schema: ShowSchema = False,
         verbose: Verbose = False,
+        force: Force = False,
     ) -> None:
         start_logging(verbose)
-        with exit_codes(), terminable():
+        with exit_codes(), terminable(), store_settings():
             if schema:
                 print(json.dumps(as_schema(verb.settings()), indent=2))
                 return
@@ -385,6 +425,6 @@ def _command(verb: Verb) -> Any:
                 return
             with inputs_are_named():
                 plan = verb.plan(config)
-            execute(verb, config, plan, max_rejected, verbose)
+            execute(verb, config, plan, max_rejected, verbose, force)
 
     return command

@@ -70,6 +70,11 @@ def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Prev
     return Preview(facts, places(config, *ARTEFACTS), *stages_of(config, plan.remote))
 
 
+def measuring(config: CurationConfig) -> str:
+    """Name of the lease of what downloads and measures; runs over other ranges of the input have their own."""
+    return f"score-{config.videos.start}"
+
+
 class Run(CurationVerb):
     """Run everything: fetch, score, select, export, report. Rerun to resume."""
 
@@ -79,6 +84,9 @@ class Run(CurationVerb):
 
         check(config)
         check_rules_of(config, config.scores)
+
+    def leases(self, config: Any) -> tuple[str, ...]:
+        return (measuring(config),)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
@@ -109,6 +117,9 @@ class Fetch(Verb):
 
         check(config)
 
+    def leases(self, config: CurationConfig) -> tuple[str, ...]:
+        return (measuring(config),)
+
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
 
@@ -130,6 +141,9 @@ class Score(CurationVerb):
         from pipelines.curation.settings import check
 
         check(config)
+
+    def leases(self, config: Any) -> tuple[str, ...]:
+        return (measuring(config),)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
@@ -202,6 +216,9 @@ class Retry(CurationVerb):
         check_rules_of(config, config.scores)
         if "caption_failed" in config.again() and (captions_by_style(Store(config.output)).code != "").any():
             check_captioner(config.captions)
+
+    def leases(self, config: Any) -> tuple[str, ...]:
+        return (measuring(config),)
 
     def preview(self, config: RetryConfig, plan: None) -> Preview:
         return planned(config, config.again())

@@ -50,7 +50,11 @@ class _Report:
 
     def remove(self) -> None:
         if self._there:
-            storage.delete(self._uri)
+            try:
+                storage.delete(self._uri)
+            except OSError as fault:
+                # A run does not fail by it, nor is it to hide why one has ended.
+                log.warning("%s could not be removed: %s", self._uri, fault)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files behave alike at a path and on S3, appear whole or not at all, and survive a store that fails now and then."""
 
+import errno
 import io
 import logging
 import os
@@ -7,12 +8,13 @@ import pickle
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from actors.core import patience, storage, whole_files
-from actors.core.errors import UserError
+from actors.core import s3_faults, storage, whole_files
+from actors.core.errors import UserError, machine_fault
 from actors.core.patience import PATIENCE
 from actors.core.s3 import client as s3_client
 from tests.support import servers
@@ -339,8 +341,68 @@ def test_a_store_that_was_reached_is_waited_for(
     assert sum(quick) > 60 and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space there, and run the same command again"),
+        (errno.EDQUOT, "quota raised"),
+        (errno.EROFS, "mount it writable, or choose another output"),
+        (errno.EACCES, "let this user write there"),
+    ],
+)
+@pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(
+    write: Callable[[str, bytes], object], number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = str(tmp_path / "table" / "part")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=message) as told:
+        write(path, b"rows")
+    assert told.value.errno == number and path in str(told.value)
+    # A child that meets it ends the run, with the same words once.
+    assert machine_fault(told.value, writing=True) == str(told.value)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "table") == []
+    write(path, b"rows")
+    assert storage.read_bytes(path) == b"rows"
+
+
+def test_a_network_folder_that_is_away_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: list[float]
+) -> None:
+    path, times = str(tmp_path / "file"), iter([errno.ESTALE, errno.ETIMEDOUT] * 5)
+    replace, read = os.replace, Path.read_bytes
+
+    def away() -> None:
+        if number := next(times, None):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", lambda *names: (away(), replace(*names)))
+    storage.write_bytes(path, b"rows")
+    assert os.listdir(tmp_path) == ["file"] and len(quick) == 9
+    times = iter([errno.ESTALE] * 3)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (away(), read(self))[1])
+    assert storage.read_bytes(path) == b"rows" and len(quick) == 11
+    monkeypatch.setenv(PATIENCE, "0")
+    times = iter([errno.ESTALE] * 2)
+    with pytest.raises(OSError, match="check that the file system is mounted"):
+        storage.read_bytes(path)
+
+
+def test_how_old_a_file_is_goes_by_its_store(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(root + "/file", b"")
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    # S3 tells whole seconds.
+    assert -1 <= storage.age_s(root + "/file") < 30
+    with pytest.raises(FileNotFoundError):
+        storage.age_s(root + "/none")
+
+
 def test_a_wrong_endpoint_is_told_soon(s3: str, monkeypatch: pytest.MonkeyPatch, quick: list[float]) -> None:
-    monkeypatch.setattr(patience, "AT_FIRST_S", 0.5)
+    monkeypatch.setattr(s3_faults, "AT_FIRST_S", 0.5)
     monkeypatch.delenv(PATIENCE, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"gave up after 0 s \(EndpointConnectionError\); check the store"):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,8 +16,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from actors.core import patience
 from jobs.core.termination import Terminated, kept_handler, terminable
 from jobs.core.verbs import Run, Verb, Verbs
+from tests.conftest import ROOT
 from tests.support import corpus, films
 from tests.support.corpus import FAST
 
@@ -67,6 +70,47 @@ def test_sigterm_leaves_a_record_a_line_and_the_handler_before(
         "Ended by SIGTERM. What is written so far is kept. Rerun the same command to resume."
     ]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_kills(tmp_path: Path):
+    code = (
+        "import signal, time\n"
+        "from jobs.core.termination import terminable\n"
+        "with terminable():\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(600)\n"
+        "    finally:\n"
+        "        print('cleaning', flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout and process.stderr
+    try:
+        assert process.stdout.readline() == "ready\n"
+        # As `timeout` does; the second of them is the first one's.
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "cleaning\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+    assert process.stderr.read() == "Stopping. Press Ctrl-C again to kill.\nKilled. Rerun the same command to resume.\n"
+
+
+def test_a_store_is_waited_for_shortly_once_a_command_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(patience.PATIENCE, "600")
+    with terminable():
+        assert patience.patience_s() == 600
+        with pytest.raises(Terminated):
+            _send(signal.SIGTERM)
+        assert patience.patience_s() < 10
+    assert patience.patience_s() == 600
 
 
 def test_a_library_that_sets_its_own_handler_changes_nothing():

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import pyarrow as pa
+import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from actors.core.errors import UserError
+from actors.core.lease import Lease
+from actors.core.patience import PATIENCE, PATIENCE_S, patience_s
 from actors.core.stage import Stage
 from actors.core.store import Store
 from jobs.core.status import Status
@@ -154,6 +158,46 @@ def test_a_verb_leaves_its_record_and_a_summary(tmp_path: Path):
 def test_notes_of_a_record_end_its_summary(tmp_path: Path):
     record = {"command": "embed", "status": "done", "seconds": 1, "notes": ["vectors of 2 images"]}
     assert CountFilms().summary(record, Store(str(tmp_path)))[-1] == "NOTE: vectors of 2 images"
+
+
+def test_a_second_run_on_an_output_is_told_who_is_at_work(tmp_path: Path):
+    output = tmp_path / "out"
+    with Lease(Store(str(output)), "count-films"):
+        refused = run("count-films", "input=films", f"output={output}", code=2)
+        assert f"process {os.getpid()}" in refused.stderr
+        assert not (output / "runs" / "count-films.json").exists()
+        # What a dry run prints and what other verbs do is no second run.
+        run("count-films", "input=films", f"output={output}", "--dry-run")
+        run("count-films", "input=films", f"output={output}", "--force")
+        run("status", output)
+    run("count-films", "input=films", f"output={output}")
+
+
+def test_what_killed_writers_left_in_an_output_is_removed(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    names = (".filmray-part-1", ".filmray-token-1", "film.mp4", ".filmray-part-young")
+    for name in names:
+        (output / name).write_bytes(b"")
+        if "young" not in name:
+            os.utime(output / name, (0, 0))
+    run("count-films", "input=films", f"output={output}")
+    assert {name for name in names if (output / name).exists()} == {"film.mp4", ".filmray-part-young"}
+
+
+@pytest.mark.parametrize("form", ["store.patience_s=7", "--store.patience-s=7", "file"])
+def test_patience_is_a_setting_of_every_verb(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(PATIENCE, raising=False)
+    seen = []
+    monkeypatch.setattr(CountFilms, "work", lambda *_: seen.append(patience_s()))
+    monkeypatch.setattr(CountFilms, "needs_result", False)
+    if form == "file":
+        form = str(tmp_path / "settings.yaml")
+        Path(form).write_text("store: {patience_s: 7}")
+    run("count-films", "input=films", f"output={tmp_path}", form)
+    assert seen == [7] and patience_s() == PATIENCE_S
+    wrong = run("count-films", "input=films", f"output={tmp_path}", "store.patience=7", code=2)
+    assert "store.patience_s" in wrong.stderr
 
 
 def test_settings_come_in_any_form_and_around_options(tmp_path: Path):
