@@ -58,17 +58,16 @@ class FilmStage(Stage):
                 f"max_pixels must be at least 1 and memory_gb 0 or more, not {self.max_pixels} and {self.memory_gb:g}"
             )
 
-    @property
-    def at_once(self) -> float:
-        """Films that this machine decodes at once, at most."""
-        by_cpus = machine.cpus() / max(self.num_cpus, 0.01)
-        return max(1.0, min(by_cpus, self.workers or math.inf))
+    def at_once(self, cpus: float) -> float:
+        """Films that a machine with so many CPUs decodes at once, at most."""
+        return max(1.0, min(cpus / max(self.num_cpus, 0.01), self.workers or math.inf))
 
     @property
     def memory_bytes(self) -> int:
         """Memory that a process may take on this machine, in bytes."""
         least = LEAST_WITH_GPU_GB if self.num_gpus else LEAST_GB
-        return int(self.memory_gb * 2**30 or max(least * 2**30, SHARE * machine.memory_bytes() / self.at_once))
+        share = SHARE * machine.memory_bytes() / self.at_once(machine.cpus())
+        return int(self.memory_gb * 2**30 or max(least * 2**30, share))
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class FilmStage(Stage):
 
     def limits_of(self, processes: int) -> dict[str, Any]:
         """The same of each of so many processes that decode one film, on a CPU each."""
-        own = self.memory_bytes // processes if self.memory_gb else replace(self, num_cpus=1.0).memory_bytes
+        own = self.memory_bytes // processes if self.memory_gb else replace(self, workers=0, num_cpus=1.0).memory_bytes
         return self.limits | {"memory_bytes": own}
 
     def resources(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) 
 
 def reserving(stage: Stage, nodes: list[dict[str, float]]) -> Stage:
     """A stage with the memory that Ray is to reserve for its workers: where it decodes films, and settings do not say
-    how much, such a share of a node's that as many fit as by CPUs.
+    how much, such a share of a node's that as many fit as by CPUs and `workers`.
 
     nodes: what each has, by Ray's names CPU and memory.
     """
@@ -138,7 +138,7 @@ def reserving(stage: Stage, nodes: list[dict[str, float]]) -> Stage:
     if not isinstance(stage, FilmStage) or stage.memory_gb or not stage.num_cpus:
         return stage
     shares = [
-        SHARE * node["memory"] * min(1, stage.num_cpus / node["CPU"])
+        SHARE * node["memory"] / stage.at_once(node["CPU"])
         for node in nodes
         if node.get("memory") and node.get("CPU", 0) >= stage.num_cpus
     ]

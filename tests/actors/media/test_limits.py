@@ -166,6 +166,7 @@ def test_processes_of_one_film_share_what_it_may_take(monkeypatch: pytest.Monkey
     monkeypatch.setattr(limits.machine, "cpus", lambda: 4.0)
     assert FilmStage(memory_gb=4).limits_of(4)["memory_bytes"] == 1 << 30
     assert FilmStage(workers=0, num_cpus=4).limits_of(4)["memory_bytes"] == 4 << 30
+    assert FilmStage(workers=1, num_cpus=4).limits_of(4)["memory_bytes"] == 4 << 30
 
 
 @pytest.mark.parametrize("wrong", [{"max_pixels": 0}, {"memory_gb": -1.0}, {"memory_gb": float("inf")}])

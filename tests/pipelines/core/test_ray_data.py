@@ -154,6 +154,7 @@ def test_memory_is_reserved_so_that_as_many_films_fit_as_by_cpus():
         assert fit and all(int(node["memory"] // task["memory"]) >= node["CPU"] // stage.num_cpus for node in fit)
         # Half is left to other stages.
         assert all(node["CPU"] / stage.num_cpus * task["memory"] <= node["memory"] / 2 for node in fit)
+    assert ray_task(reserving(VideoConfig(workers=2), nodes))["memory"] == 2 << 30
     assert ray_task(reserving(VideoConfig(memory_gb=3), nodes))["memory"] == 3 << 30
     assert "memory" not in ray_task(reserving(Stage(), nodes)) and "memory" not in ray_task(VideoConfig())
 
