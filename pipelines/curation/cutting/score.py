@@ -130,6 +130,7 @@ def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured)
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
+        progress.fail(int(counts["failed"].sum()))
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
