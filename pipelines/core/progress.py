@@ -17,6 +17,7 @@ from rich.progress import Progress as Live
 
 from actors.core import storage
 from actors.core.store import Store
+from pipelines.core.monitoring import export_failed, export_progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -122,6 +123,7 @@ class Progress:
     def advance(self, count: float = 1, note: str = "") -> None:
         """Count what is done, 0 to say that the stage still runs; note: more that a line should say, as a loss."""
         self.done += count
+        export_progress(self.stage, self.unit, self.done, self.total)
         now = time.monotonic()
         if self._task is not None and Progress._live is not None:
             rate = f"{self.rate:.3g}/s {note}".strip()
@@ -133,6 +135,10 @@ class Progress:
         if (report := _REPORT.get()) is not None:
             about = {"done": self.done, "total": self.total, "unit": self.unit, "rate": round(self.rate, 3)}
             report.update(self.stage, {**about, "remaining_s": self.remaining_s, "note": note, "time": time.time()})
+
+    def fail(self, count: int) -> None:
+        """Count rows that got an error code, for who watches the run's metrics."""
+        export_failed(self.stage, self.unit, count)
 
     @property
     def remaining_s(self) -> float | None:

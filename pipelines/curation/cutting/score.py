@@ -135,6 +135,7 @@ def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured,
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += int(counts["failed"].sum())
         compactor.wrote(len(counts["films"]))
+        progress.fail(int(counts["failed"].sum()))
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
