@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,12 @@ def pack(
     best: Tensors | None = None,
 ) -> None:
     """Write a checkpoint as one file of safetensors, which `unpack` reads; metrics (JSON values) are its metadata."""
+    write_file(path, metrics, state_of(model, optimizer, best))
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors | None = None) -> Tensors:
+    """The tensors of a checkpoint, by the names that they have in its file."""
     import torch
-    from safetensors.torch import save_file
 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
@@ -38,24 +43,42 @@ def pack(
             # back without; its parameters share some of that, and a file of safetensors shares nothing.
             held = {n: t.clone() for n, t in moment.items()} if isinstance(moment, dict) else {name: moment}
             tensors |= {f"optimizer.{parameter}.{n}": torch.as_tensor(tensor) for n, tensor in held.items()}
+    return tensors
+
+
+def write_file(path: Path, metrics: dict[str, Any], tensors: Tensors) -> None:
+    """Write tensors of `state_of` as a checkpoint."""
+    from safetensors.torch import save_file
+
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, {"metrics": json.dumps(metrics)})
 
 
 def unpack(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, best: Tensors | None = None
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    best: Tensors | None = None,
+    like: Callable[[Tensor, Tensor], Tensor] = lambda tensor, parameter: tensor,
 ) -> dict[str, Any]:
-    """Load what `pack` made into the bare model and its optimizer, and the best weights; returns the metrics."""
+    """Load what `pack` made into the bare model and its optimizer, and the best weights; returns the metrics.
+
+    like: makes of a tensor what goes into a parameter or, for moments, beside it.
+    """
     tensors, metrics = read_file(path)
-    model.load_state_dict(below("model", tensors))
+    now = model.state_dict()
+    model.load_state_dict({name: like(one, now.get(name, one)) for name, one in below("model", tensors).items()})
     if best is not None:
         best |= below("best", tensors)
     if optimizer is not None:
         state = optimizer.state_dict()
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
         for name, tensor in below("optimizer", tensors).items():
             parameter, moment = name.split(".")
             counts = tensor.ndim == 0 and not tensor.is_floating_point()
-            state["state"].setdefault(int(parameter), {})[moment] = int(tensor) if counts else tensor
+            state["state"].setdefault(int(parameter), {})[moment] = (
+                int(tensor) if counts else like(tensor, parameters[int(parameter)])
+            )
         optimizer.load_state_dict(state)
     return metrics
 

@@ -118,6 +118,7 @@ class LocalGenres:
             torch.set_num_threads(max(1, int(asked.config.num_cpus)))
         self._asked = asked
         self._model = LocalVlm(asked.config.model, gpu)
+        self._of_grey: dict[int, np.ndarray] = {}
 
     def __call__(self, batch: Batch) -> Batch:
         return _counts([self._answer(row) for row in _rows(batch)])
@@ -126,7 +127,7 @@ class LocalGenres:
         asked = self._asked
         if row["error"]:
             return asked.write(row, _lost(row))
-        found = likely(self._model, row["frames"], asked.genres, asked.config.batch_size)
+        found = likely(self._model, row["frames"], asked.genres, asked.config.batch_size, self._of_grey)
         return asked.write(row, {"probabilities": found.tolist(), "code": "", "message": ""})
 
 

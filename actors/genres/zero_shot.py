@@ -84,15 +84,18 @@ def checked(reply: str, genres: Sequence[str]) -> tuple[str, str]:
     return json.dumps({"genres": found, "outside": outside}, ensure_ascii=False), ""
 
 
-def likely(model: Any, frames_THWC: np.ndarray, genres: Sequence[str], at_once: int) -> np.ndarray:
+def likely(
+    model: Any, frames_THWC: np.ndarray, genres: Sequence[str], at_once: int, of_grey: dict[int, np.ndarray]
+) -> np.ndarray:
     """Probabilities (C,) that sum to 1: how much likelier each genre is as the answer than for grey pictures.
 
     Without that comparison a model answers with its favourite genre, and with short names, whatever it is shown.
+    of_grey: what it says of so many grey pictures, computed once for all films.
     """
-    text = name_one(genres)
-    grey = np.full_like(frames_THWC, 128)
-    of_film, of_grey = (model.likelihoods(frames, text, genres, at_once) for frames in (frames_THWC, grey))
-    gain = of_film - of_grey
+    text, count = name_one(genres), len(frames_THWC)
+    if count not in of_grey:
+        of_grey[count] = model.likelihoods(np.full_like(frames_THWC, 128), text, genres, at_once)
+    gain = model.likelihoods(frames_THWC, text, genres, at_once) - of_grey[count]
     odds = np.exp(gain - gain.max())
     return odds / odds.sum()
 

@@ -21,10 +21,30 @@ class Peers:
     """Number of this worker, from 0."""
     count: int = 1
     """Workers in all."""
+    sharded: bool = False
+    """Whether the network is divided over them (sharding.py), so that all make the same passes together."""
 
     def share(self, rows: int) -> range:
         """The numbers of this worker's rows, of those of one step."""
         return range(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
+
+    def pieces(self, rows: int, size: int) -> list[slice]:
+        """Which rows of a step, in pieces of `size` rows, this worker computes in each of its passes.
+
+        Where all make the same number of passes, the last ones of some have no rows.
+        """
+        shares = [Peers(rank, self.count).share(rows) for rank in range(self.count)]
+        mine = shares[self.rank]
+        found = [
+            slice(max(mine.start, start), min(mine.stop, start + size))
+            for start in range(mine.start - mine.start % size, mine.stop, size)
+        ]
+        most = max(-(-share.stop // size) - share.start // size for share in shares) if self.sharded else 0
+        return found + [slice(mine.stop, mine.stop)] * (most - len(found))
+
+    def agreed(self, value: Any) -> Any:
+        """The first worker's value, where all must do the same; else this one's own."""
+        return self.each(value)[0] if self.sharded else value
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one dtype by their sums over all workers."""

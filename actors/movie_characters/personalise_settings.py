@@ -26,6 +26,9 @@ class Together:
     """Workers that share the rows of every step of an identity (data parallel), each with the CPUs and GPUs of a worker
     of `diffusion`. 1: every worker of `diffusion` trains identities of its own, which suits many identities. More:
     identities are trained one after the other, which suits few identities and many GPUs."""
+    shard: bool = False
+    """Divide the network over these workers (FSDP2): each keeps 1/workers of its weights, gradients and moments. For a
+    model that does not fit one GPU; slower, since weights travel in every pass. Needs workers above 1."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,10 @@ class PersonaliseConfig:
                 f"training.workers={self.training.workers} is outside 1..{self.rows_per_step}: a step has "
                 "train_batch_size · gradient_accumulation_steps rows, of which each worker needs one"
             )
+        if self.training.shard and self.training.workers == 1:
+            raise UserError("training.shard=true divides a network over workers. Set training.workers=2 or more.")
+        if self.training.shard and (self.use_8bit_adam or self.precision == "fp16"):
+            raise UserError("training.shard=true is without use_8bit_adam and mixed_precision=fp16. Set bf16 or no.")
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs a repository. Set hub_model_id=ORGANISATION/NAME.")
         if self.method == "textual_inversion" and "{}" not in self.target_text:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from actors.core import storage
-from actors.core.checkpoints import metrics_of, pack, unpack
+from actors.core.checkpoints import metrics_of, state_of, unpack, write_file
 from actors.core.errors import UserError
 from actors.core.temporary import TemporaryFolder
 from actors.movie_characters.diffusion import copy_all
 from actors.movie_characters.peers import Peers
 from actors.movie_characters.personalise_settings import PersonaliseConfig, Task
+from actors.movie_characters.sharding import gathered, is_divided, like
 
 
 class NotFinite(ArithmeticError):
@@ -64,7 +65,7 @@ class Trained:
     def finish(self) -> None:
         """Put the float32 values in the place of the rounded ones."""
         self.clear()
-        for used, own in zip(self._used, self.parameters, strict=True):
+        for used, own in zip(self._used, self.parameters if self._apart else (), strict=self._apart):
             used.data = own.data
 
 
@@ -119,7 +120,7 @@ class Steps:
             done = step + 1
             record = done % config.log_interval == 0 or done == count
             # The next phase begins with the embedding as it is at the end of its own.
-            save = self._due() or (done == count and not unet)
+            save = self._peers.agreed(self._due()) or (done == count and not unet)
             if not record and not save:
                 continue
             found = torch.stack(unread).tolist()
@@ -132,7 +133,7 @@ class Steps:
             if record:
                 losses.append([done, total / (done - (losses[-1][0] if losses else 0))])
                 total = 0.0
-            if save and self._peers.rank == 0:
+            if save and (self._peers.rank == 0 or self._peers.sharded):
                 self._save(phase, done, total, model, optimizer, scaler)
 
     def _due(self) -> bool:
@@ -149,16 +150,21 @@ class Steps:
     ) -> Tensor:
         """Leave the gradient of one step over the rows of all workers; returns its loss, still on the device."""
         size, rows = self._config.train_batch_size, self._config.rows_per_step
-        mine, seen = self._peers.share(rows), []
-        for piece in range(mine.start // size, -(-mine.stop // size)):
-            own = slice(max(mine.start - piece * size, 0), min(mine.stop - piece * size, size))
+        seen = []
+        for mine in self._peers.pieces(rows, size):
+            count = mine.stop - mine.start
+            piece = (mine.start if count else mine.start - 1) // size
+            # A pass without rows of its own computes with one, which counts for nothing.
+            start = mine.start - piece * size - (not count)
             state = np.random.SeedSequence([*seed, piece]).generate_state(1)
-            value = loss(condition(), int(state[0]), own) * (own.stop - own.start) / rows
+            value = loss(condition(), int(state[0]), slice(start, start + max(count, 1))) * count / rows
             scaler.scale(value).backward()
             trained.gather()
             seen.append(value.detach())
         found = torch.stack(seen).sum()
-        self._peers.add([*(one.grad for one in trained.parameters if one.grad is not None), found])
+        grads = [one.grad for one in trained.parameters if one.grad is not None]
+        # Those of a divided network are added in the backward pass.
+        self._peers.add([*(one for one in grads if not (self._peers.sharded and is_divided(one))), found])
         return found
 
     def _uri(self, phase: str) -> str:
@@ -180,10 +186,14 @@ class Steps:
             "losses": self.losses[phase],
             "scaler": scaler.state_dict(),
         }
-        with TemporaryFolder() as folder:
-            path = folder / "state.safetensors"
-            pack(path, metrics, model, optimizer)
-            storage.upload(path, self._uri(phase))
+        tensors = state_of(model, optimizer)
+        if self._peers.sharded:
+            tensors = gathered(tensors, keep=self._peers.rank == 0)
+        if self._peers.rank == 0:
+            with TemporaryFolder() as folder:
+                path = folder / "state.safetensors"
+                write_file(path, metrics, tensors)
+                storage.upload(path, self._uri(phase))
         self._saved = time.monotonic()
 
     def _restore(
@@ -196,7 +206,7 @@ class Steps:
             metrics = metrics_of(path)
             if metrics["settings"] != self._task.settings:
                 return 0, 0.0
-            unpack(path, model, optimizer)
+            unpack(path, model, optimizer, like=like)
         self.losses[phase] = metrics["losses"]
         scaler.load_state_dict(metrics["scaler"])
         return metrics["step"], metrics["total"]

@@ -35,6 +35,7 @@ from actors.movie_characters.noise_losses import drawn_timesteps, predict
 from actors.movie_characters.peers import Peers
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from actors.movie_characters.personalise_steps import NotFinite, Steps, Trained
+from actors.movie_characters.sharding import divide, gathered, own, plain
 
 WORD = "<character>"
 """The new word of textual inversion while it is trained."""
@@ -55,7 +56,10 @@ class Personaliser:
         if stage.device == "cuda":
             # For what is computed in float32: text encoder, VAE, and all with mixed_precision=no.
             torch.backends.cuda.matmul.fp32_precision = "tf32"
-        loading = DiffusionConfig(num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, dtype="float32")
+        sharded = self._peers.sharded
+        # What is divided need not fit the device whole.
+        gpus = 0.0 if sharded else stage.num_gpus
+        loading = DiffusionConfig(num_cpus=stage.num_cpus, num_gpus=gpus, dtype="float32")
         base = config.pretrained_model_name_or_path, "pretrained_model_name_or_path"
         texts = load_texts(base[0], None, base[1])
         texts.to(stage.device)
@@ -66,7 +70,7 @@ class Personaliser:
         # A whole UNet is trained in float32.
         network = None if config.method == "imagic" else dtype
         model = load_diffusion(base[0], loading, base[1], network)
-        self.base = base_of(model, base[0])
+        self.base, self._kind = base_of(model, base[0]), type(model.unet)
         if config.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
             # diffusers only does so in training mode; there is no dropout in these UNets.
@@ -75,11 +79,18 @@ class Personaliser:
             self._texts.tokenizer.add_tokens([WORD])
             self._texts.encoder.resize_token_embeddings(len(self._texts.tokenizer), mean_resizing=False)
             self._texts.encoder.requires_grad_(False)
+        if sharded:
+            # Trained weights stay in float32, and are rounded where they are gathered.
+            divide(model.unet, stage.device, self._peers.count, dtype if config.method == "imagic" else None)
+            model = replace(model, device=stage.device)
+            if self._texts is not None and config.method != "textual_inversion":
+                self._texts.to("cpu")
         self._base: dict[str, Tensor] = {}
         if config.method == "imagic":
-            self._base = {name: tensor.cpu().clone() for name, tensor in model.unet.state_dict().items()}
-        # diffusers would warn of modules that must stay in float32, of which these UNets have none.
-        nn.Module.to(model.unet, dtype)
+            self._base = {name: own(tensor).cpu().clone() for name, tensor in model.unet.state_dict().items()}
+        if not sharded:
+            # diffusers would warn of modules that must stay in float32, of which these UNets have none.
+            nn.Module.to(model.unet, dtype)
         self._model = model
 
     def __call__(self, batch: Batch) -> Batch:
@@ -116,10 +127,12 @@ class Personaliser:
             run.steps("embedding", Trained([embedding]), lambda: embedding, self._loss(latents), config.emb_train_steps)
             optimized = embedding.detach()
             self._tune(run, optimized, latents)
+        network = self._whole()
         # No worker looks for checkpoints that the first one has deleted by then.
         self._peers.each(None)
         if self._peers.rank == 0:
-            self._write(task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
+            model = replace(self._model, unet=network)
+            self._write(model, task, text, target, optimized.cpu(), word, run, time.monotonic() - began)
 
     def _text(self, task: Task) -> str:
         return self._config.target_text.replace("{}", task.of)
@@ -148,8 +161,11 @@ class Personaliser:
             cut, place = placed_crop(image, side, side, at)
             pixels.append(cut)
             sizes.append([image.height, image.width, *place, side, side])
+        self._model.vae.to(self._model.device)
         # Tensors of inference cannot take part in training.
         latents = encode_pictures(self._model, np.stack(pixels)).clone()
+        if self._peers.sharded:
+            self._model.vae.to("cpu")
         return latents, moved(torch.tensor(sizes, dtype=torch.float32), self._model.device)
 
     def _loss(self, pictures: tuple[Tensor, Tensor]) -> Callable[[Tensor, int, slice], Tensor]:
@@ -173,10 +189,14 @@ class Personaliser:
 
     def _reset(self) -> None:
         """Restore the UNet to its state before any identity."""
-        unet: Any = nn.Module.to(self._model.unet, self._dtype)
+        unet: Any = self._model.unet
+        if not self._peers.sharded:
+            nn.Module.to(unet, self._dtype)
         unet.zero_grad()
         if self._base:
-            unet.load_state_dict(self._base)
+            with torch.no_grad():
+                for name, tensor in unet.state_dict().items():
+                    own(tensor).copy_(self._base[name])
         elif getattr(unet, "peft_config", {}):
             unet.delete_adapters("default")
         unet.requires_grad_(False)
@@ -202,7 +222,7 @@ class Personaliser:
             rate = config.lora_learning_rate
         named = {name: one for name, one in unet.named_parameters() if one.requires_grad}
         exact = None
-        if self._dtype != torch.float32:
+        if self._dtype != torch.float32 and not (self._peers.sharded and self._base):
             # The UNet itself has rounded ones.
             exact = [
                 (self._base[name] if self._base else one.detach()).to(self._model.device, torch.float32, copy=True)
@@ -211,6 +231,14 @@ class Personaliser:
         trained = Trained(list(named.values()), exact)
         run.steps("unet", trained, lambda: optimized, self._loss(latents), config.max_train_steps, rate)
         trained.finish()
+
+    def _whole(self) -> Any:
+        """The network as it is saved; of one that is divided and trained the first worker has it whole."""
+        unet: Any = self._model.unet
+        if not (self._peers.sharded and self._base):
+            return unet
+        weights = gathered(unet.state_dict(), keep=self._peers.rank == 0)
+        return plain(unet, self._kind, weights) if weights else None
 
     def _word(self, task: Task) -> nn.Parameter:
         """The vector of the new word, float32 (d,): at first the mean of the class's own."""
@@ -223,6 +251,7 @@ class Personaliser:
 
     def _write(
         self,
+        model: StableDiffusion,
         task: Task,
         text: str,
         target: Tensor,
@@ -243,7 +272,7 @@ class Personaliser:
             storage.write_bytes(store.uri(name, "learned_embeds.safetensors"), learnt)
         with TemporaryFolder() as folder:
             if config.method != "textual_inversion":
-                _pipeline_files(self._model, self._texts, config.method, str(folder))
+                _pipeline_files(model, self._texts, config.method, str(folder))
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 storage.upload(path, store.uri(name, path.relative_to(folder).as_posix()))
         about = {

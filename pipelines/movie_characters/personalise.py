@@ -14,7 +14,7 @@ Many identities are rows, spread over a pool of actors: a free actor takes the n
 other. With training.workers above 1, workers of Ray Train train one identity after the other together, each on its
 share of the rows of every step. Both run the same loop, and an identity may change from one to the other: each resumes
 from its own checkpoint and ends as if it had never stopped, since the draws of a step depend on the seed and its number
-alone.
+alone. With training.shard the network is divided over the workers, for models that do not fit one GPU.
 """
 
 import hashlib
@@ -177,7 +177,7 @@ def _train_all(config: PersonaliseConfig, todo: Sequence[Task]) -> list[tuple[st
     if (device := get_device()).type == "cuda":
         cuda.set_device(device)
     context = ray_train.get_context()
-    peers = Peers(context.get_world_rank(), context.get_world_size())
+    peers = Peers(context.get_world_rank(), context.get_world_size(), config.training.shard)
     personaliser, progress = Personaliser(config, todo, peers), ProgressFile(config.output)
     found: list[tuple[str, str]] = []
     for task in todo:

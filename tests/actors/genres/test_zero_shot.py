@@ -52,8 +52,8 @@ def test_a_genre_counts_by_what_the_pictures_add_to_it():
             return np.log([0.8, 0.1, 0.05]) + np.array([0, np.log(2), 0]) * (frames != 128).any()
 
     colour = np.zeros((2, 4, 4, 3), np.uint8)
-    np.testing.assert_allclose(likely(Model(), colour, GENRES, 8), [0.25, 0.5, 0.25])
-    np.testing.assert_allclose(likely(Model(), np.full_like(colour, 128), GENRES, 8), 1 / 3)
+    np.testing.assert_allclose(likely(Model(), colour, GENRES, 8, {}), [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(likely(Model(), np.full_like(colour, 128), GENRES, 8, {}), 1 / 3)
 
 
 def test_frames_lie_at_equal_steps():

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from actors.core import storage
 from jobs.genres.__main__ import app
-from tests.support import colours, corpus
+from tests.support import colours, corpus, tars
 from tests.support.servers import BUCKET, s3_client
 
 COLOURS = {"War": colours.RED, "Western": colours.GREEN, "Music": colours.BLUE}
@@ -142,6 +142,27 @@ def test_mistakes_name_what_to_do(model: list[str], tmp_path: Path) -> None:
     told = run("embed", f"input={tmp_path}", f"output={tmp_path}/o", *model, code=2).output
     assert "neither folders of images" in told
     assert "heads: gru" in run("score", "folds=5", "heads=[gru]", code=2).output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tars_in_s3_are_embedded_as_folders_are(
+    output: Path, films: Path, model: list[str], s3: str, tmp_path: Path
+) -> None:
+    names = ("tt2", "tt3", "tt4")
+    for name in names:
+        path = tars.pack(films / "frames" / name, tmp_path / f"{name}.tar")
+        storage.upload(path, f"{s3}/films/{name}.tar")
+    arguments = ["embed", f"input={s3}/films", f"output={s3}/out", *model]
+    # A Ray of its own: the one of the tests was started before the credentials were there.
+    with corpus.job(tmp_path / "log.txt", *arguments, program=("-m", "jobs.genres")) as job:
+        told = job.wait()
+    assert "6 rows = 5 done + 1 rejected" in told and "broken_image 1" in told
+    for name in names:
+        found, expected = (
+            np.load(io.BytesIO(storage.read_bytes(f"{root}/features/{name}.npy"))) for root in (f"{s3}/out", output)
+        )
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.slow

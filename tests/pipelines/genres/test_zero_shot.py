@@ -96,7 +96,7 @@ def test_a_model_in_the_worker_gives_likelihoods(ray_cluster: None, films: Path,
     local = LocalVlm(model, gpu=False)
     red = np.zeros((2, 32, 32, 3), np.uint8)
     red[..., 0] = REDS["tt2"]
-    np.testing.assert_allclose(table.loc["tt2", GENRES], likely(local, red, GENRES, 1), atol=1e-5)
+    np.testing.assert_allclose(table.loc["tt2", GENRES], likely(local, red, GENRES, 1, {}), atol=1e-5)
 
 
 def test_score_compares_predictions_of_other_methods(tmp_path: Path):

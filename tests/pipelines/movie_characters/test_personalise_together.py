@@ -30,8 +30,10 @@ from tests.support import corpus
 class Threads(Peers):
     """Workers that are threads of one process and add on a shared list."""
 
-    def __init__(self, rank: int, count: int, barrier: threading.Barrier, shelf: list[Any]) -> None:
-        super().__init__(rank, count)
+    def __init__(
+        self, rank: int, count: int, barrier: threading.Barrier, shelf: list[Any], sharded: bool = False
+    ) -> None:
+        super().__init__(rank, count, sharded)
         object.__setattr__(self, "about", (barrier, shelf))
 
     def reduce(self, tensor: Tensor) -> None:
