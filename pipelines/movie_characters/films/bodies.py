@@ -131,7 +131,8 @@ def answer_by_bodies(tracks: Sequence[Track], named: Sequence[Track], alike: flo
     for track in named:
         if track.identity:
             shown[track.identity].update(track.images)
-    cosines = np.stack([track.body for track in asked]) @ np.stack([track.body for track in known]).T
+    mine, theirs = (np.stack([track.body for track in some if track.body is not None]) for some in (asked, known))
+    cosines = mine @ theirs.T
     order = np.unravel_index(np.argsort(-cosines, axis=None, kind="stable"), cosines.shape)
     answered: list[Track] = []
     for row, column in zip(*order, strict=True):
