@@ -54,9 +54,10 @@ TRACKS = pa.schema(
         ("vector", pa.list_(pa.float16())),
     ]
 )
-"""One row per track. identity: the answer; by: whether its faces (face) or bodies (body) say so; cluster: unknown_N where the gallery does not explain it, else empty;
-nearest: the class of the gallery that is nearest; confidences: of the detector, null where an earlier version has
-stored none; best: the number of its largest face; vector: the mean of its best views."""
+"""One row per track. identity: the answer; by: whether its faces (face) or its bodies (body) say so; cluster: unknown_N
+where the gallery does not explain it, else empty; nearest: the class of the gallery that is nearest; confidences: of
+the detector, null where an earlier version has stored none; best: the number of its largest face; vector: the mean of
+its best views."""
 
 FacesOf = Callable[[str], Seen]
 """Faces of an image."""

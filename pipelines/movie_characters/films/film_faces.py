@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
+from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
@@ -43,15 +44,15 @@ def embed_faces(config: FaceConfig, frames: Sequence[str]) -> int:
     return len(todo)
 
 
-def searched(config: FaceConfig) -> set[tuple[str, int]]:
-    """Uri and bytes of the images whose faces are stored, also of those that have none."""
+def searched(config: FaceConfig, folder: str = "faces", model: str = "") -> set[tuple[str, int]]:
+    """Uri and bytes of the images whose faces are stored, also of those that have none; or of what is in a folder."""
     columns = ["uri", "size", "model", "error"]
-    of_model = (compute.field("model") == model_of(config)) & (compute.field("error") == "")
-    if config.faces.cut_at is not None:
+    of_model = (compute.field("model") == (model or model_of(config))) & (compute.field("error") == "")
+    if config.faces.cut_at is not None and not model:
         # Faces of earlier versions have no confidence to be judged by.
         of_model &= compute.field(CONFIDENCES).is_valid()
     found: set[tuple[str, int]] = set()
-    for part in Store(root_of(config)).read_parts("faces", [*columns, CONFIDENCES], (CONFIDENCES,)):
+    for part in Store(root_of(config)).read_parts(folder, [*columns, CONFIDENCES], (CONFIDENCES,)):
         found.update(_keys(part.filter(of_model)))
     return found
 
@@ -93,30 +94,35 @@ def embed_rows(config: FaceConfig, rows: Any, actor: Any, stage: Any, write: Any
     yield from batches(found.map_batches(write, batch_size=None, **ray_task(stages["write"])))
 
 
-def faces_by_film(config: FaceConfig) -> Callable[[str], FacesOf]:
-    """The stored faces of the frames of a film, by the address of its folder of frames.
+def faces_by_film(config: FaceConfig, root: Store) -> Callable[[str], FacesOf]:
+    """The stored faces of the frames of a film, by its name; root: of the output that holds frames/."""
+    return seen_by_film(config, root, "faces", model_of(config), config.faces.cut_at)
+
+
+def seen_by_film(
+    config: FaceConfig, root: Store, table: str, model: str, least: float | None = None
+) -> Callable[[str], FacesOf]:
+    """What a table holds of the frames of a film, by its name; root: of the output that holds frames/.
 
     One film is read at a time: the faces of all films of a run may not fit into memory.
     """
-    store, model = Store(root_of(config)), model_of(config)
+    store = Store(root_of(config))
     parts: dict[str, list[str]] = defaultdict(list)
-    for name in store.parts("faces"):
-        part = store.read_part("faces", name, ["uri", "model"])
+    for name in store.parts(table):
+        part = store.read_part(table, name, ["uri", "model"])
         if part is not None:
             uris = part.filter(compute.field("model") == model)["uri"].to_pylist()
             for folder in dict.fromkeys(uri.rpartition("/")[0] for uri in uris):
                 parts[folder].append(name)
 
-    def of_film(folder: str) -> FacesOf:
+    def of_film(film: str) -> FacesOf:
         found: dict[str, Seen] = {}
-        for name in parts[folder]:
-            part = store.read_part("faces", name, FACES.names, (CONFIDENCES,))
-            if part is not None:
-                found |= {
-                    uri.rpartition("/")[2]: seen
-                    for (uri, _), seen in _seen(config, part)
-                    if uri.rpartition("/")[0] == folder
-                }
+        folder = storage.absolute(root.uri("frames", film))
+        for name in parts.get(folder, ()):
+            part = store.read_part(table, name, FACES.names, (CONFIDENCES,))
+            for (uri, _), seen in _seen(part, model, least) if part is not None else ():
+                if uri.rpartition("/")[0] == folder:
+                    found[uri.rpartition("/")[2]] = seen
         return lambda name: found.get(name, NOTHING)
 
     return of_film
@@ -125,13 +131,13 @@ def faces_by_film(config: FaceConfig) -> Callable[[str], FacesOf]:
 def stored_faces(config: FaceConfig) -> dict[tuple[str, int], Seen]:
     """Faces, the largest first, by uri and bytes of the images with a face."""
     parts = Store(root_of(config)).read_parts("faces", FACES.names, (CONFIDENCES,))
-    return {key: seen for part in parts for key, seen in _seen(config, part)}
-
-
-def _seen(config: FaceConfig, part: pa.Table) -> Iterator[tuple[tuple[str, int], Seen]]:
-    """Faces of the images of a part with a face that is confident enough, the largest first."""
     least = config.faces.cut_at
-    for row in part.filter(compute.field("model") == model_of(config)).to_pylist():
+    return {key: seen for part in parts for key, seen in _seen(part, model_of(config), least)}
+
+
+def _seen(part: pa.Table, model: str, least: float | None) -> Iterator[tuple[tuple[str, int], Seen]]:
+    """Faces of the images of a part with a face that is confident enough, the largest first."""
+    for row in part.filter(compute.field("model") == model).to_pylist():
         stored = row[CONFIDENCES]
         if not row["boxes"] or (least is not None and stored is None):
             continue

@@ -32,14 +32,23 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shot_detection.shots import NETWORKS, ShotsConfig
+from actors.movie_characters.bodies import BodiesConfig, check_bodies
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
+from pipelines.movie_characters.films.bodies import (
+    answer_backs,
+    answer_turned,
+    bodies_by_film,
+    embed_bodies,
+    find_bodies,
+)
 from pipelines.movie_characters.films.editing import Appearance, Stretch, edl, rttm, srt, stretches
 from pipelines.movie_characters.films.face_timeline import (
     FacesOf,
     Judge,
     People,
+    Track,
     answer_tracks,
     film_record,
     find_tracks,
@@ -103,6 +112,8 @@ class TimelineConfig:
     """How films are decoded."""
     tracks: TracksConfig = field(default_factory=TracksConfig)
     """How faces become tracks, and tracks people. For model.by=faces."""
+    bodies: BodiesConfig = field(default_factory=BodiesConfig)
+    """Bodies that name people who turn away. For model.by=faces."""
     names: str = ""
     """Table of names of people that the gallery does not know, a path or s3://: people.csv of the output, filled in.
     For model.by=faces."""
@@ -118,6 +129,8 @@ class TimelineConfig:
             raise UserError("lead=true: tracks of faces are judged by their cosine. Remove lead.")
         if self.names and not isinstance(self.model, FaceModel):
             raise UserError(f"names={self.names}: only model.by=faces finds people without a name. Remove names.")
+        if self.bodies.model and not isinstance(self.model, FaceModel):
+            raise UserError(f"bodies.model={self.bodies.model}: only model.by=faces uses bodies. Remove it.")
 
 
 def find_films(where: str) -> dict[str, str]:
@@ -166,6 +179,7 @@ def plan_timeline(config: TimelineConfig) -> TimelinePlan:
     check_all([run])
     if isinstance(run.config, FaceConfig):
         check_threshold(run.config, config.threshold)
+        check_bodies(config.bodies.everywhere)
     done = done_films(store)
     return TimelinePlan(films, {name: uri for name, uri in films.items() if name not in done}, run)
 
@@ -180,11 +194,12 @@ def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple[Appearance
     if isinstance(plan.run.config, FaceConfig):
         embed_faces(plan.run.config, frames)
         judge = read_judge(plan.run.config, config.threshold)
-        stored = faces_by_film(plan.run.config)
-        found = face_appearances(
-            config, list(plan.films), lambda film: stored(storage.absolute(store.uri("frames", film))), judge
-        )
-        return found, len(frames)
+        bodies = None
+        if config.bodies.model:
+            embed_bodies(plan.run.config, config.bodies, {film: frames_of(store, [film]) for film in plan.films}, store)
+            bodies = bodies_by_film(plan.run.config, config.bodies, store)
+        faces = faces_by_film(plan.run.config, store)
+        return face_appearances(config, list(plan.films), faces, judge, bodies), len(frames)
     if frames:
         run_all([with_images(plan.run, frames)])
         results = read_results(plan.run.folder, plan.run.clip_csv)
@@ -258,24 +273,34 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
 
 
 def face_appearances(
-    config: TimelineConfig, films: Sequence[str], faces_of: Callable[[str], FacesOf], judge: Judge
+    config: TimelineConfig,
+    films: Sequence[str],
+    faces_of: Callable[[str], FacesOf],
+    judge: Judge,
+    bodies_of: Callable[[str], FacesOf] | None = None,
 ) -> Appearances:
     """Tracks of all films, and the tables and files that they end in.
 
-    faces_of: the faces of a film's frames. Of one film at a time they are held; then its tracks.
+    faces_of, bodies_of: what the frames of a film show. Of one film at a time it is held; then its tracks.
     """
     store = Store(config.output)
     read = _read(store, films)
     alike = judge.threshold if config.tracks.alike is None else config.tracks.alike
-    tracks = [
-        track
-        for film, about in read.items()
-        for track in find_tracks(about, film, faces_of(film), config.tracks, alike)
-    ]
+    tracks: list[Track] = []
+    backs: dict[str, list[Track]] = {}
+    for film, about in read.items():
+        own = find_tracks(about, film, faces_of(film), config.tracks, alike)
+        if bodies_of is not None:
+            backs[film] = find_bodies(about, film, own, bodies_of(film), config.tracks, config.bodies)
+        tracks += own
     answer_tracks(tracks, judge)
+    if bodies_of is not None:
+        answer_turned(tracks, config.bodies)
     people = People(tracks, judge, name_strangers(store, tracks, alike, config.names))
+    if bodies_of is not None:
+        tracks += answer_backs(tracks, backs, config.bodies)
     write_tracks(store, people)
-    write_pictures(store, tracks, config.tracks.pictures)
+    write_pictures(store, [track for track in tracks if track.by == "face"], config.tracks.pictures)
     of_film, of_shot = defaultdict(list), defaultdict(list)
     for track in tracks:
         of_film[track.film].append(track)
@@ -290,7 +315,7 @@ def face_appearances(
             votes += [[*shots[-1][:4], *row] for row in counts.itertuples(index=False)]
             shares = dict(zip(counts.character, counts.share, strict=True))
             for track in of_shot[film, shot["shot"]]:
-                score = np.nan if track.cluster else track.cosine
+                score = np.nan if track.cluster or track.by == "body" else track.cosine
                 found = [track.start_s, track.end_s, track.identity, len(track.images), shares[track.identity], score]
                 parts.append([film, shot["shot"], *found, track.images[track.best]])
     return _written(
