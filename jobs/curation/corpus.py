@@ -19,6 +19,7 @@ from jobs.curation.verb import (
     load_settings,
     overriding,
     places,
+    ray_for_parts,
     settle,
     write_kept,
 )
@@ -37,6 +38,7 @@ def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = froz
     """Plan and score what is missing; again: error codes of rows to make again."""
     from pipelines.curation.cutting.plan import make_plan
 
+    ray_for_parts(run)
     plan, started = make_plan(config, again), time.time()
     run.record["changed"] = changed(config, plan)
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}

@@ -142,10 +142,10 @@ def places(config: CurationConfig, *names: str) -> dict[str, str]:
 
 
 def ray_for_parts(run: Run) -> None:
-    """Start Ray where scores/ has so many parts that its tasks read them faster."""
-    from pipelines.curation.rows import MANY_PARTS
+    """Start Ray where scores/ has so many parts or rows that its tasks read them faster."""
+    from pipelines.curation.rows import are_many
 
-    if len(run.store.parts("scores")) > MANY_PARTS:
+    if are_many(run.store.listed("scores")):
         run.ray()
 
 

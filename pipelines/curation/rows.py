@@ -41,8 +41,12 @@ Result = TypeVar("Result")
 
 MANY_PARTS = 1000
 """As many parts are read here before Ray's tasks would have started."""
+MANY_ROWS = 2_000_000
+"""As many rows of compacted parts are read here before Ray's tasks would have started."""
 TASK_PARTS = 250
 """Parts that one task reads."""
+TASK_ROWS = 100_000
+"""Rows of a compacted part that has a task of its own."""
 SCORE_APART = (
     "The column computed of scenes/ tells them apart. To measure all alike, use the same kind of device throughout, in "
     "another output."
@@ -108,12 +112,14 @@ def _rows_now(store: Store, columns: Sequence[str], look: Look | None) -> Rows:
     check_planned(store)
     families = families_with(store, list(columns))
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
-    parts = [*store.listed("plan/rejected"), *(Part("scores", name) for name in store.parts("scores"))]
+    scores = store.listed("scores")
+    large = [part for part in scores if part.rows >= TASK_ROWS]
+    parts = [*store.listed("plan/rejected"), *(part for part in scores if part.rows < TASK_ROWS)]
     groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
+    groups += [[part] for part in large]
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
-    read = in_tasks(
-        read_rows, [(store, group, columns, look, stale, families) for group in groups], len(parts) > MANY_PARTS
-    )
+    calls = [(store, group, columns, look, stale, families) for group in groups]
+    read = in_tasks(read_rows, calls, are_many(scores))
     torn = [path for _, some in read for path in some]
     whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
     del read
@@ -138,6 +144,11 @@ def _rows_now(store: Store, columns: Sequence[str], look: Look | None) -> Rows:
     scenes = (rows.scene_id != "").to_numpy()
     notes = _notes(store, torn, rows[COMPUTED].value_counts().to_dict())
     return Rows(rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes, notes)
+
+
+def are_many(parts: Sequence[Part]) -> bool:
+    """Whether Ray's tasks read parts of scores/ faster than this process."""
+    return len(parts) > MANY_PARTS or sum(part.rows for part in parts) > MANY_ROWS
 
 
 def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[str]:

@@ -5,6 +5,7 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
 
     start ROWS    plan an input all of which is done, whose last plan is that of its first start
     select ROWS   select of it
+    compact ROWS  compact them, where they lie in parts of 64 rows
 """
 
 import json
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.catalog import Replacement
+from actors.core.store import Store
 from actors.curation.compacting import SCORES_AGAIN, SHARD, SHARD_ROWS, shards
 from actors.curation.features.perceptual_hash import HASH_BYTES
 from actors.curation.sources.origin import Source, times, with_times
@@ -32,7 +34,7 @@ SCENES = 53
 """Scenes of a video, as HD-VG-130M has them."""
 PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
-BARS = {"start": (60.0, 1000.0), "select": (float("inf"), 2000.0)}
+BARS = {"start": (60.0, 1000.0), "select": (float("inf"), 2000.0), "compact": (float("inf"), 2000.0)}
 """CPU-seconds and MB at ten million rows."""
 
 
@@ -144,7 +146,26 @@ def select(folder: Path) -> str:
     return f"{select(config_of(folder)).expected} scenes"
 
 
-STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select}
+def compact(folder: Path) -> str:
+    """Compact what a run has written."""
+    from pipelines.curation.compact import compact_output
+
+    done = compact_output(Store(config_of(folder).output))
+    return f"{done.parts} parts with {done.rows} rows to {done.made}"
+
+
+def loosen(folder: Path) -> None:
+    """Write the rows in parts of 64, as a run does."""
+    store = Store(config_of(folder).output)
+    tables = [table.drop_columns([PICTURES, SHARD]) for table in store.read_parts("scores")]
+    store.remove_table("scores")
+    for table in tables:
+        for start in range(0, len(table), 64):
+            part = table.slice(start, 64)
+            store.write_part("scores", part, part["scene_id"].to_pylist())
+
+
+STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select, "compact": compact}
 
 
 def step(name: str, folder: Path) -> None:
@@ -178,6 +199,8 @@ def main() -> None:
         if not (folder / "out").exists():
             folder.mkdir(parents=True, exist_ok=True)
             make(folder, rows)
+        if name == "compact":
+            loosen(folder)
         subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.scale", name, str(rows), str(folder), "here"], check=True
         )
