@@ -13,13 +13,18 @@ import ray
 from ray import exceptions
 
 from actors.core.stage import Stage
-from pipelines.core.ray_data import fit
+from pipelines.core.progress import duration
+from pipelines.core.ray_data import TooSmallError, check_nodes, fit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSES_S = (10.0, 20.0, 40.0, 80.0, 120.0)
 """Ray takes up to half a minute to notice that a node is gone, and a new one minutes to start."""
+ROOM_S = 1800.0
+"""Seconds for which nodes are waited for where a cluster that was large enough has no room for one worker of each."""
+LOOK_S, TOLD_EVERY_S = 5.0, 120.0
+"""Seconds between two looks for them, and between two lines that say so."""
 QUIET_S = 60.0
 """Seconds without a result after which it is asked whether the workers still fit the cluster."""
 
@@ -39,33 +44,53 @@ _DEATHS = (
 
 
 class Perseverance:
-    """Tries again after deaths, with longer and longer pauses; gives up after as many as there are without progress."""
+    """Tries again after deaths, with longer and longer pauses; gives up after as many as there are without progress.
 
-    def __init__(self) -> None:
+    ran: the cluster had room before; where it has none now, nodes are waited for.
+    """
+
+    def __init__(self, ran: bool = False) -> None:
         self.why = ""
         """The latest death in one line."""
         self._error: Exception | None = None
         self._pauses = 0
         self._done = -1
+        self.ran = ran
+        """Whether something was tried before."""
+        self._small_since: float | None = None
 
     def tried(self, work: Callable[[], None]) -> bool:
-        """Do the work; False where a death ended it. Raises every other error."""
+        """Do the work; False where a death ended it, or no room is left after one. Raises every other error."""
         self._error = None
         try:
             work()
+        except TooSmallError as error:
+            if not self.ran:
+                raise
+            self._error, self.why = error, str(error)
         except (exceptions.RayError, ShrunkError) as error:
             if not died(error):
                 raise
             self._error, self.why = error, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             # Its frames hold the actors of the work that ended; these would start again and keep their CPUs.
             error.__traceback__ = error.__cause__ = error.__context__ = None
+        self.ran = True
         if self._error is not None:
             gc.collect()
             return False
         return True
 
+    @property
+    def no_room(self) -> bool:
+        """Whether the latest try did not begin, since the cluster had become too small."""
+        return isinstance(self._error, TooSmallError)
+
     def pause(self, done: int) -> None:
         """Wait before the next try; done: how much is there, to see progress. Raises the death where there is none."""
+        if isinstance(self._error, TooSmallError):
+            self._wait_for_nodes(self._error)
+            return
+        self._small_since = None
         if done > self._done:
             self._done, self._pauses = done, 0
         if self._error and self._pauses == len(PAUSES_S):
@@ -74,6 +99,18 @@ class Perseverance:
         self._pauses += 1
         log.warning("%s; going on with what is left in %.0f s", self.why, seconds)
         time.sleep(seconds)
+
+    def _wait_for_nodes(self, error: TooSmallError) -> None:
+        """Wait until nodes have come or gone, or for as long as passes between two lines that say so."""
+        nodes, now = living_nodes(), time.monotonic()
+        self._small_since = now if self._small_since is None else self._small_since
+        left = self._small_since + ROOM_S - now
+        if left <= 0:
+            raise ShrunkError(f"{error} (no nodes came within {duration(ROOM_S)})") from error
+        log.warning("%s. Waiting for nodes, for up to %s; what is written is kept", error, duration(left))
+        until = now + min(left, TOLD_EVERY_S)
+        while living_nodes() == nodes and time.monotonic() < until:
+            time.sleep(LOOK_S)
 
 
 def died(error: Exception) -> bool:
@@ -100,7 +137,18 @@ def while_it_fits(results: Iterable[T], pools: dict[str, Stage], tasks: dict[str
                 signal.pthread_kill(main, signal.SIGUSR2)
                 return
 
-    with _handled(signal.SIGUSR2, _shrunk):
+    def wanted(resource: str) -> float:
+        each = (*((stage, stage.workers) for stage in pools.values()), *((stage, 1) for stage in tasks.values()))
+        return sum(getattr(stage, resource) * workers for stage, workers in each)
+
+    needs = f"{wanted('num_cpus'):g} CPUs and {wanted('num_gpus'):g} GPUs"
+
+    def shrunk(*_: object) -> None:
+        there = ray.cluster_resources()
+        have = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        raise ShrunkError(f"the cluster has only {have} left, and the workers that were started need {needs}")
+
+    with _handled(signal.SIGUSR2, shrunk):
         threading.Thread(target=watch, daemon=True).start()
         try:
             for result in results:
@@ -115,15 +163,10 @@ def _fits(pools: dict[str, Stage], tasks: dict[str, Stage]) -> bool:
     there = ray.cluster_resources()
     try:
         stages, _ = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
-    except ValueError:
+        check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    except TooSmallError:
         return False
     return stages == {**pools, **tasks}
-
-
-def _shrunk(*_: object) -> None:
-    there = ray.cluster_resources()
-    have = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-    raise ShrunkError(f"the cluster has only {have} left, too few for the workers that were started")
 
 
 @contextmanager

@@ -21,6 +21,10 @@ BLOCK_BYTES = 32 << 20
 """Rows go on to the next stage in blocks of about this size: a few scenes with their frames."""
 
 
+class TooSmallError(UserError):
+    """The cluster has no room for one worker of each stage."""
+
+
 def set_context() -> None:
     """Ray Data's settings for our datasets."""
     import ray
@@ -44,13 +48,13 @@ def fit(
     """Scale stages down until one task of each kind runs beside all actors; returns them, and a line for each that
     has fewer workers or less than half of its CPUs.
 
-    Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises ValueError where the GPUs
-    are too few for one worker of each stage, or there is no CPU.
+    Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises TooSmallError where the
+    GPUs are too few for one worker of each stage, or there is no CPU.
     """
     asked = {**pools, **tasks}
     fitting = dict(asked)
     if cpus <= 0:
-        raise UserError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
+        raise TooSmallError("the cluster has no CPUs for workers: add a node, or let the autoscaler add some")
 
     def wanted(resource: str) -> float:
         workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
@@ -65,7 +69,7 @@ def fit(
             fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
     if wanted("num_gpus") > gpus + 1e-9:
         needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
-        raise UserError(
+        raise TooSmallError(
             f"one worker of each stage needs more GPUs ({needs}) than there are ({gpus:g}): "
             "let them share with num_gpus below 1, set it to 0, or, where the cluster grows, set autoscaling=true"
         )
@@ -85,14 +89,14 @@ def fit(
 
 
 def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
-    """Raise UserError where no node is large enough for one worker of a stage: Ray would wait for one without a word.
+    """Raise TooSmallError where no node is large enough for one worker of a stage: Ray would wait without a word.
 
     nodes: what each has, by Ray's names CPU and GPU.
     """
     for name, stage in stages.items():
         if not any(stage.num_cpus <= node.get("CPU", 0) and stage.num_gpus <= node.get("GPU", 0) for node in nodes):
             have = ", ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-            raise UserError(
+            raise TooSmallError(
                 f"{name}: a worker asks for {stage.num_cpus:g} CPUs and {stage.num_gpus:g} GPUs of one node, and nodes "
                 f"have {have}: lower {name}.num_cpus or {name}.num_gpus"
             )
@@ -104,15 +108,20 @@ def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None
             )
 
 
-def fitted(pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool) -> dict[str, Stage]:
-    """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet."""
+def fitted(
+    pools: dict[str, Stage], tasks: dict[str, Stage], autoscaling: bool, again: bool = False
+) -> dict[str, Stage]:
+    """Stages as they fit the cluster; as asked where it grows by what is asked for, or has no workers yet.
+
+    again: it had workers. Raises TooSmallError where one worker of each stage has no room.
+    """
     import ray
 
     there = ray.cluster_resources()
-    if autoscaling or not there.get("CPU"):
+    if autoscaling or not (there.get("CPU") or again):
         log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
         return {**pools, **tasks}
-    stages, lines = fit(pools, tasks, there["CPU"], there.get("GPU", 0))
+    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     check_nodes(stages, nodes)
     for line in lines:
@@ -167,9 +176,10 @@ def in_blocks(dataset: Dataset, rows: int, stage: Stage) -> Dataset:
 
 
 def bounded(dataset: Dataset) -> Dataset:
-    """The dataset, whose tasks are repeated and whose actors are started again three times at most when they die.
+    """The dataset, whose tasks and calls of actors are repeated three times at most when their worker dies.
 
-    By Ray's own default both go on without end, and Ray 2.60 has no argument for it that will stay.
+    By Ray's own default they are without end, also for a film that kills its worker each time, and Ray 2.60 has no
+    argument for it that will stay. What dies more often, as where nodes come and go, is the business of `deaths`.
     """
     from ray.data import ActorPoolStrategy
     from ray.data._internal.logical.operators.map_operator import AbstractMap
@@ -220,8 +230,12 @@ def ray_actors(stage: Stage, threads: bool = False, calls: int | None = None) ->
 
 
 def actor_retries() -> dict[str, int]:
-    """How often Ray starts an actor again, and repeats what it was at."""
-    return {"max_restarts": 3, "max_task_retries": 3}
+    """How often Ray starts an actor again, and repeats a call that it was at when it died.
+
+    An actor lives as long as its run, in which a spot cluster may take its node away many times. There is an end for
+    one that dies each time it starts.
+    """
+    return {"max_restarts": 100, "max_task_retries": 3}
 
 
 def finish(rows: Dataset, column: str, progress: Progress) -> None:

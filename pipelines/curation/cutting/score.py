@@ -70,7 +70,7 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
         _clear(held)
         while plan.todo:
             nodes = living_nodes()
-            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured, compactor)):
+            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured, compactor, again.ran)):
                 break
             again.pause(measured.films)
             if living_nodes() >= nodes:
@@ -88,13 +88,14 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
 
 def _alone(config: CurationConfig, plan: Plan, suspect: int, measured: Measured, compactor: Compactor) -> None:
     """Measure one video by itself, if it is left; where its workers die again, it gets rows that say so."""
-    only, again = frozenset([suspect]), Perseverance()
+    only, again = frozenset([suspect]), Perseverance(ran=True)
     while True:
         nodes = living_nodes()
-        if again.tried(partial(_run, config, plan, Choice(only), measured, compactor)):
+        if again.tried(partial(_run, config, plan, Choice(only), measured, compactor, again.ran)):
             return
+        small = again.no_room
         again.pause(measured.films)
-        if living_nodes() >= nodes:
+        if living_nodes() >= nodes and not small:
             why = f"its worker died each time, also when it was the only video ({again.why})"
             _run(config, plan, Choice(only, lost=why), measured, compactor)
             return
@@ -114,10 +115,12 @@ def _clear(held: str) -> None:
         storage.delete(entry.uri)
 
 
-def _run(config: CurationConfig, plan: Plan, choice: Choice, measured: Measured, compactor: Compactor) -> None:
+def _run(
+    config: CurationConfig, plan: Plan, choice: Choice, measured: Measured, compactor: Compactor, again: bool = False
+) -> None:
     pools, tasks = stages_of(config, plan.remote and not choice.lost)
     pools |= {name: pool_of(pools[name]) for name in _passed(config)}
-    stages = fitted(pools, tasks, config.autoscaling)
+    stages = fitted(pools, tasks, config.autoscaling, again)
     if plan.films and not config.autoscaling and not config.video.workers:
         stages["video"] = widened("video", stages, pools, plan.todo)
     # What is measured alone is not divided.

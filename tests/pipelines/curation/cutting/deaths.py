@@ -1,13 +1,16 @@
-"""Runs on a cluster of two nodes of which one is lost.
+"""Runs on a cluster of two nodes of which some are lost.
 
     python -m tests.pipelines.curation.cutting.deaths INPUT OUTPUT WHICH
 
-The node that dies is that of the actor which measures (WHICH is own), or the one beside it (other).
+WHICH: own, the node of the actor which measures; other, the one beside it; both, and new ones come once the run says
+that it waits for them; or a folder of the output, as clips: any node once the folder has a file, and another one comes.
 """
 
+import logging
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,10 +18,11 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
 from jobs.core.session import start_logging
+from jobs.curation.__main__ import app
 from pipelines.core import deaths
-from pipelines.curation.cutting.plan import make_plan
-from pipelines.curation.cutting.score import score
-from tests.pipelines.curation.outputs import quick
+from tests.support.corpus import FAST
+
+COMMAND = ("frames.size=64", "latents.model=tiny", *FAST[-2:])
 
 
 def node_of_the_scorer(address: str) -> str | None:
@@ -30,27 +34,57 @@ def node_of_the_scorer(address: str) -> str | None:
     return None
 
 
-def lose_a_node(cluster: Cluster, workers: dict[str, Any], which: str) -> None:
-    """Once there is the actor, end its node, or the other one."""
-    while (node := node_of_the_scorer(str(cluster.address))) not in workers:
-        time.sleep(0.2)
+def lose(cluster: Cluster, workers: dict[str, Any], which: str, output: Path, waits: threading.Event) -> None:
+    """End nodes, as the first paragraph says."""
+    if which in ("own", "other", "both"):
+        while (node := node_of_the_scorer(str(cluster.address))) not in workers:
+            time.sleep(0.2)
+    else:
+        while not any((output / which).rglob("*.mp4")):
+            time.sleep(0.02)
+        node = next(iter(workers))
     (other,) = workers.keys() - {node}
-    cluster.remove_node(workers[node if which == "own" else other], allow_graceful=False)
-    sys.stdout.write("a node is gone\n")
+    for lost in (node, other) if which == "both" else (other,) if which == "other" else (node,):
+        cluster.remove_node(workers[lost], allow_graceful=False)
+        sys.stdout.write("a node is gone\n")
+    if which == "both":
+        waits.wait()
+    if which not in ("own", "other"):
+        for _ in range(2 if which == "both" else 1):
+            cluster.add_node(num_cpus=1)
+        sys.stdout.write("nodes have come\n")
+
+
+class Waits(logging.Handler):
+    """Notes that the run says it waits for nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Waiting for nodes" in record.getMessage():
+            self.seen.set()
 
 
 if __name__ == "__main__":
     folder, place, which = sys.argv[1:]
     start_logging()
-    deaths.QUIET_S = 10
-    # The driver's node has no CPUs, so that every worker is on a node that may die.
-    shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    two = [shared.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(shared.address, log_to_driver=False)
-    settings = quick(folder, place)
-    losing = threading.Thread(target=lose_a_node, args=(shared, {node.node_id: node for node in two}, which))
-    losing.start()
-    score(settings, make_plan(settings), lambda: make_plan(settings))
-    losing.join()
-    ray.shutdown()
-    shared.shutdown()
+    deaths.QUIET_S, deaths.PAUSES_S = 10, (2.0,) * 10
+    waiting = Waits()
+    logging.getLogger("pipelines").addHandler(waiting)
+    # The driver's node has no CPUs, so that every worker is on a node that may die. A thread that adds a node cannot
+    # set the handlers of signals that would end it.
+    shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
+    try:
+        two = [shared.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(shared.address, log_to_driver=False)
+        nodes = {node.node_id: node for node in two}
+        losing = threading.Thread(target=lose, args=(shared, nodes, which, Path(place), waiting.seen), daemon=True)
+        losing.start()
+        code = app(["run", f"input={folder}", f"output={place}", *COMMAND], standalone_mode=False)
+        losing.join(60)
+    finally:
+        ray.shutdown()
+        shared.shutdown()
+    sys.exit(code)

@@ -20,11 +20,13 @@ from ray import exceptions
 from actors.core.stage import Batch, Stage
 from actors.curation.cutting import videos
 from pipelines.core import deaths
+from pipelines.core.ray_data import TooSmallError, fit
 from pipelines.curation.cutting import score as scoring
 from pipelines.curation.cutting.plan import make_plan
 from tests.conftest import ROOT
+from tests.pipelines.curation.cutting.deaths import COMMAND
 from tests.pipelines.curation.outputs import quick
-from tests.support import films
+from tests.support import corpus, films
 
 
 @pytest.fixture
@@ -71,25 +73,49 @@ def test_a_film_that_kills_its_workers_becomes_a_row(
     assert make_plan(config, frozenset({"crashed_worker"})).todo == 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("which", ["own", "other"])
-def test_the_node_of_the_model_or_the_one_beside_it_is_lost(tmp_path: Path, which: str) -> None:
-    """With one CPU a node, the actor that starts again on the other one, or stays there, leaves no room for tasks."""
-    folder = tmp_path / "films"
-    folder.mkdir()
-    for name in "abcdef":
-        films.film(folder / f"{name}.mp4", shots=(60,) * 4)
-    command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, tmp_path / "out", which]
+def run_and_lose(folder: Path, output: Path, which: str) -> str:
+    """Run on a cluster that loses nodes; returns what was printed."""
+    command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, output, which]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
         # A cluster tells its address there, and others that start meanwhile would join it.
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=500, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240, check=False)
+        finally:
+            corpus.Session(place).end()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a node is gone" in done.stdout
-    found = rows(tmp_path / "out")
+    assert ("nodes have come" in done.stdout) == (which in ("both", "clips")), done.stderr
+    found = rows(output)
     assert not any(found.values())
     assert Counter(video for video, scene in found if scene) == {f"{name}.mp4": 4 for name in "abcdef"}
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    for name in "abcdef":
+        films.film(folder / f"{name}.mp4", shots=(60,) * 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, six: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    corpus.run_here("run", f"input={six}", f"output={output}", *COMMAND)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["own", "other", "clips"])
+def test_the_node_of_the_model_or_of_the_clips_or_the_one_beside_it_is_lost(
+    six: Path, undisturbed: Path, tmp_path: Path, which: str
+) -> None:
+    """With one CPU a node, the actor that starts again on the other one, or stays there, leaves no room for tasks."""
+    run_and_lose(six, tmp_path / "out", which)
+    corpus.assert_same_result(tmp_path / "out", undisturbed)
 
 
 def test_deaths_without_progress_end_the_run(fast: None) -> None:
@@ -108,6 +134,53 @@ def test_deaths_without_progress_end_the_run(fast: None) -> None:
     for done in range(1, 20):
         assert not again.tried(work)
         again.pause(done)
+
+
+def test_nodes_are_waited_for_where_a_cluster_has_become_too_small(
+    fast: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [frozenset("a")]
+    monkeypatch.setattr(deaths, "living_nodes", lambda: nodes[0])
+    monkeypatch.setattr(deaths, "LOOK_S", 0.01)
+    there, tries = [2.0], []
+
+    def work() -> None:
+        tries.append(there[0])
+        fit({"model": Stage()}, {}, there[0], 0)
+        if len(tries) == 1:
+            raise exceptions.WorkerCrashedError
+
+    again = deaths.Perseverance()
+    assert not again.tried(work) and not again.no_room
+    there[0] = 0
+    again.pause(0)
+    assert not again.tried(work) and again.no_room
+
+    def come() -> None:
+        there[0], nodes[0] = 2.0, frozenset("ab")
+
+    timer = threading.Timer(0.3, come)
+    timer.start()
+    again.pause(0)
+    assert nodes[0] == frozenset("ab"), "it went on before a node was there"
+    assert again.tried(work)
+    timer.join()
+    (line,) = [line for line in caplog.messages if "Waiting for nodes" in line]
+    assert line.startswith("the cluster has no CPUs for workers: add a node")
+
+    # There is an end, and a cluster that was too small from the start is not waited for.
+    monkeypatch.setattr(deaths, "ROOM_S", 0.05)
+    monkeypatch.setattr(deaths, "TOLD_EVERY_S", 0.02)
+    there[0] = 0
+    again = deaths.Perseverance(ran=True)
+    assert not again.tried(work)
+    again.pause(0)
+    time.sleep(0.05)
+    assert not again.tried(work)
+    with pytest.raises(deaths.ShrunkError, match="the cluster has no CPUs for workers"):
+        again.pause(0)
+    with pytest.raises(TooSmallError):
+        deaths.Perseverance().tried(work)
 
 
 def test_an_exception_is_no_death(fast: None) -> None:
@@ -138,7 +211,10 @@ def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPat
         yield 2
 
     two, three = Stage(num_cpus=2), Stage(num_cpus=3)
-    with pytest.raises(deaths.ShrunkError, match="the cluster has only 2 CPUs and 0 GPUs left"):
+    with pytest.raises(
+        deaths.ShrunkError,
+        match=r"only 2 CPUs and 0 GPUs left, and .*need 3 CPUs",
+    ):
         list(deaths.while_it_fits(results(), {"model": three}, {}))
     monkeypatch.setattr(time, "sleep", lambda _: threading.Event().wait(1))
     assert list(deaths.while_it_fits(results(), {"model": two}, {})) == [1, 2]
