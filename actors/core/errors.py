@@ -3,10 +3,13 @@
 import errno
 import itertools
 import re
+from collections.abc import Callable
+from typing import Any
 
 AGAIN = "run the same command again"
 """End of what an error of a store or file system tells: nothing is lost."""
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_FURTHER = "\nerror: "
 _PLACE = _MACHINE | {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO}
 _DEVICE = re.compile(
     r"out of memory|can't allocate memory|NVIDIA driver|CUDA (driver|error|GPUs)|CUDA-capable|with CUDA enabled|"
@@ -23,6 +26,22 @@ class UserError(ValueError):
     A command that ends with it prints that message alone and exits with 2. Any other error is a fault: its traceback is
     printed and the command exits with 1.
     """
+
+
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
+    """What checks return that do not depend on each other; raises one UserError with what all of them raise, each once.
+
+    Its message is printed behind "error: ", and so each further problem has that before it, on a line of its own.
+    """
+    answers, problems = [], dict[str, None]()
+    for check in checks:
+        try:
+            answers.append(check())
+        except UserError as error:
+            problems |= dict.fromkeys(str(error).split(_FURTHER))
+    if problems:
+        raise UserError(_FURTHER.join(problems))
+    return answers
 
 
 class BrokenRunError(RuntimeError):

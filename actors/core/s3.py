@@ -123,6 +123,18 @@ def upload(path: str | Path, uri: str) -> None:
     patiently(uri, put)
 
 
+def check_writable(prefix: str) -> None:
+    """Begin an upload below a folder and drop it: it needs the rights that writing needs, and leaves nothing, not even
+    a version. Raises what writing would raise."""
+    bucket, folder = bucket_folder(prefix)
+    key = f"{folder}.filmray-writable"
+    upload = patiently(prefix, lambda: client().create_multipart_upload(Bucket=bucket, Key=key))["UploadId"]
+    try:
+        client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+    except (aws.BotoCoreError, aws.ClientError) as error:
+        logger.warning("%s: an empty upload could not be dropped (%s)", prefix, error)
+
+
 def listing(prefix: str) -> Iterator[Entry]:
     """The files below a folder at any depth, read in pages, in the store's order."""
     for page in _pages(prefix):

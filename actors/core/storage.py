@@ -24,8 +24,11 @@ from actors.core.addresses import (
 from actors.core.errors import UserError
 from actors.core.local_faults import patiently
 from actors.core.local_files import Entry, file_entry, local_entry, local_listing
-from actors.core.temporary import TemporaryFolder
+from actors.core.temporary import TemporaryFolder, check_space
 from actors.core.whole_files import TEMPORARY, age_of, create, replacing
+
+ROOM = 50_000_000
+"""Bytes without which no command has room for its results."""
 
 
 def _s3():
@@ -161,6 +164,7 @@ def local(uri: str) -> Iterator[Path]:
         return
     with TemporaryFolder() as folder:
         path = folder / uri.rsplit("/", 1)[-1]
+        check_space(folder, size(uri), uri)
         download(uri, path)
         yield path
 
@@ -179,12 +183,38 @@ def local_folder(uri: str) -> Iterator[Path]:
         return
     with TemporaryFolder() as temporary:
         path = temporary / uri.rstrip("/").rsplit("/", 1)[-1]
-        for entry in listing(uri):
+        entries = list(listing(uri))
+        check_space(temporary, sum(entry.size for entry in entries), uri)
+        for entry in entries:
             (path / entry.name).parent.mkdir(parents=True, exist_ok=True)
             download(entry.uri, path / entry.name)
         if not path.is_dir():
             raise FileNotFoundError(f"no files below {uri}")
         yield path
+
+
+def check_writable(folder: str) -> None:
+    """Raise UserError where no file could be written below a folder, or none of ROOM bytes; writes and makes nothing.
+
+    A folder that does not exist yet is made later, so its nearest parent counts.
+    """
+    if is_s3(folder):
+        try:
+            _s3().check_writable(folder)
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"cannot write to {folder}: {error}") from error
+        return
+    path = Path(os.path.abspath(local_path(folder)))
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    problem = ""
+    if not there.is_dir():
+        problem = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = f"{there} is read-only for this user"
+    elif (free := shutil.disk_usage(there).free) < ROOM:
+        problem = f"{free / 1e6:.0f} MB are free there, and at least {ROOM / 1e6:.0f} are needed"
+    if problem:
+        raise UserError(f"cannot write to {folder}: {problem}. Set another folder, or mend that.")
 
 
 def stream(uri: str) -> AbstractContextManager[BinaryIO]:

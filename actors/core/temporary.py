@@ -70,7 +70,8 @@ class TemporaryFolder:
         remove_abandoned()
         base = private_folder("work")
         while True:
-            lock = base / f"{uuid.uuid4().hex}{_LOCK}"
+            # Short, since sockets may lie in the folder, and their paths have 107 characters at most.
+            lock = base / f"{uuid.uuid4().hex[:12]}{_LOCK}"
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             fcntl.flock(handle, fcntl.LOCK_EX)
             # Before it was locked, another process may have taken it for abandoned.
@@ -93,6 +94,16 @@ class TemporaryFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def check_space(folder: Path, size: int, what: str) -> None:
+    """Raise BrokenRunError where a folder has no room for so many bytes; what: that is to be copied there, in words."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise BrokenRunError(
+            f"{what} has {size / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB free. Free some space, or set "
+            "TMPDIR to a folder with more."
+        )
 
 
 def remove_abandoned() -> None:

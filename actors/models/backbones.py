@@ -5,6 +5,7 @@ The network sees all of a picture between bars, or its middle; never a picture t
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import sent
+from actors.models.hub import check_host
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names that are torchvision's; others are timm's."""
+TORCHVISION = "https://download.pytorch.org"
+"""Where torchvision has its weights."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the pixels that torchvision's networks were trained on."""
 
@@ -67,6 +71,29 @@ def check_backbone(config: BackboneConfig) -> None:
         raise UserError(
             f"backbone.model={name} is no folder, no ResNet of torchvision, no name of timm; near it: {near}"
         )
+
+
+def check_weights(config: BackboneConfig) -> None:
+    """Raise UserError where the weights of a network given by name are neither here nor to be had; downloads nothing.
+
+    For commands that have pictures to embed.
+    """
+    name = config.model
+    if config.weights or _folder(name):
+        return
+    setting, instead = f"backbone.model={name}", "a folder as timm saves it, or backbone.weights=FILE"
+    if name in RESNETS:
+        # As torch.hub has it, which takes seconds to import.
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        home = os.environ.get("TORCH_HOME") or os.path.join(caches, "torch")
+        if not any(Path(home, "hub", "checkpoints").glob(f"{name}-*.pth")):
+            check_host(setting, TORCHVISION, instead)
+        return
+    from huggingface_hub import constants
+
+    # Where a name has no tag, timm has a default one.
+    if not any(Path(constants.HF_HUB_CACHE).glob(f"models--timm--{name.partition('.')[0]}*")):
+        check_host(setting, constants.ENDPOINT, instead)
 
 
 @lru_cache(1)

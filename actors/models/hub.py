@@ -3,6 +3,9 @@ folder holds."""
 
 import hashlib
 import logging
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +19,11 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 10
 """Seconds for one answer. Where there is no network, the library's own downloads try again for half a minute a file."""
 
+AGAIN_S = 60
+"""Seconds for which a host that did not answer is not asked again: a command may need several models."""
+
+_away: dict[str, tuple[float, Exception]] = {}
+"""When a host did not answer, and what was met, by its address."""
 _NEEDED = ContextVar("_NEEDED", default=True)
 
 
@@ -35,13 +43,15 @@ def check_hub(setting: str, repository: str, files: Sequence[str], instead: str)
     setting: what the user set, as name=value; instead: what to pass instead, in words. Returns False where the Hub does
     not answer and that is only to be told.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     problem: Exception | None = None
     try:
         if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
             return True
+        if away := _known_away(constants.ENDPOINT):
+            raise away
         for file in files:
             try:
                 get_hf_file_metadata(hf_hub_url(repository, file), timeout=TIMEOUT_S)
@@ -52,6 +62,7 @@ def check_hub(setting: str, repository: str, files: Sequence[str], instead: str)
     except HFValidationError as error:
         problem = error
     except Exception as error:  # The library lets through what its HTTP client raises.
+        _away[constants.ENDPOINT] = time.monotonic(), error
         problem = error
         if not _NEEDED.get():
             log.warning("%s: the Hugging Face Hub does not answer (%s)", setting, first_line(error))
@@ -60,6 +71,35 @@ def check_hub(setting: str, repository: str, files: Sequence[str], instead: str)
         f"{setting} cannot be downloaded from the Hugging Face Hub ({first_line(problem)}). Pass {instead}, or set "
         "HF_TOKEN."
     ) from problem
+
+
+def check_host(setting: str, address: str, instead: str) -> None:
+    """Raise UserError where a host, from which a model is to be downloaded, does not answer within TIMEOUT_S.
+
+    setting: what the user set, as name=value; instead: what to pass instead, in words.
+    """
+    problem = _known_away(address)
+    if problem is None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT_S):
+                return
+        except urllib.error.HTTPError:
+            return
+        except OSError as error:
+            _away[address] = time.monotonic(), error
+            problem = error
+    reason = first_line(getattr(problem, "reason", problem))
+    if not _NEEDED.get():
+        log.warning("%s: %s does not answer (%s)", setting, address, reason)
+        return
+    raise UserError(
+        f"{setting} cannot be downloaded: {address} does not answer ({reason}). Pass {instead}."
+    ) from problem
+
+
+def _known_away(address: str) -> Exception | None:
+    when, problem = _away.get(address, (-AGAIN_S, None))
+    return problem if time.monotonic() - when < AGAIN_S else None
 
 
 def first_line(problem: object) -> str:

@@ -119,6 +119,11 @@ class Detect(OnPages):
 class Convert(ComicsVerb):
     """Write boxes of Manga109 XML, COCO JSON, CoMix JSON or a CSV as a CSV and as COCO JSON. Needs no Ray."""
 
+    def plan(self, config: "ComicsConfig") -> None:
+        from pipelines.comic_characters.detect import check_boxes
+
+        check_boxes(config)
+
     def preview(self, config: "ComicsConfig", plan: None) -> Preview:
         from pipelines.comic_characters.crop import BOXES
         from pipelines.comic_characters.detect import COCO, PANELS

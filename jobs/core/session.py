@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from actors.core.temporary import remove_abandoned
+from jobs.core.ray_start import start_ray, without_ray_messages
 from jobs.core.termination import kept_handler
 
-NOISE = r"core_worker\.cc.*constructor arguments in the object store and max_restarts > 0"
+NOISE = r"^\[[^]]* [IWE] [0-9]+ [0-9]+\] (\([a-z_]+\) )?[a-z_]+\.(cc|h):[0-9]+: "
+"""Log lines of Ray's C++ parts, but not those of fatal errors (F)."""
 OURS = ("actors", "pipelines", "jobs")
 """Loggers of this project."""
 
@@ -55,8 +57,8 @@ def quiet_worker() -> None:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Keep a line from the terminal that Ray's C++ part writes for each pool of actors: by its own default it repeats
-    them without end, and then says nothing. Everything else passes, also what is written when this process dies."""
+    """Keep what Ray's C++ parts log from the terminal, as a line for each pool of actors. Everything else passes, also
+    what is written when this process dies."""
     grep = shutil.which("grep")
     if grep is None:
         yield
@@ -64,7 +66,7 @@ def without_noise() -> Iterator[None]:
     shown, before = os.dup(2), sys.stderr
     # Ctrl-C is for this process alone.
     with subprocess.Popen(
-        [grep, "-a", "-v", "--line-buffered", NOISE], stdin=subprocess.PIPE, stdout=shown, start_new_session=True
+        [grep, "-a", "-E", "-v", "--line-buffered", NOISE], stdin=subprocess.PIPE, stdout=shown, start_new_session=True
     ) as passed:
         assert passed.stdin
         os.dup2(passed.stdin.fileno(), 2)
@@ -107,12 +109,14 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
         environment["worker_process_setup_hook"] = f"{quiet_worker.__module__}.{quiet_worker.__qualname__}"
     # A cluster has its dashboard already; on one machine it makes the start longer.
     level = logging.INFO if verbose else logging.ERROR
-    with nullcontext() if verbose else without_noise():
+    with nullcontext() if verbose else without_noise(), nullcontext() if verbose else without_ray_messages():
         with kept_handler():
-            ray.init(runtime_env=environment, include_dashboard=False, logging_level=level)
+            folder = start_ray(runtime_env=environment, include_dashboard=False, logging_level=level)
         try:
             yield
         finally:
             ray.shutdown()
+            if folder:
+                folder.remove()
             # Workers that were killed leave copies of films; those elsewhere are removed by the next worker there.
             remove_abandoned()

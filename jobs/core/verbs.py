@@ -28,14 +28,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from actors.core import storage
-from actors.core.errors import BrokenRunError
+from actors.core import storage, temporary
+from actors.core.errors import BrokenRunError, check_all
 from actors.core.lease import Lease
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -133,8 +134,20 @@ class Verb:
         """Settings from the command line."""
         return load(self.settings(), arguments, positional=self.positional)
 
+    def outputs(self, config: Any) -> Sequence[str]:
+        """Folders that it writes into; whether it can is checked before anything else."""
+        root = self.root(config)
+        return [] if root is None else [root]
+
     def plan(self, config: Any) -> Any:
-        """What there is to do; raises UserError where that cannot work. Changes nothing."""
+        """What there is to do; raises UserError where that cannot work, with all that can be known before work begins:
+        settings, counts, names, keys and models. Changes nothing, loads no model, starts no Ray, opens no picture."""
+
+    def check(self, config: Any, plan: Any) -> None:
+        """Raise UserError where something is missing that a dry run does not need, as the key of a service.
+
+        plan: None where `plan` raised, since both are told at once.
+        """
 
     def preview(self, config: Any, plan: Any) -> Preview:
         """What --dry-run prints."""
@@ -246,6 +259,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
+def check_and_plan(verb: Verb, config: Any, dry: bool = False) -> Any:
+    """The plan of a verb; raises one UserError with all that is missing: in it, in the outputs, and for a run."""
+    plans: list[Any] = []
+
+    def plan() -> None:
+        with inputs_are_named():
+            plans.append(verb.plan(config))
+
+    def check() -> None:
+        if not dry:
+            verb.check(config, plans[0] if plans else None)
+
+    check_all(*(partial(storage.check_writable, folder) for folder in verb.outputs(config)), plan, check)
+    return plans[0]
+
+
 def execute(
     verb: Verb,
     config: Any,
@@ -272,6 +301,8 @@ def execute(
         "versions": versions(),
     }
     run = Run(store, record, verbose)
+    # Of runs on this machine that were killed.
+    temporary.remove_abandoned()
     with ExitStack() as held:
         if root is not None:
             for name in verb.leases(config):
@@ -421,10 +452,9 @@ def _command(verb: Verb) -> Any:
                 config = verb.load(arguments or [])
             if dry_run:
                 with unreachable_is_told(), inputs_are_named():
-                    _tell_preview(config, verb.preview(config, verb.plan(config)))
+                    _tell_preview(config, verb.preview(config, check_and_plan(verb, config, dry_run)))
                 return
-            with inputs_are_named():
-                plan = verb.plan(config)
+            plan = check_and_plan(verb, config)
             execute(verb, config, plan, max_rejected, verbose, force)
 
     return command

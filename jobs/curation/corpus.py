@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from actors.core.errors import check_all
 from actors.core.store import Store
 from jobs.core import verbs
 from jobs.core.verbs import Preview, Verb
@@ -14,6 +16,7 @@ from jobs.curation.measure import add_scores
 from jobs.curation.verb import (
     CurationVerb,
     caption,
+    check_selected,
     count,
     decide,
     load_settings,
@@ -81,11 +84,10 @@ class Run(CurationVerb):
     """Run everything: fetch, score, select, export, report. Rerun to resume."""
 
     def plan(self, config: CurationConfig) -> None:
-        from pipelines.curation.selecting.columns import check_rules_of
+        from pipelines.curation.selecting.columns import check_selectable
         from pipelines.curation.settings import check
 
-        check(config)
-        check_rules_of(config, config.scores)
+        check_all(partial(check, config), partial(check_selectable, config, config.scores))
 
     def leases(self, config: Any) -> tuple[str, ...]:
         return (measuring(config),)
@@ -130,8 +132,10 @@ class Fetch(Verb):
         from pipelines.curation.cutting.score import fetch_all
 
         plan_now = make_plan(config)
-        run.ray()
-        codes = fetch_all(config, plan_now)
+        codes: Counter[str] = Counter()
+        if plan_now.todo:
+            run.ray()
+            codes = fetch_all(config, plan_now)
         there = codes.pop("", 0)
         run.record["rows"] = {"in": there + codes.total(), "out": there, "rejected": dict(codes)}
 
@@ -160,10 +164,10 @@ class Select(CurationVerb):
     """Select the scenes to keep by the scores that exist; measures nothing."""
 
     def plan(self, config: CurationConfig) -> None:
-        from pipelines.curation.selecting.columns import check_rules_of
+        from pipelines.curation.selecting.columns import check_selectable
 
         super().plan(config)
-        check_rules_of(config)
+        check_selectable(config)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         facts = [f"to judge: the scenes of {len(Store(config.output).parts('scores'))} parts of scores/"]
@@ -181,6 +185,15 @@ class Select(CurationVerb):
 
 class Export(CurationVerb):
     """Write clips, frames, layouts for trainers and kept.json of the scenes that are kept. Rerun to resume."""
+
+    def plan(self, config: CurationConfig) -> None:
+        from actors.curation.exporting.presets import load_preset
+
+        def preset() -> None:
+            if config.export.preset:
+                load_preset(config.export.preset)
+
+        check_all(partial(check_selected, config), preset)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.exporting.export import kept_scenes
@@ -209,13 +222,16 @@ class Retry(CurationVerb):
         return RetryConfig
 
     def plan(self, config: RetryConfig) -> None:
-        from actors.curation.captioning.recaptioners import check_captioner
-        from pipelines.curation.rows import captions_by_style
-        from pipelines.curation.selecting.columns import check_rules_of
+        from pipelines.curation.selecting.columns import check_selectable
         from pipelines.curation.settings import check
 
-        check(config)
-        check_rules_of(config, config.scores)
+        check_all(partial(check, config), partial(check_selectable, config, config.scores))
+
+    def check(self, config: RetryConfig, plan: None) -> None:
+        from actors.curation.captioning.recaptioners import check_captioner
+
+        from pipelines.curation.rows import captions_by_style
+
         if "caption_failed" in config.again() and (captions_by_style(Store(config.output)).code != "").any():
             check_captioner(config.captions)
 

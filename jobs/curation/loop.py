@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.store import Store
 from actors.curation.tables import check_planned
 from jobs.core.verbs import Preview, Run, Verb
-from jobs.curation.verb import CurationVerb, caption, count, estimated, load_settings, places, ray_for_parts, settle
+from jobs.curation.verb import (
+    CurationVerb,
+    caption,
+    check_selected,
+    count,
+    estimated,
+    load_settings,
+    places,
+    ray_for_parts,
+    settle,
+)
 
 if TYPE_CHECKING:
+    from pipelines.curation.evaluating.evaluate import Plan as Todo
     from pipelines.curation.settings import CurationConfig
 
 
@@ -111,6 +123,14 @@ def fit_lines(report: dict[str, Any], uri: str) -> list[str]:
 class Recaption(CurationVerb):
     """Caption kept scenes with a vision-language model. Each caption is requested once; rerun to resume."""
 
+    def plan(self, config: CurationConfig) -> None:
+        check_selected(config)
+
+    def check(self, config: CurationConfig, plan: None) -> None:
+        from actors.curation.captioning.recaptioners import check_captioner
+
+        check_captioner(config.captions)
+
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         from pipelines.curation.exporting.export import kept_scenes
 
@@ -128,19 +148,38 @@ class Recaption(CurationVerb):
 class Evaluate(CurationVerb):
     """Compare recaptions with captions, and kept scenes with random ones, by CLIPScore. Rerun to resume."""
 
-    def plan(self, config: CurationConfig) -> None:
+    def plan(self, config: CurationConfig) -> Todo:
         from actors.models.clip import check_clip
 
-        super().plan(config)
-        check_clip(config.embeddings)
-
-    def preview(self, config: CurationConfig, plan: None) -> Preview:
+        check_all(partial(check_selected, config), partial(check_clip, config.embeddings))
+        # These import what takes seconds.
         from pipelines.curation.captioning.recaption import improving
-        from pipelines.curation.evaluating.evaluate import check_comparable, plan_evaluation, stages_of
+        from pipelines.curation.evaluating.evaluate import check_comparable, plan_evaluation
 
         config = improving(config)
         todo = plan_evaluation(config)
         check_comparable(config, todo)
+        return todo
+
+    def check(self, config: CurationConfig, plan: Todo | None) -> None:
+        if plan is None or not config.evaluate.recaption:
+            return
+        from actors.curation.captioning.recaptioners import check_captioner
+
+        from pipelines.curation.captioning.recaption import improving, unasked
+
+        if not unasked(improving(config), plan.scenes):
+            return
+        try:
+            check_captioner(config.captions)
+        except UserError as error:
+            raise UserError(f"{error} Or set evaluate.recaption=false to compare existing captions.") from error
+
+    def preview(self, config: CurationConfig, plan: Todo) -> Preview:
+        from pipelines.curation.captioning.recaption import improving
+        from pipelines.curation.evaluating.evaluate import stages_of
+
+        config, todo = improving(config), plan
         kept, drawn = todo.rows.kept, todo.rows.random
         facts = [
             f"compared: {kept.sum()} kept and {drawn.sum()} random scenes, {(kept & drawn).sum()} in both groups",
@@ -151,20 +190,13 @@ class Evaluate(CurationVerb):
         names = ("captions", "evaluation", "evaluation.json", "kept.json", "report.html", "run.json")
         return Preview(facts, places(config, *names), *stages_of(config))
 
-    def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
-        from actors.curation.captioning.recaptioners import check_captioner
+    def steps(self, config: CurationConfig, plan: Todo, run: Run) -> None:
         from pipelines.curation.captioning.recaption import improving, unasked
-        from pipelines.curation.evaluating.evaluate import check_comparable, evaluate, plan_evaluation
+        from pipelines.curation.evaluating.evaluate import evaluate, plan_evaluation
 
-        config = improving(config)
+        config, todo = improving(config), plan
         expected = count(run)
-        todo = plan_evaluation(config)
-        check_comparable(config, todo)
         if config.evaluate.recaption and unasked(config, todo.scenes):
-            try:
-                check_captioner(config.captions)
-            except UserError as error:
-                raise UserError(f"{error} Or set evaluate.recaption=false to compare existing captions.") from error
             caption(config, todo.scenes, run)
             todo = plan_evaluation(config)
         if todo.todo:

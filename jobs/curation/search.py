@@ -49,6 +49,9 @@ class Search(Verb):
     def root(self, config: SearchConfig) -> None:
         return None
 
+    def outputs(self, config: SearchConfig) -> list[str]:
+        return [config.output]
+
     def plan(self, config: SearchConfig) -> None:
         from pipelines.curation.selecting.search import check_query
 

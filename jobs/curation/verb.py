@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core import storage
 from actors.core.catalog import ReplacedError
+from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.tables import check_planned
@@ -98,6 +99,13 @@ class CurationVerb(Verb):
         return summary(record, store)
 
 
+def check_selected(config: CurationConfig) -> None:
+    """Raise UserError for what is no output of a run, or has no selection yet: for verbs that work on kept scenes."""
+    check_planned(Store(config.output))
+    if not Store(config.output).parts("scenes"):
+        raise UserError(f"{config.output} has no selection. Run `run` or `select` first.")
+
+
 def last_record(store: Store) -> dict[str, Any] | None:
     """The record of the last command that left a selection, whatever was killed or failed since."""
     record = store.read_json("run.json")
@@ -176,8 +184,7 @@ def write_kept(config: CurationConfig, run: Run) -> None:
     """Export the kept scenes, and record how many were written."""
     from pipelines.curation.exporting.export import export_scenes
 
-    run.ray()
-    exported = export_scenes(config)
+    exported = export_scenes(config, run.ray)
     counts = {"written": exported.written, "there": exported.there, "seconds": round(exported.seconds, 1)}
     run.record["export"] = counts
     if exported.fitted:
@@ -187,13 +194,14 @@ def write_kept(config: CurationConfig, run: Run) -> None:
 def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
     """Caption scenes, and record what that took."""
     from actors.curation.captioning.recaptioners import check_captioner
-    from pipelines.curation.captioning.recaption import caption_scenes
+    from pipelines.curation.captioning.recaption import caption_scenes, unasked
 
     # Before Ray starts, which takes a while.
     check_captioner(config.captions)
-    run.ray()
+    if unasked(config, scenes):
+        run.ray()
     log.info(estimated(config, scenes))
-    run.record["captions"] = asdict(caption_scenes(config, scenes))
+    run.record["captions"] = asdict(caption_scenes(config, scenes, run.ray))
 
 
 def settle(expected: int, run: Run) -> None:

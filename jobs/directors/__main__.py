@@ -25,6 +25,10 @@ app = Verbs(__doc__)
 app.verb(Status)
 
 
+def _parent(uri: str) -> str:
+    return storage.absolute(uri).rpartition("/")[0] or "/"
+
+
 @app.verb
 class Sample(Verb):
     """Take screenshots of films, by director. Rerun to resume."""
@@ -105,6 +109,9 @@ class Train(Verb):
 
         return DirectorsConfig
 
+    def outputs(self, config: "DirectorsConfig") -> list[str]:
+        return [config.output, *([_parent(config.plot)] if isinstance(config.plot, str) else [])]
+
     def plan(self, config: "DirectorsConfig") -> "TrainPlan":
         from pipelines.directors.train import plan_train
 
@@ -180,6 +187,9 @@ class Guess(Verb):
 
     def root(self, config: "GuessConfig") -> str:
         return config.model
+
+    def outputs(self, config: "GuessConfig") -> list[str]:
+        return [config.model, *([_parent(config.save)] if config.save else [])]
 
     def plan(self, config: "GuessConfig") -> "GuessPlan":
         from pipelines.directors.guess import plan_guess

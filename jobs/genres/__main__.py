@@ -104,14 +104,17 @@ class Process(Verb):
 
         return ProcessConfig
 
-    def preview(self, config: "ProcessConfig", plan: None) -> Preview:
-        from pipelines.genres.process import films_in
+    def plan(self, config: "ProcessConfig") -> list[str]:
+        from pipelines.genres.process import plan_process
 
+        return plan_process(config)
+
+    def preview(self, config: "ProcessConfig", plan: list[str]) -> Preview:
         place = config.input or Store(config.output).uri("features")
-        facts = [f"input: {len(films_in(config))} films in {place}"]
+        facts = [f"input: {len(plan)} films in {place}"]
         return Preview(facts, located(config.output, "films.npz", "runs/process.json"))
 
-    def work(self, config: "ProcessConfig", plan: None, run: Run) -> None:
+    def work(self, config: "ProcessConfig", plan: list[str], run: Run) -> None:
         from pipelines.genres.process import process
 
         made = process(config)

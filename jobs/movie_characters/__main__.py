@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipelines.movie_characters.identify_diffusion import Plan as IdentifyPlan
     from pipelines.movie_characters.identify_gallery import Plan as GalleryPlan
     from pipelines.movie_characters.personalise import Plan as PersonalisePlan
+    from pipelines.movie_characters.results import Results
 
 app = Verbs(__doc__)
 app.verb(Status)
@@ -148,6 +149,11 @@ class Personalise(Verb):
 
         return plan_personalise(config)
 
+    def check(self, config: "PersonaliseConfig", plan: "PersonalisePlan | None") -> None:
+        from pipelines.movie_characters.personalise import check_repository
+
+        check_repository(config)
+
     def preview(self, config: "PersonaliseConfig", plan: "PersonalisePlan") -> Preview:
         from actors.movie_characters.personalise_settings import DONE
         from pipelines.movie_characters.personalise import stages_of
@@ -162,7 +168,8 @@ class Personalise(Verb):
     def work(self, config: "PersonaliseConfig", plan: "PersonalisePlan", run: Run) -> None:
         from pipelines.movie_characters.personalise import personalise
 
-        run.ray()
+        if plan.todo:
+            run.ray()
         failed = personalise(config, plan)
         run.record["rows"] = _rows(len(plan.tasks), failed)
         run.record["learnt"] = len(plan.todo) - failed.total()
@@ -206,7 +213,8 @@ class IdentifyDiffusion(Verb):
         from pipelines.movie_characters.identify_diffusion import identify
         from pipelines.movie_characters.results import note_classes
 
-        run.ray()
+        if plan.missing:
+            run.ray()
         found = identify(config, plan)
         note_classes(run.store.uri(config.mode), {one.name: one.cls for one in plan.pictures})
         run.record["rows"] = {"in": len(plan.pictures), "out": found.answered, "rejected": dict(found.rejected)}
@@ -244,7 +252,8 @@ class Generate(Verb):
     def work(self, config: "GenerateConfig", plan: "GeneratePlan", run: Run) -> None:
         from pipelines.movie_characters.generate import generate
 
-        run.ray()
+        if plan.todo:
+            run.ray()
         failed = generate(config, plan)
         run.record["rows"] = _rows(len(plan.drawings), failed)
         run.record["drawn"] = len(plan.todo) - failed.total()
@@ -263,19 +272,21 @@ class Fuse(Verb):
 
         return FuseConfig
 
-    def preview(self, config: "FuseConfig", plan: None) -> Preview:
-        from pipelines.movie_characters.results import read_results
+    def plan(self, config: "FuseConfig") -> "dict[str, Results]":
+        from pipelines.movie_characters.fuse import read_models
 
+        return read_models(config)
+
+    def preview(self, config: "FuseConfig", plan: "dict[str, Results]") -> Preview:
         facts = []
-        for name, source in config.models.items():
-            found = read_results(source.folder, source.clip_csv)
+        for name, found in plan.items():
             facts.append(f"{name}: {len(found.images)} images, {found.rows.identity.nunique()} identities")
         return Preview(facts, {"results": Store(config.output).uri("CLASS_results.csv")})
 
-    def work(self, config: "FuseConfig", plan: None, run: Run) -> None:
+    def work(self, config: "FuseConfig", plan: "dict[str, Results]", run: Run) -> None:
         from pipelines.movie_characters.fuse import fuse
 
-        done = fuse(config)
+        done = fuse(config, plan)
         lacking = done.images - done.answered
         run.record["rows"] = _rows(done.images, {"no_answer": lacking} if lacking else {})
         for line in examples([f"{name}: no_answer" for name in done.unanswered]):

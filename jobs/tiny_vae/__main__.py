@@ -29,7 +29,7 @@ class Train(Verb):
         return TrainConfig
 
     def plan(self, config: "TrainConfig") -> list[Path]:
-        from pipelines.tiny_vae.train import sources
+        from pipelines.tiny_vae.sources import sources
 
         return sources()
 

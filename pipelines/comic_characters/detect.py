@@ -198,10 +198,16 @@ def collect(config: ComicsConfig, plan: DetectPlan) -> dict[str, Any]:
     }
 
 
-def convert(config: ComicsConfig) -> dict[str, Any]:
-    """Write boxes of any format as a CSV and as COCO JSON; returns rows of the run record. Raises UserError."""
+def check_boxes(config: ComicsConfig) -> None:
+    """Raise UserError where there are no boxes to convert."""
     if not config.boxes:
         raise UserError("boxes: this setting is required")
+    if not storage.exists(config.boxes) and next(storage.listing(config.boxes), None) is None:
+        raise UserError(f"boxes={config.boxes}: there is no such file or folder")
+
+
+def convert(config: ComicsConfig) -> dict[str, Any]:
+    """Write boxes of any format as a CSV and as COCO JSON; returns rows of the run record. Raises UserError."""
     store, dataset = Store(config.output), read_dataset(config.boxes, config.reading)
     given = boxes_of(config.boxes, dataset)
     rows = checked(given)

@@ -124,6 +124,8 @@ def find_rivals(config: ComicsConfig) -> tuple[dict[str, Source], dict[str, str]
     name = f"ImageNet {photographs.model}"
     try:
         backbones.check_backbone(photographs)
+        # Without a network the download would try for half a minute.
+        backbones.check_weights(photographs)
         backbones.check_loads(photographs)
     except ValueError as error:
         return sources, {name: str(error).replace("backbone.", "score.photographs.")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from pipelines.core.progress import Progress, tracked
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+LazyStage = Callable[[], Stage]
+"""A stage as it fits the cluster; asked for where there is work for it, since Ray may have to start for the answer."""
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,12 @@ run.json.
 
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from actors.core import storage
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.curation.captioning.settings import CaptionsConfig
@@ -319,12 +321,6 @@ def check(config: CurationConfig) -> None:
     for name, stage in (("latents", config.latents), ("motion", config.motion)):
         if stage.workers < 1:
             raise UserError(f"{name}.workers={stage.workers}: set at least 1 worker for a stage that loads a model")
-    if config.export.preset:
-        load_preset(config.export.preset)
-    if config.motion.flow == "raft":
-        if config.frames.size % 8 or config.frames.size < 128:
-            raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
-        check_raft(config.motion.weights)
     before, now = made.get("measured_by"), measured_by(config)
     if before is not None and (before := {**EARLIER, "windows.rest": now["windows.rest"], **before}) != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -332,9 +328,31 @@ def check(config: CurationConfig) -> None:
         raise UserError(
             f"{config.output} holds scores made with other settings ({changed}). Use these settings, or another output."
         )
-    check_scores(config.scores, config.measure)
-    check_there(config.input)
-    check_model(config.latents.model)
+    check_all(
+        partial(check_there, config.input),
+        partial(_check_files, config),
+        partial(check_scores, config.scores, config.measure),
+        partial(_check_raft, config),
+        partial(check_model, config.latents.model),
+    )
+
+
+def _check_files(config: CurationConfig) -> None:
+    """Raise UserError where a file that settings name, or a library that they need, is not there."""
+    if config.export.preset:
+        load_preset(config.export.preset)
+    if config.fetch.cookies and not storage.exists(config.fetch.cookies):
+        raise UserError(f"fetch.cookies={config.fetch.cookies}: there is no such file")
+    if config.video.decoder == "torchcodec" and find_spec("torchcodec") is None:
+        raise UserError("video.decoder=torchcodec needs the extra `torchcodec`: pip install 'filmray[torchcodec]'")
+
+
+def _check_raft(config: CurationConfig) -> None:
+    if config.motion.flow != "raft":
+        return
+    if config.frames.size % 8 or config.frames.size < 128:
+        raise UserError(f"frames.size={config.frames.size}: motion.flow=raft needs a multiple of 8 from 128")
+    check_raft(config.motion.weights)
 
 
 def _place(uri: str) -> str:

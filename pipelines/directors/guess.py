@@ -18,7 +18,7 @@ from actors.core.store import Store
 from actors.directors.head_settings import HeadConfig
 from actors.media.archives import is_tar
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
-from actors.models.backbones import BackboneConfig, check_backbone
+from actors.models.backbones import BackboneConfig, check_backbone, check_weights
 from actors.models.backbones import name as space
 from pipelines.core.in_process import few
 from pipelines.directors.films import FilmPictures, find_film_pictures, pictures_of
@@ -98,16 +98,17 @@ class Guesses:
 def plan_guess(config: GuessConfig) -> GuessPlan:
     """Load the model and list the pictures; raises UserError where they, the network or `save` do not fit."""
     check_backbone(config.pictures.backbone)
-    model = read_model(config.model)
-    check_space(model, config.pictures.backbone)
+    check_space(_about(config.model)["space"], config.pictures.backbone)
     films = find_film_pictures(config) if config.film else None
     found = [entry for _, entry in films.pictures] if films else find_images(config.image)
     if config.save and is_picture(config.save) and len(found) > 1:
         raise UserError(f"save={config.save} is a file, but there are {len(found)} pictures. Set save to a folder.")
     rows = _rows(found, config)
     todo = missing(Store(config.model), rows, config.pictures)
+    if todo or (films and films.todo):
+        check_weights(config.pictures.backbone)
     needs_ray = not few(len(todo), config.pictures.backbone) or bool(films and films.todo)
-    return GuessPlan(model, found, rows, todo, needs_ray, films)
+    return GuessPlan(read_model(config.model), found, rows, todo, needs_ray, films)
 
 
 def _rows(found: Sequence[Entry], config: GuessConfig) -> list[Row]:
@@ -194,11 +195,11 @@ def network(folder: str) -> dict[str, Any]:
     return tree | {"backbone": tree["backbone"] | {"num_gpus": 0.0}, "views": tree["views"] | {"count": 0}}
 
 
-def check_space(model: Model, backbone: BackboneConfig) -> None:
-    """Raise UserError where a network computes other vectors than those that the model was trained on."""
-    if (found := space(backbone)) != model.space:
+def check_space(trained: str, backbone: BackboneConfig) -> None:
+    """Raise UserError where a network computes other vectors than those that a model was trained on, by its name."""
+    if (found := space(backbone)) != trained:
         raise UserError(
-            f"The model was trained on vectors of {model.space}, not of {found}. Remove pictures.backbone settings."
+            f"The model was trained on vectors of {trained}, not of {found}. Remove pictures.backbone settings."
         )
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from actors.core import storage
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.models.backbones import check_backbone
+from actors.directors.style import FEATURES
+from actors.models.backbones import check_backbone, check_weights
 from actors.models.backbones import name as space
 from pipelines.core.film_vectors import read_films
 from pipelines.core.progress import Progress, ticking
@@ -29,7 +32,7 @@ from pipelines.directors.measure import Measured, measure, tabled, unknown
 from pipelines.directors.metrics import calibration_error, temperature
 from pipelines.directors.sample import Screenshot, read_screenshots
 from pipelines.directors.settings import DirectorsConfig
-from pipelines.directors.vectors import embed, missing, read_pictures_of, wanted
+from pipelines.directors.vectors import Pictures, embed, missing, read_pictures_of, wanted
 
 if TYPE_CHECKING:
     from actors.directors.head import FrameHead
@@ -87,14 +90,32 @@ def plan_train(config: DirectorsConfig) -> TrainPlan:
     if config.films:
         films = read_films(config.films)
         return TrainPlan([], [], [], len(films), frames_of_films(films, config))
-    check_backbone(config.pictures.backbone)
     if config.meta:
         shots = read_key_frames(config.input, FilmFiles(config.meta, config.annotations, config.shots))
     else:
         shots = read_screenshots(config.input, config.film_separator)
+    check_all(partial(check_split, shots, config), partial(check_backbone, config.pictures.backbone))
     pictures = [(shot.path, shot.uri, shot.size) for shot in shots]
     rows = wanted(pictures, config.pictures.views, {shot.path for shot in shots})
-    return TrainPlan(shots, rows, missing(Store(config.input), rows, config.pictures))
+    todo = missing(Store(config.input), rows, config.pictures)
+    if todo:
+        check_weights(config.pictures.backbone)
+    return TrainPlan(shots, rows, todo)
+
+
+def check_split(shots: Sequence[Screenshot], config: DirectorsConfig) -> None:
+    """Raise UserError where directors are too few, or films too few for the split: names tell, before a picture is
+    opened."""
+    found = [shot for shot in shots if shot.size >= 0]
+    if not found:
+        raise UserError(f"{config.input}: none of {len(shots)} screenshots exists. Check the paths of the manifest.")
+    count = len(found)
+    style = np.full((count, len(FEATURES)), np.nan, np.float32)
+    nothing = Pictures(
+        [shot.path for shot in found], np.zeros(count, int), np.zeros((count, 0), np.float16), style, [], []
+    )
+    frames = frames_of_pictures(found, nothing, config)
+    parts_of(frames, config, config.split if frames.films_known else "frame", config.folds)
 
 
 def train(config: DirectorsConfig, plan: TrainPlan) -> Trained:

@@ -27,7 +27,7 @@ import pyarrow as pa
 from actors.core import storage
 from actors.core.addresses import short_name
 from actors.core.computed import COMPUTED, mixed
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.genres.film_images import ImagesConfig, cut_films, list_images, stream_tars
@@ -169,15 +169,16 @@ def find_films(input: str) -> list[Source]:
 def plan_embed(config: EmbedConfig) -> EmbedPlan:
     """The films of the input and those left to do; raises UserError where the model or the output does not fit."""
     store = Store(config.output)
-    sources = find_films(config.input)
-    made = store.read_json("embedding.json")
-    if made and made["model"] != config.embeddings.name():
-        # Vectors of two models lie in two spaces.
-        raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
+
+    def check_output() -> None:
+        made = store.read_json("embedding.json")
+        if made and made["model"] != config.embeddings.name():
+            # Vectors of two models lie in two spaces.
+            raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
+
+    _, sources, _ = check_all(check_output, partial(find_films, config.input), partial(check_clip, config.embeddings))
     if any(source.kind == "video" for source in sources):
         config.images.video.check_gpus(config.images.shots.detector in NETWORKS)
-    # It imports the model's library, which takes seconds.
-    check_clip(config.embeddings)
     done = stored_films(store)
     return EmbedPlan(sources, [source for source in sources if source.film not in done])
 

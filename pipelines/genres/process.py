@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from actors.core import storage
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.store import Store
 from actors.media.movienet import FormError, Meta, read_meta
 from pipelines.core.film_vectors import (
@@ -157,19 +157,40 @@ def films_in(config: ProcessConfig) -> list[str]:
     return sorted(PurePosixPath(name).stem for name in names if "/" not in name)
 
 
+def plan_process(config: ProcessConfig) -> list[str]:
+    """Names of the films whose vectors there are; raises UserError where there are none, or meta has no film."""
+    films = films_in(config)
+
+    def check_films() -> None:
+        if not films:
+            _no_films(config)
+
+    def check_meta() -> None:
+        if next(storage.listing(config.meta, (".json",)), None) is None:
+            raise UserError(f"meta={config.meta} holds no .json files. Give a folder with one FILM.json per film.")
+
+    check_all(check_films, check_meta)
+    return films
+
+
+def _no_films(config: ProcessConfig) -> NoReturn:
+    if config.input:
+        raise UserError(f"{config.input} holds no .npy files. Give a folder with one FILM.npy per film.")
+    place = Store(config.output).uri("features")
+    raise UserError(f"{place} holds no films: `embed` first, or set input to a folder of .npy files")
+
+
 def _vectors(config: ProcessConfig) -> tuple[list[str], Iterable[np.ndarray]]:
     """Films with their vectors."""
     if config.input:
         films = dict(read_arrays(config.input))
         if not films:
-            raise UserError(f"{config.input} holds no .npy files. Give a folder with one FILM.npy per film.")
+            _no_films(config)
         return list(films), films.values()
     store = Store(config.output)
     ids = sorted(stored_films(store))
     if not ids:
-        raise UserError(
-            f"{store.uri('features')} holds no films: `embed` first, or set input to a folder of .npy files"
-        )
+        _no_films(config)
     return ids, (vectors for vectors, _ in read_stored(store, ids))
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.movie_characters.names import class_identity, key
 from pipelines.movie_characters.results import (
     IDENTITY,
@@ -104,8 +105,14 @@ class Fused:
     """Weight of each model; trained weights have a mean of 1."""
 
 
-def fuse(config: FuseConfig) -> Fused:
-    """Write the results of all models together."""
+def read_models(config: FuseConfig) -> dict[str, Results]:
+    """The results of each model by name; raises UserError with all that have none."""
+    found = check_all(*(partial(read_results, one.folder, one.clip_csv) for one in config.models.values()))
+    return dict(zip(config.models, found, strict=True))
+
+
+def fuse(config: FuseConfig, results: dict[str, Results] | None = None) -> Fused:
+    """Write the results of all models together; results: of `read_models`, where they were read before."""
     weights = [source.weight for source in config.models.values()]
     if all(source.validation for source in config.models.values()):
         parts, truth = _validation(config)
@@ -113,7 +120,7 @@ def fuse(config: FuseConfig) -> Fused:
         if parts[0].index.get_level_values(0).nunique() == 1:
             own = [part.droplevel(0) for part in parts]
             _write(f"{config.output.rstrip('/')}/validation", _sum(own, weights), truth.droplevel(0))
-    found = [read_results(source.folder, source.clip_csv) for source in config.models.values()]
+    found = list((results or read_models(config)).values())
     scores = [by_class(results, config.avg) for results in found]
     together = fused(scores, weights, config.by)
     if together.empty:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.computed import COMPUTED, mixed
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.answers import ANSWERS, race_digest, write_answers
@@ -178,8 +178,10 @@ class Plan:
 
 def check_identify(config: DiffusionSettings) -> list[Learnt]:
     """Find the identities; raises UserError where model or extra is missing, or the mode needs what they lack."""
-    family = check_diffusion(config.sd_model_name, "sd_model_name")
-    learnt = find_learnt(config.imagic_pretrained_path, "imagic_pretrained_path")
+    learnt, family = check_all(
+        partial(find_learnt, config.imagic_pretrained_path, "imagic_pretrained_path"),
+        partial(check_diffusion, config.sd_model_name, "sd_model_name"),
+    )
     question = config.question()
     about = config.sd_model_name, family, config.clip_model_name
     check_use(learnt, *about, height=question.height, width=question.width)
@@ -195,8 +197,8 @@ def check_identify(config: DiffusionSettings) -> list[Learnt]:
 
 def plan_identify(config: IdentifyConfig) -> Plan:
     """Find pictures, identities and what is missing; raises UserError for what cannot work."""
-    pictures = find_pictures(config.input, "input", labelled=False)
-    learnt = check_identify(config)
+    find = partial(find_pictures, config.input, "input", labelled=False)
+    pictures, learnt = check_all(find, partial(check_identify, config))
     identities, weights = conditions(config, learnt)
     digests = _digests(config, identities, weights)
     classes = list(classes_of(config, identities).values())

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core.computed import mixed
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
 from actors.movie_characters.faces import NO_FACE, check_embedder
@@ -143,10 +143,11 @@ def _check_gpu(config: ClipConfig) -> None:
 
 def plan_identification(config: ClipConfig | FaceConfig) -> Plan:
     """List both and find what is missing; raises UserError where there is nothing to compare, or another model's."""
-    images = find_pictures(config.input, "input", labelled=False)
-    gallery = find_pictures(config.gallery, "gallery")
-    # It imports the model's library, which takes seconds.
-    check_model(config)
+    images, gallery, _ = check_all(
+        partial(find_pictures, config.input, "input", labelled=False),
+        partial(find_pictures, config.gallery, "gallery"),
+        partial(check_model, config),
+    )
     if isinstance(config, ClipConfig) and (other := set(config.prompts) - {one.cls for one in gallery}):
         raise UserError(f"prompts: the gallery has no class {', '.join(sorted(other))}")
     before = read_about(config.output).by

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from actors.core import errors
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.movie_characters.fuse import FuseConfig, fuse
@@ -152,8 +154,7 @@ def _check(config: ClipConfig | FaceConfig | IdentifyConfig) -> None:
     if isinstance(config, IdentifyConfig):
         check_identify(config)
         return
-    find_pictures(config.gallery, "gallery")
-    check_model(config)
+    errors.check_all(partial(find_pictures, config.gallery, "gallery"), partial(check_model, config))
 
 
 def run_all(runs: Sequence[ModelRun]) -> dict[str, dict[str, float]]:

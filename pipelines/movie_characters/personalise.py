@@ -28,7 +28,7 @@ from functools import partial
 import pyarrow as pa
 
 from actors.core import storage
-from actors.core.errors import UserError
+from actors.core.errors import UserError, check_all
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.diffusion import OneByOne, check_diffusion, check_size
@@ -58,8 +58,10 @@ class Plan:
 def plan_personalise(config: PersonaliseConfig) -> Plan:
     """Find images and missing identities; raises UserError where the model or an extra is missing."""
     given = config.input
-    pictures = find_pictures(given if isinstance(given, str) else list(given), "input")
-    family = check_diffusion(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    pictures, family = check_all(
+        partial(find_pictures, given if isinstance(given, str) else list(given), "input"),
+        partial(check_diffusion, config.pretrained_model_name_or_path, "pretrained_model_name_or_path"),
+    )
     check_size(family.multiple, resolution=config.resolution)
     if config.method != "lora" and family is not SD:
         raise UserError(f"method={config.method} is for a {SD.pipeline}, not a {family.pipeline}. Set method=lora.")
@@ -108,8 +110,6 @@ def _stage(config: PersonaliseConfig) -> OneByOne:
 
 def personalise(config: PersonaliseConfig, plan: Plan) -> Counter[str]:
     """Train what is missing; returns how many identities of this run failed, by code. They are in rejected/."""
-    if config.push_to_hub:
-        _check_hub(config)
     set_context()
     config = replace(plan.config, output=storage.absolute(config.output))
     store = Store(config.output)
@@ -193,8 +193,10 @@ def _is_done(output: str, task: Task) -> bool:
     return (Store(output).read_json(task.name, DONE) or {}).get("settings_digest") == task.settings
 
 
-def _check_hub(config: PersonaliseConfig) -> None:
-    """Create the repository where it is missing; raises UserError where it may not be written."""
+def check_repository(config: PersonaliseConfig) -> None:
+    """With push_to_hub create the repository where it is missing; raises UserError where it may not be written."""
+    if not config.push_to_hub:
+        return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 

@@ -24,17 +24,11 @@ from safetensors.torch import save
 from torch.nn.functional import cosine_similarity, l1_loss
 
 from actors.core import storage
-from actors.core.errors import UserError
 from pipelines.core.epochs import report, restore
 from pipelines.core.training import train as run_training
 from pipelines.tiny_vae.settings import AutoencoderConfig, TrainConfig
+from pipelines.tiny_vae.sources import FILM, HELD_OUT_STILLS, STILLS, packaged, sources
 
-FILM = ("iscc-samples", "demo.mp4")
-"""Package and file name of the film: 60 s of H.264, 176×144, 24 frames/s, CC-BY-4.0 (© Titusz Pan)."""
-STILLS = ("astronaut.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg", "brick.png", "camera.png")
-"""Training pictures of scikit-image, each public domain or CC0."""
-HELD_OUT_STILLS = ("chelsea.png", "coffee.png")
-"""Held-out pictures of scikit-image, CC0."""
 HELD_OUT_SHOTS = ((183, 243), (365, 395), (485, 552), (864, 923), (923, 959))
 """Held-out shots of the film, first frame and one past the last; no other shot has their camera positions."""
 EVERY = 6
@@ -137,24 +131,6 @@ def train_autoencoder(
     restore(result.checkpoint, vae)
     assert result.metrics is not None
     return vae.eval().requires_grad_(False), result.metrics
-
-
-def sources() -> list[Path]:
-    """Paths of the film and of all stills. Raises UserError where one is missing."""
-    files = (FILM, *(("scikit-image", name) for name in (*STILLS, *HELD_OUT_STILLS)))
-    return [packaged(package, name) for package, name in files]
-
-
-def packaged(package: str, name: str) -> Path:
-    """Path of a file of an installed package, without importing it. Raises UserError where it is missing."""
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError as error:
-        raise UserError(f"{package} is not installed. Run: pip install 'filmray[tiny-vae]'") from error
-    for file in files:
-        if file.name == name:
-            return Path(str(file.locate()))
-    raise UserError(f"{package} {metadata.version(package)} has no {name}. Install the pinned version.")
 
 
 def pictures(path: Path, short_side: int) -> Iterator[np.ndarray]:

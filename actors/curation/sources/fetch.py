@@ -28,7 +28,7 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
-from actors.core.temporary import TemporaryFolder, private_folder
+from actors.core.temporary import TemporaryFolder, check_space, private_folder
 from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.sources.origin import unsigned
 from actors.curation.sources.page_tools import (
@@ -286,6 +286,8 @@ class _PlainFile:
         total = start + int(headers["Content-Length"]) if told else None
         if total is not None and total > self._config.max_bytes:
             raise too_large(total, self._config)
+        if total is not None:
+            check_space(self._path.parent, total - start, self._url)
         tag = headers.get("ETag", "")
         self._version = tag if tag.startswith('"') else headers.get("Last-Modified")
         with open(self._path, "ab" if start else "wb") as file:

@@ -40,7 +40,7 @@ from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, ray_actors
 from pipelines.core.turns import finish_turns, shared_turns
 from pipelines.curation.cutting.frames import key_frames_of
-from pipelines.curation.exporting.export import renew_exported
+from pipelines.curation.exporting.export import renew_exported, runs
 from pipelines.curation.rows import answers, captions_by_style, current_answers
 from pipelines.curation.selecting.select import tell_captions
 from pipelines.curation.settings import CurationConfig
@@ -170,11 +170,11 @@ def _way(settings: CaptionsConfig) -> Callable[[CurationConfig, list[Row], Answe
     return _by_service if settings.service else _by_model
 
 
-def caption_scenes(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
-    """As `recaption`, and bring scenes/, rejected/ and kept.json in line with the answers."""
+def caption_scenes(config: CurationConfig, scenes: list[Row], start: Callable[[], None] = runs) -> Recaptioned:
+    """As `recaption`, and bring scenes/, rejected/ and kept.json in line with the answers; start: as `export`."""
     done, store = recaption(config, scenes), Store(config.output)
     tell_captions(store)
-    renew_exported(config)
+    renew_exported(config, start)
     return done
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -36,7 +36,7 @@ from actors.curation.tables import (
     with_places,
 )
 from actors.media.limits import FilmStage
-from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
+from pipelines.core.ray_data import LazyStage, fitted, ray_task, rows_of, set_context
 from pipelines.curation.cutting.order import longest_first
 from pipelines.curation.exporting.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.exporting.layouts import renew_layouts, write_layouts
@@ -75,8 +75,14 @@ class Exported:
     """What the clips became by export.preset; "" without one."""
 
 
-def export(config: CurationConfig) -> Exported:
+def runs() -> None:
+    """Ray runs already."""
+
+
+def export(config: CurationConfig, start: Callable[[], None] = runs) -> Exported:
     """Bring clips/, frames/, layouts and kept.json in line with the scenes that are kept.
+
+    start: starts Ray; called only where there is something to write on workers.
 
     Clips that are there are not written again, unless the settings of export have changed: then each stays until the
     new one takes its place. Those of scenes that are no longer kept are removed, last.
@@ -97,14 +103,15 @@ def export(config: CurationConfig) -> Exported:
     listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
-    made = _write_missing(missing, config) if missing else []
+    stage = _stage(config, start)
+    made = _write_missing(missing, config, stage) if missing else []
     failed = [row for row in made if row["error"]]
     _tell_silenced(store, made, kept)
     check_selection(store, selection)
     keys = set(map(_key, failed))
     written = [row for row in kept if _key(row) not in keys]
     store.write_json(kept_json(store, written, config.export.frames), "kept.json")
-    fitted = _for_trainers(config, written)
+    fitted = _for_trainers(config, written, stage)
     for row in missing:
         if _key(row) not in keys:
             older.pop(_clip(row), None)
@@ -185,9 +192,9 @@ def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int]
         storage.delete(store.uri(OLDER))
 
 
-def export_scenes(config: CurationConfig) -> Exported:
+def export_scenes(config: CurationConfig, start: Callable[[], None] = runs) -> Exported:
     """As `export`, and mark in scenes/ and rejected/ what could not be written."""
-    exported = export(config)
+    exported = export(config, start)
     fail_scenes(Store(config.output), exported.failed)
     return exported
 
@@ -321,14 +328,14 @@ def renew_kept_json(store: Store) -> list[Row]:
     return kept
 
 
-def renew_exported(config: CurationConfig) -> None:
-    """Tell new captions in kept.json and in the layouts that are there."""
+def renew_exported(config: CurationConfig, start: Callable[[], None] = runs) -> None:
+    """Tell new captions in kept.json and in the layouts that are there; start: as `export`."""
     store = Store(config.output)
     kept = renew_kept_json(store)
     listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
     kept = [row for row in kept if _clip(row) in listed]
-    renew_layouts(store, partial(_clips, store, kept), _stage(config))
-    renew_fitted(config, kept, _stage(config))
+    renew_layouts(store, partial(_clips, store, kept), _stage(config, start))
+    renew_fitted(config, kept, _stage(config, start))
 
 
 def _clips(store: Store, kept: Sequence[Row], caption: Caption) -> list[Clip]:
@@ -336,9 +343,9 @@ def _clips(store: Store, kept: Sequence[Row], caption: Caption) -> list[Clip]:
     return [Clip(path, text_of(row, caption), row, file_of(store, path)) for path, row in zip(paths, kept, strict=True)]
 
 
-def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
+def _for_trainers(config: CurationConfig, kept: Sequence[Row], stage: LazyStage) -> str:
     """Write the layouts of scenes that have a clip: where a preset is set, of the clips that they become by it."""
-    stage, store = _stage(config), Store(config.output)
+    store = Store(config.output)
     if config.export.preset:
         # Those of clips/ would go out of date.
         write_layouts(store, [], replace(config.export, layout=""), stage)
@@ -347,19 +354,24 @@ def _for_trainers(config: CurationConfig, kept: Sequence[Row]) -> str:
     return ""
 
 
-def _stage(config: CurationConfig) -> Stage:
-    about, memory_gb = config.export, config.video.memory_gb
-    stage = FilmStage(about.workers, about.num_cpus, about.num_gpus, about.batch_size, memory_gb=memory_gb)
-    return fitted({}, {"export": stage}, config.autoscaling)["export"]
+def _stage(config: CurationConfig, start: Callable[[], None] = runs) -> LazyStage:
+    def stage() -> Stage:
+        start()
+        about, memory_gb = config.export, config.video.memory_gb
+        asked = FilmStage(about.workers, about.num_cpus, about.num_gpus, about.batch_size, memory_gb=memory_gb)
+        return fitted({}, {"export": asked}, config.autoscaling)["export"]
+
+    return stage
 
 
 def _clip(row: Row) -> str:
     return clip_name(row["video_id"], row["scene_id"])
 
 
-def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
+def _write_missing(missing: list[Row], config: CurationConfig, stage: LazyStage) -> list[Row]:
     import ray
 
+    options = ray_task(stage())
     set_context()
 
     def film(row: Row) -> tuple[str, str]:
@@ -374,5 +386,5 @@ def _write_missing(missing: list[Row], config: CurationConfig) -> list[Row]:
     look = config.cutting.frames.look
     job = ExportJob(Store(config.output), config.export, config.video, interval_ms, look)
     write: Any = partial(export_films, job=job)
-    rows = rows.map_batches(write, batch_size=1, **ray_task(_stage(config)))
+    rows = rows.map_batches(write, batch_size=1, **options)
     return list(rows_of(rows))

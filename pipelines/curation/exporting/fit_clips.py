@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from actors.core import storage
-from actors.core.stage import Row, Stage
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.exporting.export import clip_name, cut_off, fit_scene, sample_key
 from actors.curation.exporting.layouts import Caption, Clip, file_of, text_of
 from actors.curation.exporting.presets import CRF, EFFORT, Bucket, Preset, buckets_of, load_preset
 from actors.curation.tables import ORIGIN
-from pipelines.core.ray_data import ray_task, rows_of, set_context
+from pipelines.core.ray_data import LazyStage, ray_task, rows_of, set_context
 from pipelines.curation.exporting.layouts import renew_layouts, write_layouts
 from pipelines.curation.settings import CurationConfig
 
@@ -99,7 +99,7 @@ def fitted_of(config: CurationConfig, kept: Sequence[Row]) -> Fitted:
     return plan_fitted(Store(config.output), folder, load_preset(config.export.preset), kept, config.export.crop_bars)
 
 
-def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> Fitted:
+def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: LazyStage) -> Fitted:
     """Write the clips of export.preset and their layouts, and remove those of scenes that are no longer kept.
 
     kept: scenes that have a clip in clips/. Clips that are there are not written again.
@@ -119,7 +119,7 @@ def fit_clips(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> Fitt
     return fitted
 
 
-def renew_fitted(config: CurationConfig, kept: Sequence[Row], stage: Stage) -> None:
+def renew_fitted(config: CurationConfig, kept: Sequence[Row], stage: LazyStage) -> None:
     """Tell new captions in the layouts of all presets that there are folders of."""
     store = Store(config.output)
     for folder, settings in (store.read_json(FITTED) or {}).items():
@@ -133,11 +133,14 @@ def _clips(root: Store) -> set[str]:
     return {entry.name for entry in storage.listing(root.uri("clips"), (".mp4",))}
 
 
-def _write(store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, list[Bucket]]], stage: Stage) -> None:
+def _write(
+    store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, list[Bucket]]], stage: LazyStage
+) -> None:
     import ray
 
     if not todo:
         return
+    options = ray_task(stage())
     set_context()
     scenes: list[Any] = [
         {
@@ -149,7 +152,7 @@ def _write(store: Store, root: Store, fitted: Fitted, todo: Sequence[tuple[Row, 
     ]
     rows = ray.data.from_items(scenes, override_num_blocks=min(len(scenes), 1000))
     fit = partial(fit_scene, store=store, root=root, preset=fitted.preset)
-    list(rows_of(rows.map(fit, **ray_task(stage))))
+    list(rows_of(rows.map(fit, **options)))
 
 
 def _about(fitted: Fitted) -> list[Row]:

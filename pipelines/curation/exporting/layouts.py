@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from actors.core import storage
-from actors.core.stage import Row, Stage
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.exporting.export import write_one_shard
 from actors.curation.exporting.layouts import LAYOUTS, SHARDS, Caption, Clip
 from actors.curation.tables import ORIGIN
-from pipelines.core.ray_data import ray_task, rows_of, set_context
+from pipelines.core.ray_data import LazyStage, ray_task, rows_of, set_context
 from pipelines.curation.settings import ExportConfig
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ WRITERS = 16
 """Files that are written at once: in a store each waits for its answer."""
 
 
-def write_layouts(store: Store, clips: Sequence[Clip], export: ExportConfig, stage: Stage) -> None:
+def write_layouts(store: Store, clips: Sequence[Clip], export: ExportConfig, stage: LazyStage) -> None:
     """Write the layouts of export.layout for clips, and remove what is there of those that it does not name.
 
     A file that would say the same as before is left alone. store: the folder that holds clips/.
@@ -60,7 +60,7 @@ def write_layouts(store: Store, clips: Sequence[Clip], export: ExportConfig, sta
     store.write_json({**settings, "files": digests}, MADE)
 
 
-def renew_layouts(store: Store, clips: Callable[[Caption], Sequence[Clip]], stage: Stage) -> None:
+def renew_layouts(store: Store, clips: Callable[[Caption], Sequence[Clip]], stage: LazyStage) -> None:
     """Write the layouts that are there anew, as they were made; clips: those that there are, by export.caption."""
     made = store.read_json(MADE)
     if made and "layout" in made:
@@ -97,13 +97,14 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
     return shards
 
 
-def _write_shards(store: Store, shards: Sequence[Any], stage: Stage) -> None:
+def _write_shards(store: Store, shards: Sequence[Any], stage: LazyStage) -> None:
     import ray
 
     if shards:
+        options = ray_task(stage())
         set_context()
         rows = ray.data.from_items(list(shards), override_num_blocks=len(shards))
-        list(rows_of(rows.map(partial(write_one_shard, store=store), **ray_task(stage))))
+        list(rows_of(rows.map(partial(write_one_shard, store=store), **options)))
 
 
 def _remove_shards(store: Store, shards: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.core.errors import UserError
-from actors.models.hub import check_hub, unreachable_is_told
+from actors.models.hub import check_host, check_hub, unreachable_is_told
 
 
 @pytest.fixture
@@ -66,3 +66,22 @@ def test_a_hub_that_is_away_ends_a_command_and_warns_a_dry_run(hub: Any, caplog:
         with pytest.raises(UserError, match="cannot be downloaded"):
             check_hub("model=no name", "no name", ("a.json",), "a folder")
     assert "model=me/model: the Hugging Face Hub does not answer" in caplog.text
+
+
+def test_a_host_that_is_away_is_asked_once_for_several_models(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_host("model=one", f"http://127.0.0.1:{hub.server_address[1]}", "a folder")
+    hub.shutdown()
+    hub.server_close()
+    asked: list[str] = []
+
+    def ask(address: str, **options: Any) -> None:
+        asked.append(address)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    for number in range(3):
+        with pytest.raises(UserError, match=r"cannot be downloaded .*timed out"):
+            check_hub(f"model={number}", f"me/{number}", ("a.json", "b.json"), "a folder")
+    with pytest.raises(UserError, match=r"model=four cannot be downloaded: .* does not answer \(timed out\)"):
+        check_host("model=four", f"http://127.0.0.1:{hub.server_address[1]}", "a folder")
+    assert len(asked) == 1

@@ -145,6 +145,20 @@ def test_a_folder_of_films_gives_scenes_clips_and_a_report(output: Path):
     assert all(scene_id in page for scene_id in scenes.scene_id)
 
 
+def test_a_second_run_with_nothing_to_do_starts_no_ray(
+    output: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    again = shutil.copytree(output, tmp_path / "again")
+    started: list[object] = []
+    monkeypatch.setattr(verbs.Run, "ray", lambda self: started.append(self))
+    assert "0 written" in run("run", again).stdout
+    assert not started
+    clips = json.loads((again / "kept.json").read_text())["scenes"]
+    (again / clips[0]["video_path"]).unlink()
+    run("run", again)
+    assert started, "a clip that is missing is work"
+
+
 def test_the_run_record_adds_up(output: Path):
     record = json.loads((output / "run.json").read_text())
     rows = record["rows"]
@@ -296,7 +310,8 @@ app(sys.argv[1:])
 """A command that is killed when it begins its work, and `select` when it has decided."""
 
 
-def test_a_killed_command_leaves_the_last_good_record(run: Run, tmp_path: Path):
+def test_a_killed_command_leaves_the_last_good_record(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "none is asked with it")
     settings, store = config(tmp_path), Store(str(tmp_path))
     write_plan(store, {"a": 2})
     about = {"measured_by": measured_by(settings), "settings": asdict(settings)}

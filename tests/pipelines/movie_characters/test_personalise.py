@@ -19,7 +19,7 @@ from actors.movie_characters.diffusion import crop, embed_prompt, encode_picture
 from actors.movie_characters.identities import LORA, OPTIMIZED, TARGET, find_learnt
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
 from actors.movie_characters.personaliser import Personaliser
-from pipelines.movie_characters.personalise import personalise, plan_personalise
+from pipelines.movie_characters.personalise import check_repository, personalise, plan_personalise
 from tests.support import hub
 from tests.support.waits import Waits
 
@@ -399,9 +399,10 @@ def test_what_was_learnt_goes_to_the_hub(config: PersonaliseConfig, monkeypatch:
     server = hub.start(monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "another's")
     with pytest.raises(ValueError, match=r"hub_model_id=me/faces cannot be written .*HF_TOKEN"):
-        personalise(config, plan_personalise(config))
+        check_repository(config)
     assert not server.files
     monkeypatch.setenv("HF_TOKEN", "mine")
+    check_repository(config)
     assert not personalise(config, plan_personalise(config))
     hub.stop(server)
     root = Path(config.output)

@@ -11,6 +11,7 @@ import torch
 
 from actors.curation.features.latents import TINY, encode, latent_distances, load_vae
 from pipelines.tiny_vae.settings import AutoencoderConfig
+from pipelines.tiny_vae.sources import packaged
 from pipelines.tiny_vae.train import (
     EVERY,
     HELD_OUT_SHOTS,
@@ -21,7 +22,6 @@ from pipelines.tiny_vae.train import (
     learning_rate,
     loss,
     measure,
-    packaged,
     pictures,
     psnr,
     train_autoencoder,
