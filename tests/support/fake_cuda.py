@@ -134,8 +134,7 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         mine = any(map(_is, tensors_in((args, kwargs))))
         if (generator := kwargs.get("generator")) is not None:
-            asked = kwargs.get("device")
-            check_generator(generator, mine if asked is None else torch.device(asked).type == "cuda")
+            check_generator(generator, mine if (at := kwargs.get("device")) is None else torch.device(at).type == "cuda")
         if not mine:
             return func(*args, **kwargs)
         self._device.inside += 1
