@@ -133,8 +133,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         mine = any(map(_is, tensors_in((args, kwargs))))
-        if (generator := kwargs.get("generator")) is not None:
-            check_generator(generator, mine if (at := kwargs.get("device")) is None else torch.device(at).type == "cuda")
+        if (given := kwargs.get("generator")) is not None:
+            check_generator(given, mine if (at := kwargs.get("device")) is None else torch.device(at).type == "cuda")
         if not mine:
             return func(*args, **kwargs)
         self._device.inside += 1
