@@ -229,7 +229,6 @@ class Retry(CurationVerb):
 
     def check(self, config: RetryConfig, plan: None) -> None:
         from actors.curation.captioning.recaptioners import check_captioner
-
         from pipelines.curation.rows import captions_by_style
 
         if "caption_failed" in config.again() and (captions_by_style(Store(config.output)).code != "").any():

@@ -165,7 +165,6 @@ class Evaluate(CurationVerb):
         if plan is None or not config.evaluate.recaption:
             return
         from actors.curation.captioning.recaptioners import check_captioner
-
         from pipelines.curation.captioning.recaption import improving, unasked
 
         if not unasked(improving(config), plan.scenes):
