@@ -24,7 +24,7 @@ from pipelines.movie_characters.pictures import find_pictures
 
 FOLDER = "bodies"
 HEAD = 0.5
-"""Share of a body, from its top, in which the middle of its face lies."""
+"""Share of a body, from its top, in which the top of its face lies."""
 
 
 def owners(faces: np.ndarray, bodies: np.ndarray) -> list[int]:
@@ -35,8 +35,9 @@ def owners(faces: np.ndarray, bodies: np.ndarray) -> list[int]:
         return [-1] * len(faces)
     x, y = (faces[:, :2] + faces[:, 2:]).T / 2
     left, top, right, bottom = bodies.T
-    inside = (left <= x[:, None]) & (x[:, None] <= right) & (top <= y[:, None])
-    inside &= y[:, None] <= top + HEAD * (bottom - top)
+    inside = (left <= x[:, None]) & (x[:, None] <= right) & (top <= y[:, None]) & (y[:, None] <= bottom)
+    # Its top, since in a close-up the picture ends below the face.
+    inside &= faces[:, 1, None] <= top + HEAD * (bottom - top)
     # The nearest to the middle of the body's top, in widths of the body.
     far = np.hypot(x[:, None] - (left + right) / 2, y[:, None] - top) / np.maximum(right - left, 1)
     rows, columns = linear_sum_assignment(np.where(inside, 1 / (1 + far), 0), maximize=True)

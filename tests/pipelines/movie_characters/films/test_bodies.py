@@ -34,6 +34,8 @@ def test_a_body_is_that_of_the_face_in_its_upper_part_and_of_one_alone() -> None
     faces = np.array([(22, 5, 28, 15), (30, 5, 40, 15), (110, 80, 120, 90)], float)
     # The first lies in two bodies, one of which is the second's; the third is at somebody's feet.
     assert owners(faces, bodies) == [0, 1, -1]
+    # A close-up, of which the picture shows hardly more than the face.
+    assert owners(np.array([(10.0, 0, 20, 12)]), np.array([(0.0, 0, 30, 11)])) == [0]
     assert owners(faces[:0], bodies) == [] and owners(faces, bodies[:0]) == [-1, -1, -1]
 
 
