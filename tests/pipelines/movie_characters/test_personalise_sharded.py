@@ -111,12 +111,11 @@ def test_the_files_are_those_of_a_whole_network_after_a_kill_too(
         assert_alike(whole.output, shared.output, "Ann_1")
         return
     # The first steps of Adam go by the sign of a gradient, which bfloat16 may turn where it is next to nothing.
-    ours, theirs = learnt(shared.output, "Ann_1"), learnt(whole.output, "Ann_1")
-    for name, tensor in ours.items():
-        lengths = np.linalg.norm(tensor) * np.linalg.norm(theirs[name])
-        assert float((tensor * theirs[name]).sum() / lengths) > 0.98 or not lengths, name
+    found = [learnt(one.output, "Ann_1") for one in (whole, shared)]
+    ours, theirs = (np.concatenate([one[name].ravel() for name in found[0]]) for one in found)
+    assert float(ours @ theirs) > 0.99 * float(np.linalg.norm(ours) * np.linalg.norm(theirs))
     losses = [json.loads(Path(one.output, "Ann_1", DONE).read_text())["losses"]["unet"] for one in (whole, shared)]
-    assert losses[0] == [[step, pytest.approx(loss, rel=0.02)] for step, loss in losses[1]]
+    assert losses[0] == [[step, pytest.approx(loss, rel=5e-3)] for step, loss in losses[1]]
 
 
 def test_a_divided_network_goes_on_from_where_a_whole_one_was_and_the_other_way_round(
