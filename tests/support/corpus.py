@@ -200,6 +200,8 @@ def _start(log: Path, arguments: Sequence[str], **environment: str) -> subproces
             env={**inherited, **ray, **environment},
             stdout=out,
             stderr=subprocess.STDOUT,
+            # A group of its own, so that a signal may go to all of it.
+            start_new_session=True,
         )
 
 

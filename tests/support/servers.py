@@ -188,6 +188,8 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         """How many requests failed, by kind: refused, cut_request, cut_response."""
         self.passed = 0
         """How many requests went through unharmed."""
+        self.away = False
+        """Whether every request is refused."""
         self._refused, self._cut = refused, cut
         self._random = random.Random(seed)
         self._script = deque(script)
@@ -196,7 +198,9 @@ class FaultProxy(socketserver.ThreadingTCPServer):
     def draw(self, has_body: bool) -> str | None:
         """The fault of the next request: from the script while it lasts, then at random."""
         with self._lock:
-            if self._script:
+            if self.away:
+                fault = REFUSED
+            elif self._script:
                 fault = self._script.popleft()
             else:
                 chance = self._random.random()

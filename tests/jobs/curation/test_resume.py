@@ -1,6 +1,7 @@
 """Killed in the middle, the same command ends with the rows of an undisturbed run, and does nothing twice."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,7 +17,7 @@ from actors.core.store import Store
 from pipelines.curation.rows import rows_now
 from tests.support import corpus, films
 from tests.support.corpus import FAST, Head, Job, run_here
-from tests.support.servers import s3, s3_server
+from tests.support.servers import fault_proxy, s3, s3_server
 
 SLOW = "tests.support.families:Slow"
 __all__ = ["s3", "s3_server"]
@@ -94,6 +95,23 @@ def test_a_driver_killed_three_times_on_s3(head: Head, s3: str, folder: Path, un
     command = ["run", f"input={s3}/films/hdvg.json", f"output={output}", *FAST]
     _kill_three_times(lambda: head.job(tmp_path / "log.txt", *command), output, seed=2)
     corpus.assert_same_result(output, undisturbed_hdvg)
+
+
+def test_a_store_that_is_away_in_the_middle_of_a_run_is_waited_for(
+    s3: str, s3_server: dict[str, str], folder: Path, undisturbed: Path, tmp_path: Path
+):
+    with fault_proxy(s3_server, 0, 0) as proxy:
+        command = ["run", f"input={folder}", f"output={s3}/out", *FAST]
+        with corpus.job(tmp_path / "log.txt", *command, **proxy.environment) as job:
+            job.wait_until(partial(_holds, f"{s3}/out", "scores", 2))
+            proxy.away = True
+            # Longer than what a store is waited for that was never reached.
+            time.sleep(20)
+            assert job.process.poll() is None and proxy.faults.total()
+            proxy.away = False
+            job.wait()
+    corpus.assert_same_result(f"{s3}/out", undisturbed)
+    assert not [name for name in corpus.names(f"{s3}/out", "runs") if name.endswith(".lease")]
 
 
 def test_scores_that_are_added_on_s3_by_a_driver_that_is_killed(
