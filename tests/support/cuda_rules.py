@@ -170,3 +170,12 @@ def forget() -> None:
         for function in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
             if callable(clear := getattr(function, "cache_clear", None)):
                 clear()
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts; torch's own way through them costs more than the operations."""
+    for one in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, list | tuple | dict):
+            yield from tensors_in(one)

@@ -35,7 +35,7 @@ from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from tests.support.cuda_rules import (
     DEVICE,
@@ -48,6 +48,7 @@ from tests.support.cuda_rules import (
     cudas_autocast,
     forget,
     stream,
+    tensors_in,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,10 +132,9 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        mine = any(_is(one) for one in tree_flatten((args, kwargs))[0])
-        if (generator := kwargs.get("generator")) is not None:
-            asked = kwargs.get("device")
-            check_generator(generator, mine if asked is None else torch.device(asked).type == "cuda")
+        mine = any(map(_is, tensors_in((args, kwargs))))
+        if (given := kwargs.get("generator")) is not None:
+            check_generator(given, mine if (at := kwargs.get("device")) is None else torch.device(at).type == "cuda")
         if not mine:
             return func(*args, **kwargs)
         self._device.inside += 1
@@ -245,8 +245,8 @@ class FakeCuda(TorchDispatchMode):
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Check and count an operation, and run it."""
         name = func.overloadpacket.__name__
-        tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
-        mine = [one for one in tensors if isinstance(one, CudaTensor)]
+        tensors = list(tensors_in((args, kwargs)))
+        mine = list(filter(_is, tensors))
         asked = _device(args, kwargs)
         # To C++ a tensor's options name the CPU: what it makes by them is the device's.
         goes = asked is not None and asked.type == "cuda"
