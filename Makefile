@@ -8,8 +8,9 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 # Where it is set, every process compiles all that it imports anew: several seconds for torch and Ray.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Much of a test is waiting. A worker keeps a file's tests together, and has a Ray of its own.
-PARALLEL := --numprocesses=2 --dist=loadfile
+# Much of a test is waiting: three workers keep two cores busy. A worker keeps a file's tests together, and has a Ray of
+# its own.
+PARALLEL := --numprocesses=3 --dist=loadfile
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
