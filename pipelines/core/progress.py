@@ -85,6 +85,7 @@ class Progress:
     def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.done: float = 0
+        self._failed = 0
         self._before: float = 0
         self._started = time.monotonic()
         self._interval = FIRST_S
@@ -138,7 +139,8 @@ class Progress:
 
     def fail(self, count: int) -> None:
         """Count rows that got an error code, for who watches the run's metrics."""
-        export_failed(self.stage, self.unit, count)
+        self._failed += count
+        export_failed(self.stage, self.unit, self._failed)
 
     @property
     def remaining_s(self) -> float | None:

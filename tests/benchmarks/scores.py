@@ -22,7 +22,7 @@ from actors.curation.cutting.scenes import FramesConfig
 from actors.curation.cutting.videos import cut_videos, write_rows
 from actors.curation.measuring.family import FAMILIES, scorer_class
 from actors.curation.measuring.scoring import READ, PartScorer
-from actors.curation.tables import LATER, URLS
+from actors.curation.tables import LATER, PICTURES, URLS
 from pipelines.curation.cutting.frames import bare
 from pipelines.curation.measuring.measure import pictures_of, tasks_of
 from pipelines.curation.settings import CurationConfig
@@ -84,9 +84,9 @@ def costs(config: CurationConfig, name: str) -> None:
 
 def _inputs(scorer: PartScorer, config: CurationConfig, item: dict[str, Any]) -> Iterator[Any]:
     """What the family gets of the scenes of a part."""
-    table = Store(config.output).read_part("scores", item["part"], READ, LATER)
+    table = Store(config.output).read_part("scores", item["part"], (*READ, PICTURES), (*LATER, PICTURES))
     assert table is not None
-    return scorer._inputs(item["part"], scorer._rows(table), item.get("pictures", ""))
+    return scorer._inputs(scorer._rows(table, item["part"], 0), item.get("pictures", ""))
 
 
 def _cpu() -> float:

@@ -46,7 +46,7 @@ def test_each_metric_of_the_dashboard_is_exported(ray_cluster: None) -> None:
     while drawn() - (found := exported(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}")).keys():
         assert time.monotonic() < until, drawn() - found.keys()
         time.sleep(2)
-    for name, value in {"done": 8, "total": 8, "failed_total": 1}.items():
+    for name, value in {"done": 8, "total": 8, "failed": 1}.items():
         (line,) = (line for line in found[f"ray_filmray_{name}"] if 'stage="watched"' in line)
         assert 'unit="rows"' in line and float(line.split()[-1]) == value
 
