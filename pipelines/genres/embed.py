@@ -176,9 +176,13 @@ def plan_embed(config: EmbedConfig) -> EmbedPlan:
             # Vectors of two models lie in two spaces.
             raise UserError(f"{config.output} has vectors of {made['model']}. Use another output.")
 
-    _, sources, _ = check_all(check_output, partial(find_films, config.input), partial(check_clip, config.embeddings))
-    if any(source.kind == "video" for source in sources):
-        config.images.video.check_gpus(config.images.shots.detector in NETWORKS)
+    def found() -> list[Source]:
+        sources = find_films(config.input)
+        if any(source.kind == "video" for source in sources):
+            config.images.video.check_gpus(config.images.shots.detector in NETWORKS)
+        return sources
+
+    _, sources, _ = check_all(check_output, found, partial(check_clip, config.embeddings))
     done = stored_films(store)
     return EmbedPlan(sources, [source for source in sources if source.film not in done])
 

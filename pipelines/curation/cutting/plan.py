@@ -95,7 +95,7 @@ def make_plan(
     stale_before = _stale(store)
     with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
         todo = _Todo(new, dry)
-        tables = {name: _Writer(new, name, schema, dry) for name, schema in _TABLES.items()}
+        tables = {name: _Writer(new, name, schema, dry, TABLE_ROWS) for name, schema in _TABLES.items()}
         for video in read_videos(config.input, config.videos.start, config.videos.end):
             _add(video, done, todo, tables, counted)
         for table in (todo, *tables.values()):
@@ -229,9 +229,7 @@ _TABLES = {
 class _Writer:
     """Gathers rows into parts of a table of the new plan."""
 
-    def __init__(
-        self, new: Replacement, folder: str, schema: pa.Schema, dry: bool, part_rows: int = TABLE_ROWS
-    ) -> None:
+    def __init__(self, new: Replacement, folder: str, schema: pa.Schema, dry: bool, part_rows: int) -> None:
         self._new, self._folder, self._schema, self._dry = new, folder, schema, dry
         self._part_rows = part_rows
         self._pending: list[Row] = []

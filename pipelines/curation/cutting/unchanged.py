@@ -29,6 +29,7 @@ from actors.curation.sources.origin import HALF, Source
 from actors.curation.tables import ORIGIN, PLAN_AGAIN, PLANNED, SCORES, STALE, current, strings, with_origin
 from actors.media.film import VIDEO_SUFFIXES
 from pipelines.curation.cutting.done import Done
+from pipelines.curation.cutting.order import seconds_of
 from pipelines.curation.rows import in_tasks
 from pipelines.curation.settings import CurationConfig
 
@@ -67,7 +68,7 @@ class Unfinished:
     table: Table
     """The last plan/videos."""
     todo: list[Row]
-    """What plan/todo keeps, in its order."""
+    """What plan/todo keeps, the longest first."""
     scenes: int
     """Named scenes that are left."""
 
@@ -95,7 +96,7 @@ def unfinished(config: CurationConfig, store: Store, digest: str) -> Unfinished 
     if {row["video_id"] for row in todo} != ids.keys():
         return None
     begun = {video_id for video_id, count in ids.items() if count}
-    todo = _shortened(config, store, todo, begun)
+    todo = _longest_first(_shortened(config, store, todo, begun))
     scenes = sum(len(span["scenes"]) for row in todo for span in json.loads(row["spans"] or "[]"))
     return Unfinished(table, todo, scenes)
 
@@ -129,6 +130,17 @@ def _shortened(config: CurationConfig, store: Store, todo: list[Row], begun: set
     done = Done(store, config, only=begun)
     rows = [done.shortened(row) if row["video_id"] in begun else row for row in todo]
     return [row for row in rows if row is not None]
+
+
+def _longest_first(todo: list[Row]) -> list[Row]:
+    """Rows of plan/todo in its order, but those whose spans tell how long they take anew by what is left of them."""
+    ends = {i: [span["end_s"] for span in json.loads(row["spans"] or "[]")] for i, row in enumerate(todo)}
+    known = {i: seconds for i in ends if (seconds := seconds_of(ends[i], None)) < math.inf}
+    ranked = sorted(known, key=lambda i: (-known[i], todo[i]["video_index"]))
+    ordered = list(todo)
+    for place, i in zip(known, ranked, strict=True):
+        ordered[place] = todo[i]
+    return ordered
 
 
 # ------------------------------------------------------------------------------------------------------------- counting

@@ -26,6 +26,7 @@ from actors.movie_characters.personalise_settings import PersonaliseConfig
 from actors.movie_characters.personaliser import Personaliser
 from jobs.core.settings import load
 from jobs.movie_characters.__main__ import app
+from pipelines.movie_characters.cast import CastConfig
 from pipelines.movie_characters.compare import CompareConfig
 from pipelines.movie_characters.extract import ExtractConfig
 from pipelines.movie_characters.films.timeline import TimelineConfig
@@ -288,7 +289,7 @@ def test_options_bear_the_names_of_the_reference_and_its_defaults(verb: str) -> 
 def test_what_the_documentation_says_of_a_verb_is_there() -> None:
     settings: dict[str, Any] = {verb: kind for verb, (kind, _, _) in OPTIONS.items()}
     settings |= {"identify-faces": FaceConfig, "fuse": FuseConfig, "timeline": TimelineConfig}
-    settings |= {"compare": CompareConfig, "score report": ReportConfig}
+    settings |= {"compare": CompareConfig, "score report": ReportConfig, "score cast": CastConfig}
     told = (ROOT / "docs/movie_characters.md").read_text()
     rows = re.findall(r"^(?:\| `|python -m jobs.movie_characters )((?:score )?[a-z-]+) ([^`\n]+)", told, re.MULTILINE)
     assert {verb for verb, _ in rows} == set(settings)

@@ -31,6 +31,7 @@ VIDEOS = 6
 def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CurationConfig:
     """An output with a plan in several parts, all of it measured: two scenes of each video, one that cannot be cut."""
     monkeypatch.setattr(pipelines.curation.cutting.plan, "PART_ROWS", 2)
+    monkeypatch.setattr(pipelines.curation.cutting.plan, "TABLE_ROWS", 2)
     cuts = {0: [0, 12], 1: [12, -1], 2: [9, 3]}
     videos = {
         f"v{i}": {
@@ -207,7 +208,7 @@ def test_clips_of_a_selection_that_was_replaced_are_not_listed(config: CurationC
     select(config)
     few = replace(config, select=SelectConfig(count=1))
 
-    def replaced_meanwhile(missing: list[Any], _: Any) -> list[Any]:
+    def replaced_meanwhile(*_: Any) -> list[Any]:
         select(few)
         return []
 
@@ -227,7 +228,7 @@ def test_the_command_that_came_second_exits_with_1_and_leaves_the_record_of_the_
 
     def first(*arguments: Any) -> Any:
         monkeypatch.setattr(pipelines.curation.selecting.select, "_decided", inner)
-        run_here("select", config.output, "select.count=1")
+        run_here("select", config.output, "select.count=1", "--force")
         return inner(*arguments)
 
     monkeypatch.setattr(pipelines.curation.selecting.select, "_decided", first)

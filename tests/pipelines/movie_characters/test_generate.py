@@ -161,7 +161,7 @@ def test_a_kill_leaves_whole_pictures_and_the_same_command_draws_the_others(
         move(*places)
 
     monkeypatch.setattr("os.replace", dying)
-    monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+    monkeypatch.setattr("os.unlink", lambda *_, **__: None)
     with pytest.raises(Killed):
         draw(killed)
     monkeypatch.undo()
