@@ -1,6 +1,7 @@
 """What the input asks for, less what is done: one row per video that has something left to do, the longest first."""
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count
@@ -8,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.core.catalog import Part, Replacement
+from actors.core.catalog import DamagedError, Part, Replacement
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
@@ -20,6 +21,8 @@ from pipelines.curation.cutting.unchanged import Unfinished, digest_of, unfinish
 from pipelines.curation.exporting.export import renew_clips
 from pipelines.curation.settings import CurationConfig, measured_by
 from pipelines.curation.sources.input import Video, read_videos
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 512
 """Videos in one part of plan/todo."""
@@ -89,7 +92,7 @@ def make_plan(
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
     store, digest = Store(config.output), digest_of(config)
-    if not again and (left := unfinished(config, store, digest)) is not None:
+    if not again and (left := _left(config, store, digest)) is not None:
         return _same_plan(config, store, left, dry)
     done, counted = Done(store, config, again, before), _Counts()
     stale_before = _stale(store)
@@ -113,6 +116,21 @@ def make_plan(
             new.commit(asdict(plan) | {"input": digest})
             _write_settings(config, store)
     return plan
+
+
+def _left(config: CurationConfig, store: Store, digest: str) -> Unfinished | None:
+    """What is left of the last plan; None where the input is to be read, as where a part of that plan is damaged."""
+    try:
+        left = unfinished(config, store, digest)
+        if left is not None:
+            # Its other tables become those of the new plan as they are.
+            for name in _TABLES:
+                for _ in store.read_parts(name, again=PLAN_AGAIN):
+                    pass
+        return left
+    except DamagedError as error:
+        log.warning("The input is read again: %s", error)
+        return None
 
 
 def _same_plan(config: CurationConfig, store: Store, left: Unfinished, dry: bool) -> Plan:

@@ -123,7 +123,7 @@ def test_films_that_are_recognised_are_no_directors():
 
 @pytest.mark.parametrize("folds", [0, 3])
 def test_measuring_says_how_far_it_is(folds: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.001)
+    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.0)
     monkeypatch.setattr("pipelines.core.progress.FOLLOW_S", 0.001)
     frames = invented(of_director=0.8, of_film=0.8)
     with caplog.at_level(logging.INFO):
