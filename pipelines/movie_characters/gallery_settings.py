@@ -9,7 +9,7 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.models.clip import EmbeddingsConfig
-from actors.movie_characters.faces import FacesConfig
+from actors.movie_characters.recognition.faces import FacesConfig
 from pipelines.movie_characters.pictures import Identification
 
 

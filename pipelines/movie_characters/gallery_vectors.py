@@ -14,8 +14,8 @@ from actors.core.stage import Batch, Row, Stage
 from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import ImageEmbedder, input_shape
-from actors.movie_characters.faces import NO_FACE, FaceEmbedder
 from actors.movie_characters.names import Picture
+from actors.movie_characters.recognition.faces import NO_FACE, FaceEmbedder
 from actors.movie_characters.vectors import VECTORS, write_vectors
 from pipelines.core.in_process import FEW, few, in_process
 from pipelines.core.progress import Progress, tracked

@@ -30,8 +30,8 @@ from actors.core.computed import mixed
 from actors.core.errors import UserError, check_all
 from actors.core.store import Store
 from actors.models.clip import TextEmbedder, check_clip
-from actors.movie_characters.faces import NO_FACE, check_embedder
 from actors.movie_characters.names import Picture, class_identity, unsuffixed
+from actors.movie_characters.recognition.faces import NO_FACE, check_embedder
 from pipelines.core.in_process import few, in_process
 from pipelines.core.ray_data import fitted, ray_actors, rows_of, set_context
 from pipelines.movie_characters.face_answers import answered as face_answers

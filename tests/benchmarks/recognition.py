@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from actors.models.faces import Detector
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig
+from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig
 from pipelines.core.metrics import bootstrap
 from pipelines.movie_characters.gallery_methods import nearest
 from tests.support.data import FOLDER

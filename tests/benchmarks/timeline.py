@@ -12,7 +12,7 @@ import ray
 from PIL import Image
 
 from actors.media.shot_detection.shots import ShotsConfig
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig
+from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig
 from pipelines.comic_characters.clusters import bcubed
 from pipelines.core.metrics import wilson
 from pipelines.movie_characters.films.people import cluster_tracks

@@ -13,8 +13,8 @@ import numpy as np
 
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.movie_characters.bodies import BodiesConfig, FrameBodies
-from actors.movie_characters.frame_faces import write_faces
+from actors.movie_characters.recognition.bodies import BodiesConfig, FrameBodies
+from actors.movie_characters.recognition.frame_faces import write_faces
 from pipelines.core.progress import Progress, tracked
 from pipelines.movie_characters.films.face_timeline import FacesOf, Track
 from pipelines.movie_characters.films.film_faces import embed_rows, faces_by_film, searched, seen_by_film

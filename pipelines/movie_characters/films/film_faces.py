@@ -16,8 +16,8 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.stage import Batch
 from actors.core.store import Store
-from actors.movie_characters.frame_faces import CONFIDENCES, FACES, FrameFaces, write_faces
 from actors.movie_characters.names import Picture
+from actors.movie_characters.recognition.frame_faces import CONFIDENCES, FACES, FrameFaces, write_faces
 from pipelines.core.in_process import few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context

@@ -32,9 +32,9 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shot_detection.shots import NETWORKS, ShotsConfig
-from actors.movie_characters.bodies import BodiesConfig, check_bodies
 from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
+from actors.movie_characters.recognition.bodies import BodiesConfig, check_bodies
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
 from pipelines.movie_characters.films.bodies import (
     answer_backs,

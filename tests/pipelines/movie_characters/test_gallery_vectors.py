@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from actors.core.store import Store
-from actors.movie_characters.faces import FacesConfig
+from actors.movie_characters.recognition.faces import FacesConfig
 from pipelines.movie_characters.gallery_settings import ClipConfig, FaceConfig, model_of, root_of
 from pipelines.movie_characters.gallery_vectors import embed_few, embed_many, embedded, faceless
 from pipelines.movie_characters.identify_gallery import plan_identification

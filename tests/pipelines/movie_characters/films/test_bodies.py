@@ -10,9 +10,9 @@ from PIL import Image
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.movie_characters.bodies import BodiesConfig, FrameBodies, check_bodies
-from actors.movie_characters.faces import FacesConfig
-from actors.movie_characters.frame_faces import write_faces
+from actors.movie_characters.recognition.bodies import BodiesConfig, FrameBodies, check_bodies
+from actors.movie_characters.recognition.faces import FacesConfig
+from actors.movie_characters.recognition.frame_faces import write_faces
 from pipelines.movie_characters.films import timeline
 from pipelines.movie_characters.films.bodies import bodies_by_film, embed_bodies, owners
 from pipelines.movie_characters.films.face_timeline import Judge

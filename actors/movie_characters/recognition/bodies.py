@@ -14,10 +14,10 @@ from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError
 from actors.models.backbones import IMAGENET, digest
 from actors.models.faces import Box
-from actors.movie_characters.face_detectors import PathDetector
-from actors.movie_characters.face_embedders import PathEmbedder, cut
-from actors.movie_characters.faces import read_picture
-from actors.movie_characters.frame_faces import CONFIDENCES
+from actors.movie_characters.recognition.face_detectors import PathDetector
+from actors.movie_characters.recognition.face_embedders import PathEmbedder, cut
+from actors.movie_characters.recognition.faces import read_picture
+from actors.movie_characters.recognition.frame_faces import CONFIDENCES
 
 USUAL = (256, 128)
 """Height and width of the input of a network for re-identification that does not name them."""

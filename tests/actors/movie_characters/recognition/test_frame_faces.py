@@ -9,8 +9,8 @@ from PIL import Image
 from skimage import data
 
 from actors.core.store import Store
-from actors.movie_characters.faces import FacesConfig
-from actors.movie_characters.frame_faces import FrameFaces, write_faces
+from actors.movie_characters.recognition.faces import FacesConfig
+from actors.movie_characters.recognition.frame_faces import FrameFaces, write_faces
 
 
 def test_every_face_has_its_box_in_the_pixels_of_the_frame_and_its_vector(tmp_path: Path):

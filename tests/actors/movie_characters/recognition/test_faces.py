@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data
 
 from actors.core.stage import Batch
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig
+from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig
 
 
 @pytest.fixture(scope="module")

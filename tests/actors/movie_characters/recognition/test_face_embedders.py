@@ -12,9 +12,9 @@ from skimage.transform import SimilarityTransform
 
 from actors.core.errors import UserError
 from actors.models.faces import Box, load_mtcnn
-from actors.movie_characters.face_embedders import TEMPLATE, PathEmbedder, cut, similarity, upright
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig, check_embedder
-from actors.movie_characters.frame_faces import FrameFaces
+from actors.movie_characters.recognition.face_embedders import TEMPLATE, PathEmbedder, cut, similarity, upright
+from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig, check_embedder
+from actors.movie_characters.recognition.frame_faces import FrameFaces
 from tests.support import face_networks
 from tests.support.face_networks import YUNET, Colours, YoloFace, YuNet, drawn
 

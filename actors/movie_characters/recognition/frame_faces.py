@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from actors.core.stage import Batch
 from actors.core.store import Store
-from actors.movie_characters.faces import FaceEmbedder, FacesConfig
+from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig
 
 CONFIDENCES = "confidences"
 FACES = pa.schema(

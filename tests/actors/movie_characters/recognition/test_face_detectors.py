@@ -9,7 +9,7 @@ import torch
 from actors.core.errors import UserError
 from actors.models.detection import LayoutError
 from actors.models.faces import Box
-from actors.movie_characters.face_detectors import PathDetector, scrfd, yolo_faces
+from actors.movie_characters.recognition.face_detectors import PathDetector, scrfd, yolo_faces
 from tests.support import face_networks
 from tests.support.face_networks import FACE, POINTS, YUNET, Scrfd, YoloFace, YuNet, drawn
 

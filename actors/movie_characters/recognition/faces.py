@@ -22,9 +22,9 @@ from actors.media.images import ImageError, read_image
 from actors.models.backbones import digest
 from actors.models.faces import CONFIDENCE, HOG_FACE, PACKAGES, Box, check_faces, load_hog, load_mtcnn
 from actors.models.networks import check_network
-from actors.movie_characters import face_detectors, face_embedders
-from actors.movie_characters.face_detectors import FindMany, PathDetector
-from actors.movie_characters.face_embedders import PathEmbedder, cut, upright
+from actors.movie_characters.recognition import face_detectors, face_embedders
+from actors.movie_characters.recognition.face_detectors import FindMany, PathDetector
+from actors.movie_characters.recognition.face_embedders import PathEmbedder, cut, upright
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Who is in a picture: faces and bodies, found and embedded."""
