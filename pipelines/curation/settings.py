@@ -55,6 +55,7 @@ EARLIER = {
     "shots.trim_transitions": True,
     "shots.check_named": False,
     "shots.weights": None,
+    "shots.one_sided": False,
 }
 """How outputs of earlier versions were measured."""
 
@@ -265,10 +266,14 @@ def _pictures(config: CurationConfig) -> dict[str, bool]:
 
 def _shots(config: CurationConfig) -> ShotsConfig:
     """How shots are found: what is not set is as the output was begun."""
-    before = _begun_with(config) or {}
-    detector = config.shots.detector or before.get("shots.detector", "gradual")
-    width = config.shots.width or before.get("shots.width", width_of(detector))
-    return replace(config.shots, detector=detector, width=width)
+    before = _begun_with(config)
+    told = before or {}
+    detector = config.shots.detector or told.get("shots.detector", "gradual")
+    width = config.shots.width or told.get("shots.width", width_of(detector))
+    name, one_sided = "shots.one_sided", config.shots.one_sided
+    if one_sided is None:
+        one_sided = before is None or before.get(name, EARLIER[name])
+    return replace(config.shots, detector=detector, width=width, one_sided=one_sided)
 
 
 def _windows(config: CurationConfig) -> dict[str, Any]:

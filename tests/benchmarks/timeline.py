@@ -11,7 +11,6 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.media.shot_detection.shots import ShotsConfig
 from actors.movie_characters.recognition.faces import FaceEmbedder, FacesConfig
 from pipelines.comic_characters.clusters import bcubed
 from pipelines.core.metrics import wilson
@@ -38,15 +37,15 @@ def gallery_of(folder: Path) -> Path:
     return folder
 
 
-def timeline(output: Path, shots: ShotsConfig, every_s: float) -> None:
+def timeline(output: Path, every_s: float) -> None:
     settings = FaceSettings(str(gallery_of(output / "gallery")), faces=FacesConfig(detector="mtcnn"))
-    made = str(output / f"{shots.detector}_{every_s:g}")
-    config = TimelineConfig(str(CLIP), made, FaceModel("faces", settings), shots=shots, every_s=every_s)
+    made = str(output / f"{every_s:g}")
+    config = TimelineConfig(str(CLIP), made, FaceModel("faces", settings), every_s=every_s)
     before = process_time()
     found, frames = run_timeline(config, plan_timeline(config))
     spent = process_time() - before
     right = 0
-    print(f"shots.detector={shots.detector or 'default'} every_s={every_s:g}: {len(found.shots)} shots found")
+    print(f"every_s={every_s:g}: {len(found.shots)} shots found")
     assert found.people
     for start, end, expected in SHOWN:
         own = [one for one in found.people.tracks if any(start <= time < end for time in one.times)]
@@ -97,8 +96,7 @@ def main() -> None:
     output = Path(sys.argv[1])
     ray.init(include_dashboard=False, log_to_driver=False)
     for every_s in (0.25, 0.5, 1.0):
-        timeline(output, ShotsConfig(detector="content"), every_s)
-    timeline(output, ShotsConfig(), 0.25)
+        timeline(output, every_s)
     calibration()
 
 

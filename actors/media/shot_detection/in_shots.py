@@ -139,4 +139,4 @@ def _finders(config: ShotsConfig, rate: float, device: str) -> tuple["CutFinder 
     certain = 0.5 if config.threshold is None else config.threshold
     if network and config.detector == "transnetv2":
         return None, NetworkFinder(network, certain)
-    return None, TransitionFinder(rate, config.threshold, network, certain)
+    return None, TransitionFinder(rate, config.threshold, network, certain, config.one_sided is not False)

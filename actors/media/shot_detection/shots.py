@@ -40,6 +40,9 @@ class ShotsConfig:
     """Also look for cuts inside scenes that metadata names; the column `cuts_inside` tells when, in seconds."""
     weights: str | None = None
     """Weights of the network, as a path on each worker; null: those of the package."""
+    one_sided: bool | None = None
+    """gradual: also find cuts where it is calm on one side only, from 0.8 of `threshold` on. null: true, or as the
+    output was begun."""
 
     def __post_init__(self) -> None:
         if self.detector not in NETWORKS:

@@ -1,8 +1,10 @@
 """Cuts, dissolves and fades found on frames of 48×27 pixels, as they pass.
 
-A cut is where a frame differs from the one before by much more than any about it. A dissolve or fade is a linear mix
-of what lies before and after it (Hampapur, Jain, Weymouth, "Production model based digital video segmentation", 1995):
-a frame in its middle is nearly on the line between two that lie as far before as after it. Motion leaves that line.
+A cut is where a frame differs from the one before by much more than any about it; or by a little more, where it is
+calm on one side and nothing of the other comes back, as where a shot begins with fast motion. A dissolve or fade is a
+linear mix of what lies before and after it (Hampapur, Jain, Weymouth, "Production model based digital video
+segmentation", 1995): a frame in its middle is nearly on the line between two that lie as far before as after it. Motion
+leaves that line.
 """
 
 from collections import deque
@@ -55,6 +57,9 @@ CLEAR = Limits(24, 1.9, 0.25)
 """What is beyond doubt."""
 DOUBTFUL = Limits(16, 1.45, 0.34)
 """What a judge is asked about."""
+CALM, CLOSE, APART = 4.0, 0.8, 0.8
+"""Of a cut that is calm on one side: its difference divided by the largest on that side; the part of `ratio` that it
+has by the largest about it; and the least by which frames of the two sides differ, divided by its difference."""
 MOVING = 0.42
 """Residual up to which it is asked where frames differ as much as in a clear mix: what moves fast leaves the line."""
 CHANGED = 12
@@ -101,20 +106,25 @@ class TransitionFinder:
     """Feed frames one by one; each call answers which transitions have become known.
 
     rate: frames a second. ratio: of a cut without a judge. judge: is asked where it is in doubt, and believed from
-    `certain` on; without one a middle way is taken.
+    `certain` on; without one a middle way is taken. one_sided: without one, also find cuts that are calm on one side.
     """
 
     def __init__(
-        self, rate: float, ratio: float | None = None, judge: Judge | None = None, certain: float = 0.5
+        self,
+        rate: float,
+        ratio: float | None = None,
+        judge: Judge | None = None,
+        certain: float = 0.5,
+        one_sided: bool = True,
     ) -> None:
-        self._judge, self._certain = judge, certain
+        self._judge, self._certain, self._one_sided = judge, certain, one_sided and judge is None
         self._least = DOUBTFUL if judge else replace(TOLD, ratio=ratio or TOLD.ratio)
         self._step = step_of(rate)
         self.delay = self._step * (2 * REACH + 2)
         """How many frames after the first of a transition it is answered at the latest."""
         self._count = self._kept = 0
-        self._before: np.ndarray | None = None
         self._changes: deque[float] = deque(maxlen=2 * ABOUT + 1)
+        self._latest: deque[np.ndarray] = deque(maxlen=2 * ABOUT + 2)
         self._frames: deque[np.ndarray] = deque(maxlen=4 * REACH)
         self._values: deque[np.ndarray] = deque(maxlen=4 * REACH)
         self._mixes: list[_Mix] = []
@@ -125,8 +135,8 @@ class TransitionFinder:
     def feed(self, small: np.ndarray) -> list[Transition]:
         """Take the next frame, uint8 (27, 48, 3) RGB; answers transitions that begin at most `delay` before it."""
         values = small.reshape(-1).astype(np.float32)
-        self._changes.append(0.0 if self._before is None else _rms(values - self._before))
-        self._before = values
+        self._changes.append(_rms(values - self._latest[-1]) if self._latest else 0.0)
+        self._latest.append(values)
         if self._count % self._step == 0:
             self._frames.append(small)
             self._values.append(values)
@@ -138,6 +148,8 @@ class TransitionFinder:
     def rest(self) -> list[Transition]:
         """Transitions that are left when no more frames come."""
         found = []
+        # Frames that do not come are no calm.
+        self._one_sided = False
         for index in range(self._count - ABOUT, self._count):
             self._changes.append(0.0)
             found += self._cut(index)
@@ -148,14 +160,27 @@ class TransitionFinder:
         changes = list(self._changes)
         if index < 1 or len(changes) <= ABOUT:
             return []
-        change = changes.pop(-1 - ABOUT)
-        ratio = change / (max(changes) + 1)
-        if change < self._least.difference or ratio < self._least.ratio:
+        *before, change = changes[:-ABOUT]
+        after = changes[-ABOUT:]
+        ratio = change / (max(*before, *after) + 1)
+        if change < self._least.difference:
+            return []
+        if ratio < self._least.ratio and not (self._one_sided and self._is_apart(before, change, after)):
             return []
         if self._judge and (change < CLEAR.difference or ratio < CLEAR.ratio):
             self._doubtful.append(index)
             return []
         return [Transition(index, index)]
+
+    def _is_apart(self, before: list[float], change: float, after: list[float]) -> bool:
+        """Whether a frame that differs from the one before starts a shot, where it is calm on one side of it only."""
+        low, high = sorted(change / (max(side, default=0.0) + 1) for side in (after, before))
+        if low < CLOSE * self._least.ratio or high < CALM or len(before) < ABOUT or len(self._latest) < 2 * ABOUT + 2:
+            return False
+        frames = list(self._latest)
+        old, new = frames[: ABOUT + 1], frames[ABOUT + 1 :]
+        pairs = [*((old[-1], frame) for frame in new), *((frame, new[0]) for frame in old)]
+        return min(_rms(frame - other) for frame, other in pairs) >= APART * change
 
     def _look(self) -> None:
         """Note frames that may be the middle of a mix, as the latest frame shows."""

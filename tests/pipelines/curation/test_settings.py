@@ -187,6 +187,19 @@ def test_shots_are_found_as_the_output_was_begun(config: CurationConfig):
         check(replace(config, shots=ShotsConfig(width=256)))
 
 
+def test_cuts_that_are_calm_on_one_side_are_found_as_the_output_was_begun(config: CurationConfig, tmp_path: Path):
+    assert config.cutting.shots.one_sided is True
+    make_plan(config)
+    assert config.cutting.shots.one_sided is True
+    # An output of an earlier version goes on without.
+    path = tmp_path / "out" / "plan" / "settings.json"
+    made = json.loads(path.read_text())
+    del made["measured_by"]["shots.one_sided"]
+    path.write_text(json.dumps(made))
+    check(config)
+    assert config.cutting.shots.one_sided is False
+
+
 @pytest.mark.parametrize("name", ["deinterlace", "color_managed"])
 def test_pictures_are_converted_as_the_output_was_begun(config: CurationConfig, tmp_path: Path, name: str):
     def converted() -> bool:

@@ -201,6 +201,37 @@ def test_a_transition_is_answered_within_the_delay(shots: Any) -> None:
                 assert all(one.first >= index - finder.delay for one in found)
 
 
+def moving(seed: int, speed: int, count: int = 12) -> list[np.ndarray]:
+    """A drawn scene, float (27, 48, 3), that passes by so many pixels a frame."""
+    scene = np.random.default_rng(seed).integers(0, 256, (7, 60, 3)).astype(np.float32)
+    wide = cv2.GaussianBlur(cv2.resize(scene, (480, 27), interpolation=cv2.INTER_CUBIC), (0, 0), 2).clip(0, 255)
+    return [wide[:, speed * i : speed * i + 48] for i in range(count)]
+
+
+def cuts(frames: list[np.ndarray], **settings: Any) -> list[int]:
+    finder = TransitionFinder(25, **settings)
+    found = [one for frame in frames for one in finder.feed(frame.astype(np.uint8))] + finder.rest()
+    return [one.end for one in found if one.first == one.end]
+
+
+def test_a_cut_into_or_out_of_fast_motion_is_found() -> None:
+    for seed in range(0, 20, 2):
+        still, fast = moving(seed, 0), moving(seed + 1, 5)
+        for frames in (still + fast, fast[::-1] + still):
+            assert cuts(frames) == [12]
+    hard = [cuts(moving(seed, 0) + moving(seed + 1, 5), one_sided=False) for seed in range(0, 20, 2)]
+    assert [] in hard, "some of them change too much afterwards to be found by the changes about them alone"
+
+
+def test_what_begins_to_move_or_comes_back_is_no_cut() -> None:
+    for seed in range(20):
+        still, passing = moving(seed, 0), moving(seed, 5)
+        assert cuts(still + passing) == []
+        # What is shown for a frame goes on as a mix that is nearer to what was before.
+        other = moving(seed + 100, 0)[0]
+        assert cuts(still + [other] + 3 * [0.6 * still[0] + 0.4 * other] + still) == []
+
+
 def test_weights_of_ones_own_are_loaded(tmp_path: Path, shots: Any) -> None:
     frames = np.stack([shrunk(frame.astype(np.uint8)) for frame in shots[1][:50]])
     packaged = TransNet()
