@@ -8,8 +8,8 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 # Where it is set, every process compiles all that it imports anew: several seconds for torch and Ray.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Much of a test is waiting: three workers keep two cores busy. A worker keeps a file's tests together, and has a Ray of
-# its own.
+# Much of a test is waiting: three workers keep two cores busy; slow ones start processes enough for two. A worker keeps
+# a file's tests together, and has a Ray of its own.
 PARALLEL := --numprocesses=3 --dist=loadfile
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
@@ -27,7 +27,7 @@ test: .venv/test.ready ffmpeg ## the test suite
 	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-slow: .venv/test.ready ffmpeg chromium ## kills, storage faults, jobs on a cluster, small trainings, pages in a browser
-	$(BIN)/pytest -m slow $(PARALLEL) --durations=25
+	$(BIN)/pytest -m slow $(PARALLEL) --numprocesses=2 --durations=25
 
 #test-CAPABILITY: ## the tests of one capability, as in make test-genres
 $(CAPABILITIES:%=test-%): test-%: .venv/test.ready
