@@ -294,7 +294,8 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(s3: str, undisturbed
     resumed_from = int(told.rpartition("resumed from")[2])
     # Beyond where the worker was killed; a checkpoint counts a moment later, when Ray Train has registered it.
     assert resumed_from > 2
-    assert len(marker.read_text().splitlines()) == epochs_before + 20 - resumed_from
+    # A worker outlives its driver by a moment, in which it may end an epoch.
+    assert len(marker.read_text().splitlines()) - (epochs_before + 20 - resumed_from) in (0, 1)
     read = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{s3}/curves.csv").decode())))
     for name in ("epoch", "train_loss", "learning_rate", "valid_loss", "valid_bias"):
         assert [float(row[name]) for row in read] == [row[name] for row in undisturbed.history]
