@@ -181,6 +181,7 @@ def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = 
 @contextmanager
 def ticking(progress: Progress, note: str = "") -> Iterator[None]:
     """Show that a stage still runs, while one step of it says nothing."""
+    progress.advance(0, note)
     with _polling(lambda: progress.advance(0, note)):
         yield
 
