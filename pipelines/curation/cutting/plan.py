@@ -123,8 +123,8 @@ def _left(config: CurationConfig, store: Store, digest: str) -> Unfinished | Non
     try:
         left = unfinished(config, store, digest)
         if left is not None:
-            # Its other tables become those of the new plan as they are.
-            for name in _TABLES:
+            # These become those of the new plan as they are, and nothing else reads them here.
+            for name in ("plan/rejected", "plan/captions"):
                 for _ in store.read_parts(name, again=PLAN_AGAIN):
                     pass
         return left
