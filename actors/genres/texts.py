@@ -1,5 +1,6 @@
 """Subtitles and plots of films as passages, and passages as vectors of a sentence transformer."""
 
+import codecs
 import json
 import math
 import re
@@ -26,6 +27,7 @@ PLOTS = ("overview", "plot", "storyline", "synopsis", "summary", "description")
 WORDS = 150
 """Words of a passage: a sentence transformer reads 256 tokens."""
 _CUE = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d+)\s*-->")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARKS = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
@@ -92,9 +94,9 @@ def passages(uri: str) -> Iterator[tuple[float, str]]:
     """
     data = storage.read_bytes(uri)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError:
-        # Subtitles are often older than UTF-8.
+        # Subtitles are often older than Unicode.
         text = data.decode("cp1252", "replace")
     if uri.lower().endswith(".json"):
         lines = [(math.nan, one) for one in _plots(text)]

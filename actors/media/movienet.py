@@ -161,7 +161,7 @@ def _frame_rate(story: Any) -> float | None:
 def read_shots(uri: str) -> list[tuple[int, int]]:
     """First and last frame of each shot, both included."""
     try:
-        lines = storage.read_bytes(uri).decode().splitlines()
+        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise FormError("no_shots", f"there is no {uri}") from error
     except UnicodeDecodeError as error:

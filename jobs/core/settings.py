@@ -26,13 +26,13 @@ from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.patience import PATIENCE, PATIENCE_S
 from jobs.core.describe import REQUIRED, classes_in, default_of, is_literal, members, plain, settings_of, types_of
+from jobs.core.yaml_values import WORDS, one_line, parsed, typed
 
 log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 Tree = dict[str, Any]
 _NAME = r"[A-Za-z_][\w-]*(?:\.[\w-]+)*"
-_WORDS = frozenset(("true", "false", "yes", "no", "on", "off"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _apply_store(config: Any, tree: Tree) -> None:
 def check(config: type[Config], tree: Tree) -> Config:
     """The settings of a tree; raises SettingsError where one does not exist or has a wrong value."""
     try:
-        return TypeAdapter(config).validate_python(_completed(config, tree), extra="forbid")
+        return TypeAdapter(config).validate_python(_completed(config, typed(config, tree)), extra="forbid")
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(config, problem) for problem in error.errors())) from error
 
@@ -134,11 +134,11 @@ def _completed(config: Any, tree: Tree, values: Any = None) -> Tree:
 def read_yaml(uri: str) -> Tree:
     """A settings file as a tree, dotted keys resolved; an empty file has no settings."""
     try:
-        tree = yaml.safe_load(storage.read_bytes(uri)) or {}
+        tree = parsed(storage.read_bytes(uri)) or {}
     except (FileNotFoundError, IsADirectoryError) as error:
         raise SettingsError(f"{uri!r}: no such settings file. Write single settings as key=value.") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{uri} is not YAML: {error}") from error
+        raise SettingsError(f"{uri} is not YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise SettingsError(f"{uri} has no settings: write one `key: value` a line.")
     found: Tree = {}
@@ -188,7 +188,7 @@ def _following(left: list[str], kind: Any) -> list[str]:
     """The values that belong to an option of this type; a flag without one is true, also one that may be text."""
     if bool in members(kind):
         text = left and str in members(kind) and not re.match(rf"--|-[A-Za-z]|{_NAME}=|.*\.ya?ml$", left[0])
-        return [left.pop(0)] if text or (left and left[0].lower() in _WORDS) else ["true"]
+        return [left.pop(0)] if text or (left and left[0].lower() in WORDS) else ["true"]
     values: list[str] = []
     while left and not re.match(r"--|-[A-Za-z]", left[0]) and not (values and re.match(rf"{_NAME}=", left[0])):
         values.append(left.pop(0))
@@ -198,20 +198,21 @@ def _following(left: list[str], kind: Any) -> list[str]:
 
 
 def _value(token: str, kind: Any, values: list[str]) -> Any:
-    parsed = [_parse(token, kind, value) for value in values]
-    several = len(parsed) > 1 or (_only_lists(kind) and isinstance(parsed[0], int | float | bool | str))
-    return parsed if several else parsed[0]
+    found = [_parse(token, kind, value) for value in values]
+    several = len(found) > 1 or (_only_lists(kind) and isinstance(found[0], int | float | bool | str))
+    return found if several else found[0]
 
 
 def _parse(token: str, kind: Any, value: str) -> Any:
     """A value as YAML; where text is wanted and no mapping, text that YAML takes for one or cannot read stays."""
     try:
-        parsed = yaml.safe_load(value)
+        found = parsed(value)
     except yaml.YAMLError as error:
         if _is_text(kind):
             return value
-        raise SettingsError(f"{token!r}: the value is not YAML: {error}") from error
-    return value if isinstance(parsed, dict) and _is_text(kind) and not _is_mapping(kind) else parsed
+        raise SettingsError(f"{token!r}: the value is not YAML: {one_line(error)}") from error
+    mistaken = isinstance(found, dict) or (found is None and value.lower() not in ("", "~", "null"))
+    return value if mistaken and _is_text(kind) and not _is_mapping(kind) else found
 
 
 def _is_mapping(kind: Any) -> bool:

@@ -12,10 +12,10 @@ from actors.comic_characters.crops import Kind, decode, instance_name, prepare
 from actors.comic_characters.instances import Instance
 from actors.comic_characters.network_settings import KINDS, ONE_PART, feature_size
 from actors.core import storage
+from actors.core.csv_tables import read_csv_table
 from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.comic_characters.clusters import Bank
-from pipelines.comic_characters.crop import read_csv
 from pipelines.comic_characters.embed import Embeddings, head_weights
 from pipelines.comic_characters.features import find_backbone
 from pipelines.comic_characters.model import bank_of, read_kept_bank
@@ -37,9 +37,11 @@ def read_bank(config: ComicsConfig, uri: str, embeddings: Embeddings) -> tuple[B
 
     Raises UserError where a row names no instance with a vector, or another's, or a picture that cannot be read.
     """
-    table = read_csv(uri, "assign.bank")
-    named = {"instance", *KINDS} & set(table.columns)
-    if "name" not in table.columns or not named or table.empty:
+    try:
+        table = read_csv_table(uri, ["name"])
+    except FileNotFoundError as error:
+        raise UserError(f"assign.bank={uri}: there is no such file") from error
+    if not {"instance", *KINDS} & set(table.columns) or table.empty:
         raise UserError(f"assign.bank={uri} needs the columns name and instance (or face, body), and a row")
     rows: dict[str, int] = {}
     for number, one in enumerate(embeddings.instances):
@@ -48,8 +50,8 @@ def read_bank(config: ComicsConfig, uri: str, embeddings: Embeddings) -> tuple[B
     owners: dict[int, str] = {}
     shown = _vectors_of_pictures(config, uri, table)
     for place, row in enumerate(table.to_dict("records")):
-        name, instance = str(row["name"]).strip(), str(row.get("instance", "")).strip()
-        where = f"assign.bank={uri}: line {place + 2}"
+        name, instance = row["name"], row.get("instance", "")
+        where = f"assign.bank={uri}: line {table.index[place]}"
         if place in shown and instance:
             raise UserError(f"{where} names an instance and a picture. Write a line for each.")
         if not name or (place not in shown and instance not in rows):
@@ -77,10 +79,10 @@ def _vectors_of_pictures(config: ComicsConfig, uri: str, table: pd.DataFrame) ->
     sizes, only = config.backbone.sizes(), ONE_PART.get(config.fine_tune.head.fusion)
     there: list[Kind] = [kind for kind in KINDS if kind in table.columns]
     for kind in there:
-        for place, path in enumerate(table[kind].astype(str).str.strip()):
+        for place, path in enumerate(table[kind]):
             if not path:
                 continue
-            where = f"assign.bank={uri}: line {place + 2}: {kind} {path}"
+            where = f"assign.bank={uri}: line {table.index[place]}: {kind} {path}"
             if only and kind != only:
                 raise UserError(f"{where}: the head takes nothing but a {only}. Leave the column {kind} out.")
             try:

@@ -7,7 +7,6 @@ collect driver  crops/ and rejected/crop/ in the order of the boxes, and the lis
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import time
@@ -23,6 +22,7 @@ import pyarrow as pa
 from actors.comic_characters.crops import BOX, CROPS, CUT, NAME, CropConfig, cut_pictures
 from actors.comic_characters.panels import Reading
 from actors.core import storage
+from actors.core.csv_tables import read_csv_table
 from actors.core.errors import UserError
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -78,21 +78,6 @@ def plan_crops(config: ComicsConfig) -> CropPlan:
     return CropPlan(given, boxes, ((boxes.error == "") & ~cut).to_numpy())
 
 
-def read_csv(uri: str, setting: str) -> pd.DataFrame:
-    """A CSV as text. Raises UserError, which names the setting."""
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise UserError(f"{setting}={uri}: there is no such file") from error
-
-    import pandas as pd
-
-    try:
-        return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{setting}={uri} is not a CSV file: {error}") from error
-
-
 def read_boxes(uri: str, reading: Reading | None = None) -> pd.DataFrame:
     """Boxes of a CSV, or of a dataset in another format, as text: line, NAME, char_index, BOX and picture.
 
@@ -103,17 +88,22 @@ def read_boxes(uri: str, reading: Reading | None = None) -> pd.DataFrame:
 
 def boxes_of(uri: str, dataset: Boxes | None) -> pd.DataFrame:
     """Boxes of a dataset that was read, or of the CSV, as `read_boxes` returns them."""
-    rows = as_text(dataset.rows) if dataset else read_csv(uri, "boxes")
+    if dataset:
+        rows = as_text(dataset.rows)
+        rows.index += 2
+    else:
+        try:
+            rows = read_csv_table(uri, [*NAME, "char_index", *BOX[:2]])
+        except FileNotFoundError as error:
+            raise UserError(f"boxes={uri}: there is no such file") from error
     # The reference writes x1 where it means x_1.
     rows = rows.rename(columns={"x1": "x_1"})
-    if missing := [name for name in [*NAME, "char_index", *BOX] if name not in rows.columns]:
-        raise UserError(f"boxes={uri} has no {', '.join(missing)}; it has {', '.join(rows.columns) or 'nothing'}")
+    if missing := [name for name in BOX if name not in rows.columns]:
+        raise UserError(f"boxes={uri} has no column {', '.join(missing)}; it has {', '.join(rows.columns)}")
     if rows.empty:
         raise UserError(f"boxes={uri} has no rows, so there is nothing to cut out")
-    rows.insert(0, "line", np.arange(2, len(rows) + 2))
-    if "picture" not in rows.columns:
-        rows["picture"] = ""
-    return rows[["line", *COLUMNS]].apply(lambda one: one.str.strip() if one.name != "line" else one)
+    rows["picture"] = rows["picture"] if "picture" in rows.columns else ""
+    return rows.rename_axis("line").reset_index()[["line", *COLUMNS]]
 
 
 def checked(given: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import re
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from actors.core import storage
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
+from actors.core.csv_tables import read_csv_table
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
@@ -87,19 +87,9 @@ def plan_extraction(config: ExtractConfig) -> Plan:
             f"video.num_gpus={config.decode.num_gpus:g}: `extract` decodes its film on a CPU of this machine; set 0"
         )
     try:
-        data = storage.read_bytes(config.csv)
+        table = read_csv_table(config.csv, (START, END, config.category))
     except FileNotFoundError as error:
         raise UserError(f"csv: {error}") from error
-
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"csv={config.csv} is not a CSV table: {error}") from error
-    table.columns = [name.strip() for name in table.columns]
-    if missing := [name for name in (START, END, config.category) if name not in table]:
-        raise UserError(f"{config.csv} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     if table.empty:
         raise UserError(f"{config.csv} has no rows: each is an interval, with {START}, {END} and {config.category}")
     if not storage.exists(config.input):
@@ -108,7 +98,6 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     found = [_interval(*row) for row in rows.itertuples(index=False)]
     rows["code"] = ["" if isinstance(one, Interval) else one[0] for one in found]
     rows["message"] = ["" if isinstance(one, Interval) else one[1] for one in found]
-    rows.index += 2
     root = storage.absolute(config.output)
     there = frozenset(entry.name for entry in storage.listing(root, (".jpg",)))
     plan = Plan(rows, [one for one in found if isinstance(one, Interval)], there)

@@ -58,11 +58,12 @@ from pipelines.core.ray_data import fitted, ray_actors, ray_task, rows_of, set_c
 from pipelines.movie_characters.certainty import CERTAIN, calibrated, in_words
 from pipelines.movie_characters.pictures import Identification, find_pictures
 from pipelines.movie_characters.preselect import Numbers, PreselectConfig, Preselection
-from pipelines.movie_characters.results import IMAGE, RESULTS, SUFFIX, write_about, write_csv
+from pipelines.movie_characters.results import IDENTITY, IMAGE, RESULTS, SUFFIX, write_about, write_csv
 
 log = logging.getLogger(__name__)
 
 CERTAINTY = (IMAGE, "answer", "p", "certainty", "p_noise", "margin", "evaluations", "asked", COMPUTED)
+_TEXT = dict.fromkeys((IMAGE, IDENTITY, "answer", "certainty", COMPUTED), str)
 
 
 @dataclass(frozen=True)
@@ -443,7 +444,9 @@ def _write_tables(
         for rows, columns, suffix in ((fits, RESULTS, SUFFIX), (sure, CERTAINTY, "_certainty.csv")):
             table, uri = pd.DataFrame(rows, columns=list(columns)), store.uri(f"{cls}{suffix}")
             if storage.exists(uri):
-                before = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype={IMAGE: str})
+                data = io.BytesIO(storage.read_bytes(uri))
+                # Characters may be named 007 or None.
+                before = pd.read_csv(data, dtype=_TEXT, keep_default_na=False, na_values=[""])
                 if columns is CERTAINTY and "certainty" not in before:
                     # Of an earlier version, whose p was over the noise of one image.
                     before["p"] = np.nan

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from actors.core import storage
+from actors.core.csv_tables import read_text
 from actors.core.errors import UserError
 from actors.core.storage import Entry
 from actors.media.archives import in_tar, is_tar, unpacked
@@ -95,11 +96,9 @@ def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture
         return [Picture(name, root, size, _label(manifests.get(folder, {}), name))]
     if where.lower().endswith(".txt"):
         try:
-            lines = storage.read_bytes(root).decode().splitlines()
+            lines = read_text(root).splitlines()
         except FileNotFoundError as error:
             raise UserError(f"{setting}: there is no list {where}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{setting}={where} is not a text file: {error}") from error
         return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting, manifests)]
     size = storage.size(root) if is_tar(root) and storage.exists(root) else -1
     tar = [Entry(root.rpartition("/")[2], root, size)] if size >= 0 else None

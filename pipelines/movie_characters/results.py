@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.core import storage
+from actors.core.csv_tables import read_csv_table
 from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.movie_characters.names import UNLABELLED, class_or_unlabelled, identity_class, key
@@ -255,18 +256,14 @@ def read_table(uri: str, column: str = LOSS) -> pd.DataFrame:
     """One file of results with the columns of RESULTS, the last from `column`; raises UserError for other columns."""
     import pandas as pd
 
-    data = storage.read_bytes(uri)
-    try:
-        table = pd.read_csv(io.BytesIO(data), dtype={IMAGE: str, IDENTITY: str})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{uri} is not a CSV file of results: {error}") from error
-    table.columns = [name.strip() for name in table.columns]
-    if missing := [name for name in (IMAGE, IDENTITY, column) if name not in table]:
-        raise UserError(f"{uri} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    if (blank := table[[IMAGE, IDENTITY]].isna().any(axis=1)).any():
-        raise UserError(f"{uri}, line {int(blank.to_numpy().argmax()) + 2}: {IMAGE} or {IDENTITY} is empty")
-    table = table.assign(**{LOSS: table[column]})
-    return table[list(RESULTS)].astype({IMAGE: str, IDENTITY: str})
+    table = read_csv_table(uri, (IMAGE, IDENTITY, column))
+    if (blank := (table[[IMAGE, IDENTITY]] == "").any(axis=1)).any():
+        raise UserError(f"{uri}, line {table.index[blank][0]}: {IMAGE} or {IDENTITY} is empty")
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    if (wrong := numbers.isna() & ~table[column].str.lower().isin(["", "nan"])).any():
+        line = table.index[wrong][0]
+        raise UserError(f"{uri}, line {line}: {column} is no number: {table[column][line]!r}")
+    return table.assign(**{LOSS: numbers})[list(RESULTS)].reset_index(drop=True)
 
 
 def write_results(

@@ -75,7 +75,7 @@ def of_images(folder: str) -> list[str]:
 
 CASES = [
     (f"{FILM} csv={{}}/corrupt.csv", 2, "is not a CSV table"),
-    (f"{FILM} csv={{}}/binary.csv", 2, "is not a CSV table"),
+    (f"{FILM} csv={{}}/binary.csv", 2, "is not UTF-8 but UTF-16"),
     (f"{FILM} csv={{}}/none.csv", 2, "has no rows"),
     (f"{FILM} csv={{}}/empty", 2, "Is a directory"),
     (f"{FILM} csv={{}}/one.csv video.num_gpus=1", 2, "decodes its film on a CPU"),
@@ -108,7 +108,7 @@ CASES = [
     *((command, 2, "is of Ann and x.png of Bob, and results name both x") for command in of_images("endings")),
     (f"{COMPARE} input={{}}/same", 2, "Ann_1.jpg and Ann_1.png would both be filtered into Ann_1.png"),
     ("comic_characters crop input={}/missing boxes={}/boxes.csv", 1, "none of 1 rows came out: missing_page 1"),
-    ("comic_characters crop input={}/text boxes={}/corrupt.csv", 2, "is not a CSV file"),
+    ("comic_characters crop input={}/text boxes={}/corrupt.csv", 2, "is not a CSV table"),
     ("comic_characters crop input={}/text boxes={}/boxless.csv", 2, "boxless.csv has no rows"),
     ("comic_characters pretrain", 2, "Run `crop` first"),
     ("comic_characters assign", 2, "Run `embed` first"),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.core.csv_tables import DELIMITERS, delimiter_of
 from actors.core.errors import UserError
 from pipelines.curation.sources.records import (
     BAD_METADATA,
@@ -37,7 +38,6 @@ from pipelines.curation.sources.records import (
 
 COLUMNS = ("video_id", "url", "start", "end")
 """What a table must have."""
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -70,7 +70,7 @@ def _csv_rows(input: str) -> Iterator[_Row]:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         first = text.readline()
         # Strict, since otherwise a quote that is never closed swallows all rows after it.
-        delimiter = _delimiter(first)
+        delimiter = delimiter_of(first, COLUMNS)
         reader = csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter, strict=True)
         header, line = None, 1
         while True:
@@ -93,17 +93,9 @@ def _csv_rows(input: str) -> Iterator[_Row]:
             _check_columns([], input)
 
 
-def _delimiter(header: str) -> str:
-    """What is between the columns: the first that gives all that are needed, else a comma."""
-    for delimiter in _DELIMITERS:
-        if set(COLUMNS) <= set(next(csv.reader([header], delimiter=delimiter), [])):
-            return delimiter
-    return ","
-
-
 def _problem(header: list[str], fields: list[str], delimiter: str) -> str:
     if len(fields) != len(header):
-        return f"{len(fields)} fields under {len(header)} columns; quote what holds a {_DELIMITERS[delimiter]}"
+        return f"{len(fields)} fields under {len(header)} columns; quote what holds a {DELIMITERS[delimiter]}"
     try:
         "".join(fields).encode()
     except UnicodeEncodeError as error:

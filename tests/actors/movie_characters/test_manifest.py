@@ -33,7 +33,7 @@ def test_spreadsheets_may_write_it(tmp_path: Path) -> None:
     [
         ("", "no column file, class; it has none"),
         ("file,name\na.png,Ann\n", "no column class; it has file, name"),
-        (b"file,class\n\xff\xfe,x\n", "is not a CSV table"),
+        (b"file,class\n\xff\xfe,x\n", "line 2: not UTF-8"),
         ('file,class\n"a.png,Ann\n', "is not a CSV table"),
         ("file,class\na.png\n", "line 2: class is empty"),
         ("file,class\na.png,Ann,x\n", "line 2: it has 3 values for 2 columns"),

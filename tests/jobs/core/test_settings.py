@@ -81,6 +81,28 @@ def test_a_path_may_hold_what_paths_hold(value: str):
     assert load(Config, [f"input={value}"]).input == value
 
 
+@pytest.mark.parametrize("text", ["007", "2026-11-28", "no", "1:30", "1e3", "1_000", "0x10", "~x", "None", "=", ".5"])
+def test_text_stays_as_it_was_written(tmp_path: Path, text: str):
+    written = write(tmp_path, f"input: {text}\ninner: {{names: [{text}]}}\n")
+    for arguments in ([written], [f"input={text}", f"inner.names=[{text}]"]):
+        assert load(Config, arguments) == Config(text, Inner(names=[text]))
+
+
+def test_numbers_are_decimal_and_words_are_flags_where_a_flag_is_wanted(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Flags:
+        show: bool = False
+        plot: bool | str = False
+        scenes: str | int = 0
+        rates: dict[str, float] = field(default_factory=dict)
+
+    written = write(tmp_path, "show: yes\nplot: off\nscenes: 010\nrates: {007: 1e-3, b: .inf, c: 5}\n")
+    found = load(Flags, [written])
+    assert found == Flags(True, False, 10, {"007": 0.001, "b": float("inf"), "c": 5.0})
+    assert (type(found.scenes), type(found.rates["c"])) == (int, float)
+    assert load(Flags, ["plot=curves.png", "show=on"]) == Flags(True, "curves.png")
+
+
 @pytest.mark.parametrize("text", ["inner.size: 99\n", "inner:\n  size: 99\n", "inner: {size: 99}\n"])
 def test_a_key_of_a_file_may_be_dotted(tmp_path: Path, text: str):
     assert load(Config, [write(tmp_path, text), "input=a", "inner.how=fast"]).inner == Inner(99, how="fast")
@@ -104,10 +126,11 @@ def test_an_empty_file_and_an_empty_group_hold_no_settings(tmp_path: Path):
         (["input=a", "inner.size=null"], "inner.size: "),
         (["input=a", "inner.how=luck"], "inner.how: Input should be 'fast' or 'exact'"),
         (["input=a", "inner.size=3"], "inner: size starts at 16, not 3"),
-        (["input=7"], "input: Input should be a valid string"),
         (["input=null"], "input: "),
+        (["input=[a]"], "input: Input should be a valid string"),
+        (["input=a", "end=1:30"], "end: Input should be a valid integer"),
         (["input=a", "end=[1]"], "end: "),
-        (["input=a", "inner.names=[1]"], "inner.names.0: "),
+        (["input=a", "inner.names=[[1]]"], "inner.names.0: "),
     ],
 )
 def test_an_error_names_its_setting_by_the_dotted_path(arguments: list[str], message: str):
@@ -139,11 +162,14 @@ def test_a_missing_file_is_told(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("inner: [", "is not YAML: while parsing"),
+        ("inner: [", "is not YAML: line 1: "),
+        ("input: a\ninput: b\n", "is not YAML: line 2: 'input' stands twice"),
+        ("input: a\ninner: {size: 16, size: 17}\n", "is not YAML: line 2: 'size' stands twice"),
+        ("input: a\n[1]: b\n", "is not YAML: line 2: a key must be a word"),
         ("\x00", "is not YAML"),
         ("- input\n- inner\n", "has no settings"),
         ("input", "has no settings"),
-        ("!!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML: line 1: could not determine a constructor"),
     ],
 )
 def test_a_broken_file_is_told_with_its_name(tmp_path: Path, text: str, message: str):

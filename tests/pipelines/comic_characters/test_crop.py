@@ -154,10 +154,12 @@ def test_a_store_is_as_good_as_a_folder(comic: ComicsConfig, s3: str) -> None:
 
 def test_numbers_may_be_written_as_floats_and_be_unknown(tmp_path: Path) -> None:
     path = tmp_path / "boxes.csv"
-    path.write_text(f"{','.join(COLUMNS)}\n0012,1_2,face,3.0,,1,2,3,4\n0012,1_2,face,-1,4,1,2,3,4\n")
+    path.write_text(f"{','.join(COLUMNS)}\n0012,1_2,face,3.0,,1,2,3,4\n0012,1_2,face,-1,4,1,2,3,4\n0012\n")
     boxes = checked(read_boxes(str(path)))
-    assert boxes.error.tolist() == ["", "bad_name"] and boxes.series_id[0] == "0012" and boxes["index"][0] == 3
-    assert boxes.char_index.isna().tolist() == [True, False]
+    assert (
+        boxes.error.tolist() == ["", "bad_name", "bad_name"] and boxes.series_id[0] == "0012" and boxes["index"][0] == 3
+    )
+    assert boxes.char_index.isna().tolist() == [True, False, True]
     assert boxes[BOX].to_numpy()[0].tolist() == [1, 2, 3, 4]
 
 

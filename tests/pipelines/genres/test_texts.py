@@ -36,10 +36,11 @@ def test_subtitles_are_their_words_without_numbers_times_and_marks(tmp_path: Pat
     assert list(passages(write(tmp_path / "a.srt", SRT))) == [(1.5, "Where are you going? 1984 To the moon.")]
     vtt = "WEBVTT\n\nNOTE made by hand\n\n00:02.500 --> 00:03.000\nHello.\n"
     assert list(passages(write(tmp_path / "a.vtt", vtt))) == [(2.5, "Hello.")]
-    # Older than UTF-8.
-    assert [text for _, text in passages(write(tmp_path / "b.srt", SRT.replace("moon", "café"), "cp1252"))] == [
-        "Where are you going? 1984 To the café."
-    ]
+    # Older than Unicode, and as Windows saves it.
+    for encoding in ("cp1252", "utf-16"):
+        assert [text for _, text in passages(write(tmp_path / "b.srt", SRT.replace("moon", "café"), encoding))] == [
+            "Where are you going? 1984 To the café."
+        ]
 
 
 def test_long_texts_are_cut_into_passages_that_miss_no_word(tmp_path: Path) -> None:

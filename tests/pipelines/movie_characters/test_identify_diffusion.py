@@ -177,11 +177,11 @@ def test_certainty_is_judged_over_the_pairs_that_all_had_by_the_images_of_the_ru
     answer(config, plan, names, losses)
     # A file of an earlier version: its p was of one image.
     Path(config.output, config.mode, "Ann_certainty.csv").write_text(
-        "GT Image name,answer,p,margin,evaluations,asked\nAnn_77.png,Ann_1,1e-16,9.0,9,3\n"
+        "GT Image name,answer,p,margin,evaluations,asked\nAnn_77.png,007,1e-16,9.0,9,3\n"
     )
     outcome = identify(config, replace(plan_identify(config), missing={}))
     rows = {row[0]: row for name in ("Ann", "Anna") for row in table(config, f"{name}_certainty.csv")[1:]}
-    assert rows["Ann_77.png"][:4] == ["Ann_77.png", "Ann_1", "", ""] and outcome.judged == 24
+    assert rows["Ann_77.png"][:4] == ["Ann_77.png", "007", "", ""] and outcome.judged == 24
     first = [row for name, row in rows.items() if name in names[:9]]
     assert {(row[1], row[3]) for row in first} == {("Ann_1", "certain")}
     assert all(0 < float(row[2]) <= 0.05 for row in first)

@@ -109,5 +109,5 @@ def test_an_image_without_a_class_is_refused_where_it_needs_one(folder: Path) ->
 
 def test_a_list_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "list.txt").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ValueError, match=r"list\.txt is not a text file"):
+    with pytest.raises(ValueError, match=r"list\.txt, line 1: not UTF-8"):
         find_pictures(str(folder / "list.txt"), "input")
