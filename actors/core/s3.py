@@ -17,6 +17,7 @@ from botocore import exceptions as aws
 from actors.core.addresses import bucket_folder, bucket_key
 from actors.core.errors import UserError
 from actors.core.local_files import Entry
+from actors.core.meters import METERS, READ, S3
 from actors.core.s3_faults import PASSING, patiently
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,7 @@ class S3File(io.RawIOBase):
         if self._at >= self._size or not len(buffer):
             return 0
         data = patiently(self._uri, lambda: self._read(len(buffer)))
+        METERS.add(READ, len(data), S3)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -22,7 +22,6 @@ import json
 import logging
 import platform
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -43,9 +42,10 @@ from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
 from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
-from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, no_cuda, root_cause
-from jobs.core.session import ray_session, start_logging
-from jobs.core.settings import load, store_settings
+from jobs.core.errors import FAILED, REJECTED, exit_codes, failed, inputs_are_named, no_cuda, root_cause
+from jobs.core.session import ray_session, start_logging, tell_end
+from jobs.core.settings import load
+from jobs.core.shared_settings import SharedConfig, in_effect, shared_settings
 from jobs.core.termination import terminable
 from pipelines.core.progress import reporting
 
@@ -313,9 +313,12 @@ def execute(
         rejected = _worked(verb, config, plan, run, started, max_rejected)
     table = verb.rejections(config) if rejected and root is not None else None
     first = first_rejections(store, table) if table else []
-    told = verb.summary(record, store) if root is not None else []
-    print(*told, *first, *run.lines, sep="\n", end="\n" if told or run.lines else "", flush=True)
-    _exit_unless_done(record, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
+    told = [] if root is None else [*verb.summary(record, store), *first]
+    tell_end(record, told, run.lines)
+    codes = {"rejected": (REJECTED, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")}
+    codes["failed"] = FAILED, str(record["error"])
+    if record["status"] in codes:
+        raise failed(*codes[record["status"]])
     return run
 
 
@@ -357,15 +360,6 @@ def _keep(verb: Verb, record: dict[str, Any], store: Store, interrupted: bool) -
         if not interrupted:
             raise
         log.warning("The record of this run could not be written: %s", fault)
-
-
-def _exit_unless_done(record: Mapping[str, Any], too_many: str) -> None:
-    """Print why a run that has ended counts as failed, and raise typer.Exit with its code; too_many: rejected rows."""
-    codes = {"rejected": (REJECTED, too_many), "failed": (FAILED, record["error"])}
-    if record["status"] in codes:
-        code, reason = codes[record["status"]]
-        print(f"failed: {reason}", file=sys.stderr, flush=True)
-        raise typer.Exit(code)
 
 
 def _tell_preview(config: Any, preview: Preview) -> None:
@@ -441,12 +435,13 @@ def _command(verb: Verb) -> Any:
         force: Force = False,
     ) -> None:
         start_logging(verbose)
-        with exit_codes(), terminable(), store_settings():
+        with shared_settings(arguments or []), exit_codes(), terminable():
             if schema:
-                print(json.dumps(as_schema(verb.settings()), indent=2))
+                print(json.dumps(as_schema(verb.settings(), SharedConfig), indent=2))
                 return
             if settings:
-                print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None), end="")
+                print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None))
+                print(as_yaml(SharedConfig, in_effect()), end="")
                 return
             with inputs_are_named():
                 config = verb.load(arguments or [])
