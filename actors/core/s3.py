@@ -83,7 +83,9 @@ def read_part(uri: str, start: int, size: int) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, in place of what may be there."""
     bucket, key = bucket_key(uri)
-    patiently(uri, lambda: client().put_object(Bucket=bucket, Key=key, Body=data))
+    # A browser shows a page only by its type, and asks for it anew each time.
+    page = {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"} if key.endswith(".html") else {}
+    patiently(uri, lambda: client().put_object(Bucket=bucket, Key=key, Body=data, **page))
 
 
 def create_bytes(uri: str, data: bytes) -> bool:

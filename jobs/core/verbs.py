@@ -24,7 +24,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -46,8 +46,9 @@ from jobs.core.errors import FAILED, REJECTED, exit_codes, failed, inputs_are_na
 from jobs.core.session import ray_session, start_logging, tell_end
 from jobs.core.settings import load
 from jobs.core.shared_settings import SharedConfig, in_effect, shared_settings
+from jobs.core.status_page import page
 from jobs.core.termination import terminable
-from pipelines.core.progress import reporting
+from pipelines.core.reporting import Report, reporting
 
 log = logging.getLogger(__name__)
 
@@ -245,17 +246,8 @@ def decoder_lines(decoders: Mapping[str, int], by_nvdec: bool) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
-    names = (
-        "ray",
-        "torch",
-        "diffusers",
-        "open_clip_torch",
-        "av",
-        "opencv-python-headless",
-        "scenedetect-headless",
-        "numpy",
-        "pyarrow",
-    )
+    names = ("ray", "torch", "diffusers", "open_clip_torch", "av", "opencv-python-headless", "scenedetect-headless")
+    names += ("numpy", "pyarrow")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
@@ -300,35 +292,36 @@ def execute(
         "settings": asdict(config),
         "versions": versions(),
     }
-    run = Run(store, record, verbose)
+    run, report = Run(store, record, verbose), None
     # Of runs on this machine that were killed.
     temporary.remove_abandoned()
     with ExitStack() as held:
         if root is not None:
             for name in verb.leases(config):
-                held.enter_context(Lease(store, name, force))
+                held.enter_context(Lease(store, name, force, verb=verb.name, run=record["started"]))
             if "://" not in storage.absolute(root):
                 remove_abandoned(storage.absolute(root))
             record |= verb.open(config, plan, store)
-        rejected = _worked(verb, config, plan, run, started, max_rejected)
+            report = held.enter_context(reporting(store, verb.name, partial(page, verb, record, store)))
+        rejected = _worked(verb, config, plan, run, started, max_rejected, report)
     table = verb.rejections(config) if rejected and root is not None else None
     first = first_rejections(store, table) if table else []
     told = [] if root is None else [*verb.summary(record, store), *first]
     tell_end(record, told, run.lines)
-    codes = {"rejected": (REJECTED, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")}
-    codes["failed"] = FAILED, str(record["error"])
-    if record["status"] in codes:
-        raise failed(*codes[record["status"]])
+    if record["status"] == "rejected":
+        raise failed(REJECTED, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
+    if record["status"] == "failed":
+        raise failed(FAILED, record["error"])
     return run
 
 
-def _worked(verb: Verb, config: Any, plan: Any, run: Run, started: float, max_rejected: int | None) -> int:
-    """Do the work and keep the record, however it ends; returns how many rows failed."""
-    record, store, keeps = run.record, run.store, verb.root(config) is not None
-    users = interrupted = False
+def _worked(
+    verb: Verb, config: Any, plan: Any, run: Run, started: float, max_rejected: int | None, report: Report | None
+) -> int:
+    """Do the work and keep the record, however it ends, where there is a report; returns how many rows failed."""
+    record, store, users, interrupted = run.record, run.store, False, False
     try:
-        with reporting(store, verb.name) if keeps else nullcontext():
-            verb.work(config, plan, run)
+        verb.work(config, plan, run)
         rejected = verb.rejected(record)
         if verb.needs_result and (reason := nothing_done(record)):
             record |= {"status": "failed", "error": reason}
@@ -347,8 +340,10 @@ def _worked(verb: Verb, config: Any, plan: Any, run: Run, started: float, max_re
         record.setdefault("seconds", round(time.monotonic() - started, 1))
         try:
             # Before Ray is left, which takes seconds: what stops a job may kill it soon.
-            if keeps and not users:
+            if report and not users:
                 _keep(verb, record, store, interrupted)
+            if report:
+                report.close()
         finally:
             run.close()
 

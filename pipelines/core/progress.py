@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,56 +20,16 @@ from actors.core import storage
 from actors.core.log_format import as_json
 from actors.core.store import Store
 from pipelines.core.monitoring import export_failed, export_progress
+from pipelines.core.reporting import report_progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_S, LAST_S = 10.0, 600.0
 """Seconds between two log lines of a stage: first, and at most; each interval is twice the one before."""
-FILE_S = 10.0
-"""Seconds between two writes of the progress file."""
 FOLLOW_S = 2.0
 """Seconds between two looks at how far a training is."""
 PROGRESS_FILE = "training.progress.json"
-
-_REPORT: "ContextVar[_Report | None]" = ContextVar("report", default=None)
-
-
-class _Report:
-    """The file that `status` reads: runs/VERB.progress.json."""
-
-    def __init__(self, store: Store, verb: str) -> None:
-        self._uri = store.uri("runs", f"{verb}.progress.json")
-        self._store, self._name = store, ("runs", f"{verb}.progress.json")
-        self._stages: dict[str, dict[str, Any]] = {}
-        self._written = -FILE_S
-        self._there = False
-
-    def update(self, stage: str, about: dict[str, Any]) -> None:
-        self._stages[stage] = about
-        if time.monotonic() - self._written >= FILE_S:
-            self._store.write_json(self._stages, *self._name)
-            self._written, self._there = time.monotonic(), True
-
-    def remove(self) -> None:
-        if self._there:
-            try:
-                storage.delete(self._uri)
-            except OSError as fault:
-                # A run does not fail by it, nor is it to hide why one has ended.
-                log.warning("%s could not be removed: %s", self._uri, fault)
-
-
-@contextmanager
-def reporting(store: Store, verb: str) -> Iterator[None]:
-    """Keep runs/VERB.progress.json while the verb runs; after a kill the last one stays."""
-    report = _Report(store, verb)
-    token = _REPORT.set(report)
-    try:
-        yield
-    finally:
-        _REPORT.reset(token)
-        report.remove()
 
 
 class Progress:
@@ -136,8 +96,7 @@ class Progress:
             log.info("%s%s", str(self), f", {note}" if note else "", extra=self.about(note))
             self._interval = min(2 * self._interval, LAST_S)
             self._next = now + self._interval
-        if (report := _REPORT.get()) is not None:
-            report.update(self.stage, {**self.about(note), "time": time.time()})
+        report_progress(self.stage, self.about(note))
 
     def about(self, note: str = "") -> dict[str, Any]:
         """How far it is, as values by name."""
