@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import BrokenRunError, machine_fault
+from actors.core.log_format import LineFormatter
 from actors.core.machine import private_bytes
 from actors.core.meters import METERS
 
@@ -135,7 +136,8 @@ class Child:
                     if kind == "broken":
                         raise BrokenRunError(value)
                     if kind == "exception":
-                        log.warning("%s%r failed: %s", name, args[:1], value)
+                        about = {"film": args[0] if args else None, "code": "exception"}
+                        log.warning("%s%r failed: %s", name, args[:1], value, extra=about)
                         raise ChildFault("exception", value.strip().rpartition("\n")[2])
                     if kind == "end":
                         return value
@@ -320,6 +322,9 @@ def serve(pipe: Connection) -> None:
 if __name__ == "__main__":
     # Ctrl-C reaches the whole group of processes; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if logging.lastResort:
+        # What writes warnings where nothing else is set up.
+        logging.lastResort.setFormatter(LineFormatter())
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # By the module's own name, so that its exceptions are those that functions import and raise.
     importlib.import_module("actors.core.child").serve(Connection(int(sys.argv[1])))

@@ -8,6 +8,7 @@ Of each worker: filmray_film_seconds_total, filmray_read_bytes_total and filmray
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,15 @@ METERED = {
     WRITTEN: "Bytes that were written to a store",
 }
 
+GAUGES = {
+    "filmray_done_items": "Items of a stage that are done",
+    "filmray_expected_items": "Items of a stage in all",
+}
+SHOWN_S = 5.0
+"""Seconds between two exports of a gauge: Ray drops one that is not set for some 10 s, as that of a slow stage would
+be, and those of a driver that was killed are."""
+_shown: dict[tuple[str, str, str], float] = {}
+
 
 def export_progress(stage: str, unit: str, more: float, done: float, total: float | None) -> None:
     """Export how far a stage is, where this process has joined Ray; more: what is done since the last call."""
@@ -32,9 +42,10 @@ def export_progress(stage: str, unit: str, more: float, done: float, total: floa
     tags = {"stage": stage, "unit": unit}
     if more > 0:
         _counter("filmray_items_total", "Items of a stage that this run has done", *tags).inc(more, tags)
-    _gauge("filmray_done_items", "Items of a stage that are done", *tags).set(done, tags)
+    _shown["filmray_done_items", stage, unit] = done
     if total is not None:
-        _gauge("filmray_expected_items", "Items of a stage in all", *tags).set(total, tags)
+        _shown["filmray_expected_items", stage, unit] = total
+    _show()
 
 
 def export_failed(stage: str, unit: str, codes: Mapping[str, int]) -> None:
@@ -46,12 +57,29 @@ def export_failed(stage: str, unit: str, codes: Mapping[str, int]) -> None:
 
 @contextmanager
 def metered() -> Iterator[None]:
-    """Export what this process reads, writes and decodes while it has joined Ray."""
+    """Export what this process reads, writes and decodes while it has joined Ray, and again and again how far it is."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(SHOWN_S):
+            _show()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     METERS.hand_to(_export)
+    thread.start()
     try:
         yield
     finally:
+        over.set()
+        thread.join()
         METERS.hand_to(None)
+        _shown.clear()
+
+
+def _show() -> None:
+    for (name, stage, unit), value in list(_shown.items()):
+        tags = {"stage": stage, "unit": unit}
+        _gauge(name, GAUGES[name], *tags).set(value, tags)
 
 
 def meter_worker() -> None:
