@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_a_line_of_a_worker_becomes_a_json_object_with_who_wrote_it(monkeypatch:
     record.film, record.code = "a.mp4", "crashed"
     own = LineFormatter("%(message)s").format(record)
     # As Ray writes it once several workers have written it.
-    again = DedupState(0, 3, own, data, set()).formatted()
+    kind: Any = DedupState
+    again = kind(0, 3, own, data, set()).formatted()
     told = [json.loads(json_of(data, line)) for line in (own, again, "Segmentation fault")]
     for one in told:
         assert (one["level"], one["worker"], one["pid"], one["node"]) == ("WARNING", "MapWorker", 7, "10.0.0.1")
