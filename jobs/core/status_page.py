@@ -28,6 +28,7 @@ function show() {
     document.getElementById("state").textContent = "No update for " + told(age());
     document.getElementById("killed").hidden = false;
     document.body.className = "bad-run";
+    document.title = document.title.replace(/^Running/, "No update");
   }
 }
 show();

@@ -64,6 +64,7 @@ class Progress:
                 Progress._live.start()
             self._task = Progress._live.add_task(self.stage, total=self.total, unit=self.unit, rate="")
             Progress._open += 1
+        report_progress(self.stage, self.about())
         return self
 
     def __exit__(

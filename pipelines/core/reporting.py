@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from actors.core import storage
-from actors.core.patience import ENDING_S
+from actors.core.patience import ENDING_S, briefly
 from actors.core.store import Store
 
 log = logging.getLogger(__name__)
@@ -84,10 +84,11 @@ class Report:
         logging.getLogger().removeHandler(self._lines)
         # A write that waits for its store is not waited for.
         self._thread.join(timeout=ENDING_S)
-        if self._there:
-            self._kept(lambda: storage.delete(self._store.uri(*self._name)))
-        if not self._thread.is_alive():
-            self._kept(self._end_page)
+        with briefly():
+            if self._there:
+                self._kept(lambda: storage.delete(self._store.uri(*self._name)))
+            if not self._thread.is_alive():
+                self._kept(self._end_page)
 
     def _end_page(self) -> None:
         # One of an earlier run would still say that it was killed.
