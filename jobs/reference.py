@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from jobs.core.describe import as_markdown
+from jobs.core.shared_settings import SharedConfig
 from jobs.core.verbs import Verbs
 
 CAPABILITIES = ("curation", "movie_characters", "comic_characters", "directors", "genres", "tiny_vae")
@@ -30,6 +31,7 @@ def _page(capability: str) -> str:
         f"`python -m jobs.{capability} VERB --settings` prints the same as a YAML file to save and edit, "
         "and `--schema` as a JSON schema for editors.\n"
     ]
+    parts.append(f"## Every verb\n\n{as_markdown(SharedConfig)}")
     for config, names in verbs.items():
         parts.append(f"## {', '.join(f'`{name}`' for name in names)}\n\n{as_markdown(config)}")
     return "\n".join(parts)

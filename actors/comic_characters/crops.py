@@ -14,7 +14,7 @@ from PIL import Image
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Stage
+from actors.core.stage import Batch, Stage, codes_of
 from actors.core.store import Store
 from actors.media import archives
 from actors.media.images import ImageError, decoded, picture_bytes, turn
@@ -146,7 +146,7 @@ def cut_pictures(table: pa.Table, store: Store, config: CropConfig) -> Batch:
             row |= _cut_box(row, page, store, config)
     names = ["/".join(str(row[name]) for name in [*NAME, *BOX]) for row in rows]
     store.write_part("crops", pa.Table.from_pylist(rows, CROPS), names)
-    return {"boxes": np.array([len(rows)])}
+    return {"boxes": np.array([len(rows)]), "codes": codes_of(row["error"] for row in rows)}
 
 
 def _cut_box(row: dict[str, Any], page: Image.Image, store: Store, config: CropConfig) -> dict[str, Any]:

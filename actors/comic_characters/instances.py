@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core.computed import COMPUTED
-from actors.core.stage import Batch
+from actors.core.stage import Batch, codes_of
 from actors.core.store import Store
 
 Instance = tuple[str, str, int | None, int | None]
@@ -61,7 +61,7 @@ def write_features(batch: Batch, store: Store, folder: str, computed: str) -> Ba
             row |= {"face_features": None, "body_features": None}
     names = ["/".join(map(str, as_instance(row))) for row in rows]
     store.write_part(folder, pa.Table.from_pylist(rows, FEATURES), names)
-    return {"instances": np.array([len(rows)])}
+    return {"instances": np.array([len(rows)]), "codes": codes_of(batch["error"])}
 
 
 def read_rows(table: pa.Table, store: Store, folder: str) -> pa.Table:
@@ -85,4 +85,4 @@ def write_vectors(batch: Batch, store: Store) -> Batch:
             row[kind] = None if np.isnan(row[kind]) else int(row[kind])
     name = part_name([as_instance(row) for row in rows])
     store.write_table(pa.Table.from_pylist(rows, EMBEDDINGS), "embeddings", name)
-    return {"instances": np.array([len(rows)])}
+    return {"instances": np.array([len(rows)]), "codes": codes_of(batch["error"])}

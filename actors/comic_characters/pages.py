@@ -14,7 +14,7 @@ from actors.comic_characters.marks import KINDS, PANEL_NAMES, Mark, rows_of_page
 from actors.comic_characters.panels import Panel, Reading, find_panels, in_order
 from actors.core.addresses import AddressError
 from actors.core.computed import COMPUTED
-from actors.core.stage import Batch
+from actors.core.stage import Batch, codes_of
 from actors.core.store import Store
 from actors.media import archives
 from actors.media.images import ImageError, size_of, turn
@@ -115,7 +115,7 @@ def write_pages(batch: Batch, store: Store, folder: str, reading: Reading, compu
     pages = [{name: column[row] for name, column in batch.items()} for row in range(count)]
     rows = [row | {COMPUTED: computed} for page in pages for row in page_rows(page, reading)]
     store.write_part(folder, pa.Table.from_pylist(rows, DETECTIONS), (str(page["picture"]) for page in pages))
-    return {"pages": np.array([count])}
+    return {"pages": np.array([count]), "codes": codes_of(batch["error"])}
 
 
 def by_type(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import BrokenRunError, machine_fault
+from actors.core.log_format import LineFormatter
 from actors.core.machine import private_bytes
+from actors.core.meters import METERS
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,8 @@ IDLE_S = 30.0
 memory of its child, on a GPU also a CUDA context, would be missing elsewhere. Starting one takes a second or two."""
 WATCH_S = 0.1
 """Seconds between two looks at a child's memory. A decoder fills about 1 GiB a second."""
+COUNTED_S = 5.0
+"""Seconds between two reports of a child of what it has counted, within one call."""
 DECODE_ATTEMPTS = 2
 """Calls in all for a film whose decoding crashes: the crash may have been another's, as when memory ran out."""
 
@@ -125,11 +129,15 @@ class Child:
                             raise ChildFault("stalled", f"no progress for {stall_s:.0f} s")
                         continue
                     kind, value = self._receive(pipe, stall_s)
+                    if kind == "counted":
+                        METERS.update(value)
+                        continue
                     done = kind != "item"
                     if kind == "broken":
                         raise BrokenRunError(value)
                     if kind == "exception":
-                        log.warning("%s%r failed: %s", name, args[:1], value)
+                        about = {"film": args[0] if args else None, "code": "exception"}
+                        log.warning("%s%r failed: %s", name, args[:1], value, extra=about)
                         raise ChildFault("exception", value.strip().rpartition("\n")[2])
                     if kind == "end":
                         return value
@@ -289,10 +297,17 @@ def serve(pipe: Connection) -> None:
         except EOFError:
             return
         module, name = function.split(":")
-        started = time.process_time()
+        started, counted = time.process_time(), time.monotonic()
+        METERS.take()
         try:
-            for value in getattr(importlib.import_module(module), name)(*args):
-                pipe.send(("item", value))
+            try:
+                for value in getattr(importlib.import_module(module), name)(*args):
+                    pipe.send(("item", value))
+                    if time.monotonic() - counted > COUNTED_S:
+                        pipe.send(("counted", METERS.take()))
+                        counted = time.monotonic()
+            finally:
+                pipe.send(("counted", METERS.take()))
         except BrokenPipeError:
             return
         except (BrokenRunError, ImportError) as error:
@@ -307,6 +322,9 @@ def serve(pipe: Connection) -> None:
 if __name__ == "__main__":
     # Ctrl-C reaches the whole group of processes; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if logging.lastResort:
+        # What writes warnings where nothing else is set up.
+        logging.lastResort.setFormatter(LineFormatter())
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # By the module's own name, so that its exceptions are those that functions import and raise.
     importlib.import_module("actors.core.child").serve(Connection(int(sys.argv[1])))

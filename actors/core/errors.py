@@ -9,7 +9,8 @@ from typing import Any
 AGAIN = "run the same command again"
 """End of what an error of a store or file system tells: nothing is lost."""
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
-_FURTHER = "\nerror: "
+FURTHER = "\nerror: "
+"""What stands between mistakes that are told at once."""
 _PLACE = _MACHINE | {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO}
 _DEVICE = re.compile(
     r"out of memory|can't allocate memory|NVIDIA driver|CUDA (driver|error|GPUs)|CUDA-capable|with CUDA enabled|"
@@ -38,9 +39,9 @@ def check_all(*checks: Callable[[], Any]) -> list[Any]:
         try:
             answers.append(check())
         except UserError as error:
-            problems |= dict.fromkeys(str(error).split(_FURTHER))
+            problems |= dict.fromkeys(str(error).split(FURTHER))
     if problems:
-        raise UserError(_FURTHER.join(problems))
+        raise UserError(FURTHER.join(problems))
     return answers
 
 

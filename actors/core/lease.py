@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,14 @@ class HeldError(UserError):
 
 
 class Lease:
-    """The lease `runs/NAME.lease` of an output, as a context; force: take it whoever is at work.
+    """The lease `runs/NAME.lease` of an output, as a context; force: take it whoever is at work; about: what else it
+    says of the run.
 
     Raises HeldError where a run is at work. Whether one of another machine still is shows by a renewal, which is waited
     for; one of this machine, by its process.
     """
 
-    def __init__(self, store: Store, name: str, force: bool = False) -> None:
+    def __init__(self, store: Store, name: str, force: bool = False, **about: str) -> None:
         self._root, self._uri, self._force = store.root, store.uri("runs", f"{name}.lease"), force
         self._about: dict[str, Any] = {
             "token": secrets.token_hex(8),
@@ -54,6 +56,7 @@ class Lease:
             "machine": _machine(),
             "started": _started(os.getpid()),
             "renewed": 0,
+            **about,
         }
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -116,6 +119,17 @@ class Lease:
             except OSError as fault:
                 # What the work itself meets there ends the run, if it has to.
                 log.info("%s is not renewed: %s", self._uri, fault)
+
+
+def holders(store: Store) -> Iterator[tuple[dict[str, Any], bool]]:
+    """What each lease of an output says, and whether its run is at work: it lives, or renewed its lease lately."""
+    for entry in storage.listing(store.uri("runs"), (".lease",)):
+        try:
+            other, age = _parsed(storage.read_bytes(entry.uri)), storage.age_s(entry.uri)
+        except FileNotFoundError:
+            continue
+        alive = _alive(other)
+        yield other, age < LEASE_S if alive is None else alive
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from actors.core.errors import UserError
@@ -36,6 +37,17 @@ def set_ending(ending: bool) -> None:
     """Say whether this process is being ended."""
     global _ending
     _ending = ending
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Within it a store is waited for as where this process is being ended: for what is not worth more."""
+    before = _ending
+    set_ending(True)
+    try:
+        yield
+    finally:
+        set_ending(before)
 
 
 def repeated(

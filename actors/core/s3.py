@@ -17,6 +17,7 @@ from botocore import exceptions as aws
 from actors.core.addresses import bucket_folder, bucket_key
 from actors.core.errors import UserError
 from actors.core.local_files import Entry
+from actors.core.meters import METERS, READ, S3
 from actors.core.s3_faults import PASSING, patiently
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def read_part(uri: str, start: int, size: int) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, in place of what may be there."""
     bucket, key = bucket_key(uri)
-    patiently(uri, lambda: client().put_object(Bucket=bucket, Key=key, Body=data))
+    # A browser shows a page only by its type, and asks for it anew each time.
+    page = {"ContentType": "text/html; charset=utf-8", "CacheControl": "no-cache"} if key.endswith(".html") else {}
+    patiently(uri, lambda: client().put_object(Bucket=bucket, Key=key, Body=data, **page))
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -208,6 +211,7 @@ class S3File(io.RawIOBase):
         if self._at >= self._size or not len(buffer):
             return 0
         data = patiently(self._uri, lambda: self._read(len(buffer)))
+        METERS.add(READ, len(data), S3)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -1,5 +1,8 @@
 """What every stage of a pipeline shares: a batch of columns, and how many workers with which resources apply it."""
 
+import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +15,19 @@ Batch = dict[str, np.ndarray]
 
 
 Row = dict[str, Any]
+
+
+def codes_of(errors: Iterable[Any]) -> np.ndarray:
+    """The column `codes` of what a stage returns for the rows that it has written: how many got which error code."""
+    return np.array([json.dumps(Counter(str(error) for error in errors if error))], object)
+
+
+def codes_in(batch: Batch) -> Counter[str]:
+    """How many rows got which error code, by the column `codes` of a batch, else by its column `error`."""
+    counted: Counter[str] = Counter()
+    for text in batch.get("codes", ()):
+        counted.update(json.loads(text))
+    return counted or Counter(str(error) for error in batch.get("error", ()) if error)
 
 
 @dataclass(frozen=True)

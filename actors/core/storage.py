@@ -24,6 +24,7 @@ from actors.core.addresses import (
 from actors.core.errors import UserError
 from actors.core.local_faults import patiently
 from actors.core.local_files import Entry, file_entry, local_entry, local_listing
+from actors.core.meters import FOLDER, METERS, READ, S3, WRITTEN
 from actors.core.temporary import TemporaryFolder, check_space
 from actors.core.whole_files import TEMPORARY, age_of, create, replacing
 
@@ -81,14 +82,14 @@ def read_bytes(uri: str) -> bytes:
     """All of a file. Raises FileNotFoundError."""
     if not is_s3(uri):
         with no_other_kind(uri):
-            return patiently(local_path(uri), Path(local_path(uri)).read_bytes)
-    return _s3().read_bytes(uri)
+            return _counted(READ, uri, patiently(local_path(uri), Path(local_path(uri)).read_bytes))
+    return _counted(READ, uri, _s3().read_bytes(uri))
 
 
 def read_part(uri: str, start: int, size: int) -> bytes:
     """So many bytes of a file from an offset on; fewer where it ends before. Raises FileNotFoundError."""
     if is_s3(uri):
-        return _s3().read_part(uri, start, size)
+        return _counted(READ, uri, _s3().read_part(uri, start, size))
 
     def read() -> bytes:
         with open(local_path(uri), "rb") as file:
@@ -96,20 +97,26 @@ def read_part(uri: str, start: int, size: int) -> bytes:
             return file.read(size)
 
     with no_other_kind(uri):
-        return patiently(local_path(uri), read)
+        return _counted(READ, uri, patiently(local_path(uri), read))
+
+
+def _counted(what: str, uri: str, data: bytes) -> bytes:
+    METERS.add(what, len(data), S3 if is_s3(uri) else FOLDER)
+    return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file in one step, in place of what may be there; folders are made."""
-    if is_s3(uri):
-        _s3().write_bytes(uri, data)
-        return
 
     def write() -> None:
         with replacing(local_path(uri)) as file:
             file.write(data)
 
-    patiently(local_path(uri), write)
+    if is_s3(uri):
+        _s3().write_bytes(uri, data)
+    else:
+        patiently(local_path(uri), write)
+    _counted(WRITTEN, uri, data)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -147,8 +154,9 @@ def upload(path: str | Path, uri: str) -> None:
     if not is_s3(uri):
         with open(path, "rb") as source, replacing(local_path(uri)) as file:
             shutil.copyfileobj(source, file, 1 << 20)
-        return
-    _s3().upload(path, uri)
+    else:
+        _s3().upload(path, uri)
+    METERS.add(WRITTEN, os.path.getsize(path), S3 if is_s3(uri) else FOLDER)
 
 
 @contextmanager
@@ -160,6 +168,7 @@ def local(uri: str) -> Iterator[Path]:
             there = path.is_file()
         if not there:
             raise FileNotFoundError(f"no file {uri}")
+        METERS.add(READ, path.stat().st_size, FOLDER)
         yield path
         return
     with TemporaryFolder() as folder:

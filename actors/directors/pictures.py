@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from actors.core.computed import COMPUTED
 from actors.core.errors import UserError
-from actors.core.stage import Batch
+from actors.core.stage import Batch, codes_of
 from actors.core.store import Store
 from actors.directors.style import FEATURES, style
 from actors.media.images import ImageError, Shape, read_image, squared
@@ -103,4 +103,4 @@ def write_vectors(batch: Batch, store: Store, computed: str) -> Batch:
     table = pa.table({key: pa.array(columns[key], VECTORS.field(key).type) for key in VECTORS.names})
     keys = ["\0".join(map(str, key)) for key in zip(*(columns[k] for k in VECTORS.names[:4]), strict=True)]
     store.write_part("features", table, keys)
-    return {"rows": np.array([len(keys)])}
+    return {"rows": np.array([len(keys)]), "codes": codes_of(batch["error"])}

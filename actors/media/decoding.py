@@ -174,7 +174,7 @@ class Decoding:
         whole = self._film.is_whole()
         if whole:
             declared = f"its header declares {self._film.duration_s:.1f} s, the file holds {end:.1f} s and is whole"
-            logger.warning("%s: %s: it is taken as it is", self._film.path, declared)
+            logger.warning("%s: %s: it is taken as it is", self._film.path, declared, extra={"film": self._film.path})
         return whole
 
     def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:

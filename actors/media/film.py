@@ -25,6 +25,7 @@ from av.error import FFmpegError
 from actors.core import storage
 from actors.core.addresses import local_path
 from actors.core.errors import UserError
+from actors.core.meters import FILM, Gathered
 from actors.media.bars import NO_BARS, Bars, Lines
 from actors.media.clock import AVI, MATROSKA, MOV, Clock, Heard
 from actors.media.decoding import Decoding, pictures, sought
@@ -164,6 +165,7 @@ class Film:
     pictures: Iterator[Picture] = field(default_factory=lambda: iter(()))
     decoded: int = 0
     """Frames decoded so far."""
+    seconds: Gathered = field(default_factory=lambda: Gathered(FILM))
     truncated: bool = False
     """Whether pictures that the container declares are not there; certain once `pictures` has run out."""
     seek: Callable[..., Iterator[Picture]] | None = None
@@ -186,6 +188,11 @@ class Film:
         """Whether the structure of the file shows that nothing of it is missing; False where it does not tell."""
         with storage.stream(self.path) as file:
             return is_whole(file, self.container)
+
+    def count(self, picture: Picture) -> None:
+        """Count a picture that was decoded."""
+        self.decoded += 1
+        self.seconds.add(picture.until - picture.time)
 
     def jumps_before(self, time: float) -> int:
         """How often the film's clock had jumped, and was mended, before a time in seconds."""
@@ -307,22 +314,25 @@ def opened(path: str, video: VideoConfig, look: Look = AS_STORED, vectors: bool 
 
 def with_ends(film: Film, found: Iterator[Picture], heard: Heard | None) -> Iterator[Picture]:
     """The same pictures, each when the next is known: when it ends, and whether pictures are missing after it."""
-    before = None
-    for picture in found:
+    try:
+        before = None
+        for picture in found:
+            if before:
+                end = before.time + film.lasts(before)
+                gap = picture.time - end
+                # An index that names every picture holds them; elsewhere sound that goes on tells a hold from a hole.
+                missing = gap > max(HOLE_S, 3 * film.step_s) and not (film.clock and film.clock.steady)
+                missing = missing and (heard is None or heard.between(end, picture.time) < gap / 2)
+                before.until, picture.after_hole = end if missing else picture.time, missing
+                film.count(before)
+                yield before
+            before = picture
         if before:
-            end = before.time + film.lasts(before)
-            gap = picture.time - end
-            # An index that names every picture holds them; elsewhere sound that goes on tells a hold from a hole.
-            missing = gap > max(HOLE_S, 3 * film.step_s) and not (film.clock and film.clock.steady)
-            missing = missing and (heard is None or heard.between(end, picture.time) < gap / 2)
-            before.until, picture.after_hole = end if missing else picture.time, missing
-            film.decoded += 1
+            before.until = before.time + film.lasts(before)
+            film.count(before)
             yield before
-        before = picture
-    if before:
-        before.until = before.time + film.lasts(before)
-        film.decoded += 1
-        yield before
+    finally:
+        film.seconds.hand_on()
 
 
 def _shown(width: int, height: int, stream: av.VideoStream) -> tuple[int, int]:

@@ -155,10 +155,14 @@ def as_markdown(config: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_schema(config: Any) -> dict[str, Any]:
-    """A JSON schema by which an editor completes and checks a settings file."""
-    schema = TypeAdapter(config).json_schema()
-    _describe(config, schema, schema.get("$defs", {}), set())
+def as_schema(config: Any, *others: Any) -> dict[str, Any]:
+    """A JSON schema by which an editor completes and checks a settings file; others: classes that add settings."""
+    schema, *more = (TypeAdapter(one).json_schema() for one in (config, *others))
+    for one, added in zip((config, *others), (schema, *more), strict=True):
+        _describe(one, added, added.get("$defs", {}), set())
+    for added in more:
+        for part in ("properties", "$defs"):
+            schema[part] = {**added.get(part, {}), **schema.get(part, {})}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

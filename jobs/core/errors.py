@@ -12,7 +12,8 @@ from typing import Any
 
 import typer
 
-from actors.core.errors import UserError
+from actors.core.errors import FURTHER, UserError
+from actors.core.log_format import as_json
 from jobs.core.termination import Terminated
 
 log = logging.getLogger(__name__)
@@ -140,13 +141,27 @@ def exit_codes() -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         name, code = ("SIGTERM", TERMINATED) if isinstance(error, Terminated) else ("SIGINT", INTERRUPTED)
-        log.warning("Ended by %s. What is written so far is kept. Rerun the same command to resume.", name)
+        told = "Ended by %s. What is written so far is kept. Rerun the same command to resume."
+        log.warning(told, name, extra={"exit_code": int(code)})
         raise typer.Exit(code) from error
     except Exception as error:
         cause = root_cause(error)
         if cause.users:
-            print(f"error: {cause.message}", file=sys.stderr)
+            if as_json():
+                for mistake in cause.message.split(FURTHER):
+                    log.error(mistake, extra={"exit_code": USAGE})
+            else:
+                print(f"error: {cause.message}", file=sys.stderr)
             raise typer.Exit(USAGE) from error
         last = str(cause).splitlines()[0] if str(cause) else cause.name
-        print(f"{''.join(traceback.format_exception(error))}failed: {last}", file=sys.stderr)
-        raise typer.Exit(FAILED) from error
+        raise failed(FAILED, last, error) from error
+
+
+def failed(code: int, reason: str, error: BaseException | None = None) -> typer.Exit:
+    """Tell why a command fails, with the traceback of an error, and return what ends it with that code."""
+    if as_json():
+        log.error("failed: %s", reason, extra={"exit_code": code}, exc_info=error)
+    else:
+        trace = "".join(traceback.format_exception(error)) if error else ""
+        print(f"{trace}failed: {reason}", file=sys.stderr, flush=True)
+    return typer.Exit(code)

@@ -1,7 +1,10 @@
 """Start Ray on a busy machine, and keep what it says of itself from the terminal."""
 
+import json
 import logging
 import os
+import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import UserError
+from actors.core.log_format import as_json, json_line
 from actors.core.temporary import TemporaryFolder
 
 log = logging.getLogger(__name__)
@@ -19,6 +23,8 @@ TELL_S = 20.0
 """Seconds of that after which a line says so."""
 PROCESSES = ("raylet", "gcs_server")
 """Programs of Ray that stay where the command that started them was killed."""
+_REPEATED = re.compile(r"(?:\x1b\[\d+m)* \[repeated (\d+)x across cluster\].*$", re.DOTALL)
+"""What Ray adds to a line that several workers have written."""
 OF_RAY = ("raylet", "AutoscalingRequester")
 """Processes whose messages are about Ray itself; so are those of actors with an underscore, as _StatsActor."""
 
@@ -120,26 +126,53 @@ def _running() -> int:
 
 
 @contextmanager
-def without_ray_messages() -> Iterator[None]:
-    """Within it, of what Ray brings from workers to the terminal, only that passes which our code has written.
+def worker_lines(of_ray: bool) -> Iterator[None]:
+    """Within it, of what Ray brings from workers to the terminal, only that passes which our code has written, or with
+    `of_ray` everything; each line as a JSON object where log lines are.
 
     To be entered before Ray starts: its threads take the function that is there then.
     """
-    from ray._private import worker
+    from ray._private import ray_logging, worker
 
-    # Of calls of its own actors whose results nobody takes.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if not of_ray:
+        # Of calls of its own actors whose results nobody takes.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     show = worker.print_to_stdstream
 
     def ours(data: dict[str, Any], *arguments: Any, **named: Any) -> None:
-        if not is_about_ray(data):
+        if is_about_ray(data) and not of_ray:
+            return
+        if not as_json():
             show(data, *arguments, **named)
+            return
+        told = ray_logging.stderr_deduplicator if data["is_err"] else ray_logging.stdout_deduplicator
+        for batch in told.deduplicate(data):
+            lines = batch["lines"]
+            for line in worker.filter_autoscaler_events(lines) if batch["pid"] == "autoscaler" else lines:
+                print(json_of(batch, line), file=sys.stderr, flush=True)
 
     worker.print_to_stdstream = ours
     try:
         yield
     finally:
         worker.print_to_stdstream = show
+
+
+def json_of(data: dict[str, Any], line: str) -> str:
+    """A line of a worker as a JSON object: its own, if it is one, with who wrote it, and how often it came since."""
+    repeated = _REPEATED.search(line)
+    line = line[: repeated.start()] if repeated else line
+    try:
+        about = json.loads(line)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not about.keys() >= {"level", "logger", "message"}:
+        about = json.loads(json_line("WARNING" if data["is_err"] else "INFO", "worker", line))
+    names = {"worker": data.get("actor_name") or data.get("task_name"), "pid": data.get("pid"), "node": data.get("ip")}
+    about |= {name: value for name, value in names.items() if value}
+    if repeated:
+        about["repeated"] = int(repeated[1])
+    return json.dumps(about, ensure_ascii=False)
 
 
 def is_about_ray(data: dict[str, Any]) -> bool:

@@ -11,11 +11,9 @@ import copy
 import dataclasses
 import difflib
 import logging
-import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -24,8 +22,8 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.patience import PATIENCE, PATIENCE_S
 from jobs.core.describe import REQUIRED, classes_in, default_of, is_literal, members, plain, settings_of, types_of
+from jobs.core.shared_settings import SharedConfig, put_into_effect
 from jobs.core.yaml_values import WORDS, one_line, parsed, typed
 
 log = logging.getLogger(__name__)
@@ -33,18 +31,6 @@ log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 Tree = dict[str, Any]
 _NAME = r"[A-Za-z_][\w-]*(?:\.[\w-]+)*"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreConfig:
-    """Settings of every verb: how it deals with a store."""
-
-    patience_s: float = PATIENCE_S
-    """Seconds for which a store that is away is waited for, also in the middle of a run; 0: not at all."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.patience_s < float("inf"):
-            raise UserError(f"store.patience_s={self.patience_s}: give seconds, 0 or more")
 
 
 class SettingsError(UserError):
@@ -76,33 +62,16 @@ def load(
     for file in rest:
         merge(tree, modern(config, read_yaml(file)))
     merge(tree, modern(config, given))
-    _apply_store(config, tree)
+    _apply_shared(config, tree)
     # Only together they may say which member of a union it is, and so what its other names are.
     return check(config, modern(config, tree))
 
 
-@contextmanager
-def store_settings() -> Iterator[None]:
-    """What settings of the group `store` change holds until the end of the block."""
-    before = os.environ.get(PATIENCE)
-    try:
-        yield
-    finally:
-        os.environ.pop(PATIENCE, None)
-        if before is not None:
-            os.environ[PATIENCE] = before
-
-
-def _apply_store(config: Any, tree: Tree) -> None:
-    """Take the group `store` out of a tree: it is of no verb but of this process and its workers."""
-    if "store" in types_of(config) or "store" not in tree:
-        return
-    group = tree.pop("store")
-    if not isinstance(group, dict):
-        raise SettingsError(f"store={group}: it is a group, as in store.patience_s=600")
-    if unknown := group.keys() - {"patience_s"}:
-        raise SettingsError(f"store.{min(unknown)}: there is no such setting. Did you mean 'store.patience_s'?")
-    os.environ[PATIENCE] = f"{check(StoreConfig, group).patience_s:g}"
+def _apply_shared(config: Any, tree: Tree) -> None:
+    """Take the settings that every verb has out of a tree: they are of this process and its workers."""
+    names = types_of(SharedConfig).keys() - types_of(config).keys()
+    groups = {name: tree.pop(name) for name in names if name in tree}
+    put_into_effect(check(SharedConfig, groups), list(groups))
 
 
 def check(config: type[Config], tree: Tree) -> Config:
@@ -242,7 +211,7 @@ def type_at(config: Any, dotted: str) -> Any:
         case (_, convert):
             return next(iter(typing.get_type_hints(convert).values()))
     name, _, rest = dotted.partition(".")
-    kind = types_of(config).get(name)
+    kind = {**types_of(SharedConfig), **types_of(config)}.get(name)
     while rest and (inside := _inside(kind, rest.partition(".")[0])) is not None:
         kind, rest = inside, rest.partition(".")[2]
     inner = classes_in(kind)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from actors.core.log_format import as_json, json_line
 from actors.core.patience import set_ending
 
 AT_ONCE_S = 0.2
@@ -46,6 +47,8 @@ class _Handler:
 
 
 def _tell(line: bytes) -> None:
+    if as_json():
+        line = f"{json_line('WARNING', __name__, line.decode().strip())}\n".encode()
     # Python's own files may be in the middle of a line here.
     with suppress(OSError):
         os.write(2, line)

@@ -22,10 +22,9 @@ import json
 import logging
 import platform
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -43,11 +42,13 @@ from actors.core.store import Store
 from actors.core.whole_files import remove_abandoned
 from actors.models.hub import unreachable_is_told
 from jobs.core.describe import as_schema, as_yaml, plain
-from jobs.core.errors import FAILED, REJECTED, exit_codes, inputs_are_named, no_cuda, root_cause
-from jobs.core.session import ray_session, start_logging
-from jobs.core.settings import load, store_settings
+from jobs.core.errors import FAILED, REJECTED, exit_codes, failed, inputs_are_named, no_cuda, root_cause
+from jobs.core.session import ray_session, start_logging, tell_end
+from jobs.core.settings import load
+from jobs.core.shared_settings import SharedConfig, in_effect, shared_settings
+from jobs.core.status_page import page
 from jobs.core.termination import terminable
-from pipelines.core.progress import reporting
+from pipelines.core.reporting import Report, reporting
 
 log = logging.getLogger(__name__)
 
@@ -245,17 +246,8 @@ def decoder_lines(decoders: Mapping[str, int], by_nvdec: bool) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
-    names = (
-        "ray",
-        "torch",
-        "diffusers",
-        "open_clip_torch",
-        "av",
-        "opencv-python-headless",
-        "scenedetect-headless",
-        "numpy",
-        "pyarrow",
-    )
+    names = ("ray", "torch", "diffusers", "open_clip_torch", "av", "opencv-python-headless", "scenedetect-headless")
+    names += ("numpy", "pyarrow")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
@@ -300,32 +292,36 @@ def execute(
         "settings": asdict(config),
         "versions": versions(),
     }
-    run = Run(store, record, verbose)
+    run, report = Run(store, record, verbose), None
     # Of runs on this machine that were killed.
     temporary.remove_abandoned()
     with ExitStack() as held:
         if root is not None:
             for name in verb.leases(config):
-                held.enter_context(Lease(store, name, force))
+                held.enter_context(Lease(store, name, force, verb=verb.name, run=record["started"]))
             if "://" not in storage.absolute(root):
                 remove_abandoned(storage.absolute(root))
             record |= verb.open(config, plan, store)
-        rejected = _worked(verb, config, plan, run, started, max_rejected)
+            report = held.enter_context(reporting(store, verb.name, partial(page, verb, record, store)))
+        rejected = _worked(verb, config, plan, run, started, max_rejected, report)
     table = verb.rejections(config) if rejected and root is not None else None
     first = first_rejections(store, table) if table else []
-    told = verb.summary(record, store) if root is not None else []
-    print(*told, *first, *run.lines, sep="\n", end="\n" if told or run.lines else "", flush=True)
-    _exit_unless_done(record, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
+    told = [] if root is None else [*verb.summary(record, store), *first]
+    tell_end(record, told, run.lines)
+    if record["status"] == "rejected":
+        raise failed(REJECTED, f"{rejected} rows rejected, and --max-rejected allows {max_rejected}")
+    if record["status"] == "failed":
+        raise failed(FAILED, record["error"])
     return run
 
 
-def _worked(verb: Verb, config: Any, plan: Any, run: Run, started: float, max_rejected: int | None) -> int:
-    """Do the work and keep the record, however it ends; returns how many rows failed."""
-    record, store, keeps = run.record, run.store, verb.root(config) is not None
-    users = interrupted = False
+def _worked(
+    verb: Verb, config: Any, plan: Any, run: Run, started: float, max_rejected: int | None, report: Report | None
+) -> int:
+    """Do the work and keep the record, however it ends, where there is a report; returns how many rows failed."""
+    record, store, users, interrupted = run.record, run.store, False, False
     try:
-        with reporting(store, verb.name) if keeps else nullcontext():
-            verb.work(config, plan, run)
+        verb.work(config, plan, run)
         rejected = verb.rejected(record)
         if verb.needs_result and (reason := nothing_done(record)):
             record |= {"status": "failed", "error": reason}
@@ -344,8 +340,10 @@ def _worked(verb: Verb, config: Any, plan: Any, run: Run, started: float, max_re
         record.setdefault("seconds", round(time.monotonic() - started, 1))
         try:
             # Before Ray is left, which takes seconds: what stops a job may kill it soon.
-            if keeps and not users:
+            if report and not users:
                 _keep(verb, record, store, interrupted)
+            if report:
+                report.close()
         finally:
             run.close()
 
@@ -357,15 +355,6 @@ def _keep(verb: Verb, record: dict[str, Any], store: Store, interrupted: bool) -
         if not interrupted:
             raise
         log.warning("The record of this run could not be written: %s", fault)
-
-
-def _exit_unless_done(record: Mapping[str, Any], too_many: str) -> None:
-    """Print why a run that has ended counts as failed, and raise typer.Exit with its code; too_many: rejected rows."""
-    codes = {"rejected": (REJECTED, too_many), "failed": (FAILED, record["error"])}
-    if record["status"] in codes:
-        code, reason = codes[record["status"]]
-        print(f"failed: {reason}", file=sys.stderr, flush=True)
-        raise typer.Exit(code)
 
 
 def _tell_preview(config: Any, preview: Preview) -> None:
@@ -441,12 +430,13 @@ def _command(verb: Verb) -> Any:
         force: Force = False,
     ) -> None:
         start_logging(verbose)
-        with exit_codes(), terminable(), store_settings():
+        with shared_settings(arguments or []), exit_codes(), terminable():
             if schema:
-                print(json.dumps(as_schema(verb.settings()), indent=2))
+                print(json.dumps(as_schema(verb.settings(), SharedConfig), indent=2))
                 return
             if settings:
-                print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None), end="")
+                print(as_yaml(verb.settings(), verb.load(arguments) if arguments else None))
+                print(as_yaml(SharedConfig, in_effect()), end="")
                 return
             with inputs_are_named():
                 config = verb.load(arguments or [])

@@ -112,12 +112,11 @@ class Status(status.Status):
     def plan(self, config: StatusConfig) -> None:
         check_planned(Store(config.output))
 
-    def work(self, config: StatusConfig, plan: None, run: Run) -> None:
+    def lines(self, store: Store) -> list[str]:
         from pipelines.curation.rows import how_far
 
-        store = Store(config.output)
         now = how_far(store)
-        run.say(
+        first = (
             f"{now.done} of {now.videos} videos done; {now.scenes} scenes, {now.failed_scenes} failed; "
             f"{now.failed_videos} videos failed"
         )
@@ -127,8 +126,7 @@ class Status(status.Status):
             told = ["Still running or interrupted. Rerun the same command to resume."]
             before = last_record(store)
             told += [] if before is None else ["before it:", *summary(before, store)]
-        for line in [*progress_lines(store), *told]:
-            run.say(line)
+        return [first, *progress_lines(store), *told]
 
 
 @app.verb

@@ -5,9 +5,10 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -16,58 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Live
 
 from actors.core import storage
+from actors.core.log_format import as_json
 from actors.core.store import Store
 from pipelines.core.monitoring import export_failed, export_progress
+from pipelines.core.reporting import report_progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_S, LAST_S = 10.0, 600.0
 """Seconds between two log lines of a stage: first, and at most; each interval is twice the one before."""
-FILE_S = 10.0
-"""Seconds between two writes of the progress file."""
 FOLLOW_S = 2.0
 """Seconds between two looks at how far a training is."""
 PROGRESS_FILE = "training.progress.json"
-
-_REPORT: "ContextVar[_Report | None]" = ContextVar("report", default=None)
-
-
-class _Report:
-    """The file that `status` reads: runs/VERB.progress.json."""
-
-    def __init__(self, store: Store, verb: str) -> None:
-        self._uri = store.uri("runs", f"{verb}.progress.json")
-        self._store, self._name = store, ("runs", f"{verb}.progress.json")
-        self._stages: dict[str, dict[str, Any]] = {}
-        self._written = -FILE_S
-        self._there = False
-
-    def update(self, stage: str, about: dict[str, Any]) -> None:
-        self._stages[stage] = about
-        if time.monotonic() - self._written >= FILE_S:
-            self._store.write_json(self._stages, *self._name)
-            self._written, self._there = time.monotonic(), True
-
-    def remove(self) -> None:
-        if self._there:
-            try:
-                storage.delete(self._uri)
-            except OSError as fault:
-                # A run does not fail by it, nor is it to hide why one has ended.
-                log.warning("%s could not be removed: %s", self._uri, fault)
-
-
-@contextmanager
-def reporting(store: Store, verb: str) -> Iterator[None]:
-    """Keep runs/VERB.progress.json while the verb runs; after a kill the last one stays."""
-    report = _Report(store, verb)
-    token = _REPORT.set(report)
-    try:
-        yield
-    finally:
-        _REPORT.reset(token)
-        report.remove()
 
 
 class Progress:
@@ -85,7 +47,8 @@ class Progress:
     def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.done: float = 0
-        self._failed = 0
+        self.codes: Counter[str] = Counter()
+        """How many rows got which error code."""
         self._before: float = 0
         self._started = time.monotonic()
         self._interval = FIRST_S
@@ -93,7 +56,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not as_json():
             if Progress._live is None:
                 columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[unit]}")
                 rate = TextColumn("{task.fields[rate]}")
@@ -101,6 +64,7 @@ class Progress:
                 Progress._live.start()
             self._task = Progress._live.add_task(self.stage, total=self.total, unit=self.unit, rate="")
             Progress._open += 1
+        report_progress(self.stage, self.about())
         return self
 
     def __exit__(
@@ -124,23 +88,27 @@ class Progress:
     def advance(self, count: float = 1, note: str = "") -> None:
         """Count what is done, 0 to say that the stage still runs; note: more that a line should say, as a loss."""
         self.done += count
-        export_progress(self.stage, self.unit, self.done, self.total)
+        export_progress(self.stage, self.unit, count, self.done, self.total)
         now = time.monotonic()
         if self._task is not None and Progress._live is not None:
             rate = f"{self.rate:.3g}/s {note}".strip()
             Progress._live.update(self._task, completed=self.done, rate=rate)
         elif now >= self._next:
-            log.info("%s%s", str(self), f", {note}" if note else "")
+            log.info("%s%s", str(self), f", {note}" if note else "", extra=self.about(note))
             self._interval = min(2 * self._interval, LAST_S)
             self._next = now + self._interval
-        if (report := _REPORT.get()) is not None:
-            about = {"done": self.done, "total": self.total, "unit": self.unit, "rate": round(self.rate, 3)}
-            report.update(self.stage, {**about, "remaining_s": self.remaining_s, "note": note, "time": time.time()})
+        report_progress(self.stage, self.about(note))
 
-    def fail(self, count: int) -> None:
-        """Count rows that got an error code, for who watches the run's metrics."""
-        self._failed += count
-        export_failed(self.stage, self.unit, self._failed)
+    def about(self, note: str = "") -> dict[str, Any]:
+        """How far it is, as values by name."""
+        numbers = {"done": self.done, "total": self.total, "unit": self.unit, "rate": round(self.rate, 3)}
+        more = {"remaining_s": self.remaining_s, "note": note, "codes": dict(self.codes)}
+        return {"stage": self.stage, **numbers, **more}
+
+    def fail(self, codes: Mapping[str, int]) -> None:
+        """Count rows by the error code that they got, for who watches the run."""
+        self.codes.update(codes)
+        export_failed(self.stage, self.unit, codes)
 
     @property
     def remaining_s(self) -> float | None:
@@ -170,11 +138,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
-def tracked(items: Iterable[T], progress: Progress, count: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-    """The items, counted once each is dealt with; count: how much is done with an item."""
+def tracked(
+    items: Iterable[T],
+    progress: Progress,
+    count: Callable[[T], int] = lambda _: 1,
+    codes: Callable[[T], Mapping[str, int]] = lambda _: {},
+) -> Iterator[T]:
+    """The items, counted once each is dealt with; count: how much is done with an item; codes: what failed of it."""
     with progress:
         for item in items:
             yield item
+            progress.fail(codes(item))
             progress.advance(count(item))
 
 

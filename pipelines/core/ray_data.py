@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Batch, Row, Stage, codes_in
 from pipelines.core.progress import Progress, tracked
 
 if TYPE_CHECKING:
@@ -242,6 +242,6 @@ def actor_retries() -> dict[str, int]:
 
 
 def finish(rows: Dataset, column: str, progress: Progress) -> None:
-    """Run a dataset whose batches say in a column how much they have done."""
-    for _ in tracked(batches(rows), progress, lambda counts: int(counts[column].sum())):
+    """Run a dataset whose batches say in a column how much they have done, and in `codes` what failed of it."""
+    for _ in tracked(batches(rows), progress, lambda counts: int(counts[column].sum()), codes_in):
         pass

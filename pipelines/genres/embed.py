@@ -336,6 +336,7 @@ def store_films(store: Store, films: Iterator[Embedded], total: int, computed: s
     with Progress("embed", total, "films") as progress:
         for film in films:
             _store_film(store, film, computed)
+            progress.fail(Counter(row["code"] for row in film.rejected))
             progress.advance()
 
 

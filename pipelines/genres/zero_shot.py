@@ -146,6 +146,7 @@ def zero_shot(config: ZeroShotConfig, plan: ZeroShotPlan) -> dict[str, Any]:
             done = int((batch["code"] != UNFINISHED).sum())
             spent.update({name: int(batch[name].sum()) for name in ("requests", "tokens_in", "tokens_out")})
             spent["done"] += done
+            progress.fail(Counter(code for code in batch["code"].tolist() if code not in ("", UNFINISHED)))
             progress.advance(done)
     found = answers(store)
     mine = [(one, found[one.film]) for one in plan.sources if one.film in found]

@@ -10,7 +10,7 @@ import numpy as np
 from pyarrow import compute
 
 from actors.core.computed import COMPUTED
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Batch, Row, Stage, codes_in
 from actors.core.store import Store
 from actors.media.images import read_images
 from actors.models.clip import ImageEmbedder, input_shape
@@ -69,7 +69,8 @@ def embed(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> dict[
     that could not be."""
     written = (embed_few if few_images(config, len(pictures)) else embed_many)(config, pictures)
     failed: dict[str, tuple[str, str]] = {}
-    for batch in tracked(written, Progress("embed", len(pictures), "images"), lambda batch: len(batch["uri"])):
+    progress = Progress("embed", len(pictures), "images")
+    for batch in tracked(written, progress, lambda batch: len(batch["uri"]), codes_in):
         for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
             if code:
                 failed[uri] = code, message

@@ -16,7 +16,7 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.catalog import Part
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
-from actors.core.stage import Batch, Row
+from actors.core.stage import Batch, Row, codes_of
 from actors.core.store import Store
 from actors.curation.cutting.cut import CutConfig, cut, film_row
 from actors.curation.cutting.keyframes import KEY_FRAMES
@@ -241,7 +241,7 @@ def cut_frames(batch: Batch, config: CutConfig) -> Iterator[Batch]:
 
 def write_rows(batch: Batch, store: Store, families: Sequence[Task] = ()) -> Batch:
     """Write rows as a part of scores/, one of thumbnails/, one of keyframes/ and one of each family that was measured
-    with them, all of one name; returns how many films, scenes and failures they were."""
+    with them, all of one name; returns how many films and scenes they were, and their error codes."""
     hashes = np.array([value or None for value in batch["phash"]], object)
     written = np.full(len(batch["scene_id"]), time.time())
     values = {**batch, "phash": hashes, "written": written}
@@ -259,8 +259,8 @@ def write_rows(batch: Batch, store: Store, families: Sequence[Task] = ()) -> Bat
             store.write_part(task.folder, rows, keys)
     store.write_part("scores", table, keys)
     films = batch["scene_id"] == ""
-    failed = batch["error"] != ""
-    return {"films": np.array([films.sum()]), "scenes": np.array([(~films).sum()]), "failed": np.array([failed.sum()])}
+    counts = {"films": np.array([films.sum()]), "scenes": np.array([(~films).sum()])}
+    return {**counts, "codes": codes_of(batch["error"])}
 
 
 def _pictures(batch: Batch, schema: pa.Schema) -> pa.Table:

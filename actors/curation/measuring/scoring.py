@@ -15,7 +15,7 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.child import CHILD, DECODE_ATTEMPTS, ChildFault
 from actors.core.computed import COMPUTED
-from actors.core.stage import Batch, ModelStage, Row
+from actors.core.stage import Batch, ModelStage, Row, codes_of
 from actors.core.store import Store
 from actors.curation.cutting.keyframes import KEY_FRAMES, decode_jpeg
 from actors.curation.cutting.pictures import Key, film_of, film_task, read_pictures, stored
@@ -135,7 +135,8 @@ class PartScorer:
     Reads:  part      str (N,), names of parts of scores/, or of slices of them
             pictures  str (N,), JSON, of a family that reads videos: by video_id the key frames to look at, each a part,
                       a scene_id and a box as of `Placed`
-    Gives:  scenes, failed  int (N,): rows that were written, and those of them that have an error
+    Gives:  scenes  int (N,): rows that were written
+            codes   str (N,), JSON: how many of them got which error code
     """
 
     def __init__(self, store: Store, task: Task, cutting: CutConfig, recaptions: Mapping[Key, str]) -> None:
@@ -147,8 +148,8 @@ class PartScorer:
     def __call__(self, batch: Batch) -> Batch:
         pictures = batch.get("pictures", np.full(len(batch["part"]), ""))
         tables = [self._measured(str(part), str(about)) for part, about in zip(batch["part"], pictures, strict=True)]
-        failed = [int((table["error"].to_numpy() != "").sum()) for table in tables]
-        return {"scenes": np.array([len(table) for table in tables]), "failed": np.array(failed)}
+        codes = np.concatenate([codes_of(table["error"].to_pylist()) for table in tables])
+        return {"scenes": np.array([len(table) for table in tables]), "codes": codes}
 
     def _measured(self, name: str, pictures: str) -> pa.Table:
         part, first, count = rows_of_slice(name)

@@ -148,7 +148,12 @@ def recaption(config: CurationConfig, scenes: list[Row]) -> Recaptioned:
     into = Answers(store, config.captions, str(time.time()))
     with closing(_way(config.captions)(config, todo, into)) as replies:
         progress = Progress("recaption", count, "captions")
-        for answer in tracked(replies, progress, lambda answer: int(answer.code != UNFINISHED)):
+        for answer in tracked(
+            replies,
+            progress,
+            lambda answer: int(answer.code != UNFINISHED),
+            lambda answer: {} if answer.code in ("", UNFINISHED) else {answer.code: 1},
+        ):
             done.captioned += answer.code == ""
             done.failed += answer.code == "caption_failed"
             done.left -= answer.code != UNFINISHED

@@ -20,7 +20,7 @@ import ray
 from ray.data import Dataset
 
 from actors.core import storage
-from actors.core.stage import Stage
+from actors.core.stage import Stage, codes_in
 from actors.core.store import Store
 from actors.curation.cutting.videos import ALL, Choice, cut_videos, fetch_video, read_tasks, write_rows
 from actors.curation.features.frame_scorer import FrameScorer
@@ -129,16 +129,17 @@ def _run(
     for step in (_families, _measured, _written):
         rows = step(rows, config, stages)
     # Shot detection finds scenes that no plan counts.
-    progress = Progress("score", None if plan.films else plan.todo_scenes, "scenes")
+    progress = Progress("score", None if plan.films else plan.scenes, "scenes")
+    if not plan.films:
+        progress.resume(plan.scenes - plan.todo_scenes)
     done = batches(rows)
     if not config.autoscaling:
         done = while_it_fits(done, *({name: stages[name] for name in kind} for kind in (pools, tasks)))
-    for counts in tracked(done, progress, lambda counts: int(counts["scenes"].sum())):
+    for counts in tracked(done, progress, lambda counts: int(counts["scenes"].sum()), codes_in):
         measured.films += int(counts["films"].sum())
         measured.scenes += int(counts["scenes"].sum())
-        measured.failed += int(counts["failed"].sum())
+        measured.failed += codes_in(counts).total()
         compactor.wrote(len(counts["films"]))
-        progress.fail(int(counts["failed"].sum()))
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
@@ -148,7 +149,8 @@ def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
     fetched = _fetched(_todo(config, stages, ALL), config, stages)
     codes: Counter[str] = Counter()
     done = batches(fetched)
-    for batch in tracked(done, Progress("fetch", plan.todo, "videos"), lambda batch: len(batch["video_id"])):
+    progress = Progress("fetch", plan.todo, "videos")
+    for batch in tracked(done, progress, lambda batch: len(batch["video_id"]), codes_in):
         codes.update(map(str, batch.get("error", [""] * len(batch["video_id"]))))
     return codes
 

@@ -24,7 +24,7 @@ from actors.core import storage
 from actors.core.catalog import Part, Replacement
 from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
-from actors.core.stage import Row, Stage
+from actors.core.stage import Row, Stage, codes_in
 from actors.core.store import Store
 from actors.curation.cutting.scenes import FramesConfig
 from actors.curation.measuring.family import VIDEO_SCENES, fingerprint, scorer_class
@@ -202,7 +202,8 @@ def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
         PartScorer, fn_constructor_args=arguments, batch_size=1, **ray_actors(stage, threads=True)
     )
     with Progress(f"measure {task.name}", len(parts), "parts") as progress:
-        for _ in batches(rows):
+        for done in batches(rows):
+            progress.fail(codes_in(done))
             progress.advance()
 
 

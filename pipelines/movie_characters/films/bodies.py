@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from actors.core.stage import Row
+from actors.core.stage import Row, codes_in
 from actors.core.store import Store
 from actors.movie_characters.recognition.bodies import BodiesConfig, FrameBodies
 from actors.movie_characters.recognition.frame_faces import write_faces
@@ -165,7 +165,8 @@ def embed_bodies(config: FaceConfig, bodies: BodiesConfig, films: Mapping[str, S
     if rows:
         write = partial(write_faces, store=Store(root_of(config)), model=model, folder=FOLDER)
         written = embed_rows(config, rows, FrameBodies, bodies.everywhere, write)
-        for _ in tracked(written, Progress("bodies", len(rows), "images"), lambda batch: len(batch["uri"])):
+        progress = Progress("bodies", len(rows), "images")
+        for _ in tracked(written, progress, lambda batch: len(batch["uri"]), codes_in):
             pass
 
 

@@ -14,7 +14,7 @@ from pyarrow import compute
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch
+from actors.core.stage import Batch, codes_in
 from actors.core.store import Store
 from actors.movie_characters.names import Picture
 from actors.movie_characters.recognition.frame_faces import CONFIDENCES, FACES, FrameFaces, write_faces
@@ -62,7 +62,7 @@ def embed_all(config: FaceConfig, todo: Sequence[Picture]) -> dict[str, tuple[st
     failed: dict[str, tuple[str, str]] = {}
     if todo:
         progress = Progress("faces", len(todo), "images")
-        for batch in tracked(_written(config, todo), progress, lambda batch: len(batch["uri"])):
+        for batch in tracked(_written(config, todo), progress, lambda batch: len(batch["uri"]), codes_in):
             for uri, code, message in zip(*(batch[name].tolist() for name in ("uri", "error", "message")), strict=True):
                 if code:
                     failed[uri] = code, message

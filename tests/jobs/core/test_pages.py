@@ -1,6 +1,9 @@
 """Pages: they hold all that they show, and what comes from outside is text."""
 
+import re
+import time
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,10 @@ from PIL import Image
 
 from actors.core.store import Store
 from jobs.core.pages import Picture, Section, Table, colours_of, draw, figure, legend_above, write_page
+from jobs.core.status import Status
+from jobs.core.status_page import page
+from pipelines.core.progress import Progress
+from pipelines.core.reporting import Snapshot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -85,6 +92,55 @@ def test_a_legend_covers_nothing_that_is_drawn():
     (legend,) = drawing.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a model"]
     assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+
+
+def snapshot(next_s: float | None) -> Snapshot:
+    """A run in its middle, with a name from outside."""
+    progress = Progress("score", 80, "scenes")
+    progress.resume(20)
+    progress.advance(20, note="<b>loss</b> 1")
+    progress.fail({"not_a_video": 3})
+    return Snapshot({"score": {**progress.about("<b>loss</b> 1"), "time": time.time()}}, ["12:00 a line"], next_s)
+
+
+def status_page(folder: Path, next_s: float | None, **record: object) -> str:
+    """The page of a run."""
+    about = {"command": "embed", "status": "done", "error": None, "started": "2026-11-28T10:00:00+00:00", "seconds": 9}
+    return page(Status(), about | record, Store(str(folder)), snapshot(next_s)).decode()
+
+
+def test_the_page_of_a_run_tells_how_far_it_is_and_how_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["x", "embed", "input=http://me:secret@host/list"])
+    running, done = status_page(tmp_path, 30.0), status_page(tmp_path, None)
+    assert '<span id="state">Running</span>' in running and '<meta http-equiv="refresh" content="30">' in running
+    assert "40 of 80 scenes" in running and '<progress value="0.5">' in running and " left" in running
+    assert ("not_a_video", "3") in [(name, number) for (name, _), (number, _) in pairwise(Page(running).cells)]
+    assert "a line" in running and "b" not in Page(running).tags
+    assert "http://host/list" in running and "secret" not in running
+    assert '<span id="state">Done</span>' in done and 'http-equiv="refresh"' not in done and "data-stale" not in done
+    assert "embed done after 9 s" in done and len(running) < 12_000
+    failed = status_page(tmp_path, None, status="failed", error="OSError: the disk is full")
+    assert '<span id="state">Failed</span>' in failed and "the disk is full" in failed
+    assert ">Interrupted</span>" in status_page(tmp_path, None, status="failed", error="Terminated: by SIGTERM")
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_asks_for_itself_anew_and_says_when_nothing_comes(browser: "Browser", tmp_path: Path):
+    file = tmp_path / "status.html"
+    with browser.new_page(viewport={"width": 1000, "height": 800}) as shown:
+        running = status_page(tmp_path, 10.0)
+        file.write_text(running.replace('content="10"', 'content="1"'))
+        shown.goto(f"file://{file}")
+        assert shown.locator("#state").inner_text() == "Running" and "ago" in shown.locator("#age").inner_text()
+        assert not shown.locator("#killed").is_visible()
+        # The next update is as old as that of a run which was killed an hour ago.
+        old = re.sub(r'data-updated="[\d.]+"', f'data-updated="{time.time() - 3600}"', running)
+        file.write_text(old.replace('content="10"', 'content="1"'))
+        shown.get_by_text("No update for 60 min").wait_for(timeout=10_000)
+        assert shown.locator("#killed").is_visible()
+        file.write_text(status_page(tmp_path, None))
+        shown.get_by_text("Done", exact=True).wait_for(timeout=10_000)
+        assert not shown.locator("#killed").is_visible()
 
 
 @pytest.mark.slow

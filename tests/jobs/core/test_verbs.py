@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from actors.core.errors import UserError
 from actors.core.lease import Lease
+from actors.core.log_format import LOG_FORMAT
 from actors.core.patience import PATIENCE, PATIENCE_S, patience_s
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -270,6 +273,48 @@ def test_status_shows_records_and_the_stages_that_are_in_progress(tmp_path: Path
     lines = run("status", tmp_path).stdout.splitlines()
     assert lines[0].startswith("count-films done after")
     assert lines[-1].startswith("embed embed: 4 of 8 films, 2/s, 2 s left, loss 0.5 (")
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Lines that are JSON objects, each with what every one has."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        assert {"level", "logger", "message"} <= line.keys() and line["time"].endswith("Z")
+        assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 60
+    return lines
+
+
+@pytest.mark.parametrize("form", ["log.format=json", "--log.format=json", "file"])
+def test_all_that_a_command_logs_is_json_on_request(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if form == "file":
+        form = str(tmp_path / "settings.yaml")
+        Path(form).write_text("log: {format: json}")
+    monkeypatch.setattr("pipelines.core.progress.FIRST_S", 0.0)
+    # A terminal shows no live line then.
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    done = run("count-films", tmp_path / "out", "input=a", form)
+    progress, end = json_lines(done.stderr)
+    assert (progress["stage"], progress["done"], progress["total"], progress["unit"]) == ("count", 3, 5, "films")
+    assert (end["command"], end["status"], end["rows"]["rejected"]) == ("count-films", "done", {"broken": 2})
+    assert end["message"].startswith("count-films done after") and end["lines"][-1].startswith("table: ")
+    assert done.stdout == "" and "log" not in record_of(tmp_path / "out")["settings"]
+    (_, fault) = json_lines(run("count-films", tmp_path / "out", "input=a", "fail=work", form, code=1).stderr)
+    assert (fault["level"], fault["exit_code"]) == ("ERROR", 1)
+    assert fault["message"] == "failed: OSError: the disk is full" and "Traceback" in fault["traceback"]
+    *_, few = json_lines(run("count-films", tmp_path / "out", "input=a", form, "--max-rejected", "1", code=3).stderr)
+    assert few["exit_code"] == 3 and few["message"].startswith("failed: 2 rows rejected")
+    told = run("look", tmp_path / "out", form)
+    assert told.stdout.splitlines() and not told.stderr, "what a verb without a record says is its result"
+
+
+def test_a_mistake_in_settings_is_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told = json_lines(run("count-films", tmp_path, "input=a", "row=3", "log.format=json", code=2).stderr)
+    assert [(one["message"], one["exit_code"]) for one in told] == [
+        ("row: there is no such setting; did you mean rows?", 2)
+    ]
+    assert "log.format: " in run("count-films", tmp_path, "input=a", "log.format=xml", code=2).stderr
+    monkeypatch.setenv(LOG_FORMAT, "xml")
+    assert f"{LOG_FORMAT}=xml" in run("count-films", tmp_path, "input=a", code=2).stderr
 
 
 def test_help_is_the_docstring_and_names_come_from_classes():

@@ -17,10 +17,10 @@ from pipelines.core.progress import (
     ProgressFile,
     duration,
     following,
-    reporting,
     ticking,
     tracked,
 )
+from pipelines.core.reporting import PAGE, reporting
 
 
 @pytest.fixture
@@ -59,15 +59,37 @@ def test_items_count_once_they_are_dealt_with():
     assert seen == [(1, 0), (2, 10), (3, 30)] and progress.done == 60
 
 
-def test_the_file_is_there_while_a_verb_runs_and_stays_after_a_kill(tmp_path: Path, clock: list[float]):
-    store, file = Store(str(tmp_path)), tmp_path / "runs" / "embed.progress.json"
-    with reporting(store, "embed"):
+def test_the_files_are_there_while_a_verb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, seconds in {"FIRST_S": 0.01, "EVERY_S": 0.03, "LAST_S": 0.03}.items():
+        monkeypatch.setattr(f"pipelines.core.reporting.{name}", seconds)
+    store, file, page = Store(str(tmp_path)), tmp_path / "runs" / "embed.progress.json", tmp_path / PAGE
+    with reporting(store, "embed", lambda now: f"{now.next_s} {list(now.stages)} {now.lines}".encode()):
         progress = Progress("embed", 8, "films")
-        clock[0] += 2
+        progress.fail({"broken": 1})
         progress.advance(4)
+        _until(lambda: file.exists() and page.exists())
         about = json.loads(file.read_text())["embed"]
-        assert (about["done"], about["total"], about["rate"], about["remaining_s"]) == (4, 8, 2.0, 2.0)
-    assert not file.exists()
+        assert (about["done"], about["total"], about["unit"], about["codes"]) == (4, 8, "films", {"broken": 1})
+        logging.getLogger("pipelines").warning("of a worker")
+        _until(lambda: "['embed']" in page.read_text() and "of a worker" in page.read_text())
+    assert not file.exists() and page.read_text().startswith("None ['embed']"), "it has ended"
+    page.unlink()
+    with reporting(store, "embed", lambda now: b"short"):
+        pass
+    assert not page.exists()
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("pipelines.core.reporting.FIRST_S", 0.01)
+    monkeypatch.setattr("pipelines.core.reporting.EVERY_S", 0.01)
+    (tmp_path / "file").write_text("")
+    with reporting(Store(str(tmp_path / "file")), "embed", lambda now: b"page"):
+        progress = Progress("embed", 8)
+        _until(lambda: progress.advance() or bool(caplog.messages))
+        time.sleep(0.1)
+    assert len(caplog.messages) == 1 and "it goes on" in caplog.messages[0]
 
 
 def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
