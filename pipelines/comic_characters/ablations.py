@@ -25,7 +25,6 @@ from pipelines.comic_characters.learning.fine_tune import fine_tune, plan_fine_t
 from pipelines.comic_characters.learning.pairs import plan_pretraining
 from pipelines.comic_characters.model import backbone_uri
 from pipelines.comic_characters.settings import ComicsConfig
-from pipelines.core.ray_data import actor_retries
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +97,11 @@ def run_ablations(
     """Train all ablations, as many at once as the cluster has CPUs for; returns where the vectors of each are."""
     import ray
 
+    from pipelines.core.attempts import repeated
+
     there = ray.cluster_resources().get("CPU", 0)
     growing = config.autoscaling or not there
-    work: Any = ray.remote(num_cpus=0, max_retries=actor_retries()["max_task_retries"])(ablate)
+    work = repeated(ablate, num_cpus=0)
     running: dict[Any, str] = {}
     found: dict[str, str] = {}
     waiting = list(variants)
@@ -111,7 +112,7 @@ def run_ablations(
                 break
             name = waiting.pop(0)
             log.info("ablation %s: training", name)
-            running[work.remote(config, variants[name], instances)] = name
+            running[work(config, variants[name], instances)] = name
         (done,), _ = ray.wait(list(running), num_returns=1)
         name = running.pop(done)
         found[name] = ray.get(done)

@@ -1,4 +1,4 @@
-"""What to do when workers or nodes die more often than Ray repeats them: wait until Ray has noticed, and go on."""
+"""What to do when deaths of workers or nodes end what Ray runs: wait until Ray has noticed, and go on."""
 
 import gc
 import logging
@@ -13,6 +13,7 @@ import ray
 from ray import exceptions
 
 from actors.core.stage import Stage
+from pipelines.core.attempts import KilledError
 from pipelines.core.progress import duration
 from pipelines.core.ray_data import TooSmallError, check_nodes, fit
 
@@ -34,6 +35,7 @@ class ShrunkError(RuntimeError):
 
 
 _DEATHS = (
+    KilledError,
     exceptions.ActorDiedError,
     exceptions.ActorUnavailableError,
     exceptions.NodeDiedError,
@@ -46,32 +48,41 @@ _DEATHS = (
 class Perseverance:
     """Tries again after deaths, with longer and longer pauses; gives up after as many as there are without progress.
 
+    Where nodes were lost meanwhile there is no end.
+
     ran: the cluster had room before; where it has none now, nodes are waited for.
     """
 
     def __init__(self, ran: bool = False) -> None:
         self.why = ""
         """The latest death in one line."""
+        self.killed: frozenset[int] = frozenset()
+        """The videos, by video_index, one of which killed the workers of the latest try; none where it is not known."""
+        self._known: frozenset[int] = frozenset()
         self._error: Exception | None = None
         self._pauses = 0
         self._done = -1
+        self._nodes: frozenset[str] = frozenset()
         self.ran = ran
         """Whether something was tried before."""
         self._small_since: float | None = None
 
     def tried(self, work: Callable[[], None]) -> bool:
         """Do the work; False where a death ended it, or no room is left after one. Raises every other error."""
-        self._error = None
+        self._error, self.killed, self._nodes = None, frozenset(), living_nodes()
         try:
             work()
         except TooSmallError as error:
             if not self.ran:
                 raise
             self._error, self.why = error, str(error)
-        except (exceptions.RayError, ShrunkError) as error:
+        except (exceptions.RayError, KilledError, ShrunkError) as error:
             if not died(error):
                 raise
-            self._error, self.why = error, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            told = getattr(error, "cause", error)
+            told = told if isinstance(told, KilledError) else error
+            self.killed = told.films if isinstance(told, KilledError) else frozenset()
+            self._error, self.why = error, f"{type(told).__name__}: {str(told).strip().splitlines()[0]}"
             # Its frames hold the actors of the work that ended; these would start again and keep their CPUs.
             error.__traceback__ = error.__cause__ = error.__context__ = None
         self.ran = True
@@ -85,20 +96,29 @@ class Perseverance:
         """Whether the latest try did not begin, since the cluster had become too small."""
         return isinstance(self._error, TooSmallError)
 
+    @property
+    def lost_nodes(self) -> bool:
+        """Whether nodes are gone that were there when the latest try began."""
+        return not living_nodes() >= self._nodes
+
     def pause(self, done: int) -> None:
         """Wait before the next try; done: how much is there, to see progress. Raises the death where there is none."""
         if isinstance(self._error, TooSmallError):
             self._wait_for_nodes(self._error)
             return
+        if self.killed - self._known:
+            self._known |= self.killed
+            log.warning("%s; going on without", self.why)
+            return
         self._small_since = None
         if done > self._done:
             self._done, self._pauses = done, 0
-        if self._error and self._pauses == len(PAUSES_S):
-            raise self._error
-        seconds = PAUSES_S[self._pauses]
+        seconds = PAUSES_S[min(self._pauses, len(PAUSES_S) - 1)]
         self._pauses += 1
         log.warning("%s; going on with what is left in %.0f s", self.why, seconds)
         time.sleep(seconds)
+        if self._error and self._pauses > len(PAUSES_S) and not self.lost_nodes:
+            raise self._error
 
     def _wait_for_nodes(self, error: TooSmallError) -> None:
         """Wait until nodes have come or gone, or for as long as passes between two lines that say so."""

@@ -46,9 +46,12 @@ class RemoteTurns(Turns):
 def shared_turns(config: VlmConfig) -> RemoteTurns:
     """New turns of a run, by its settings."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     limits = config.requests_per_minute, config.max_requests, config.patience_s
-    return RemoteTurns(ray.remote(num_cpus=0)(Turns).remote(*limits))
+    # On the driver's node, which is there as long as the run.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return RemoteTurns(ray.remote(num_cpus=0, scheduling_strategy=here)(Turns).remote(*limits))
 
 
 def finish_turns(turns: RemoteTurns, patience_s: float) -> None:

@@ -47,8 +47,8 @@ class Compactor:
         return not running
 
     def _start(self) -> None:
-        import ray
+        from pipelines.core.attempts import repeated
 
         # No CPU of its own: pools may hold all of them.
-        task: Any = ray.remote(num_cpus=0, max_retries=3)(compact)
-        self._running, self._written = [task.remote(self._store, MANY_PARTS // 2)], 0
+        task = repeated(compact, num_cpus=0)
+        self._running, self._written = [task(self._store, MANY_PARTS // 2)], 0

@@ -180,12 +180,10 @@ def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], 
 
     if not ray.is_initialized():
         return [function(*call) for call in calls]
-    task = ray.remote(max_retries=3)(_called)
-    return ray.get([task.remote(function, call) for call in calls])
+    from pipelines.core.attempts import repeated
 
-
-def _called(function: Callable[..., Result], call: tuple[Any, ...]) -> Result:
-    return function(*call)
+    task = repeated(function)
+    return ray.get([task(*call) for call in calls])
 
 
 def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> int:

@@ -79,18 +79,14 @@ def fetch_video(task: Row, folder: str, config: FetchConfig) -> Row:
     return {**task, **about, "fetch_s": time.monotonic() - started}
 
 
-def cut_videos(batch: Batch, config: CutConfig, held: str | None = None) -> Iterator[Batch]:
+def cut_videos(batch: Batch, config: CutConfig) -> Iterator[Batch]:
     """Decode the videos of a batch, one by one: yields batches of rows.
 
     Their columns are those of SCORES, frames, thumbnail and KEY_FRAMES.
     A video that has been cut ends with its film's row, whatever went wrong; every scene that was asked for has one.
-    held: a folder that gets an empty file by the video_index of each video that was begun, so that what killed this
-    worker is known outside of it.
     """
     rows: list[Row] = []
     for i in range(len(batch["video_id"])):
-        if held is not None:
-            storage.write_bytes(storage.join(held, str(batch["video_index"][i])), b"")
         for row in guarded(partial(_cut_video, config=config), {name: column[i] for name, column in batch.items()}):
             rows.append(row)
             # Columns for a row alone would cost as much as its resizing; many rows would hold up the next stage.

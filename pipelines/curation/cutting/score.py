@@ -19,7 +19,6 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
-from actors.core import storage
 from actors.core.stage import Stage, codes_in
 from actors.core.store import Store
 from actors.curation.cutting.videos import ALL, Choice, cut_videos, fetch_video, read_tasks, write_rows
@@ -27,7 +26,7 @@ from actors.curation.features.frame_scorer import FrameScorer
 from actors.curation.measuring.measured import Task
 from actors.curation.measuring.scoring import PassScorer
 from actors.media.limits import FilmStage
-from pipelines.core.deaths import Perseverance, living_nodes, while_it_fits
+from pipelines.core.deaths import Perseverance, while_it_fits
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context, widened
 from pipelines.curation.compact import Compactor
@@ -57,62 +56,42 @@ class Measured:
 def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measured:
     """Run the stages over plan/todo until every row is in scores/; left: plan what is missing anew.
 
-    Where workers or nodes die more often than Ray repeats them, the run goes on with what is left once Ray has noticed.
-    Where no node was lost, the videos that were begun and are not done come last, each alone; one whose workers die
-    again gets rows with the code crashed_worker.
+    A video that kills its workers gets rows with the code crashed_worker, and the run goes on with what is left. Where
+    they were at several videos, each of these comes last and alone. Where nodes that are lost end the run of the
+    stages, it goes on, too, once Ray has noticed.
     """
     set_context()
-    measured, started, held = Measured(), time.monotonic(), _held(config)
+    measured, started = Measured(), time.monotonic()
     compactor = Compactor(Store(config.output))
-    suspects: frozenset[int] = frozenset()
+    suspects: dict[int, str] = {}
     again = Perseverance()
     try:
-        _clear(held)
         while plan.todo:
-            nodes = living_nodes()
-            if again.tried(partial(_run, config, plan, Choice(without=suspects), measured, compactor, again.ran)):
+            without = Choice(without=frozenset(suspects))
+            if again.tried(partial(_run, config, plan, without, measured, compactor, again.ran)):
                 break
             again.pause(measured.films)
-            if living_nodes() >= nodes:
-                suspects |= _begun(held)
-            _clear(held)
+            suspects |= dict.fromkeys(again.killed, again.why if len(again.killed) == 1 else "")
             plan = left()
-        for suspect in sorted(suspects):
-            _alone(config, left(), suspect, measured, compactor)
+        for suspect, why in sorted(suspects.items()):
+            _alone(config, left(), suspect, why, measured, compactor)
         compactor.finish()
     finally:
-        _clear(held)
         measured.seconds = time.monotonic() - started
     return measured
 
 
-def _alone(config: CurationConfig, plan: Plan, suspect: int, measured: Measured, compactor: Compactor) -> None:
-    """Measure one video by itself, if it is left; where its workers die again, it gets rows that say so."""
+def _alone(
+    config: CurationConfig, plan: Plan, suspect: int, why: str, measured: Measured, compactor: Compactor
+) -> None:
+    """Measure one video by itself, if it is left; where its workers die again, or it is known why it cannot be
+    measured, it gets rows that say so."""
     only, again = frozenset([suspect]), Perseverance(ran=True)
-    while True:
-        nodes = living_nodes()
-        if again.tried(partial(_run, config, plan, Choice(only), measured, compactor, again.ran)):
-            return
-        small = again.no_room
+    choice = Choice(only, lost=why)
+    while not again.tried(partial(_run, config, plan, choice, measured, compactor, again.ran)):
         again.pause(measured.films)
-        if living_nodes() >= nodes and not small:
-            why = f"its worker died each time, also when it was the only video ({again.why})"
-            _run(config, plan, Choice(only, lost=why), measured, compactor)
-            return
-
-
-def _held(config: CurationConfig) -> str:
-    """The folder of what was begun; runs over other ranges of the input have their own."""
-    return Store(config.output).uri("plan", "held", str(config.videos.start))
-
-
-def _begun(held: str) -> frozenset[int]:
-    return frozenset(int(entry.name) for entry in storage.listing(held))
-
-
-def _clear(held: str) -> None:
-    for entry in list(storage.listing(held)):
-        storage.delete(entry.uri)
+        if again.killed:
+            choice = Choice(only, lost=again.why)
 
 
 def _run(
@@ -205,7 +184,7 @@ def _decoded(
 
 def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
     cutting = replace(config.cutting, processes=max(1, int(stages["video"].num_cpus)))
-    cut: Any = partial(cut_videos, config=cutting, held=_held(config))
+    cut: Any = partial(cut_videos, config=cutting)
     return tasks.map_batches(cut, batch_size=1, **ray_task(stages["video"]))
 
 

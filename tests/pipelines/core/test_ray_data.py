@@ -199,25 +199,6 @@ def test_a_dataset_is_run_to_its_end_and_counted(ray_cluster: None):
     assert progress.done == sum(range(6))
 
 
-def die(batch: dict[str, Any], file: str) -> dict[str, Any]:
-    with open(file, "a") as there:
-        there.write("x")
-    os._exit(1)
-
-
-def test_a_task_that_kills_its_worker_is_tried_four_times(ray_cluster: None, tmp_path: Path):
-    import ray
-    from ray.exceptions import WorkerCrashedError
-
-    set_context()
-    file = tmp_path / "tries"
-    work: Any = partial(die, file=str(file))
-    rows = ray.data.range(1).map_batches(work, **ray_task(Stage(num_cpus=0.5)))
-    with pytest.raises(WorkerCrashedError):
-        list(batches(rows))
-    assert file.read_text() == "xxxx"
-
-
 class Endless:
     """A worker whose call does not end."""
 

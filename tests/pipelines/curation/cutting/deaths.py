@@ -1,9 +1,10 @@
 """Runs on a cluster of two nodes of which some are lost.
 
-    python -m tests.pipelines.curation.cutting.deaths INPUT OUTPUT WHICH
+    python -m tests.pipelines.curation.cutting.deaths INPUT OUTPUT WHICH [SETTING...] [-- VERB SETTING...]
 
 WHICH: own, the node of the actor which measures; other, the one beside it; both, and new ones come once the run says
-that it waits for them; or a folder of the output, as clips: any node once the folder has a file, and another one comes.
+that it waits for them; or folders of the output, as videos,measured: one node after the other, each once a folder has a
+file, and each time another one comes. VERB: what follows on the output.
 """
 
 import logging
@@ -36,21 +37,26 @@ def node_of_the_scorer(address: str) -> str | None:
 
 def lose(cluster: Cluster, workers: dict[str, Any], which: str, output: Path, waits: threading.Event) -> None:
     """End nodes, as the first paragraph says."""
-    if which in ("own", "other", "both"):
-        while (node := node_of_the_scorer(str(cluster.address))) not in workers:
-            time.sleep(0.2)
-    else:
-        while not any((output / which).rglob("*.mp4")):
-            time.sleep(0.02)
-        node = next(iter(workers))
+    if which not in ("own", "other", "both"):
+        for folder in which.split(","):
+            while not any(path.is_file() and path.name[0] != "." for path in (output / folder).rglob("*")):
+                time.sleep(0.02)
+            lost = next(iter(workers))
+            cluster.remove_node(workers.pop(lost), allow_graceful=False)
+            sys.stdout.write("a node is gone\n")
+            node = cluster.add_node(num_cpus=1)
+            workers[node.node_id] = node
+            sys.stdout.write("nodes have come\n")
+        return
+    while (node := node_of_the_scorer(str(cluster.address))) not in workers:
+        time.sleep(0.2)
     (other,) = workers.keys() - {node}
     for lost in (node, other) if which == "both" else (other,) if which == "other" else (node,):
         cluster.remove_node(workers[lost], allow_graceful=False)
         sys.stdout.write("a node is gone\n")
     if which == "both":
         waits.wait()
-    if which not in ("own", "other"):
-        for _ in range(2 if which == "both" else 1):
+        for _ in range(2):
             cluster.add_node(num_cpus=1)
         sys.stdout.write("nodes have come\n")
 
@@ -68,7 +74,9 @@ class Waits(logging.Handler):
 
 
 if __name__ == "__main__":
-    folder, place, which = sys.argv[1:]
+    folder, place, which, *more = sys.argv[1:]
+    end = more.index("--") if "--" in more else len(more)
+    settings, then = more[:end], more[end + 1 :]
     start_logging()
     deaths.QUIET_S, deaths.PAUSES_S = 10, (2.0,) * 10
     waiting = Waits()
@@ -82,7 +90,9 @@ if __name__ == "__main__":
         nodes = {node.node_id: node for node in two}
         losing = threading.Thread(target=lose, args=(shared, nodes, which, Path(place), waiting.seen), daemon=True)
         losing.start()
-        code = app(["run", f"input={folder}", f"output={place}", *COMMAND], standalone_mode=False)
+        code = app(["run", f"input={folder}", f"output={place}", *COMMAND, *settings], standalone_mode=False)
+        if then and not code:
+            code = app([then[0], place, *then[1:]], standalone_mode=False)
         losing.join(60)
     finally:
         ray.shutdown()

@@ -27,11 +27,13 @@ from tests.conftest import ROOT
 from tests.pipelines.curation.cutting.deaths import COMMAND
 from tests.pipelines.curation.outputs import quick
 from tests.support import corpus, films
+from tests.support.servers import FileHost, Gemini, Reply, says
 
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deaths, "PAUSES_S", (0.1, 0.1, 0.1))
+    monkeypatch.setattr(deaths, "living_nodes", lambda: frozenset("a"))
 
 
 def rows(output: Path) -> dict[tuple[str, str], str]:
@@ -40,10 +42,10 @@ def rows(output: Path) -> dict[tuple[str, str], str]:
     return {(row.video_id, row.scene_id): row.error for row in table.itertuples()}
 
 
-def cut_or_die(batch: Batch, config: Any, held: str | None = None) -> Iterator[Batch]:
+def cut_or_die(batch: Batch, config: Any) -> Iterator[Batch]:
     """As cut_videos, but b.mp4 takes the worker along."""
     for i, video_id in enumerate(batch["video_id"]):
-        found = videos.cut_videos({name: column[i : i + 1] for name, column in batch.items()}, config, held)
+        found = videos.cut_videos({name: column[i : i + 1] for name, column in batch.items()}, config)
         if video_id == "b.mp4" and not batch.get("error", [""])[i]:
             next(found)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -65,17 +67,16 @@ def test_a_film_that_kills_its_workers_becomes_a_row(
     assert {key: error for key, error in found.items() if error} == {("b.mp4", ""): "crashed_worker"}
     assert {video for video, scene in found if scene} == {"a.mp4", "c.mp4"}
     assert measured.failed == 1 and make_plan(config).todo == 0
-    assert not list((tmp_path / "out/plan/held/0").iterdir())
     message = pq.read_table(tmp_path / "out/scores").to_pandas().query("error != ''").message.iloc[0]
-    assert "also when it was the only video" in message and "WorkerCrashedError" in message
+    assert "3 workers died at b.mp4" in message
     # What may work now is tried by `retry`.
     monkeypatch.undo()
     assert make_plan(config, frozenset({"crashed_worker"})).todo == 1
 
 
-def run_and_lose(folder: Path, output: Path, which: str) -> str:
+def run_and_lose(folder: Path, output: Path, which: str, *more: str) -> str:
     """Run on a cluster that loses nodes; returns what was printed."""
-    command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, output, which]
+    command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, output, which, *more]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
         # A cluster tells its address there, and others that start meanwhile would join it.
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
@@ -84,8 +85,9 @@ def run_and_lose(folder: Path, output: Path, which: str) -> str:
         finally:
             corpus.Session(place).end()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "a node is gone" in done.stdout
-    assert ("nodes have come" in done.stdout) == (which in ("both", "clips")), done.stderr
+    losses = {"own": 1, "other": 1, "both": 2}.get(which, len(which.split(",")))
+    assert done.stdout.count("a node is gone") == losses
+    assert ("nodes have come" in done.stdout) == (which not in ("own", "other")), done.stderr
     found = rows(output)
     assert not any(found.values())
     assert Counter(video for video, scene in found if scene) == {f"{name}.mp4": 4 for name in "abcdef"}
@@ -118,6 +120,30 @@ def test_the_node_of_the_model_or_of_the_clips_or_the_one_beside_it_is_lost(
     corpus.assert_same_result(tmp_path / "out", undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nodes_are_lost_while_films_are_fetched_and_scenes_measured_and_captioned(
+    ray_cluster: None, six: Path, tmp_path: Path, host: FileHost, gemini: Gemini
+) -> None:
+    lines = ["video_id,url,start,end,caption"]
+    for film in sorted(six.iterdir()):
+        # A second a film.
+        body = film.read_bytes()
+        url = host.put(f"/{film.name}", Reply(body, pause_s=1024 / len(body)))
+        lines += [f"{film.name},{url},{2.5 * i},{2.5 * (i + 1)},{film.stem} {i}" for i in range(4)]
+    (tmp_path / "films.csv").write_text("\n".join(lines))
+    gemini.otherwise = says("a better caption with more light in it", wait_s=0.5)
+    settings = ("scores=[tests.support.families:Brightness]", "select.min_velocity=0")
+    captions = ("recaption", f"captions.endpoint={gemini.endpoint}", "captions.requests_at_once=1")
+    losing, calm = tmp_path / "losing", tmp_path / "calm"
+    run_and_lose(tmp_path / "films.csv", losing, "videos,measured,captions", *settings, "--", *captions)
+    corpus.run_here("run", f"input={tmp_path / 'films.csv'}", f"output={calm}", *COMMAND, *settings)
+    corpus.run_here(captions[0], calm, *captions[1:])
+    corpus.assert_same_result(losing, calm)
+    scenes = corpus.table(losing, "scenes")
+    assert set(scenes.recaption[scenes.kept]) == {"a better caption with more light in it"} and scenes.kept.sum() == 12
+
+
 def test_deaths_without_progress_end_the_run(fast: None) -> None:
     again = deaths.Perseverance()
 
@@ -134,6 +160,20 @@ def test_deaths_without_progress_end_the_run(fast: None) -> None:
     for done in range(1, 20):
         assert not again.tried(work)
         again.pause(done)
+
+
+def test_where_nodes_are_lost_there_is_no_end(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    again, number = deaths.Perseverance(), 0
+    monkeypatch.setattr(deaths, "living_nodes", lambda: frozenset([number]))
+
+    def work() -> None:
+        nonlocal number
+        number += 1
+        raise exceptions.WorkerCrashedError
+
+    for _ in range(3 * len(deaths.PAUSES_S)):
+        assert not again.tried(work)
+        again.pause(0)
 
 
 def test_nodes_are_waited_for_where_a_cluster_has_become_too_small(
