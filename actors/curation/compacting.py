@@ -262,12 +262,17 @@ def _with_columns(scores: pa.Table, sources: Sequence[tuple[str, int]], pictures
     return scores.append_column(PICTURES, where).append_column(SHARD, shards(scores["video_id"]))
 
 
+def shard_of(video_id: str) -> int:
+    """The shard of a video."""
+    return zlib.crc32(video_id.encode()) >> 16
+
+
 def shards(video_ids: pa.ChunkedArray | pa.Array) -> pa.Array:
     """The shard of each video, uint16."""
     coded = pa.chunked_array(video_ids).combine_chunks().dictionary_encode()
     if isinstance(coded, pa.ChunkedArray):
         coded = coded.combine_chunks()
-    codes = np.array([zlib.crc32(name.encode()) >> 16 for name in coded.dictionary.to_pylist()], np.uint16)
+    codes = np.array([shard_of(name) for name in coded.dictionary.to_pylist()], np.uint16)
     return pa.array(codes[coded.indices.to_numpy()])
 
 

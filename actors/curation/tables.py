@@ -89,6 +89,10 @@ URLS = pa.schema([*VIDEOS, ("url", pa.string())])
 """The same with where each film lies now; plans of earlier versions do not tell."""
 PLANNED = pa.schema([*URLS, *((name, pa.int64()) for name in ORIGIN)])
 """The same with which film that is, as it lay there when it was planned."""
+DIGEST = "digest"
+INPUT = pa.schema([*PLANNED, (DIGEST, pa.binary(16))])
+"""The same with what tells a video from others of its input, all of which can be cut; null for others, and in plans of
+earlier versions."""
 STALE = pa.schema(
     [
         ("video_id", pa.string()),

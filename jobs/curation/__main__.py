@@ -95,8 +95,9 @@ class Compact(Verb):
     def plan(self, config: CompactConfig) -> None:
         check_planned(Store(config.output))
 
-    def root(self, config: CompactConfig) -> None:
-        return None
+    def leases(self, config: CompactConfig) -> tuple[str, ...]:
+        # Also those of runs, which compact beside their work.
+        return (self.name, *corpus.measurings(Store(config.output)))
 
     def work(self, config: CompactConfig, plan: None, run: Run) -> None:
         from pipelines.curation.compact import compact_output

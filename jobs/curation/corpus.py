@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from actors.core import storage
 from actors.core.errors import check_all
 from actors.core.store import Store
 from jobs.core import verbs
@@ -22,7 +23,6 @@ from jobs.curation.verb import (
     load_settings,
     overriding,
     places,
-    ray_for_parts,
     settle,
     write_kept,
 )
@@ -41,7 +41,6 @@ def measure(config: CurationConfig, run: verbs.Run, again: frozenset[str] = froz
     """Plan and score what is missing; again: error codes of rows to make again."""
     from pipelines.curation.cutting.plan import make_plan
 
-    ray_for_parts(run)
     plan, started = make_plan(config, again), time.time()
     run.record["changed"] = changed(config, plan)
     run.record["input"] = {name: getattr(plan, name) for name in ("videos", "scenes", "films")}
@@ -75,9 +74,20 @@ def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Prev
     return Preview(facts, places(config, *ARTEFACTS), *stages_of(config, plan.remote))
 
 
+MEASURING = "score-"
+"""How leases of what downloads and measures begin."""
+
+
 def measuring(config: CurationConfig) -> str:
     """Name of the lease of what downloads and measures; runs over other ranges of the input have their own."""
-    return f"score-{config.videos.start}"
+    return f"{MEASURING}{config.videos.start}"
+
+
+def measurings(store: Store) -> list[str]:
+    """Names of such leases: of a run over the whole input, and of those that lie there."""
+    lying = storage.listing(store.uri("runs"), (".lease",))
+    names = (entry.name.removesuffix(".lease") for entry in lying)
+    return sorted({f"{MEASURING}0", *(name for name in names if name.startswith(MEASURING))})
 
 
 class Run(CurationVerb):

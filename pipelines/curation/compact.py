@@ -1,5 +1,6 @@
 """Parts of scores/ become few while a run goes on, and in the end: by one task of Ray at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from actors.core.store import Store
@@ -7,6 +8,8 @@ from actors.curation.compacting import Compacted, compact, renew_places
 
 MANY_PARTS = 1000
 """Parts that a run compacts together; less than half of them stay as they are."""
+MEMORY_BYTES = 1 << 30
+"""Memory that compaction takes, mostly; parts of 100 MB are read one group after the other."""
 
 
 def compact_output(store: Store) -> Compacted:
@@ -47,8 +50,20 @@ class Compactor:
         return not running
 
     def _start(self) -> None:
+        import ray
+
         from pipelines.core.attempts import repeated
 
         # No CPU of its own: pools may hold all of them.
-        task = repeated(compact, num_cpus=0)
+        task = repeated(compact, num_cpus=0, **_reserved(ray.nodes()))
         self._running, self._written = [task(self._store, MANY_PARTS // 2)], 0
+
+
+def _reserved(nodes: Sequence[Any]) -> dict[str, int]:
+    """Memory that Ray reserves for compaction: what it takes, or what the largest node has if that is less.
+
+    nodes: as Ray lists them.
+    """
+    most = max((int(node["Resources"].get("memory", 0)) for node in nodes if node["Alive"]), default=0)
+    memory = min(MEMORY_BYTES, most)
+    return {"memory": memory} if memory else {}

@@ -4,19 +4,23 @@ Synthetic rows of scores/ of 53 scenes a video, in parts that `compact` has made
 step runs in a process of its own; its CPU-seconds and peak memory are printed, and the files that it opened.
 
     start ROWS    plan an input all of which is done, whose last plan is that of its first start
+    changed ROWS  plan it with 1 % of new videos
+    retry ROWS    plan it with 1 % of its rows failed, one here and one there, which are to be tried again
     select ROWS   select of it
     compact ROWS  compact them, where they lie in parts of 64 rows
 """
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +34,14 @@ from actors.curation.sources.origin import Source, times, with_times
 from actors.curation.tables import PICTURES, SCORES
 from pipelines.curation.settings import CurationConfig
 
+SHARE = 100
+"""Of so many videos one is new, and of so many rows one has failed."""
 SCENES = 53
 """Scenes of a video, as HD-VG-130M has them."""
 PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
-BARS = {"start": (60.0, 1000.0), "select": (float("inf"), 2000.0), "compact": (float("inf"), 2000.0)}
+BARS = dict.fromkeys(("start", "changed", "retry"), (60.0, 1000.0))
+BARS |= {"select": (float("inf"), 2000.0), "compact": (float("inf"), 2000.0)}
 """CPU-seconds and MB at ten million rows."""
 
 
@@ -47,18 +54,22 @@ def write_input(path: Path, videos: int) -> None:
     """Metadata of so many videos, as HD-VG-130M has it."""
     with path.open("w") as file:
         file.write("{")
-        for video in range(videos):
-            cuts = [
-                {
-                    "clip_id": f"{video:011d}.0_{i}.mp4",
-                    "scene_cut": [60 * i, 60 * i + 60],
-                    "caption": f"a scene of {video}",
-                }
-                for i in range(SCENES)
-            ]
-            clip = {f"{video:011d}.0.mp4": {"span": ["00:00:00.000", "00:10:00.000"], "scene_split": cuts}}
-            file.write(("," if video else "") + f'"{video:011d}":' + json.dumps({"url": url(video), "clip": clip}))
+        _write_videos(file, range(videos))
         file.write("}")
+
+
+def _write_videos(file: TextIO, videos: Iterable[int]) -> None:
+    for video in videos:
+        cuts = [
+            {
+                "clip_id": f"{video:011d}.0_{i}.mp4",
+                "scene_cut": [60 * i, 60 * i + 60],
+                "caption": f"a scene of {video}",
+            }
+            for i in range(SCENES)
+        ]
+        clip = {f"{video:011d}.0.mp4": {"span": ["00:00:00.000", "00:10:00.000"], "scene_split": cuts}}
+        file.write(("," if video else "") + f'"{video:011d}":' + json.dumps({"url": url(video), "clip": clip}))
 
 
 def tables(videos: int) -> Iterator[pa.Table]:
@@ -117,6 +128,7 @@ def make(folder: Path, rows: int) -> None:
 
     videos = rows // SCENES
     write_input(folder / "corpus.json", videos)
+    (folder / "videos.json").write_text(json.dumps(videos))
     config = config_of(folder)
     make_plan(config)
     with Replacement(config.output, ["scores"], SCORES_AGAIN) as new:
@@ -137,6 +149,46 @@ def start(folder: Path) -> str:
     plan = make_plan(config_of(folder))
     assert plan.todo == 0, plan
     return f"{plan.scenes} scenes, nothing left"
+
+
+def add_videos(folder: Path) -> None:
+    """Add new videos to the input, in a file of its own."""
+    videos = json.loads((folder / "videos.json").read_text())
+    shutil.copyfile(folder / "corpus.json", folder / "changed.json")
+    with (folder / "changed.json").open("r+") as file:
+        file.seek(file.seek(0, 2) - 1)
+        _write_videos(file, range(videos, videos + videos // SHARE))
+        file.write("}")
+
+
+def changed(folder: Path) -> str:
+    """Plan the input with new videos."""
+    from pipelines.curation.cutting.plan import make_plan
+
+    videos = json.loads((folder / "videos.json").read_text())
+    plan = make_plan(replace(config_of(folder), input=str(folder / "changed.json")), dry=True)
+    assert (plan.videos, plan.todo) == (videos + videos // SHARE, videos // SHARE), plan
+    return f"{plan.scenes} scenes, {plan.todo_scenes} left"
+
+
+def fail_rows(folder: Path) -> None:
+    """Let rows fail."""
+    store, draw = Store(config_of(folder).output), np.random.default_rng(1)
+    with Replacement(store.root, ["scores"], SCORES_AGAIN) as new:
+        for number, table in enumerate(store.read_parts("scores")):
+            failed = pa.array(np.where(draw.random(len(table)) < 1 / SHARE, "crashed", ""))
+            table = table.set_column(table.column_names.index("error"), "error", failed)
+            new.add(new.writer.write("scores", number, table, row_group_size=SHARD_ROWS))
+        new.commit(absorbed={})
+
+
+def retry(folder: Path) -> str:
+    """Plan to try rows again."""
+    from pipelines.curation.cutting.plan import make_plan
+
+    plan = make_plan(config_of(folder), frozenset({"crashed"}), dry=True)
+    assert 0.9 / SHARE < plan.todo_scenes / plan.scenes < 1.1 / SHARE, plan
+    return f"{plan.scenes} scenes, {plan.todo_scenes} left of {plan.todo} videos"
 
 
 def select(folder: Path) -> str:
@@ -165,7 +217,14 @@ def loosen(folder: Path) -> None:
             store.write_part("scores", part, part["scene_id"].to_pylist())
 
 
-STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select, "compact": compact}
+STEPS: dict[str, Callable[[Path], str]] = {
+    "start": start,
+    "changed": changed,
+    "retry": retry,
+    "select": select,
+    "compact": compact,
+}
+BEFORE: dict[str, Callable[[Path], None]] = {"changed": add_videos, "retry": fail_rows, "compact": loosen}
 
 
 def step(name: str, folder: Path) -> None:
@@ -199,8 +258,8 @@ def main() -> None:
         if not (folder / "out").exists():
             folder.mkdir(parents=True, exist_ok=True)
             make(folder, rows)
-        if name == "compact":
-            loosen(folder)
+        if name in BEFORE:
+            BEFORE[name](folder)
         subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.scale", name, str(rows), str(folder), "here"], check=True
         )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.core.stage import Row
-from actors.core.store import Store
 from actors.curation.sources.origin import moved, same_film, same_times, times, with_times
-from actors.curation.tables import ORIGIN
+from actors.curation.tables import ORIGIN, strings
 from pipelines.curation.settings import CurationConfig
 from pipelines.curation.sources.input import Video
 
@@ -51,26 +50,19 @@ class Done:
 
     def __init__(
         self,
-        store: Store,
+        tables: Iterable[pa.Table],
         config: CurationConfig,
         again: frozenset[str] = frozenset(),
         until: float = math.inf,
-        only: Collection[str] | None = None,
     ) -> None:
-        """again: error codes whose rows do not count as done, where they were written before that time. only: ids of
-        the videos whose rows are read, None: of all."""
+        """tables: rows with the columns CAPTIONED. again: error codes whose rows do not count as done, where they were
+        written before that time."""
         self._keep = config.videos.changed == "keep"
         self._divided = config.windows.named
         self._rows: dict[str, Rows] = {}
-        columns = ["video_id", "scene_id", "error", "no_frames", "mean_rgb_diff", "scenes", "written", "caption"]
         parts: list[list[np.ndarray]] = []
         count = 0
-        for name in store.parts("scores"):
-            part = store.read_part("scores", name, [*columns, *ORIGIN], ORIGIN)
-            if part is None:
-                continue
-            if only is not None:
-                part = part.filter(pa.array(part["video_id"].to_pandas().isin(only).to_numpy()))
+        for part in tables:
             keys = zip(part["video_id"].to_pylist(), part["scene_id"].to_pylist(), strict=True)
             for number, (video_id, scene_id) in enumerate(keys, count):
                 rows = self._rows.setdefault(video_id, {})
@@ -208,20 +200,24 @@ def _listed(numbers: int | list[int]) -> list[int]:
     return [numbers] if isinstance(numbers, int) else numbers
 
 
+def states(rows: pa.Table, most_frames: int, again: frozenset[str], until: float) -> np.ndarray:
+    """The state of each row, uint8; again, until: as `Done`."""
+    written, frames = rows["written"].to_numpy(), rows["no_frames"].to_numpy()
+    unknown = np.isnan(rows["mean_rgb_diff"].to_numpy().astype(np.float32))
+    error, scene_id = (rows[name].to_pandas(types_mapper=strings) for name in ("error", "scene_id"))
+    failed, scene = (error != "").to_numpy(bool), (scene_id != "").to_numpy(bool)
+    open_ = scene & (frames >= 2) & (frames <= most_frames) & unknown
+    tried = error.isin(again).to_numpy(bool) & (written < until)
+    state = np.where(open_, UNMEASURED, SOUND).astype(np.uint8)
+    return np.where(failed, np.where(tried, AGAIN, FAILED), state).astype(np.uint8)
+
+
 def _columns(part: pa.Table, most_frames: int, again: frozenset[str], until: float) -> list[np.ndarray]:
     """State, written, scenes, hash of the caption, and origin of the rows of a part."""
-    errors = part["error"].to_numpy()
-    scene = part["scene_id"].to_numpy() != ""
-    frames, difference = part["no_frames"].to_numpy(), part["mean_rgb_diff"].to_numpy()
-    open_ = scene & (frames >= 2) & (frames <= most_frames) & np.isnan(difference.astype(np.float32))
-    state = np.where(open_, UNMEASURED, SOUND).astype(np.uint8)
-    failed = errors != ""
-    written = part["written"].to_numpy()
-    tried = np.isin(errors[failed].astype(str), list(again)) & (written[failed] < until)
-    state[failed] = np.where(tried, AGAIN, FAILED)
     captions = np.array([hash(caption or "") for caption in part["caption"].to_pylist()], np.int64)
     numbers = [_whole(part[name]) for name in ("scenes", *ORIGIN)]
-    return [state, written, numbers[0], captions, *numbers[1:]]
+    written = part["written"].to_numpy()
+    return [states(part, most_frames, again, until), written, numbers[0], captions, *numbers[1:]]
 
 
 def _whole(column: pa.ChunkedArray) -> np.ndarray:

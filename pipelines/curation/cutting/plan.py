@@ -4,21 +4,26 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pyarrow as pa
 
-from actors.core.catalog import DamagedError, Part, Replacement
+from actors.core.catalog import DamagedError, Part, ReplacedError, Replacement
 from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.cutting.scenes import scene_row
-from actors.curation.tables import NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, PLANNED, SCORES, STALE
+from actors.curation.tables import DIGEST, INPUT, NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, SCORES, STALE
 from pipelines.curation.cutting.done import Done, Left, Origin
 from pipelines.curation.cutting.order import LongestFirst, seconds_of
+from pipelines.curation.cutting.reading import CAPTIONED, reading
+from pipelines.curation.cutting.settled import RULES, Settled, rules
 from pipelines.curation.cutting.unchanged import Unfinished, digest_of, unfinished
+from pipelines.curation.cutting.waiting import Waiting
 from pipelines.curation.exporting.export import renew_clips
+from pipelines.curation.rows import ATTEMPTS
 from pipelines.curation.settings import CurationConfig, measured_by
 from pipelines.curation.sources.input import Video, read_videos
 
@@ -88,23 +93,46 @@ def make_plan(
     """Read and check the whole input, and write plan/; dry: write nothing.
 
     again: error codes whose rows are to be made again, those written before that time. Memory: as many videos of the
-    input as `LongestFirst` holds, and the ids of what is done.
+    input as `LongestFirst` holds, their ids, and the rows of a range of scores/. What stands in the input as when it
+    was last planned, and is done, is not parsed again.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
+    store, planned = Store(config.output), partial(_planned, config, again, dry, before)
+    generation = store.catalog().generation("plan/todo")
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return planned()
+        except ReplacedError as error:
+            if store.catalog().generation("plan/todo") != generation:
+                raise
+            log.info("scores/ is read again: %s", error)
+    return planned()
+
+
+def _planned(config: CurationConfig, again: frozenset[str], dry: bool, before: float) -> Plan:
     store, digest = Store(config.output), digest_of(config)
     if not again and (left := _left(config, store, digest)) is not None:
         return _same_plan(config, store, left, dry)
-    done, counted = Done(store, config, again, before), _Counts()
+    rows = reading(store)
+    settled, counted = Settled(config, rows, again, before), _Counts()
     stale_before = _stale(store)
-    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
-        todo = _Todo(new, dry)
-        tables = {name: _Writer(new, name, schema, dry, TABLE_ROWS) for name, schema in _TABLES.items()}
-        for video in read_videos(config.input, config.videos.start, config.videos.end):
-            _add(video, done, todo, tables, counted)
-        for table in (todo, *tables.values()):
-            table.flush()
+    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new, Waiting(rows.ranges()) as waiting:
+        tables = _Tables(new, dry, counted)
+        for video in read_videos(config.input, config.videos.start, config.videos.end, settled.lookup):
+            if not tables.enter(video, settled):
+                continue
+            if rows and not video.known:
+                waiting.add(video)
+            else:
+                tables.add(video, Left())
+        for number, of in enumerate(waiting.ranges):
+            if only := {video.video_id for video in waiting.of(number)}:
+                done = Done(rows.tables(of, CAPTIONED, only), config, again, before)
+                for video in waiting.of(number):
+                    tables.add(video, done.left(video))
+        tables.flush()
         counts = {name: value for name, value in vars(counted).items() if name != "stale"}
-        plan = Plan(todo=todo.rows, **counts)
+        plan = Plan(todo=tables.todo.rows, **counts)
         if config.videos.changed == "refuse" and (plan.changed_films or plan.changed_scenes or plan.gone):
             raise UserError(
                 f"{config.input} has changed since it was measured ({plan.changes()}). Set videos.changed=measure to "
@@ -113,7 +141,7 @@ def make_plan(
         if not dry:
             # Before the plan, which is what says that they are no longer new.
             renew_clips(store, counted.stale - stale_before)
-            new.commit(asdict(plan) | {"input": digest})
+            new.commit(asdict(plan) | {"input": digest, RULES: rules(config)})
             _write_settings(config, store)
     return plan
 
@@ -182,37 +210,62 @@ def _stale(store: Store) -> set[tuple[str, str, Origin]]:
     return {(row["video_id"], row["scene_id"], (row["film"], row["version"])) for row in rows}
 
 
-def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], counted: _Counts) -> None:
-    """Add a video to the plan."""
-    counted.videos += 1
-    counted.films += video.spans is None
-    cuttable = sum(len(span.scenes) for span in video.spans or ())
-    counted.scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
-    for rejected in video.rejected:
-        tables["plan/rejected"].add(_rejected(video, rejected))
-    # The scenes of a video are those of the first that has its id, which may lie outside the range.
-    if not video.spans and {rejected.code for rejected in video.rejected} == {"duplicate_id"}:
-        return
-    about = {"video_index": video.index, "video_id": video.video_id}
-    about |= {"film": video.source.film, "version": video.source.version}
-    tables["plan/videos"].add(about | {"scenes": -1 if video.spans is None else cuttable, "url": video.url})
-    left = done.left(video)
-    for scene_id, origin in left.stale:
-        row = {"video_id": video.video_id, "scene_id": scene_id} | dict(zip(ORIGIN, origin, strict=True))
-        tables["plan/stale"].add(row)
-        counted.stale.add((video.video_id, scene_id, origin))
-    for scene_id, caption in left.captions.items():
-        tables["plan/captions"].add({"video_id": video.video_id, "scene_id": scene_id, "caption": caption})
-    counted.changed_films += left.film_changed
-    counted.changed_scenes += left.scenes_changed
-    counted.gone += left.gone
-    counted.captions += len(left.captions)
-    counted.moved += left.moved
-    task, scenes, ends = _task(video, left)
-    if task is not None:
-        todo.add(task, seconds_of(ends, video.source.size))
-        counted.todo_scenes += scenes
-        counted.remote = counted.remote or not video.url.startswith(LOCAL)
+class _Tables:
+    """The tables of the new plan while they are made."""
+
+    def __init__(self, new: Replacement, dry: bool, counted: _Counts) -> None:
+        self.todo = _Todo(new, dry)
+        self._tables = {name: _Writer(new, name, schema, dry, TABLE_ROWS) for name, schema in _TABLES.items()}
+        self._counted = counted
+
+    def enter(self, video: Video, settled: Settled) -> bool:
+        """Add a video to what the input has; returns whether it may have something left to do."""
+        counted = self._counted
+        counted.videos += 1
+        counted.films += video.spans is None
+        if video.known:
+            row = settled.planned(video.known)
+            counted.scenes += max(0, row["scenes"])
+            counted.moved += settled.moved(video.known)
+            self._tables["plan/videos"].add(row | {"video_index": video.index})
+            return bool(video.spans)
+        cuttable = sum(len(span.scenes) for span in video.spans or ())
+        counted.scenes += cuttable + sum(bool(row.scene_id) for row in video.rejected)
+        for rejected in video.rejected:
+            self._tables["plan/rejected"].add(_rejected(video, rejected))
+        # The scenes of a video are those of the first that has its id, which may lie outside the range.
+        if not video.spans and {rejected.code for rejected in video.rejected} == {"duplicate_id"}:
+            return False
+        about = {"video_index": video.index, "video_id": video.video_id, "url": video.url}
+        about |= {"film": video.source.film, "version": video.source.version, DIGEST: video.digest or None}
+        self._tables["plan/videos"].add(about | {"scenes": -1 if video.spans is None else cuttable})
+        return True
+
+    def add(self, video: Video, left: Left) -> None:
+        """Add what a video has left to do."""
+        counted = self._counted
+        for scene_id, origin in left.stale:
+            row = {"video_id": video.video_id, "scene_id": scene_id} | dict(zip(ORIGIN, origin, strict=True))
+            self._tables["plan/stale"].add(row)
+            counted.stale.add((video.video_id, scene_id, origin))
+        for scene_id, caption in left.captions.items():
+            row = {"video_id": video.video_id, "scene_id": scene_id, "caption": caption}
+            self._tables["plan/captions"].add(row)
+        counted.changed_films += left.film_changed
+        counted.changed_scenes += left.scenes_changed
+        counted.gone += left.gone
+        counted.captions += len(left.captions)
+        counted.moved += left.moved
+        task, scenes, ends = _task(video, left)
+        if task is not None:
+            self.todo.add(task, seconds_of(ends, video.source.size))
+            counted.todo_scenes += scenes
+            counted.remote = counted.remote or not video.url.startswith(LOCAL)
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        for table in (self.todo, *self._tables.values()):
+            table.flush()
 
 
 def _task(video: Video, left: Left) -> tuple[Row | None, int, list[float | None]]:
@@ -237,7 +290,7 @@ def _rejected(video: Video, rejected: Any) -> Row:
 
 
 _TABLES = {
-    "plan/videos": PLANNED,
+    "plan/videos": INPUT,
     "plan/rejected": SCORES,
     "plan/stale": STALE,
     "plan/captions": NEW_CAPTIONS,

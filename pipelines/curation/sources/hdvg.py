@@ -1,24 +1,31 @@
 """Metadata of HD-VG-130M: {video_id: {"url", "clip": {clip_id: {"span", "scene_split"}}}}, as JSON or JSON Lines."""
 
 import io
+import json
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ijson
 
 from actors.core.errors import UserError
 from pipelines.curation.sources.json_text import DeepError, StandardJson
+from pipelines.curation.sources.pieces import UnevenError, members
 from pipelines.curation.sources.records import (
     BAD_METADATA,
     Fault,
+    Known,
+    Lookup,
     MetadataError,
     Raw,
     Scene,
     Span,
+    digest_of,
     folder_of,
     id_fault,
     named,
+    nothing_known,
     opened,
     place,
     resolved,
@@ -35,9 +42,11 @@ _kvitems = ijson.get_backend("yajl2_c").kvitems
 class _Object(dict[str, Any]):
     """A JSON object that keeps all of its pairs, also those whose key stands twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, pairs: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.pairs: list[tuple[str, Any]] = []
+        for key, value in (pairs or {}).items():
+            self[key] = value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.pairs.append((key, value))
@@ -50,24 +59,138 @@ _SCENE = {"clip_id": str, "scene_cut": list, "caption": str}
 _KINDS = {str: "text", dict: "an object", list: "a list"}
 
 
-def read_json(input: str) -> Iterator[Raw]:
-    """The videos of a JSON file; one that breaks off raises MetadataError where it does."""
+TEXT = 1 << 16
+"""Bytes of videos that are parsed together."""
+
+
+def read_json(input: str, lookup: Lookup = nothing_known) -> Iterator[Raw]:
+    """The videos of a JSON file; one that breaks off raises MetadataError where it does.
+
+    The text of those that are known is not parsed, but for the scenes that are wanted of them.
+    """
+    count = 0
+    try:
+        for raw in _members(input, lookup):
+            count += 1
+            yield raw
+    except (UnevenError, MetadataError):
+        # Parsed as a whole: this tells what is wrong, and where.
+        with opened(input) as file:
+            whole = _parsed(file, input, folder_of(input))
+            _warn(input, (yield from _after(whole, count)))
+
+
+def _after(whole: Generator[Raw, None, int], count: int) -> Generator[Raw, None, int]:
+    """What comes after so many videos."""
+    for _ in range(count):
+        next(whole)
+    return (yield from whole)
+
+
+def _members(input: str, lookup: Lookup) -> Iterator[Raw]:
+    folder, replaced = folder_of(input), 0
+    waiting: list[tuple[bytes, bytes]] = []
+
+    def parsed() -> Generator[Raw, None, int]:
+        text = b"{%b}" % b",".join(text for text, _ in waiting)
+        videos = _parsed(io.BytesIO(text), input, folder)
+        for _, digest in waiting:
+            yield next(videos)._replace(digest=digest)
+        waiting.clear()
+        return _rest(videos)
+
+    size = 0
     with opened(input) as file:
-        _warn(input, (yield from _parsed(file, input, folder_of(input))))
+        for text in members(file):
+            digest = digest_of(text, folder)
+            known = lookup(digest)
+            if waiting and (known or size > TEXT):
+                replaced += yield from parsed()
+                size = 0
+            if known:
+                yield _wanted(text, digest, known, input, folder)
+            else:
+                waiting.append((text, digest))
+                size += len(text)
+    if waiting:
+        replaced += yield from parsed()
+    _warn(input, replaced)
 
 
-def read_json_lines(input: str) -> Iterator[Raw]:
-    """The videos of a JSON Lines file; a line that is broken is a faulty video of its own."""
+def _rest(videos: Generator[Raw, None, int]) -> int:
+    """What a generator returns that is at its end."""
+    try:
+        next(videos)
+    except StopIteration as end:
+        return end.value
+    raise UnevenError
+
+
+def _wanted(text: bytes, digest: bytes, known: Known, source: str, folder: str) -> Raw:
+    """A known video with the scenes that are wanted; text: of its member of an object."""
+
+    def whole() -> Raw:
+        (raw,) = _parsed(io.BytesIO(b"{%b}" % text), source, folder)
+        return raw._replace(digest=digest)
+
+    spans: list[Span] = []
+    if known.wanted:
+        # It was sound when it was parsed: no key stands twice, and each has the value that it must have.
+        (video,) = json.loads(_standard(b"{%b}" % text)).values()
+        ordinal = 0
+        for clip_id, clip in video["clip"].items():
+            split = clip["scene_split"]
+            numbers = [number for number, scene in enumerate(split) if scene["clip_id"] in known.wanted]
+            if numbers:
+                some = {"span": clip["span"], "scene_split": [_Object(split[number]) for number in numbers]}
+                span, _ = _span(clip_id, _Object(some), 0, source, ())
+                placed = zip(span.scenes, numbers, strict=True)
+                scenes = tuple(replace(scene, ordinal=ordinal + number) for scene, number in placed)
+                spans.append(replace(span, scenes=scenes))
+            ordinal += len(split)
+    return Raw(known.video_id, known.url, spans, digest=digest, known=known, whole=whole)
+
+
+def _standard(text: bytes) -> bytes:
+    file, pieces = StandardJson(io.BytesIO(text)), []
+    while piece := file.read():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def read_json_lines(input: str, lookup: Lookup = nothing_known) -> Iterator[Raw]:
+    """The videos of a JSON Lines file; a line that is broken is a faulty video of its own. As `read_json`."""
     folder, replaced = folder_of(input), 0
     with opened(input) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not (text := line.strip()):
+                continue
+            digest = digest_of(text, folder)
+            if known := lookup(digest):
+                yield _wanted(text[1:-1], digest, known, f"{input}, line {number}", folder)
                 continue
             try:
-                replaced += yield from _parsed(io.BytesIO(line), f"{input}, line {number}", folder)
+                replaced += yield from _line(line, f"{input}, line {number}", folder, digest)
             except MetadataError as error:
                 yield Raw(f"(line {number})", "", None, Fault(BAD_METADATA, str(error)))
     _warn(input, replaced)
+
+
+def _line(line: bytes, source: str, folder: str, digest: bytes) -> Generator[Raw, None, int]:
+    """The videos of a line; one that has it for itself has its digest."""
+    videos = _parsed(io.BytesIO(line), source, folder)
+    first = next(videos)
+    try:
+        second = next(videos)
+    except StopIteration as end:
+        yield first._replace(digest=digest)
+        return end.value
+    except MetadataError:
+        yield first
+        raise
+    yield first
+    yield second
+    return (yield from videos)
 
 
 def _warn(input: str, replaced: int) -> None:

@@ -12,7 +12,7 @@ be cut stays, as a Rejected: the scenes and the rejected of all videos are the s
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -27,16 +27,22 @@ from pipelines.curation.sources.records import (
     BAD_METADATA,
     NAME_RULE,
     Fault,
+    Known,
+    Lookup,
     MetadataError,
     Raw,
     Scene,
     Span,
+    digest_of,
     format_of,
     is_usable,
+    nothing_known,
     shown,
 )
 from pipelines.curation.sources.scene_tables import read_csv, read_parquet
 
+LOCAL = ("/", "file://")
+"""How urls of files begin that are looked at."""
 _METADATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
@@ -73,10 +79,14 @@ class Video:
     rejected: tuple[Rejected, ...] = ()
     """What cannot."""
     source: Source = field(default=Source(""), compare=False)
-    """The film as it lies there now."""
+    """The film as it lies there now; not looked for where it is known and none of ours."""
+    digest: bytes = field(default=b"", compare=False)
+    """What tells it from others in this input, where all of it can be cut; b"": nothing."""
+    known: Known | None = field(default=None, compare=False)
+    """What is known of it, where it stands in the input as before and its spans are only those of wanted scenes."""
 
 
-def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[Video]:
+def read_videos(input: str, start: int = 0, end: int | None = None, lookup: Lookup = nothing_known) -> Iterator[Video]:
     """Read the videos of a metadata file, a folder or prefix, or a single film, in the order of the input.
 
     JSON and JSON Lines hold one video in memory at a time, and the ids of those before it, since ids must be unique.
@@ -87,6 +97,7 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         input: a path, file://… or s3://…; its suffix tells the format. A relative `url` in it starts at its folder.
         start: index of the first video wanted.
         end: index of the last video wanted, itself included; None: to the last. What lies after it is not read.
+        lookup: finds known videos by their digests. Their JSON is not parsed where no scene of theirs is wanted.
 
     Raises:
         MetadataError: nothing there, or metadata that cannot be understood: raised when the reading comes to it.
@@ -99,9 +110,9 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
     check_there(input)
     suffix = format_of(input)
     if suffix == ".json":
-        videos = read_json(input)
+        videos = read_json(input, lookup)
     elif suffix in (".jsonl", ".ndjson"):
-        videos = read_json_lines(input)
+        videos = read_json_lines(input, lookup)
     elif suffix in (".csv", ".tsv"):
         videos = read_csv(input)
     elif suffix == ".parquet":
@@ -111,7 +122,7 @@ def read_videos(input: str, start: int = 0, end: int | None = None) -> Iterator[
         videos = [_film(storage.find(uri))]
     else:
         videos = _films(storage.listing(storage.absolute(input), tuple(VIDEO_SUFFIXES), as_input=True))
-    return _ranged(input, videos, start, end)
+    return _ranged(input, videos, start, end, lookup)
 
 
 def check_there(input: str) -> None:
@@ -125,7 +136,7 @@ def check_there(input: str) -> None:
         raise MetadataError(f"{input or 'empty input'}: no such file; give a metadata file or a folder of films")
 
 
-def _ranged(input: str, videos: Iterable[Raw], start: int, end: int | None) -> Iterator[Video]:
+def _ranged(input: str, videos: Iterable[Raw], start: int, end: int | None, lookup: Lookup) -> Iterator[Video]:
     if isinstance(videos, Sized):
         _check_range(input, len(videos), start, end)
     seen: set[str] = set()
@@ -133,16 +144,41 @@ def _ranged(input: str, videos: Iterable[Raw], start: int, end: int | None) -> I
     for count, raw in enumerate(videos, 1):
         index, found = count - 1, _other_format(raw)
         wrong = found if index == 0 else wrong if found else ""
+        raw, source = _as_known(raw, seen, lookup)
         video = _sifted(index, raw, raw.video_id in seen)
         seen.add(raw.video_id)
         if index >= start:
-            yield replace(video, source=_source(raw.url, raw.entry))
+            digest = b"" if video.rejected else raw.digest
+            yield replace(video, source=source or _source(raw.url, raw.entry), digest=digest, known=raw.known)
         if index == end:
             break
     else:
         _check_range(input, count, start, end)
     if wrong:
         raise MetadataError(wrong)
+
+
+def _as_known(raw: Raw, seen: Collection[str], lookup: Lookup) -> tuple[Raw, Source | None]:
+    """A video with its digest, and only the scenes that are wanted where it is known, and its source as far as that was
+    looked for. One whose id stood before, or whose film has changed, is read as a whole."""
+    if not raw.digest and not raw.fault and not raw.faults:
+        whole = raw._replace(digest=digest_of(repr((raw.video_id, raw.url, raw.spans)).encode(), ""))
+        known = lookup(whole.digest)
+        wanted = known and raw.spans and [_wanted(span, known.wanted) for span in raw.spans]
+        spans = wanted and [span for span in wanted if span.scenes]
+        raw = whole._replace(known=known, spans=spans, whole=lambda: whole) if known else whole
+    if raw.known is None or raw.whole is None:
+        return raw, None
+    if raw.video_id in seen:
+        return raw.whole(), None
+    if raw.entry is None and not raw.url.startswith(LOCAL):
+        return raw, Source(raw.url)
+    source = _source(raw.url, raw.entry)
+    return (raw if (source.film, source.version) == raw.known.origin else raw.whole()), source
+
+
+def _wanted(span: Span, wanted: Collection[str]) -> Span:
+    return replace(span, scenes=tuple(scene for scene in span.scenes if scene.scene_id in wanted))
 
 
 def _other_format(raw: Raw) -> str:
@@ -155,7 +191,7 @@ def _other_format(raw: Raw) -> str:
 
 def _source(url: str, entry: storage.Entry | None) -> Source:
     """A film as it lies there, as far as no request to a host is needed to know."""
-    if entry is None and url.startswith(("/", "file://")):
+    if entry is None and url.startswith(LOCAL):
         with suppress(OSError, AddressError):
             entry = storage.find(url)
     return Source(url) if entry is None else Source(url, entry.size, entry.stamp)
@@ -173,7 +209,9 @@ def _check_range(input: str, count: int, start: int, end: int | None) -> None:
 
 def _sifted(index: int, raw: Raw, duplicate: bool) -> Video:
     """Part the scenes that can be cut from those that cannot."""
-    video_id, url, spans, fault, _, faults = raw
+    video_id, url, spans, fault, _, faults, *_ = raw
+    if raw.known:
+        return Video(index, video_id, url, None if spans is None else tuple(spans))
     again = Fault("duplicate_id", f'another video before has the id "{video_id}"')
     if duplicate and not spans:
         return Video(index, video_id, url, (), (Rejected("", "", "", *again, 0),))

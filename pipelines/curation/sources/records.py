@@ -6,6 +6,7 @@ which costs that record: its code and message become a row.
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import math
 import posixpath
@@ -89,6 +90,23 @@ class Fault(NamedTuple):
     """The file, the record, the key, and what to do."""
 
 
+class Known(NamedTuple):
+    """A video that stands in the input as it did when it was last planned, and could be cut then."""
+
+    video_id: str
+    url: str
+    origin: tuple[int, int]
+    """`film` and `version` of its source then."""
+    at: int
+    """Its place in the last plan."""
+    wanted: frozenset[str]
+    """Ids of those of its scenes that are wanted."""
+
+
+Lookup = Callable[[bytes], Known | None]
+"""The video that is known by a digest."""
+
+
 class Raw(NamedTuple):
     """A video as it stands in the input."""
 
@@ -102,6 +120,21 @@ class Raw(NamedTuple):
     """Its file, where that was listed."""
     faults: Mapping[int, Fault] = {}
     """Why single scenes cannot be cut, by their ordinal."""
+    digest: bytes = b""
+    """What tells its text from others; b"": it has none of its own."""
+    known: Known | None = None
+    """What is known of it, where only the scenes that are wanted were read."""
+    whole: "Callable[[], Raw] | None" = None
+    """Reads all of it, where it is known."""
+
+
+def nothing_known(digest: bytes) -> None:
+    """No video is known."""
+
+
+def digest_of(text: bytes, folder: str) -> bytes:
+    """What tells the text of a video from others, wherever it stands in inputs of this folder."""
+    return hashlib.blake2b(text, digest_size=16, key=hashlib.blake2b(folder.encode(), digest_size=16).digest()).digest()
 
 
 # -------------------------------------------------------------------------------------------------------------- opening

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from actors.core.catalog import GENERATION
+from actors.core.lease import Lease
 from actors.core.store import Store
 from actors.curation.measuring import measured
 from actors.curation.tables import PICTURES, PLACES, SCENES
@@ -68,6 +69,18 @@ def test_compact_keeps_the_corpus(output: Path):
     pd.testing.assert_frame_equal(scenes(output), before)
     assert (output / "report.html").read_text().count("data:image/jpeg") == shown
     assert "compacted 0 parts" in run_here("compact", output).output
+
+
+def test_who_compacts_beside_a_run_is_told(output: Path):
+    count = len(names(output, "scores"))
+    for held in ("score-0", "score-6", "compact"):
+        with Lease(Store(str(output)), held):
+            result = run_here("compact", output, code=2)
+            assert "another run is at work" in result.output and len(names(output, "scores")) == count
+            if held == "score-6":
+                assert f"compacted {count} parts" in run_here("compact", output, "--force").output
+                count = 1
+    assert not list((output / "runs").glob("*.lease"))
 
 
 def test_a_run_goes_on_from_compacted_parts_and_measures_nothing_twice(made: Path, output: Path):

@@ -13,7 +13,7 @@ from actors.core.store import Store
 from actors.curation.compacting import compact
 from actors.curation.sources.origin import times
 from actors.curation.tables import PLANNED, SCORES
-from pipelines.curation.cutting import plan, unchanged
+from pipelines.curation.cutting import plan, reading
 from pipelines.curation.cutting.plan import TODO, Plan, make_plan
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import film, quick, scene
@@ -110,7 +110,7 @@ def test_the_plan_is_that_which_reading_the_input_gives(
     local: CurationConfig, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
     draw = random.Random(seed)
-    monkeypatch.setattr(unchanged, "RANGE_ROWS", 10)
+    monkeypatch.setattr(reading, "RANGE_ROWS", 10)
     make_plan(local)
     for _ in range(3):
         if rows := measured(local, draw):
