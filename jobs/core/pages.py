@@ -4,8 +4,8 @@ import base64
 import colorsys
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 COLOURS = ("#1f6feb", "#c4472b", "#2f9e6e", "#9c5fd0", "#d29a1f", "#4a5560", "#3fa7b8", "#b3bcc6")
 """Of the series of a figure, in this order."""
+
+ROOM = 4_800_000
+"""Characters of a page at most, about: more takes a browser long to open."""
+LARGE = 1_000_000
+"""Bytes from which on a page shows a picture as a smaller JPEG."""
+SIDE = 2400
+"""Pixels of the longer side of that."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +107,54 @@ def draw(store: Store, name: str, drawing: "Figure", caption: str = "") -> Pictu
     return Picture(image, caption)
 
 
-def write_page(uri: str, title: str, totals: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """Write one self-contained HTML page; returns its URI.
+def write_page(uri: str, title: str, totals: str, facts: Mapping[str, str], sections: Iterable[Section]) -> str:
+    """Write one self-contained HTML page of about ROOM characters at most; returns its URI.
 
-    totals: the result in a line; facts: what it was made from, by name.
+    totals: the result in a line; facts: what it was made from, by name; sections: what there is no room for is left
+    out, and the page says so.
     """
-    page = render("core/page.html.j2", title=title, totals=totals, facts=facts, sections=sections)
+    fitted = list(_fitted(sections))
+    page = render("core/page.html.j2", title=title, totals=totals, facts=facts, sections=fitted)
     storage.write_bytes(uri, page.encode())
     return uri
+
+
+def _fitted(sections: Iterable[Section]) -> Iterator[Section]:
+    """Sections as far as there is room, with tables cut short, and at the end what is left out."""
+    room, left = ROOM, 0
+    for section in sections:
+        content = []
+        # What a section costs without what is in it.
+        room -= 200 + len(section.title) + len(section.text)
+        for item in section.content:
+            shown, size = _shown(item, room)
+            if shown is not None:
+                room -= size
+                content.append(shown)
+        if room > 0 and (content or not section.content):
+            yield replace(section, content=content)
+        else:
+            left += 1
+    if left:
+        yield Section("Left out", f"{left:,} more sections, so that this page stays below 5 MB.")
+
+
+def _shown(item: Picture | Table, room: int) -> tuple[Picture | Table | None, int]:
+    """What is shown of something, and its size in characters; None where there is no room for any of it."""
+    if isinstance(item, Picture):
+        if len(item.png) > LARGE:
+            item = replace(item, png=thumbnail(item.png, SIDE))
+        size = 200 + 2 * len(item.caption) + 4 * len(item.png) // 3
+        return (item, size) if size <= room else (None, 0)
+    used = 200 + len(item.caption)
+    for number, row in enumerate(item.rows):
+        size = 12 + sum(22 + len(cell(value)) for value in row)
+        if used + size > room:
+            told = f"The first {number:,} of {len(item.rows):,} rows, so that this page stays below 5 MB."
+            shown = replace(item, rows=item.rows[:number], caption=f"{item.caption} {told}".strip())
+            return (shown, used) if number else (None, 0)
+        used += size
+    return item, used
 
 
 def render(template: str, **values: Any) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
 from actors.core import storage
 from actors.core.store import Store
 from actors.curation.cutting.scenes import FEATURES
@@ -62,9 +64,10 @@ def card(row: Row, shown: Shown) -> dict[str, Any]:
 
 def chosen_groups(census: Census) -> list[int]:
     """The largest groups of near-duplicates, then some of the others, drawn with a fixed seed."""
-    ordered = [group for group, _ in sorted(census.duplicates.items(), key=lambda item: (-item[1], item[0]))]
+    ordered = np.argsort(-census.duplicates, kind="stable")[: np.count_nonzero(census.duplicates)]
     largest, others = ordered[:LARGEST], ordered[LARGEST:]
-    return largest + random.Random(0).sample(others, min(GROUPS - len(largest), len(others)))
+    drawn = random.Random(0).sample(range(len(others)), min(GROUPS - len(largest), len(others)))
+    return [*largest.tolist(), *others[drawn].tolist()]
 
 
 def groups_of(chosen: Sequence[int], rows: list[Row], census: Census, shown: Shown) -> list[dict[str, Any]]:
@@ -76,7 +79,7 @@ def groups_of(chosen: Sequence[int], rows: list[Row], census: Census, shown: Sho
             :MEMBERS
         ]
         cards = [card(row, shown) | {"reason": row["reason"] or KEPT} for row in first]
-        groups.append({"scenes": census.duplicates[group], "cards": cards})
+        groups.append({"scenes": int(census.duplicates[group]), "cards": cards})
     return groups
 
 

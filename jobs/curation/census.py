@@ -30,8 +30,8 @@ class Census:
     """Measured scenes by "kept" or the reason why they were dropped."""
     failed: Counter[str] = field(default_factory=Counter)
     """Scenes by error code."""
-    duplicates: Counter[int] = field(default_factory=Counter)
-    """Scenes by group of near-duplicates."""
+    duplicates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Scenes of each group of near-duplicates."""
     windows: int = 0
     """Scenes that are windows of a shot that is too long to be one."""
     trimmed: int = 0
@@ -96,7 +96,9 @@ def count(store: Store, whatif: WhatIf, columns: Sequence[str]) -> Census:
         census.trimmed += int(((rows.trimmed_before_s > 0) | (rows.trimmed_after_s > 0)).sum())
         census.with_cuts += int((rows.cuts_inside.fillna("") != "").sum())
         whatif.add(rows)
-        census.duplicates.update(rows.duplicate_group.dropna().astype(int))
+        grouped = np.bincount(rows.duplicate_group.dropna().to_numpy(np.int64), minlength=len(census.duplicates))
+        grouped[: len(census.duplicates)] += census.duplicates
+        census.duplicates = grouped
         census.failed.update(rows.error[rows.error != ""])
         rows = rows[rows.error == ""]
         groups = rows.reason.where(~rows.kept, KEPT)

@@ -44,12 +44,14 @@ from jobs.curation.charts import UNITS, charts, rules_of
 from jobs.curation.concepts import alike_words, concept_findings
 from jobs.curation.findings import caption_pairs, evaluation_findings, filter_findings
 from jobs.curation.histogram import Histogram
-from jobs.curation.whatif import WhatIf
+from jobs.curation.whatif import ROOM, WhatIf
 from pipelines.curation.selecting.columns import numeric
 from pipelines.curation.settings import RETRYABLE
 
 THUMBNAILS = 48
 """Thumbnails of kept scenes, and of dropped ones, at most."""
+PICTURE_BYTES = 1_500_000
+"""Bytes of pictures at most, so that the page stays below 5 MB: three times what they mostly have."""
 THUMBNAIL_PARTS = 256
 """Parts of thumbnails/ that are read at most."""
 REJECTED_ROWS = 200
@@ -73,6 +75,8 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
     concepts = concept_findings(store, settings)
     examples = [row for concept in concepts for row in concept.examples]
     pictures |= _fetched(store, [row for row in (*others, *examples) if key_of(row) not in pictures])
+    there = len(pictures)
+    pictures, used = _within(pictures, PICTURE_BYTES)
     about = Shown(store, settings, column_rules, reads, pictures)
     failures = _failures(store)
     rules = _rules(settings, column_rules, reads)
@@ -93,10 +97,11 @@ def write_report(store: Store, record: dict[str, Any]) -> str:
         bounds={one.feature: whatif.bounds(one.feature) for one in histograms},
         left_out=drawn.left_out,
         cards={group: [card(row, about) for row in shown[group]] for group in shown},
-        whatif=Markup(whatif.page(settings, [one.feature for one in histograms])),
+        without=there - len(pictures),
+        whatif=Markup(whatif.page(settings, [one.feature for one in histograms], ROOM - 4 * used // 3)),
         groups=groups_of(groups, others, census, about),
-        n_groups=len(census.duplicates),
-        n_duplicates=census.duplicates.total(),
+        n_groups=np.count_nonzero(census.duplicates),
+        n_duplicates=int(census.duplicates.sum()),
         filter=filter_findings(store, settings),
         evaluation=evaluation_findings(store),
         pairs=pairs_of(pairs, others, pictures),
@@ -157,6 +162,15 @@ def _thumbnails(store: Store, census: Census) -> dict[Key, bytes]:
         for key in random.Random(0).sample(sorted(found[group]), min(n, len(found[group]))):
             chosen[key] = found[group][key]
     return chosen
+
+
+def _within(pictures: dict[Key, bytes], most: int) -> tuple[dict[Key, bytes], int]:
+    """Pictures of at most so many bytes together, the first ones, and their bytes."""
+    used, there = 0, {}
+    for key, jpeg in pictures.items():
+        if used + len(jpeg) <= most:
+            there[key], used = jpeg, used + len(jpeg)
+    return there, used
 
 
 # ------------------------------------------------------------------------------------------------------ the second pass

@@ -1,9 +1,9 @@
 """What `select` would keep at other thresholds: the rows that the report's page counts by itself.
 
 The page gets of each measured scene what the rules ask for, the best first, and repeats the rules in their order
-(whatif.js). It counts every scene of a corpus of up to about ROWS; of a larger one a sample of whole spans, the same
-each time, and says so. Columns without a rule, on which one can be tried, are there for a smaller sample: of TRIALS
-values in all.
+(whatif.js). It counts every scene of a corpus of which that fits into the page, some 100,000; of a larger one a sample
+of whole spans, the same each time, and says so. Columns without a rule, on which one can be tried, are there for a
+smaller sample: of TRIALS values in all.
 """
 
 import base64
@@ -23,11 +23,11 @@ from actors.curation.selecting.rules import JUDGED, spaces, steadiness
 from actors.curation.selecting.select_settings import REASONS
 
 ROWS = 200_000
-"""Scenes that the page holds at most; 2 to 5 MB, and 1 MB more for each rule on a column."""
-RULES = 8
-"""Rules on columns from which on the page holds fewer scenes, so that it grows no further."""
-TRIALS = 200_000
-"""Values of columns without a rule that the page holds at most; 1 MB."""
+"""Scenes that are gathered for the page at most."""
+ROOM = 4_000_000
+"""Bytes of the page for them, less those of its pictures."""
+TRIALS = 100_000
+"""Values of columns without a rule that the page holds at most; 0.5 MB."""
 COLUMNS = ("video_id", "clip_id", "scene_id", *JUDGED, *FEATURES, "probability", "duplicate_group", "concept", "error")
 """What is read of scenes/ in any case."""
 SETTINGS = ("frames.min", "frames.max", "select.min_velocity", "select.max_rgb_diff")
@@ -51,6 +51,10 @@ class _Sample:
         if self._held > 2 * self.rows:
             self.taken()
 
+    def shrink(self, share: float) -> None:
+        """Keep this share of what is there."""
+        self.rows = int(share * len(self.taken()))
+
     def taken(self) -> pd.DataFrame:
         """The rows, in the order in which they came."""
         rows = pd.concat(self._parts)
@@ -73,7 +77,7 @@ class WhatIf:
         taken = {*REASONS, *(rule.name for rule in rules)}
         self.trials = [n for n in others if n not in ruled | taken and re.fullmatch(r"[A-Za-z_]\w*", n)]
         """Columns that a rule can be tried on."""
-        self._all = _Sample(ROWS * RULES // max(RULES, len(rules)))
+        self._all = _Sample(ROWS)
         self._tried = _Sample(min(self._all.rows, TRIALS // max(1, len(self.trials))))
         self._of = 0
 
@@ -96,18 +100,49 @@ class WhatIf:
         free = [f"{name}.{bound}" for name in names for bound in ("min", "max")]
         return [f"select.rules.{name}" for name in free if name not in set_now]
 
-    def page(self, settings: dict[str, Any], drawn: Sequence[str] = ()) -> str:
+    def page(self, settings: dict[str, Any], drawn: Sequence[str] = (), room: int = ROOM) -> str:
         """JSON for the page, safe inside a <script>, "" where nothing was measured.
 
-        settings: those of the run; drawn: the columns that have a histogram.
+        settings: those of the run; drawn: the columns that have a histogram; room: bytes that scenes may take.
         """
         if not self._of:
             return ""
+        columns, rules, rows = self._columns(settings, drawn)
+        size = sum(4 * values.nbytes // 3 for values in columns.values())
+        if size > room:
+            self._all.shrink(room / size)
+            self._tried.shrink(room / size)
+            columns, rules, rows = self._columns(settings, drawn)
+        select = settings["select"]
+        kept = select.get("rules") or {}
+        names = ("by", "fraction", "dedupe", "semantic_dedupe", "max_hold_s")
+        # Those of an earlier version lack some.
+        balance = select.get("balance") or {"concepts": 0, "cap": 1}
+        fixed = {f"select.{name}": select.get(name) for name in names} | {"filter": settings["filter"]}
+        fixed |= {f"select.balance.{name}": value for name, value in balance.items() if balance["concepts"]}
+        bounds = {f"select.rules.{rule.name}.{bound}": value for rule in self._rules for bound, value, _ in rule.bounds}
+        page = {
+            "rows": rows,
+            "of": self._of,
+            "columns": {name: base64.b64encode(values.tobytes()).decode() for name, values in columns.items()},
+            "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")} | bounds,
+            "rules": rules,
+            "fraction": select["fraction"],
+            "cap": balance["cap"],
+            "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
+            "ruled": shlex.quote(f"select.rules={json.dumps(kept)}") if kept else "",
+            "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
+        }
+        return json.dumps(page).replace("<", "\\u003c")
+
+    def _columns(
+        self, settings: dict[str, Any], drawn: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]], int]:
+        """What the page holds of scenes, the rules that it can move, and how many scenes that are."""
         rows, tried = self._all.taken().reset_index(drop=True), self._tried.taken()
         limit = min(self._all.limit, self._tried.limit)
         tried = tried[(tried.place < limit).to_numpy()]
-        select = settings["select"]
-        by_filter = select["by"] == "classifier"
+        by_filter = settings["select"]["by"] == "classifier"
         rank = rows.probability if by_filter else steadiness(rows)
         rows["rank"] = rank.to_numpy(np.float32)
         rows = rows.sort_values(["rank", "scene_id", "video_id"], ascending=[False, True, True], kind="stable")
@@ -121,26 +156,7 @@ class WhatIf:
                 columns[f"trial{number}"] = tried[number].to_numpy()[at]
                 rules.append({"name": name, "key": f"trial{number}", "kind": "trial"})
         columns["tried"] = inside.astype(np.uint8) if not inside.all() else np.zeros(0, np.uint8)
-        kept = select.get("rules") or {}
-        names = ("by", "fraction", "dedupe", "semantic_dedupe", "max_hold_s")
-        # Those of an earlier version lack some.
-        balance = select.get("balance") or {"concepts": 0, "cap": 1}
-        fixed = {f"select.{name}": select.get(name) for name in names} | {"filter": settings["filter"]}
-        fixed |= {f"select.balance.{name}": value for name, value in balance.items() if balance["concepts"]}
-        bounds = {f"select.rules.{rule.name}.{bound}": value for rule in self._rules for bound, value, _ in rule.bounds}
-        page = {
-            "rows": len(rows),
-            "of": self._of,
-            "columns": {name: base64.b64encode(values.tobytes()).decode() for name, values in columns.items()},
-            "settings": {name: _setting(settings, name) for name in (*SETTINGS, "select.count")} | bounds,
-            "rules": rules,
-            "fraction": select["fraction"],
-            "cap": balance["cap"],
-            "command": f"python -m jobs.curation select {shlex.quote(settings['output'])}",
-            "ruled": shlex.quote(f"select.rules={json.dumps(kept)}") if kept else "",
-            "fixed": " ".join(shlex.quote(f"{name}={_yaml(value)}") for name, value in fixed.items()),
-        }
-        return json.dumps(page).replace("<", "\\u003c")
+        return columns, rules, len(rows)
 
     def _ruled(self, rows: pd.DataFrame, by_filter: bool) -> dict[str, np.ndarray]:
         """What the rules on columns ask for: numbers, or for text and bools 1 where it is dropped, 2 where missing."""

@@ -1,6 +1,7 @@
 """Pages of movie characters: extracted frames, accuracies, comparisons of models, timelines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -197,19 +198,24 @@ def timeline_page(config: TimelineConfig, found: Appearances) -> str:
     """Write timeline.html and a picture of each film; returns the page's URI."""
     store, colours = Store(config.output), {**colours_of(found.characters), UNKNOWN: COLOURS[-1]}
     lengths = _lengths(found.segments)
-    sections = [_faces(store, found, lengths, colours)]
+    totals = ", ".join(f"{name} {duration(length)}" for name, length in lengths.head(MANY).items())
+    facts = {"films": f"{len(found.films):,}", "shots": f"{len(found.shots):,}", "model": config.model.by}
+    sections = chain([_faces(store, found, lengths, colours)], _films(store, found, colours))
+    return write_page(store.uri("timeline.html"), "Who is on screen", totals, facts, sections)
+
+
+def _films(store: Store, found: Appearances, colours: Mapping[str, str]) -> Iterator[Section]:
+    """Each film's bands and shots, one after the other: there may be thousands."""
+    shots_of, parts_of = (dict(list(table.groupby("film"))) for table in (found.shots, found.segments))
     for film, about in found.films.items():
-        shots, parts = (table[table.film == film] for table in (found.shots, found.segments))
+        shots, parts = shots_of.get(film, found.shots.iloc[:0]), parts_of.get(film, found.segments.iloc[:0])
         if about["error"]:
-            sections.append(Section(film, f"{about['error']}: {about['message']}"))
+            yield Section(film, f"{about['error']}: {about['message']}")
         if len(shots):
             picture = draw(store, f"timelines/{film}", bands(parts, float(shots.end_s.max()), colours), BANDS)
             shown = shots.drop(columns="film").head(HUNDREDS)
             told = f"{len(shots):,} shots" + (f", of which the first {HUNDREDS} are listed" * (len(shots) > HUNDREDS))
-            sections.append(Section(film, told, [picture, _table(_clocked(shown))]))
-    totals = ", ".join(f"{name} {duration(length)}" for name, length in lengths.head(MANY).items())
-    facts = {"films": f"{len(found.films):,}", "shots": f"{len(found.shots):,}", "model": config.model.by}
-    return write_page(store.uri("timeline.html"), "Who is on screen", totals, facts, sections)
+            yield Section(film, told, [picture, _table(_clocked(shown))])
 
 
 def _faces(store: Store, found: Appearances, lengths: pd.Series, colours: Mapping[str, str]) -> Section:

@@ -5,7 +5,7 @@ Parts are read by Ray's tasks where they are many and Ray runs; what meets in on
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +34,7 @@ from actors.curation.tables import (
     strings,
     with_new_captions,
 )
+from pipelines.curation.gathered import counted, divided, gathered
 from pipelines.curation.measuring.families import check_measured, families_with
 
 log = logging.getLogger(__name__)
@@ -91,24 +92,25 @@ class Rows(NamedTuple):
     """What could not be read or checked, and which scores are not comparable, in sentences."""
 
 
-def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None) -> Rows:
+def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None, ids: bool = True) -> Rows:
     """What is there of the plan: scenes and films, in its order, and its scenes per video.
 
     Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1. A row
-    has the NARROW columns, `part` and `row` (where it lies below the store), and `columns` of SCORES or, where there is
-    a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given. Columns may
+    has the numbers of `gathered`, with `ids` also the ids themselves, its `place`, `part` and `row` (where it lies
+    below the store), the NARROW columns that are of scenes or of films, and `columns` of SCORES or, where there is a
+    `look`, what that makes of them, in a task's own process; it returns a row for each that it is given. Columns may
     also be those of families of scores, null where a scene has no value; UserError where one has not measured all
     scenes.
     """
     for _ in range(ATTEMPTS - 1):
         try:
-            return _rows_now(store, columns, look)
+            return _rows_now(store, columns, look, ids)
         except ReplacedError as error:
             log.info("read again: %s", error)
-    return _rows_now(store, columns, look)
+    return _rows_now(store, columns, look, ids)
 
 
-def _rows_now(store: Store, columns: Sequence[str], look: Look | None) -> Rows:
+def _rows_now(store: Store, columns: Sequence[str], look: Look | None, ids: bool) -> Rows:
     check_planned(store)
     families = families_with(store, list(columns))
     videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
@@ -119,31 +121,26 @@ def _rows_now(store: Store, columns: Sequence[str], look: Look | None) -> Rows:
     groups += [[part] for part in large]
     stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
     calls = [(store, group, columns, look, stale, families) for group in groups]
-    read = in_tasks(read_rows, calls, are_many(scores))
-    torn = [path for _, some in read for path in some]
-    whole = pa.concat_tables([table for table, _ in read], promote_options="permissive").unify_dictionaries()
-    del read
-    rows = whole.to_pandas(types_mapper=strings, self_destruct=True, split_blocks=True)
+    torn: list[str] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for table, some in in_tasks(read_rows, calls, are_many(scores)):
+            torn.extend(some)
+            yield table
+
+    whole = gathered(tables(), videos.video_index.sort_index(), columns, ids)
+    count = counted(whole.rows)
+    notes = _notes(store, torn, whole.rows[COMPUTED].to_pandas().iloc[count].value_counts().to_dict())
+    # Handed over, so that columns are let go of one by one.
+    held = [whole]
     del whole
-    planned = (rows.step == "plan").to_numpy()
-    # A video may have been scored in a run over another range of the input: this plan leaves it out.
-    # Its place in the input may have changed since, as when a film was added to a folder.
-    video = videos.index.get_indexer(pd.Index(rows.video_id))
-    places = np.append(videos.video_index.to_numpy(), -1)[video]
-    rows["video_index"] = np.where(planned, rows.video_index, places)
-    made = rows.loc[~planned & (video >= 0), ["video_id", "scene_id", "error", "written"]]
-    made = made.iloc[np.lexsort((made.written, made.error == ""))]
-    last = made.index[~made.duplicated(["video_id", "scene_id"], keep="last")]
-    counted = np.concatenate([last.to_numpy(), np.flatnonzero(planned)])
-    order = np.lexsort((rows.ordinal.to_numpy()[counted], rows.video_index.to_numpy()[counted]))
-    rows = rows.iloc[counted[order]]
+    scenes, films = divided(held.pop(), count)
     if families:
-        check_measured(store, families, rows.pop(UNMEASURED).to_numpy())
-    if "caption" in rows:
-        rows = with_new_captions(store, rows)
-    scenes = (rows.scene_id != "").to_numpy()
-    notes = _notes(store, torn, rows[COMPUTED].value_counts().to_dict())
-    return Rows(rows[scenes].reset_index(drop=True), rows[~scenes], videos.scenes, notes)
+        left = [rows.pop(UNMEASURED).to_numpy() for rows in (scenes, films)]
+        check_measured(store, families, np.concatenate(left))
+    if "caption" in scenes:
+        scenes = with_new_captions(store, scenes)
+    return Rows(scenes, films, videos.scenes, notes)
 
 
 def are_many(parts: Sequence[Part]) -> bool:
@@ -172,32 +169,38 @@ def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[s
     return notes
 
 
-def in_tasks(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], many: bool) -> list[Result]:
+def in_tasks(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], many: bool) -> Iterator[Result]:
     """What `function` makes of each of the calls, in order; where they are many, in the tasks of a Ray that runs."""
     if not many or "ray" not in sys.modules:
-        return [function(*call) for call in calls]
+        yield from (function(*call) for call in calls)
+        return
     import ray
 
     if not ray.is_initialized():
-        return [function(*call) for call in calls]
+        yield from (function(*call) for call in calls)
+        return
     from pipelines.core.attempts import repeated
 
     task = repeated(function)
-    return ray.get([task(*call) for call in calls])
+    waiting = [task(*call) for call in calls][::-1]
+    while waiting:
+        yield ray.get(waiting.pop())
 
 
 def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> int:
     """How many scenes the input has; raises IncompleteError where scores/ has fewer or more of a video."""
-    planned = scenes.step == "plan"
-    passed = films[films.step != "plan"].set_index("video_id").reindex(videos.index)
-    expected = videos.where(videos >= 0, passed.scenes)
+    planned = (scenes.step == "plan").to_numpy()
+    passed = films[films.step != "plan"]
+    expected = videos.where(videos >= 0, _by_video(videos, passed.video, passed.scenes, np.nan))
     # Windows of scenes that the input names are no scenes of the input; these tell how many there are.
-    windows = ((scenes.window >= 0) & scenes.video_id.isin(videos.index[videos >= 0])).to_numpy()
-    parts = scenes.video_id[windows].value_counts().reindex(videos.index, fill_value=0)
-    told = scenes[~planned].groupby("video_id").scenes.sum().reindex(videos.index, fill_value=0)
-    have = scenes[~planned & ~windows].groupby("video_id").size().reindex(videos.index, fill_value=0)
+    named = np.append((videos.sort_index() >= 0).to_numpy(), False)
+    windows = (scenes.window >= 0).to_numpy() & named[scenes.video]
+    parts = _counts(videos, scenes.video[windows])
+    told = _counts(videos, scenes.video[~planned], scenes.scenes[~planned])
+    have = _counts(videos, scenes.video[~planned & ~windows])
     # More than a failed pass had: it was tried again, and ended before its film was.
-    halfway = (videos < 0) & (passed.error != "") & (have > expected)
+    broken = _by_video(videos, passed.video, passed.error != "", False)
+    halfway = (videos < 0) & broken & (have > expected)
     missing = expected.isna() | (have < expected) | (parts < told) | halfway
     if missing.any():
         some = ", ".join(missing.index[missing][:5])
@@ -212,18 +215,32 @@ def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series
     return int(expected.sum() + planned.sum() + windows.sum())
 
 
+def _by_video(videos: pd.Series, video: pd.Series, values: pd.Series, nothing: Any) -> pd.Series:
+    """A value for each video of the plan, in its order, from those by the number of the video."""
+    found = values.set_axis(video).reindex(range(len(videos)), fill_value=nothing)
+    return found.set_axis(videos.index.sort_values()).reindex(videos.index)
+
+
+def _counts(videos: pd.Series, video: pd.Series, weights: pd.Series | None = None) -> pd.Series:
+    """How often each video of the plan is there, or the sum of its weights, in the order of the plan."""
+    there = (video >= 0).to_numpy()
+    summed = None if weights is None else weights[there]
+    counts = np.bincount(video[there], summed, len(videos)).astype(np.int64)
+    return pd.Series(counts, videos.index.sort_values()).reindex(videos.index)
+
+
 def inventory(store: Store) -> tuple[int, dict[str, Any]]:
     """How many scenes the input has, and the `measurements` of their rows; raises IncompleteError as the former."""
-    scenes, films, videos, notes = rows_now(store)
+    scenes, films, videos, notes = rows_now(store, ids=False)
     return expected_scenes(scenes, films, videos), {**measurements(scenes, films), "notes": notes}
 
 
 def how_far(store: Store) -> HowFar:
     """How much of the plan is in scores/, also while a run writes there."""
-    scenes, films, videos, _ = rows_now(store)
-    found = films[films.step != "plan"].set_index("video_id").scenes.reindex(videos.index)
-    expected = videos.where(videos >= 0, found)
-    done = scenes.groupby("video_id").size().reindex(videos.index, fill_value=0) >= expected
+    scenes, films, videos, _ = rows_now(store, ids=False)
+    found = films[films.step != "plan"]
+    expected = videos.where(videos >= 0, _by_video(videos, found.video, found.scenes, np.nan))
+    done = _counts(videos, scenes.video) >= expected
     failed = int((scenes.error != "").sum()), int((films.error != "").sum())
     return HowFar(len(videos), int(done.sum()), len(scenes), *failed)
 

@@ -6,7 +6,7 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
     start ROWS    plan an input all of which is done, whose last plan is that of its first start
     changed ROWS  plan it with 1 % of new videos
     retry ROWS    plan it with 1 % of its rows failed, one here and one there, which are to be tried again
-    select ROWS   select of it
+    select ROWS   the verb `select` of it, with its report, in one process
     compact ROWS  compact them, where they lie in parts of 64 rows
 """
 
@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.core import storage
 from actors.core.catalog import Replacement
@@ -31,8 +33,8 @@ from actors.core.store import Store
 from actors.curation.compacting import SCORES_AGAIN, SHARD, SHARD_ROWS, shards
 from actors.curation.features.perceptual_hash import HASH_BYTES
 from actors.curation.sources.origin import Source, times, with_times
-from actors.curation.tables import PICTURES, SCORES
-from pipelines.curation.settings import CurationConfig
+from actors.curation.tables import PICTURES, PLAN_AGAIN, SCORES, VIDEOS
+from pipelines.curation.settings import CurationConfig, measured_by
 
 SHARE = 100
 """Of so many videos one is new, and of so many rows one has failed."""
@@ -40,8 +42,10 @@ SCENES = 53
 """Scenes of a video, as HD-VG-130M has them."""
 PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
-BARS = dict.fromkeys(("start", "changed", "retry"), (60.0, 1000.0))
-BARS |= {"select": (float("inf"), 2000.0), "compact": (float("inf"), 2000.0)}
+BARS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("start", "changed", "retry"), (60.0, 1000.0)),
+    **dict.fromkeys(("select", "compact"), (float("inf"), 2000.0)),
+}
 """CPU-seconds and MB at ten million rows."""
 
 
@@ -75,31 +79,37 @@ def _write_videos(file: TextIO, videos: Iterable[int]) -> None:
 def tables(videos: int) -> Iterator[pa.Table]:
     """Rows of scores/ of all scenes, as `compact` sorts them."""
     names = pa.array([f"{video:011d}" for video in range(videos)])
+    urls = pa.array([url(video) for video in range(videos)])
+    captions = pa.array([f"a scene of {video}" for video in range(videos)])
+    films = np.array([Source(one).film for one in urls.to_pylist()])
     of = shards(names).to_numpy()
     step = PART_ROWS // SCENES
     codes = np.array([times(0.0, 600.0, 60 * i, 60 * i + 60) for i in range(SCENES)])
+    ends = pa.array([f".0_{i}.mp4" for i in range(SCENES)])
     rng = np.random.default_rng(0)
+    join: Any = pc.binary_join_element_wise  # type: ignore[attr-defined]
     for start in range(0, videos, step):
         some = np.arange(start, min(start + step, videos))
         some = some[np.lexsort((some, of[some]))]
         video = np.repeat(some, SCENES)
         number = np.tile(np.arange(SCENES), len(some))
-        film = {one: Source(url(one)).film for one in some.tolist()}
+        name = names.take(pa.array(video))
+        hashes = pa.py_buffer(rng.bytes(HASH_BYTES * len(video)))
         columns: dict[str, Any] = {
             "video_index": video,
-            "video_id": [f"{one:011d}" for one in video],
-            "uri": [url(one) for one in video.tolist()],
-            "clip_id": [f"{one:011d}.0.mp4" for one in video],
-            "scene_id": [f"{one:011d}.0_{i}.mp4" for one, i in zip(video, number, strict=True)],
+            "video_id": name,
+            "uri": urls.take(pa.array(video)),
+            "clip_id": join(name, ".0.mp4", ""),
+            "scene_id": join(name, ends.take(pa.array(number)), ""),
             "ordinal": number,
-            "caption": [f"a scene of {one}" for one in video],
+            "caption": captions.take(pa.array(video)),
             "first": 60 * number,
             "end": 60 * number + 60,
             "start_s": 2.0 * number,
             "end_s": 2.0 * number + 2,
-            "phash": [rng.bytes(HASH_BYTES) for _ in video],
-            "film": [film[one] for one in video.tolist()],
-            "version": [with_times(Source("").version, int(code)) for code in codes[number]],
+            "phash": pa.Array.from_buffers(pa.binary(HASH_BYTES), len(video), [None, hashes]),
+            "film": films[video],
+            "version": with_times(Source("").version, 0) | codes[number],
             "written": rng.random(len(video)),
             "no_frames": np.full(len(video), 8),
             "window": np.full(len(video), -1),
@@ -109,32 +119,48 @@ def tables(videos: int) -> Iterator[pa.Table]:
 
 
 def _table(columns: dict[str, Any], rows: int, rng: np.random.Generator) -> pa.Table:
+    nothing = pa.array([""]).take(pa.array(np.zeros(rows, np.int8)))
     for field in SCORES:
         if field.name in columns:
             continue
         if pa.types.is_string(field.type):
-            columns[field.name] = [""] * rows
+            columns[field.name] = nothing
         elif pa.types.is_floating(field.type):
             columns[field.name] = 1 + rng.random(rows, np.float32)
         else:
             columns[field.name] = np.zeros(rows, field.type.to_pandas_dtype())
-    table = pa.table({name: pa.array(columns[name], SCORES.field(name).type) for name in SCORES.names}, SCORES)
-    return table.append_column(PICTURES, pa.array([""] * rows))
+    arrays = [_cast(columns[name], SCORES.field(name).type) for name in SCORES.names]
+    return pa.Table.from_arrays(arrays, schema=SCORES).append_column(PICTURES, nothing)
 
 
-def make(folder: Path, rows: int) -> None:
-    """An input, its first plan, and its rows."""
+def _cast(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def make(folder: Path, rows: int, whole: bool) -> None:
+    """An output of so many rows; whole: with its input, and the plan that is made of it."""
     from pipelines.curation.cutting.plan import make_plan
 
-    videos = rows // SCENES
-    write_input(folder / "corpus.json", videos)
-    (folder / "videos.json").write_text(json.dumps(videos))
-    config = config_of(folder)
-    make_plan(config)
+    videos, config = rows // SCENES, config_of(folder)
+    if whole:
+        write_input(folder / "corpus.json", videos)
+        (folder / "videos.json").write_text(json.dumps(videos))
+        make_plan(config)
+    else:
+        write_plan(Store(config.output), videos)
     with Replacement(config.output, ["scores"], SCORES_AGAIN) as new:
         for number, table in enumerate(tables(videos)):
             new.add(new.writer.write("scores", number, table, row_group_size=SHARD_ROWS))
         new.commit(absorbed={})
+
+
+def write_plan(store: Store, videos: int) -> None:
+    """What `select` needs of a plan, in a hundredth of the time."""
+    names = [f"{video:011d}" for video in range(videos)]
+    plan = pa.table([range(videos), names, np.full(videos, SCENES)], schema=VIDEOS)
+    store.commit_table("plan/videos", [plan], PLAN_AGAIN)
+    config = CurationConfig(input="corpus.json", output=store.root)
+    store.write_json({"measured_by": measured_by(config), "settings": asdict(config)}, "plan", "settings.json")
 
 
 def config_of(folder: Path) -> CurationConfig:
@@ -192,10 +218,15 @@ def retry(folder: Path) -> str:
 
 
 def select(folder: Path) -> str:
-    """Select."""
-    from pipelines.curation.selecting.select import select
+    """Select, with the report, in this process: without Ray's tasks."""
+    import jobs.curation.verb
+    from jobs.curation.__main__ import app
 
-    return f"{select(config_of(folder)).expected} scenes"
+    jobs.curation.verb.ray_for_parts = lambda run: None
+    with suppress(SystemExit):
+        app(["select", config_of(folder).output])
+    size = (folder / "out" / "report.html").stat().st_size
+    return f"{Store(config_of(folder).output).read_json('run.json')['rows']['in']} scenes, report {size / 1e6:.2f} MB"
 
 
 def compact(folder: Path) -> str:
@@ -257,7 +288,7 @@ def main() -> None:
         folder = Path(sys.argv[3] if len(sys.argv) > 3 else temporary)
         if not (folder / "out").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            make(folder, rows)
+            make(folder, rows, whole=name != "select")
         if name in BEFORE:
             BEFORE[name](folder)
         subprocess.run(

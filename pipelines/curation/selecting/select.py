@@ -52,6 +52,11 @@ PART_ROWS = 100_000
 MANY_ROWS = 10 * PART_ROWS
 """More rows than that are written by Ray's tasks, where it runs."""
 
+_DECIDED = ("place", "part", "row", "probability", "duplicate_group", "concept")
+"""Columns of scenes that are written, or say where the others are."""
+_COMPARED = (*_DECIDED, "video", "span", "scene", "error", "reason", "rank")
+"""The same with those by which scenes are compared, once groups and concepts are known."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -97,7 +102,7 @@ def select(config: CurationConfig) -> Selected:
     model = load_filter_of(config) if config.select.by == "classifier" else None
     look = partial(judge, frames=config.frames, select=config.select, model=model)
     with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
-        scenes, films, videos, notes = rows_now(store, needed(config.select, model), look)
+        scenes, films, videos, notes = rows_now(store, needed(config.select, model), look, ids=False)
         expected = expected_scenes(scenes, films, videos)
         notes += compare_embeddings(store, scenes, config.select)
         costs = {**measurements(scenes, films), "notes": notes}
@@ -105,26 +110,32 @@ def select(config: CurationConfig) -> Selected:
         del scenes
         starts = range(0, max(len(decided), 1), PART_ROWS)
         shared = model, families
-        chunks = [(store, new.writer, i, decided.iloc[at : at + PART_ROWS], *shared) for i, at in enumerate(starts)]
-        written = in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS)
-        new.add(*(part for parts, _ in written for part in parts))
+        chunks = ((store, new.writer, i, decided.iloc[at : at + PART_ROWS], *shared) for i, at in enumerate(starts))
+        spread: list[np.ndarray] = []
+        for parts, counts in in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS):
+            new.add(*parts)
+            spread.append(counts)
+        del decided
         _tell_captions(store, new)
         new.commit({"selection": new.writer.generation})
-    drift = model.drift(np.sum([counts for _, counts in written], axis=0)) if model else {}
+    drift = model.drift(np.sum(spread, axis=0)) if model else {}
     return Selected(expected, costs, drift, new.writer.generation)
 
 
 def _decided(scenes: pd.DataFrame, films: pd.DataFrame, config: CurationConfig) -> pd.DataFrame:
-    """What `write_decisions` takes, in the order of the plan; changes `scenes`."""
-    scenes["duplicate_group"] = alike(scenes, config)
-    code = choose(scenes, config)
-    columns = ["video_index", "ordinal", "part", "row", "error"]
-    reason = pd.Categorical.from_codes(code, scenes.reason.cat.categories)
-    decided = scenes[[*columns, "probability", "duplicate_group", "concept"]].assign(reason=reason, scene=True)
+    """What `write_decisions` takes, in the order of the plan; `scenes` loses what is needed no more."""
+    scenes["duplicate_group"] = alike(scenes, config).astype(np.int32)
+    for name in [name for name in scenes if name not in _COMPARED]:
+        del scenes[name]
+    reason = pd.Categorical.from_codes(choose(scenes, config), scenes.reason.cat.categories)
+    decided = scenes[[*_DECIDED]].assign(reason=reason, scene=True)
+    bad = films.loc[films.error != "", ["place", "part", "row"]]
+    if bad.empty:
+        return decided
     nothing = {"reason": "", "probability": np.nan, "duplicate_group": -1, "concept": -1, "scene": False}
-    bad = films.loc[films.error != "", columns].assign(**nothing)
-    decided = pd.concat([decided, bad.astype({name: decided[name].dtype for name in ("part", "reason")})])
-    return decided.iloc[np.lexsort((decided.ordinal, decided.video_index))].drop(columns=["video_index", "ordinal"])
+    bad = bad.assign(**nothing)
+    both = pd.concat([decided, bad.astype({name: decided[name].dtype for name in decided})])
+    return both.iloc[np.argsort(both.place.to_numpy())]
 
 
 def selection_now(store: Store) -> str:
@@ -158,17 +169,19 @@ def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
 def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
     """What is kept of scenes that were judged: the code of each one's reason, int8 (N,); kept and failed ones have 0.
 
-    scenes: video_id, clip_id, scene_id, error, and what `judge`, `alike` and `compare_embeddings` add.
+    scenes: video, span and scene, as `gathered` numbers them, error, and what `judge`, `alike` and `compare_embeddings`
+    add.
     """
     reason = scenes.reason.cat.codes.to_numpy().copy()
     passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
-    keys = ["video_id", "clip_id", "scene_id", "rank"]
-    ranked = pa.Table.from_pandas(scenes[keys].iloc[passed], preserve_index=False)
-    by = [("rank", "descending"), ("scene_id", "ascending"), ("video_id", "ascending")]
-    best_first = ranked.append_column("at", pa.array(passed)).sort_by(by)["at"].to_numpy()
+    video, scene, rank = (scenes[name].to_numpy()[passed] for name in ("video", "scene", "rank"))
+    best_first = passed[np.lexsort((video, scene, -rank))]
+    del video, scene, rank
     groups = scenes.duplicate_group.iloc[best_first]
     unlike = best_first[((groups < 0) | ~groups.duplicated()).to_numpy()]
-    left = unlike[~scenes[["video_id", "clip_id"]].iloc[unlike].duplicated().to_numpy()]
+    del groups
+    span = scenes.video.to_numpy()[unlike].astype(np.int64) << 32 | scenes.span.to_numpy()[unlike]
+    left = unlike[~pd.Series(span).duplicated().to_numpy()]
     limit = config.select.count
     if config.select.fraction is not None:
         # 0.29 of 100 is 29, whatever a binary fraction makes of it.

@@ -3,7 +3,7 @@
 import re
 import time
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,29 @@ def test_a_page_holds_its_figures_and_tables(tmp_path: Path):
         *(("War", ""), ("–", "n"), ("7", "n"), ("0.5", "n")),
     ]
     assert "http" not in text.replace("http-equiv", "") and "<script" not in text
+
+
+def test_a_page_stays_below_5_mb_and_says_what_it_leaves_out(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    picture = Picture((tmp_path / "noise.png").read_bytes(), "a large picture")
+    small = Picture((tmp_path / "noise.png").read_bytes()[:90_000])
+    films = (Section(f"film {i}", "2 shots", [small, Table(["shot", "end"], [[1, 2.5]])]) for i in range(100_000))
+    rows = [[f"director {i}", i, 0.5] for i in range(10_000)]
+    sections = [Section("All", "", [picture, Table(["director", "films", "share"], rows)]), *islice(films, 400)]
+    text = Path(write_page(str(tmp_path / "page.html"), "Films", "", {}, sections)).read_text()
+    assert 3e6 < len(text) < 5e6
+    page = Page(text)
+    shown = sum(title.startswith("<h2>film") for title in text.splitlines())
+    assert page.images[0].startswith("data:image/jpeg") and 5 < shown < 400
+    assert f"{400 - shown} more sections" in text
+    text = Path(
+        write_page(
+            str(tmp_path / "page.html"), "Rows", "", {}, [Section("", "", [Table(["a"], [["b" * 99]] * 99_999)])]
+        )
+    ).read_text()
+    assert len(text) < 5e6 and text.count("bbb</td>") > 20_000
+    assert f"The first {text.count('bbb</td>'):,} of 99,999 rows" in text
 
 
 def test_names_from_outside_are_text(tmp_path: Path):

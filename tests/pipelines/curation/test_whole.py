@@ -146,10 +146,10 @@ def during(monkeypatch: pytest.MonkeyPatch, function: str, other: CurationConfig
     """Have another selection run, once, while one is in this function."""
     inner = getattr(pipelines.curation.selecting.select, function)
 
-    def first(*arguments: Any) -> Any:
+    def first(*arguments: Any, **named: Any) -> Any:
         monkeypatch.setattr(pipelines.curation.selecting.select, function, inner)
         select(other)
-        return inner(*arguments)
+        return inner(*arguments, **named)
 
     monkeypatch.setattr(pipelines.curation.selecting.select, function, first)
 

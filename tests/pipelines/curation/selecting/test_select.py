@@ -34,6 +34,8 @@ def frame(*rows: Row) -> pd.DataFrame:
 def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
     """What becomes of scenes with the columns of SCORES."""
     judged = scenes.join(judge(scenes, settings.frames, settings.select, model))
+    for number, name in (("video", "video_id"), ("span", "clip_id"), ("scene", "scene_id")):
+        judged[number] = judged[name].rank(method="dense").astype(int)
     judged["duplicate_group"] = alike(judged, settings)
     code = choose(judged, settings)
     reason = np.array(settings.select.reasons, object)[code]
