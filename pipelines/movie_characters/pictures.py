@@ -35,8 +35,8 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
 
     Where two have one name, all are named by their folder, too; those in a tar always are, by its name.
 
-    A manifest beside them says of which class they are, else their names, else, with `labelled`, the folder in which they
-    lie below the one that is given. Images of a manifest's folder without a row are named in a warning.
+    A manifest beside them says of which class they are, else their names, else, with `labelled`, the folder in which
+    they lie below the one that is given. Images of a manifest's folder without a row are named in a warning.
 
     labelled: each must have a class. Raises UserError where one has none, where there are no images, two of one name,
     two that differ in their endings alone and are of two classes, or a manifest that cannot be used.
