@@ -18,7 +18,11 @@ from actors.models.vlm.settings import VlmConfig
 
 MOST_TOKENS = 512
 """Tokens of a list of genres."""
-_ABOUT = "These pictures are frames of one film, in order of time. "
+FILM, SCENE = "film", "scene"
+_ABOUT = {
+    FILM: "These pictures are frames of one film, in order of time. ",
+    SCENE: "These pictures are frames of one scene of a film, in order of time. ",
+}
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,25 @@ class ZeroShotVlm(VlmConfig):
     image-text-to-text model in workers, which gives likelihoods instead of text."""
 
 
-def name_one(genres: Sequence[str]) -> str:
+def name_one(genres: Sequence[str], what: str = FILM) -> str:
     """The text whose answers' likelihoods are compared."""
-    return f"{_ABOUT}Name the genre of the film, one of: {', '.join(genres)}. Answer with the genre and nothing else."
+    about = f"{_ABOUT[what]}Name the genre of the {what}, one of: {', '.join(genres)}. "
+    return f"{about}Answer with the genre and nothing else."
 
 
-def list_all(genres: Sequence[str]) -> str:
+def list_all(genres: Sequence[str], what: str = FILM) -> str:
     """The text that is answered by a list."""
     return (
-        f"{_ABOUT}Which of these genres does the film have: {', '.join(genres)}? It may have several. Answer with one "
-        "JSON object and nothing else: its keys are the genres that the film has, spelled as above, its values how "
-        "confident you are, each a number from 0 to 1."
+        f"{_ABOUT[what]}Which of these genres does the {what} have: {', '.join(genres)}? It may have several. Answer "
+        f"with one JSON object and nothing else: its keys are the genres that the {what} has, spelled as above, its "
+        "values how confident you are, each a number from 0 to 1."
     )
 
 
-def listing(frames_THWC: np.ndarray, genres: Sequence[str]) -> Question:
+def listing(frames_THWC: np.ndarray, genres: Sequence[str], what: str = FILM) -> Question:
     """The question that a service is asked."""
     check = partial(checked, genres=genres)
-    return Question(frames_THWC, list_all(genres), check, MOST_TOKENS, "vlm_failed")
+    return Question(frames_THWC, list_all(genres, what), check, MOST_TOKENS, "vlm_failed")
 
 
 def checked(reply: str, genres: Sequence[str]) -> tuple[str, str]:
@@ -85,17 +90,22 @@ def checked(reply: str, genres: Sequence[str]) -> tuple[str, str]:
 
 
 def likely(
-    model: Any, frames_THWC: np.ndarray, genres: Sequence[str], at_once: int, of_grey: dict[int, np.ndarray]
+    model: Any,
+    frames_THWC: np.ndarray,
+    genres: Sequence[str],
+    at_once: int,
+    of_grey: dict[tuple[int, str], np.ndarray],
+    what: str = FILM,
 ) -> np.ndarray:
     """Probabilities (C,) that sum to 1: how much likelier each genre is as the answer than for grey pictures.
 
     Without that comparison a model answers with its favourite genre, and with short names, whatever it is shown.
-    of_grey: what it says of so many grey pictures, computed once for all films.
+    of_grey: what it says of so many grey pictures of a film or scene, computed once for all.
     """
-    text, count = name_one(genres), len(frames_THWC)
-    if count not in of_grey:
-        of_grey[count] = model.likelihoods(np.full_like(frames_THWC, 128), text, genres, at_once)
-    gain = model.likelihoods(frames_THWC, text, genres, at_once) - of_grey[count]
+    text, grey = name_one(genres, what), (len(frames_THWC), what)
+    if grey not in of_grey:
+        of_grey[grey] = model.likelihoods(np.full_like(frames_THWC, 128), text, genres, at_once)
+    gain = model.likelihoods(frames_THWC, text, genres, at_once) - of_grey[grey]
     odds = np.exp(gain - gain.max())
     return odds / odds.sum()
 

@@ -229,7 +229,10 @@ class ZeroShot(Verb):
         if config.vlm.service:
             tokens, usd = plan.cost(config)
             facts.append(f"about {tokens} input tokens, ${usd:.2f}, and three times that at most with retries")
-        names = ("answers", "predictions.parquet", "rejected", "runs/zero-shot.json")
+        names = ["answers", "predictions.parquet", "rejected", "runs/zero-shot.json"]
+        if config.scenes:
+            facts.append(f"scenes: {config.scenes}; each takes a request as a film does, not counted here")
+            names.append("scenes.parquet")
         return Preview(facts, located(config.output, *names), *plan.stages(config))
 
     def work(self, config: "ZeroShotConfig", plan: "ZeroShotPlan", run: Run) -> None:
@@ -245,6 +248,8 @@ class ZeroShot(Verb):
         if run.record["problems"]:
             run.say(f"problems{listed(run.record['problems'])}: {run.store.uri('rejected')}")
         run.say(f"predictions: {run.store.uri('predictions.parquet')}")
+        if config.scenes:
+            run.say(f"{run.record['scenes']} scenes: {run.store.uri('scenes.parquet')}")
 
 
 @app.verb

@@ -384,11 +384,10 @@ class Timeline(Verb):
         if found.people is not None:
             from jobs.movie_characters.people_page import people_page
 
-            run.record["tracks"] = len(found.people.tracks)
-            strangers = {track.cluster for track in found.people.tracks if track.cluster}
-            run.record["unknown_people"] = len(strangers)
+            tracks, strangers = len(found.people.index), found.people.clusters
+            run.record |= {"tracks": tracks, "unknown_people": strangers}
             page = people_page(run.store, found.people, plan.films)
-            run.say(f"{len(found.people.tracks)} tracks, {len(strangers)} people without a name; page: {page}")
+            run.say(f"{tracks} tracks, {strangers} people without a name; page: {page}")
 
 
 def _certainty(found: "IdentifyOutcome") -> str:

@@ -25,7 +25,8 @@ from jobs.core.pages import (
 )
 from pipelines.movie_characters.compare import CompareConfig, Comparison
 from pipelines.movie_characters.extract import ExtractConfig, Extracted
-from pipelines.movie_characters.films.timeline import Appearances, TimelineConfig
+from pipelines.movie_characters.films.tables import Appearances
+from pipelines.movie_characters.films.timeline import TimelineConfig
 from pipelines.movie_characters.metrics import mean_interval
 from pipelines.movie_characters.results import UNKNOWN, Results
 from pipelines.movie_characters.score import (

@@ -8,7 +8,8 @@ from urllib.parse import quote
 from actors.core import storage
 from actors.core.store import Store
 from jobs.core.pages import clock, duration, render
-from pipelines.movie_characters.films.face_timeline import People, Track
+from pipelines.movie_characters.films.face_timeline import Track
+from pipelines.movie_characters.films.people_files import People
 
 PERSONS = 100
 """Most people on the page: those who are longest on screen."""
@@ -18,22 +19,28 @@ TRACKS = 60
 
 def people_page(store: Store, people: People, films: dict[str, str]) -> str:
     """Write people.html beside frames/, from which it shows pictures; films: addresses by name. Returns its URI."""
-    of: dict[str, list[Track]] = defaultdict(list)
-    for track in people.tracks:
-        of[track.identity].append(track)
-    lengths = {name: sum(track.end_s - track.start_s for track in some) for name, some in of.items()}
-    shown = sorted(of, key=lambda name: (-lengths[name], name))
+    index = people.index.assign(length=people.index.end_s - people.index.start_s)
+    lengths = index.groupby("identity").length.agg(["sum", "size"])
+    shown = sorted(lengths.index, key=lambda name: (-lengths["sum"][name], name))
+    some = index.sort_values(["length", "film", "track"], ascending=[False, True, True], kind="stable")
+    of = {name: some[some.identity == name].head(TRACKS) for name in shown[:PERSONS]}
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for rows in of.values():
+        for film, track in zip(rows.film, rows.track.tolist(), strict=True):
+            wanted[film].add(track)
+    read = people.read(wanted)
     persons, tracks = [], []
-    for name in shown[:PERSONS]:
-        some = sorted(of[name], key=lambda track: (track.start_s - track.end_s, track.film, track.number))
-        about = f"{duration(lengths[name])}, tracks: {len(some):,}"
-        if len(some) > TRACKS:
+    for name, rows in of.items():
+        length, count = float(lengths["sum"][name]), int(lengths["size"][name])
+        about = f"{duration(length)}, tracks: {count:,}"
+        if count > TRACKS:
             about += f", of which the longest {TRACKS} are shown"
         first = len(tracks)
-        tracks += [_played(track, films.get(track.film, "")) for track in some[:TRACKS]]
+        own = [read[film, track] for film, track in zip(rows.film, rows.track.tolist(), strict=True)]
+        tracks += [_played(track, films.get(track.film, "")) for track in own]
         persons.append({"name": name, "about": about, "tracks": list(enumerate(tracks[first:], first))})
-    totals = f"{len(of):,} people, {sum(one.startswith('unknown_') for one in of):,} of them without a name"
-    if len(of) > PERSONS:
+    totals = f"{len(shown):,} people, {sum(one.startswith('unknown_') for one in shown):,} of them without a name"
+    if len(shown) > PERSONS:
         totals += f"; shown are the {PERSONS} who are longest on screen"
     uri = store.uri("people.html")
     page = render("movie_characters/people.html.j2", persons=persons, tracks=tracks, totals=totals)

@@ -151,19 +151,19 @@ def train(
         the result: last `metrics`, `checkpoint` (for `restore`), and `return_value`, that of the first worker's loop
 
     Raises:
-        UserError: the cluster is too small for the workers.
-        ray.train.TrainingFailedError: the loop raised, or workers died three times.
+        UserError: the cluster is too small for the workers, or the loop raised it, on any of them.
+        ray.train.TrainingFailedError: the loop raised another error, or workers died three times.
     """
     from ray import train as ray_train
-    from ray.train.torch import TorchTrainer
 
     from pipelines.core.epochs import seed_all
+    from pipelines.core.trainer import Trainer, users_fault
 
     def seeded() -> Any:
         seed_all(seed + ray_train.get_context().get_world_rank())
         return loop()
 
-    trainer = TorchTrainer(
+    trainer = Trainer(
         seeded,
         scaling_config=_room(workers, num_cpus, num_gpus, datasets or {}),
         run_config=_run(json.dumps([settings, seed], sort_keys=True), output),
@@ -171,7 +171,12 @@ def train(
         dataset_config=_whole(),
     )
     with following(storage.absolute(output), Progress("train", total, unit)):
-        return trainer.fit()
+        try:
+            return trainer.fit()
+        except ray_train.TrainingFailedError as error:
+            if fault := users_fault(error):
+                raise fault from error
+            raise
 
 
 def _room(workers: int, num_cpus: float, num_gpus: float, datasets: dict[str, Dataset]) -> ray_train.ScalingConfig:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actors.core.errors import UserError
 from actors.core.store import Store
 from pipelines.core.film_vectors import Films
 from pipelines.genres.process import fused, read_any
-from pipelines.genres.scenes import Scenes, read_scenes, write_scenes
+from pipelines.genres.scenes import Scenes, check_scenes, read_scenes, write_scenes
 from pipelines.genres.train import check_dimensions, load_model, read_model, write_predictions
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ class PredictConfig:
     ALIASES: ClassVar[dict[str, str]] = {"films": "input"}
 
     def __post_init__(self) -> None:
-        if isinstance(self.scenes, int) and self.scenes < 0:
-            raise UserError(f"scenes is a folder, or a number of shots from 1 (0: none), not {self.scenes}")
+        check_scenes(self.scenes)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.media.movienet import FormError, read_annotation, shot_of
+from actors.genres.scenes import Division, NoScenesError
 from pipelines.core.film_vectors import Films
 from pipelines.genres.embed import read_stored, stored_films
 
@@ -78,31 +77,18 @@ def read_scenes(uri: str, scenes: str | int) -> Scenes:
         if not len(rows):
             without["no_images"] += 1
             continue
-        numbers = [shot_of(name) for name in about["images"]]
-        if isinstance(scenes, int):
-            # Of images whose names say no shot, each counts as one.
-            shots = np.array([i if number is None else number for i, number in enumerate(numbers)])
-            found = _counted(shots, scenes)
-        elif None in numbers:
-            without["no_shots"] += 1
+        try:
+            division = Division(film, scenes)
+            shots = np.array(division.shots_of(about["images"]))
+            found = division.divided(about["images"])
+        except NoScenesError as error:
+            without[error.code] += 1
             continue
-        else:
-            shots = np.array(numbers)
-            try:
-                found = list(_annotated(storage.join(scenes, f"{film}.json")))
-            except FormError as error:
-                without[error.code] += 1
-                continue
-        before = len(parts)
-        for name, first, end, place in found:
-            inside = np.flatnonzero((shots >= first) & (shots < end))
-            if len(inside):
-                start = about["start_s"][inside[0]] if about["start_s"] else math.nan
-                own = int(shots[inside].min()), int(shots[inside].max())
-                parts.append(Part(film, name, own, start, place))
-                vectors.append(rows[inside])
-        without["no_scenes"] += len(parts) == before
-    without = +without
+        for scene, inside in found.items():
+            start = about["start_s"][inside[0]] if about["start_s"] else math.nan
+            own = int(shots[inside].min()), int(shots[inside].max())
+            parts.append(Part(film, scene.name, own, start, scene.place))
+            vectors.append(rows[inside])
     if not parts:
         why = ", ".join(f"{code} {count}" for code, count in without.items())
         raise UserError(f"no film of {uri} has scenes ({why}). Give a folder of annotations, or a number of shots.")
@@ -118,20 +104,17 @@ def read_scenes(uri: str, scenes: str | int) -> Scenes:
     return Scenes(films, parts, dict(without))
 
 
-def _counted(shots: np.ndarray, count: int) -> list[tuple[str, int, int, str]]:
-    starts = range(0, int(shots.max()) + 1, count)
-    return [(f"{number:04d}", start, start + count, "") for number, start in enumerate(starts)]
-
-
-def _annotated(uri: str) -> Iterator[tuple[str, int, int, str]]:
-    for scene in read_annotation(uri).scenes:
-        yield scene.id, *scene.shots, scene.place
-
-
 def write_scenes(store: Store, scenes: Scenes, films: Films, model: GenreModel) -> None:
     """Write scenes.parquet; films: those of the scenes, with extra features where the model has them."""
     # Each scene is answered for itself.
     answers = model.probabilities(replace(films, owners=()))
+    write_answers(store, scenes.parts, answers, model.genre_names, model.thresholds.tolist())
+
+
+def write_answers(
+    store: Store, parts: Sequence[Part], answers: np.ndarray, genres: Sequence[str], thresholds: Sequence[float]
+) -> None:
+    """Write scenes.parquet; answers: float (P, G), the probability of each genre for each scene."""
     rows = [
         {
             "id": part.film,
@@ -144,7 +127,13 @@ def write_scenes(store: Store, scenes: Scenes, films: Films, model: GenreModel) 
             "probability": probability,
             "chosen": probability >= threshold,
         }
-        for part, answer in zip(scenes.parts, answers.tolist(), strict=True)
-        for genre, probability, threshold in zip(model.genre_names, answer, model.thresholds.tolist(), strict=True)
+        for part, answer in zip(parts, answers.tolist(), strict=True)
+        for genre, probability, threshold in zip(genres, answer, thresholds, strict=True)
     ]
     store.write_table(pa.Table.from_pylist(rows, SCENES), "scenes.parquet")
+
+
+def check_scenes(scenes: str | int) -> None:
+    """Raise UserError where a setting of scenes has no meaning."""
+    if isinstance(scenes, int) and scenes < 0:
+        raise UserError(f"scenes is a folder, or a number of shots from 1 (0: none), not {scenes}")

@@ -27,7 +27,8 @@ class GallerySettings:
     ALIASES: ClassVar[dict[str, Any]] = {"input_dir": "gallery"}
 
     gallery: str
-    """The gallery: images CLASS_NUMBER of the characters, a folder or s3://."""
+    """The gallery: images of the characters named CLASS_NUMBER, or in a folder of each, as CLASS/1.jpg; a folder or
+    s3://."""
     vectors: str = ""
     """Root of vectors/, where the vectors of images are kept. Set it to share vectors between outputs; default: the
     output."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -39,13 +39,20 @@ def stages_of(config: ClipConfig | FaceConfig) -> tuple[dict[str, Stage], dict[s
     return {"embed": config.stage}, {**read, "write": WRITE}
 
 
-def embedded(store: Store, model: str) -> dict[tuple[str, int], tuple[np.ndarray, str]]:
-    """By uri and bytes of the images that a model has embedded: float32 vectors of length 1, and what computed them."""
+def embedded(
+    store: Store, model: str, wanted: Set[tuple[str, int]] | None = None
+) -> dict[tuple[str, int], tuple[np.ndarray, str]]:
+    """By uri and bytes of the images that a model has embedded: float32 vectors of length 1, and what computed them.
+
+    wanted: those images only.
+    """
     found = {}
     for part in store.read_parts("vectors", VECTORS.names, (COMPUTED,)):
         rows = part.filter((compute.field("model") == model) & (compute.field("error") == ""))
         columns = (rows[name].to_pylist() for name in ("uri", "size", COMPUTED))
         for uri, size, computed, vector in zip(*columns, rows["vector"], strict=True):
+            if wanted is not None and (uri, size) not in wanted:
+                continue
             values = vector.values.to_numpy(zero_copy_only=False).astype(np.float32)
             found[uri, size] = values, computed or ""
     return found

@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ from actors.core.storage import Entry
 from actors.media.archives import in_tar, is_tar, unpacked
 from actors.media.images import IMAGE_SUFFIXES, images_below, natural
 from actors.movie_characters.manifest import CLASS, FILE, MANIFEST, SHOWN, Rows, check_complete, read_manifest
-from actors.movie_characters.names import UNLABELLED, Picture, unsuffixed
+from actors.movie_characters.names import UNLABELLED, Picture, checked_class, class_or_unlabelled, unsuffixed
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
 
     Where two have one name, all are named by their folder, too; those in a tar always are, by its name.
 
-    A manifest beside them says of which class they are, else their names. Images of its folder without a row are named
-    in a warning.
+    A manifest beside them says of which class they are, else their names, else, with `labelled`, the folder in which
+    they lie below the one that is given. Images of a manifest's folder without a row are named in a warning.
 
     labelled: each must have a class. Raises UserError where one has none, where there are no images, two of one name,
     two that differ in their endings alone and are of two classes, or a manifest that cannot be used.
@@ -45,15 +45,15 @@ def find_pictures(where: str | Sequence[str], setting: str, labelled: bool = Tru
     found: dict[str, Picture] = {}
     manifests: dict[str, Rows] = {}
     places = [where] if isinstance(where, str) else where
-    below = [one for place in places for one in _below(place, setting, manifests)]
+    below = [one for place in places for one in _below(place, setting, manifests, labelled)]
     for picture in _apart(below):
         if found.setdefault(picture.name, picture).uri != picture.uri:
             both = f"{found[picture.name].uri} and {picture.uri}"
             raise UserError(f"{setting}: two images are named {picture.name}: {both}")
         if picture.cls == UNLABELLED and labelled:
             raise UserError(
-                f"{picture.name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg, or have "
-                f"a row in {MANIFEST} beside them, with {FILE} and {CLASS}"
+                f"{picture.name}: the name has no class; images are named CLASS_NUMBER, as in Ann_001.jpg, or lie in a "
+                f"folder of that name below {where}, or have a row in {MANIFEST} beside them, with {FILE} and {CLASS}"
             )
     if not found:
         raise UserError(f"{setting}={where} holds no images; their names end in {', '.join(IMAGE_SUFFIXES)}")
@@ -85,8 +85,8 @@ def _check_stems(pictures: Iterable[Picture], setting: str) -> None:
             )
 
 
-def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture]:
-    """Images that a setting names; manifests: those that are read, by folder."""
+def _below(where: str, setting: str, manifests: dict[str, Rows], labelled: bool) -> list[Picture]:
+    """Images that a setting names; manifests: those that are read, by folder; labelled: a folder may say a class."""
     root = storage.absolute(where)
     if where.lower().endswith(IMAGE_SUFFIXES):
         size = storage.size(root) if storage.exists(root) else -1
@@ -99,7 +99,9 @@ def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture
             lines = read_text(root).splitlines()
         except FileNotFoundError as error:
             raise UserError(f"{setting}: there is no list {where}") from error
-        return [picture for line in lines if line.strip() for picture in _below(line.strip(), setting, manifests)]
+        return [
+            picture for line in lines if line.strip() for picture in _below(line.strip(), setting, manifests, labelled)
+        ]
     size = storage.size(root) if is_tar(root) and storage.exists(root) else -1
     tar = [Entry(root.rpartition("/")[2], root, size)] if size >= 0 else None
     entries = list(unpacked(storage.listing(root, as_input=True) if tar is None else tar))
@@ -115,10 +117,34 @@ def _below(where: str, setting: str, manifests: dict[str, Rows]) -> list[Picture
             names[folder].append(name)
     rows = {folder: _manifest(storage.join(root, folder) if folder else root, names[folder]) for folder in names}
     labels = [_label(rows.get(posixpath.dirname(entry.name), {}), posixpath.basename(entry.name)) for entry in found]
+    if labelled:
+        labels = _by_folder(found, labels, set(names), setting)
     return [
         Picture(_own_name(entry), entry.uri if in_tar(entry.uri) else storage.absolute(entry.uri), entry.size, label)
         for entry, label in zip(found, labels, strict=True)
     ]
+
+
+def _by_folder(found: list[Entry], labels: list[str], manifested: set[str], setting: str) -> list[str]:
+    """The labels of images, of which those without a class by name or manifest have that of their folder."""
+    made, folders = list(labels), defaultdict[str, set[str]](set)
+    for at, entry in enumerate(found):
+        above = posixpath.dirname(entry.name)
+        if not above or above in manifested or in_tar(entry.uri):
+            continue
+        folder, cls = posixpath.basename(above), class_or_unlabelled(entry.name)
+        if cls == UNLABELLED:
+            made[at] = checked_class(folder, entry.name)
+        elif cls != folder:
+            folders[cls].add(folder)
+    for cls, some in folders.items():
+        if len(some) > 1:
+            log.warning(
+                "%s: images named %s_NUMBER in %d folders, such as %s, are of the class %s. If folders are characters, "
+                "rename the images to numbers",
+                *(setting, cls, len(some), min(some), cls),
+            )
+    return made
 
 
 def _own_name(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 A body is what a person detector in a file finds, or what lies below a face: a box three faces wide and five faces high.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 import cv2
@@ -78,7 +79,7 @@ class FrameBodies:
     """Find and embed the bodies in frames.
 
     Reads:  uri  str (N,), where the frame is
-            faces  object (N,), a list of left, top, right and bottom for each face; used without a detector
+            faces  str (N,), JSON: left, top, right and bottom of each face; used without a detector
             error, message  str (N,); rows with an error are left out
     Adds:   boxes, vectors, confidences  object (N,), as `FrameFaces`
             error  a code of ImageError
@@ -110,7 +111,7 @@ class FrameBodies:
         if self._detector is not None:
             found = self._detector([pictures[row][0] for row in rows])
         else:
-            found = [[below(face, *pictures[row]) for face in batch["faces"][row]] for row in rows]
+            found = [[below(face, *pictures[row]) for face in json.loads(batch["faces"][row])] for row in rows]
         pairs = [(pictures[row][0], box) for row, some in zip(rows, found, strict=True) for box in some]
         squares = [cut(picture, box, self._embed.shape) for picture, box in pairs]
         vectors = iter(self._embed(squares))

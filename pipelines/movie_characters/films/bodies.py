@@ -6,21 +6,25 @@ backs    bodies without a face become tracks of their own, and take an identity 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from actors.core.stage import Row, codes_in
+from actors.core.stage import Row
 from actors.core.store import Store
 from actors.movie_characters.recognition.bodies import BodiesConfig, FrameBodies
 from actors.movie_characters.recognition.frame_faces import write_faces
-from pipelines.core.progress import Progress, tracked
 from pipelines.movie_characters.films.face_timeline import FacesOf, Track
-from pipelines.movie_characters.films.film_faces import embed_rows, faces_by_film, searched, seen_by_film
+from pipelines.movie_characters.films.film_faces import (
+    FramesTodo,
+    embed_films,
+    faces_by_film,
+    searched_by_film,
+    seen_by_film,
+)
 from pipelines.movie_characters.films.tracks import Faces, Seen, TracksConfig, join, unit
 from pipelines.movie_characters.gallery_settings import FaceConfig, model_of, root_of
-from pipelines.movie_characters.pictures import find_pictures
 
 FOLDER = "bodies"
 HEAD = 0.5
@@ -78,10 +82,10 @@ def find_bodies(
         labels = join(Faces(frames, boxes, vectors), np.array(shot["times"]), config, least_of(how))
         for label in range(int(labels.max()) + 1):
             some = np.flatnonzero(labels == label)
-            times, until, images = ([part[frames[i]] for i in some] for part in (shot["times"], ends, shot["images"]))
+            times, images = ([part[frames[i]] for i in some] for part in (shot["times"], shot["images"]))
             mean = unit(vectors[some].mean(0))
             number = len(tracks) + len(found)
-            about_it = film, number, int(shot["shot"]), times, until, images, boxes[some], sure[some]
+            about_it = film, number, int(shot["shot"]), times, ends[frames[some[-1]]], images, boxes[some], sure[some]
             found.append(Track(*about_it, mean, by="body", body=mean))
     for track in tracks:
         if track.number in own:
@@ -96,26 +100,16 @@ def least_of(config: BodiesConfig) -> float:
 
 
 def answer_turned(tracks: Sequence[Track], config: BodiesConfig) -> None:
-    """Answer the tracks of faces that have no identity, by their bodies."""
-    for own in _by_film(tracks).values():
-        answer_by_bodies([track for track in own if not track.identity], own, least_of(config))
+    """Answer the tracks of faces of a film that have no identity, by their bodies."""
+    answer_by_bodies([track for track in tracks if not track.identity], tracks, least_of(config))
 
 
-def answer_backs(tracks: Sequence[Track], backs: Mapping[str, Sequence[Track]], config: BodiesConfig) -> list[Track]:
-    """The tracks of bodies without a face, by film, that have an identity now; numbered after those of faces."""
-    found, of_film = [], _by_film(tracks)
-    for film, some in backs.items():
-        answered = answer_by_bodies(some, of_film[film], least_of(config))
-        for number, track in enumerate(sorted(answered, key=lambda one: one.number), len(of_film[film])):
-            track.number = number
-            found.append(track)
-    return found
-
-
-def _by_film(tracks: Sequence[Track]) -> dict[str, list[Track]]:
-    found: dict[str, list[Track]] = defaultdict(list)
-    for track in tracks:
-        found[track.film].append(track)
+def answer_backs(tracks: Sequence[Track], backs: Sequence[Track], config: BodiesConfig) -> list[Track]:
+    """The tracks of a film's bodies without a face that have an identity now; numbered after those of faces."""
+    answered = answer_by_bodies(backs, tracks, least_of(config))
+    found = sorted(answered, key=lambda one: one.number)
+    for number, track in enumerate(found, len(tracks)):
+        track.number = number
     return found
 
 
@@ -147,27 +141,15 @@ def answer_by_bodies(tracks: Sequence[Track], named: Sequence[Track], alike: flo
     return answered
 
 
-def embed_bodies(config: FaceConfig, bodies: BodiesConfig, films: Mapping[str, Sequence[str]], root: Store) -> None:
-    """Find and embed the bodies in frames that were not looked at yet.
+def embed_bodies(config: FaceConfig, bodies: BodiesConfig, films: Sequence[str], root: Store) -> None:
+    """Find and embed the bodies in those frames of films that were not looked at yet.
 
-    films: addresses of frames, by film; root: of the output that holds frames/.
+    root: of the output that holds frames/.
     """
     model = bodies.name(model_of(config))
-    done = searched(config, FOLDER, model)
-    faces_of = faces_by_film(config, root)
-    rows = []
-    for film, frames in films.items():
-        todo = [one for one in find_pictures(list(frames), "input", labelled=False) if (one.uri, one.size) not in done]
-        seen = faces_of(film) if todo else None
-        for one in todo:
-            faces = seen(one.uri.rpartition("/")[2]).boxes.tolist() if seen else []
-            rows.append({"uri": one.uri, "size": one.size, "faces": faces, "error": "", "message": ""})
-    if rows:
-        write = partial(write_faces, store=Store(root_of(config)), model=model, folder=FOLDER)
-        written = embed_rows(config, rows, FrameBodies, bodies.everywhere, write)
-        progress = Progress("bodies", len(rows), "images")
-        for _ in tracked(written, progress, lambda batch: len(batch["uri"]), codes_in):
-            pass
+    todo = FramesTodo(root, searched_by_film(config, root, FOLDER, model), faces_by_film(config, root))
+    write = partial(write_faces, store=Store(root_of(config)), model=model, folder=FOLDER)
+    embed_films(config, films, todo, FrameBodies, bodies.everywhere, write, "bodies")
 
 
 def bodies_by_film(config: FaceConfig, bodies: BodiesConfig, root: Store) -> Callable[[str], FacesOf]:

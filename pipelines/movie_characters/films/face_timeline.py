@@ -1,37 +1,21 @@
-"""Who is on screen when, by all faces of all frames: tracks, whom each shows, and people without a name.
-
-faces    of every frame, as `identify-faces` has stored them
-tracks   of each shot, compared with the gallery; those that it does not explain are clustered over all films
-tables   tracks.parquet, people.csv, people.json (which cluster a track has had, also in earlier runs)
-"""
+"""Who is on screen when in a film, by all faces of its frames: tracks of each shot, and whom of a gallery they show."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from actors.core.stage import Row
-from actors.core.store import Store
-from pipelines.movie_characters.films.people import (
-    CLUSTER,
-    NAME,
-    check_names,
-    cluster_tracks,
-    number_clusters,
-    read_names,
-)
 from pipelines.movie_characters.films.tracks import Faces, Seen, TracksConfig, best_views, compare, join, unit
-from pipelines.movie_characters.results import write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE, PEOPLE, KNOWN = "tracks.parquet", "people.csv", "people.json"
 TRACKS = pa.schema(
     [
         ("film", pa.string()),
@@ -58,6 +42,17 @@ TRACKS = pa.schema(
 where the gallery does not explain it, else empty; nearest: the class of the gallery that is nearest; confidences: of
 the detector, null where an earlier version has stored none; best: the number of its largest face; vector: the mean of
 its best views."""
+
+_EXACT = {pa.list_(pa.float32()): pa.list_(pa.float64()), pa.float32(): pa.float64()}
+BETWEEN = pa.schema(
+    [
+        *(pa.field(one.name, _EXACT.get(one.type, one.type)) for one in TRACKS if one.name not in ("boxes", "vector")),
+        ("boxes", pa.list_(pa.list_(pa.float64()))),
+        ("vector", pa.list_(pa.float32())),
+        ("body", pa.list_(pa.float32())),
+    ]
+)
+"""One row per track of a film until it is answered, with all that it is computed from, unrounded."""
 
 FacesOf = Callable[[str], Seen]
 """Faces of an image."""
@@ -92,8 +87,8 @@ class Track:
     """In the film, from 0."""
     shot: int
     times: list[float]
-    ends: list[float]
-    """Until when each frame stands."""
+    end_s: float
+    """Until when its last frame stands."""
     images: list[str]
     boxes: np.ndarray
     confidences: np.ndarray
@@ -114,11 +109,6 @@ class Track:
         return self.times[0]
 
     @property
-    def end_s(self) -> float:
-        """Until when its last frame stands."""
-        return self.ends[-1]
-
-    @property
     def best(self) -> int:
         """The number of its largest face."""
         return int(best_views(self.boxes, 1)[0])
@@ -128,13 +118,28 @@ class Track:
         """What names it in every run that sees the same faces."""
         return f"{self.images[0]} {','.join(str(round(float(value))) for value in self.boxes[0])}"
 
-    @property
-    def row(self) -> Row:
-        """Its row of TRACKS."""
-        names = (name for name in TRACKS.names if name not in ("track", "boxes", "confidences", "vector"))
-        row = {name: getattr(self, name) for name in names}
-        row |= {"track": self.number, "boxes": self.boxes.tolist(), "vector": self.vector.astype(np.float16)}
-        return row | {"confidences": self.known_confidences}
+    @classmethod
+    def of(cls, row: Row) -> Track:
+        """The track of a row of BETWEEN or TRACKS."""
+        row = dict(row)
+        boxes, vector, body = (row.pop(name, None) for name in ("boxes", "vector", "body"))
+        sure = np.array([math.nan if one is None else one for one in row.pop("confidences")])
+        del row["start_s"], row["best"]
+        return cls(
+            number=row.pop("track"),
+            boxes=np.array(boxes),
+            confidences=sure,
+            vector=np.array(vector, np.float32),
+            body=None if body is None else np.array(body, np.float32),
+            **row,
+        )
+
+    def row(self, schema: pa.Schema) -> Row:
+        """Its row of BETWEEN or TRACKS."""
+        own = {"track": self.number, "boxes": self.boxes.tolist(), "body": self.body}
+        if schema is TRACKS:
+            own |= {"vector": self.vector.astype(np.float16), "confidences": self.known_confidences}
+        return {name: own[name] if name in own else getattr(self, name) for name in schema.names}
 
     @property
     def known_confidences(self) -> list[float | None]:
@@ -142,14 +147,9 @@ class Track:
         return [None if math.isnan(one) else round(one, 4) for one in self.confidences.tolist()]
 
 
-@dataclass(frozen=True)
-class People:
-    """Tracks with their answers, and who has no name."""
-
-    tracks: list[Track]
-    judge: Judge
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Names that were given to clusters."""
+def table_of(tracks: Sequence[Track], schema: pa.Schema) -> pa.Table:
+    """Tracks as a table, of BETWEEN or TRACKS."""
+    return pa.Table.from_pylist([track.row(schema) for track in tracks], schema)
 
 
 def find_tracks(about: Row, film: str, faces_of: FacesOf, config: TracksConfig, alike: float) -> list[Track]:
@@ -170,9 +170,9 @@ def find_tracks(about: Row, film: str, faces_of: FacesOf, config: TracksConfig, 
             own = np.flatnonzero(labels == label)
             frames = numbers[own].tolist()
             views = own[best_views(boxes[own], config.views)]
-            times, until, images = ([some[i] for i in frames] for some in (shot["times"], ends, shot["images"]))
-            mean, sure = unit(vectors[views].mean(0)), confidences[own]
-            found.append(Track(film, len(found), int(shot["shot"]), times, until, images, boxes[own], sure, mean))
+            times, images = ([some[i] for i in frames] for some in (shot["times"], shot["images"]))
+            mean, sure, end = unit(vectors[views].mean(0)), confidences[own], ends[frames[-1]]
+            found.append(Track(film, len(found), int(shot["shot"]), times, end, images, boxes[own], sure, mean))
     return found
 
 
@@ -186,44 +186,6 @@ def answer_tracks(tracks: Sequence[Track], judge: Judge) -> None:
         track.nearest, track.cosine, track.margin = str(classes[nearest]), cosine, margin
         track.probability = judge.probability(cosine)
         track.identity = track.nearest if cosine >= judge.threshold else ""
-
-
-def name_strangers(store: Store, tracks: Sequence[Track], alike: float, table: str) -> dict[str, str]:
-    """Cluster the tracks without an identity, and name them; returns the names that clusters were given.
-
-    table: the address of a table of names, or empty. Which cluster a track has had is kept in people.json.
-    """
-    names = read_names(table) if table else {}
-    before: dict[str, str] = store.read_json(KNOWN) or {}
-    strangers = [track for track in tracks if not track.identity]
-    if strangers:
-        films = np.unique([track.film for track in strangers], return_inverse=True)[1]
-        spans = np.array([(track.start_s, track.end_s) for track in strangers])
-        clusters = cluster_tracks(np.stack([track.vector for track in strangers]), films, spans, alike)
-        found = number_clusters(clusters, [track.key for track in strangers], spans[:, 1] - spans[:, 0], before)
-        for track, cluster in zip(strangers, found, strict=True):
-            track.cluster, track.identity = cluster, names.get(cluster, cluster)
-            before[track.key] = cluster
-    check_names(table, names, before.values())
-    store.write_json(before, KNOWN)
-    return names
-
-
-def write_tracks(store: Store, people: People) -> None:
-    """Write tracks.parquet and people.csv, which is a table of names to be filled in."""
-    import pandas as pd
-
-    rows = pa.Table.from_pylist([track.row for track in people.tracks], TRACKS)
-    store.write_table(rows, TABLE)
-    strangers = [track for track in people.tracks if track.cluster]
-    found = pd.DataFrame(
-        [(track.cluster, track.film, track.end_s - track.start_s) for track in strangers],
-        columns=[CLUSTER, "film", "seconds"],
-    )
-    table = found.groupby(CLUSTER).agg(tracks=("film", "size"), films=("film", "nunique"), seconds=("seconds", "sum"))
-    table = table.sort_values("seconds", ascending=False, kind="stable").reset_index()
-    table.insert(1, NAME, table[CLUSTER].map(people.names).fillna(""))
-    write_csv(store.uri(PEOPLE), table.assign(seconds=table.seconds.astype(float).round(3)))
 
 
 def film_record(about: Row, tracks: Sequence[Track]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from pyarrow import compute
 
 from actors.core import storage
 from actors.core.errors import UserError
-from actors.core.stage import Batch, codes_in
+from actors.core.stage import Batch, Row, codes_in
 from actors.core.store import Store
 from actors.movie_characters.names import Picture
 from actors.movie_characters.recognition.frame_faces import CONFIDENCES, FACES, FrameFaces, write_faces
@@ -22,6 +24,7 @@ from pipelines.core.in_process import few, in_process
 from pipelines.core.progress import Progress, tracked
 from pipelines.core.ray_data import batches, fitted, in_blocks, ray_actors, ray_task, set_context
 from pipelines.movie_characters.face_answers import area
+from pipelines.movie_characters.films.each_film import each_film
 from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
 from pipelines.movie_characters.films.tracks import NOTHING, Seen, unit
 from pipelines.movie_characters.gallery_settings import CALIBRATE, STRANGER, FaceConfig, model_of, root_of
@@ -35,26 +38,95 @@ DLIB = (STRANGER, 0.0038)
 of the ORL set, where strangers weigh as much as the one (`tests/benchmarks/timeline.py`)."""
 
 
-def embed_faces(config: FaceConfig, frames: Sequence[str]) -> int:
-    """Find the faces of frames that were not looked at yet; returns how many frames these were."""
-    pictures = find_pictures(list(frames), "input", labelled=False)
-    done = searched(config)
-    todo = [one for one in pictures if (one.uri, one.size) not in done]
-    embed_all(config, todo)
-    return len(todo)
+def embed_faces(config: FaceConfig, films: Sequence[str], root: Store) -> None:
+    """Find the faces of those frames of films that were not looked at yet; root: of the output that holds frames/."""
+    write = partial(write_faces, store=Store(root_of(config)), model=model_of(config))
+    todo = FramesTodo(root, searched_by_film(config, root))
+    embed_films(config, films, todo, FrameFaces, config.stage, write, "faces")
 
 
-def searched(config: FaceConfig, folder: str = "faces", model: str = "") -> set[tuple[str, int]]:
-    """Uri and bytes of the images whose faces are stored, also of those that have none; or of what is in a folder."""
-    columns = ["uri", "size", "model", "error"]
-    of_model = (compute.field("model") == (model or model_of(config))) & (compute.field("error") == "")
-    if config.faces.cut_at is not None and not model:
+@dataclass(frozen=True)
+class FramesTodo:
+    """Rows of the frames of a film that were not looked at yet."""
+
+    root: Store
+    """Root of the output that holds frames/."""
+    searched: Callable[[str], Set[tuple[str, int]]]
+    """Uri and bytes of the frames of a film that were."""
+    faces_of: Callable[[str], FacesOf] | None = None
+    """The faces of a film, where rows are to have them."""
+
+    def __call__(self, film: str) -> list[Row]:
+        """Rows with uri, size, error and message; faces as JSON, where they are to have them."""
+        folder = storage.absolute(self.root.uri("frames", film))
+        sizes = {entry.name: entry.size for entry in storage.listing(folder)}
+        done = self.searched(film)
+        rows = [
+            {"uri": f"{folder}/{name}", "size": sizes.get(name, -1), "error": "", "message": ""}
+            for name in frame_names(self.root, film)
+        ]
+        rows = [row for row in rows if (row["uri"], row["size"]) not in done]
+        if self.faces_of is not None and rows:
+            seen = self.faces_of(film)
+            for row in rows:
+                row["faces"] = json.dumps(seen(row["uri"].rpartition("/")[2]).boxes.tolist())
+        return rows
+
+    def count(self, film: str) -> int:
+        """How many rows there are."""
+        return len(self(film))
+
+
+def frame_names(root: Store, film: str) -> list[str]:
+    """Names of the frames of a film, in order of time."""
+    about = root.read_json("shots", f"{film}.json") or {"shots": []}
+    return [name for shot in about["shots"] for name in shot["images"]]
+
+
+def searched(config: FaceConfig) -> set[tuple[str, int]]:
+    """Uri and bytes of the images whose faces are stored, also of those that have none."""
+    store = Store(root_of(config))
+    return {key for part in store.parts("faces") for key in _searched(config, store, "faces", model_of(config), part)}
+
+
+def searched_by_film(
+    config: FaceConfig, root: Store, table: str = "faces", model: str = ""
+) -> Callable[[str], Set[tuple[str, int]]]:
+    """Uri and bytes of the frames of a film, by its name, that a table holds, also of those that show nothing."""
+    model = model or model_of(config)
+    parts, store = parts_by_folder(config, table, model), Store(root_of(config))
+
+    def of_film(film: str) -> Set[tuple[str, int]]:
+        folder = storage.absolute(root.uri("frames", film))
+        found = (key for part in parts.get(folder, ()) for key in _searched(config, store, table, model, part))
+        return {key for key in found if key[0].rpartition("/")[0] == folder}
+
+    return of_film
+
+
+def _searched(config: FaceConfig, store: Store, table: str, model: str, name: str) -> Iterator[tuple[str, int]]:
+    columns = ["uri", "size", "model", "error", CONFIDENCES]
+    of_model = (compute.field("model") == model) & (compute.field("error") == "")
+    if config.faces.cut_at is not None and table == "faces":
         # Faces of earlier versions have no confidence to be judged by.
         of_model &= compute.field(CONFIDENCES).is_valid()
-    found: set[tuple[str, int]] = set()
-    for part in Store(root_of(config)).read_parts(folder, [*columns, CONFIDENCES], (CONFIDENCES,)):
-        found.update(_keys(part.filter(of_model)))
-    return found
+    part = store.read_part(table, name, columns, (CONFIDENCES,))
+    if part is not None:
+        rows = part.filter(of_model)
+        yield from zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), strict=True)
+
+
+def parts_by_folder(config: FaceConfig, table: str, model: str) -> dict[str, list[str]]:
+    """Names of the parts of a table with rows of a model, by the folder of the images."""
+    store = Store(root_of(config))
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in store.parts(table):
+        part = store.read_part(table, name, ["uri", "model"])
+        if part is not None:
+            uris = part.filter(compute.field("model") == model)["uri"].to_pylist()
+            for folder in dict.fromkeys(uri.rpartition("/")[0] for uri in uris):
+                parts[folder].append(name)
+    return dict(parts)
 
 
 def embed_all(config: FaceConfig, todo: Sequence[Picture]) -> dict[str, tuple[str, str]]:
@@ -69,27 +141,56 @@ def embed_all(config: FaceConfig, todo: Sequence[Picture]) -> dict[str, tuple[st
     return failed
 
 
-def _keys(part: Any) -> Iterator[tuple[str, int]]:
-    return zip(part["uri"].to_pylist(), part["size"].to_pylist(), strict=True)
-
-
 def _written(config: FaceConfig, todo: Sequence[Picture]) -> Iterator[Batch]:
     rows = [{"uri": one.uri, "size": one.size, "error": "", "message": ""} for one in todo]
     write = partial(write_faces, store=Store(root_of(config)), model=model_of(config))
-    return embed_rows(config, rows, FrameFaces, config.stage, write)
-
-
-def embed_rows(config: FaceConfig, rows: Any, actor: Any, stage: Any, write: Any) -> Iterator[Batch]:
-    """Find and embed what frames show, few in this process and many on Ray; gives what `write` returns."""
-    if few(len(rows), stage, FEW_FACES):
-        yield from in_process(rows, stage.batch_size, actor(stage), write)
-        return
+    if few(len(rows), config.stage, FEW_FACES):
+        return in_process(rows, config.stage.batch_size, FrameFaces(config.stage), write)
     import ray
 
     set_context()
+    about: Any = rows
+    return embed_rows(config, ray.data.from_items(about), FrameFaces, config.stage, write)
+
+
+def embed_films(
+    config: FaceConfig, films: Sequence[str], todo: FramesTodo, actor: Any, stage: Any, write: Any, unit: str
+) -> None:
+    """Find and embed what frames of films show, few in this process and many on Ray, whose workers list them."""
+    counts = {film: count for film, count in each_film(todo.count, [(film,) for film in films]) if count}
+    total = sum(counts.values())
+    if not total:
+        return
+    if few(total, stage, FEW_FACES):
+        rows = [row for film in counts for row in todo(film)]
+        written = in_process(rows, stage.batch_size, actor(stage), write)
+    else:
+        import ray
+
+        set_context()
+        about: Any = [{"film": film} for film in counts]
+        listed: Any = _OfRow(todo)
+        rows = ray.data.from_items(about, override_num_blocks=len(about)).flat_map(listed, **ray_task(WRITE))
+        written = embed_rows(config, rows, actor, stage, write)
+    for _ in tracked(written, Progress(unit, total, "images"), lambda batch: len(batch["uri"]), codes_in):
+        pass
+
+
+@dataclass(frozen=True)
+class _OfRow:
+    """A step of Ray Data, which takes a row."""
+
+    todo: FramesTodo
+
+    def __call__(self, row: Row) -> list[Row]:
+        return self.todo(str(row["film"]))
+
+
+def embed_rows(config: FaceConfig, rows: Any, actor: Any, stage: Any, write: Any) -> Iterator[Batch]:
+    """Find and embed on Ray what frames show, whose rows are a dataset; gives what `write` returns."""
     stages = fitted({"embed": stage}, {"write": WRITE}, config.autoscaling)
     stage = stages["embed"]
-    found = in_blocks(ray.data.from_items(rows), config.read.batch_size, WRITE)
+    found = in_blocks(rows, config.read.batch_size, WRITE)
     found = found.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
     yield from batches(found.map_batches(write, batch_size=None, **ray_task(stages["write"])))
 
@@ -106,14 +207,7 @@ def seen_by_film(
 
     One film is read at a time: the faces of all films of a run may not fit into memory.
     """
-    store = Store(root_of(config))
-    parts: dict[str, list[str]] = defaultdict(list)
-    for name in store.parts(table):
-        part = store.read_part(table, name, ["uri", "model"])
-        if part is not None:
-            uris = part.filter(compute.field("model") == model)["uri"].to_pylist()
-            for folder in dict.fromkeys(uri.rpartition("/")[0] for uri in uris):
-                parts[folder].append(name)
+    store, parts = Store(root_of(config)), parts_by_folder(config, table, model)
 
     def of_film(film: str) -> FacesOf:
         found: dict[str, Seen] = {}
@@ -160,10 +254,11 @@ def read_judge(config: FaceConfig, threshold: float | None) -> Judge:
     """The gallery, embedded once. Raises UserError where no picture of it has a face."""
     pictures = find_pictures(config.gallery, "gallery")
     store, model = Store(root_of(config)), model_of(config)
-    known = embedded(store, model).keys() | faceless(store, model).keys()
+    keys = {(one.uri, one.size) for one in pictures}
+    known = embedded(store, model, keys).keys() | faceless(store, model).keys()
     if todo := [one for one in pictures if (one.uri, one.size) not in known]:
         embed(config, todo)
-    found = embedded(store, model)
+    found = embedded(store, model, keys)
     useful = [one for one in pictures if (one.uri, one.size) in found]
     if not useful:
         raise UserError(f"gallery={config.gallery}: no face was found in any of {len(pictures)} images.")

@@ -78,13 +78,18 @@ def _groups(vectors: np.ndarray, alike: float) -> list[np.ndarray]:
     count = len(vectors)
     if not count:
         return []
-    pairs = [np.zeros((2, 0), int)]
+    # In tiles, and of each only what joins groups: of people who are often on screen, all pairs would not fit.
+    labels = np.arange(count)
     for start in range(0, count, ROWS):
-        rows, columns = np.nonzero(vectors[start : start + ROWS] @ vectors.T >= alike - 1e-6)
-        pairs.append(np.stack([rows + start, columns]))
-    rows, columns = np.concatenate(pairs, 1)
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (count, count))
-    _, labels = connected_components(graph, directed=False)
+        for other in range(start, count, ROWS):
+            near = vectors[start : start + ROWS] @ vectors[other : other + ROWS].T >= alike - 1e-6
+            rows, columns = np.nonzero(
+                near & (labels[start : start + ROWS, None] != labels[None, other : other + ROWS])
+            )
+            if len(rows):
+                pairs = labels[rows + start], labels[columns + other]
+                graph = coo_array((np.ones(len(rows), bool), pairs), (count, count))
+                labels = connected_components(graph, directed=False)[1][labels]
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 

@@ -2,8 +2,7 @@
 
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,29 +24,65 @@ def picture_name(track: Track, view: int) -> str:
     return f"{safe}_{zlib.crc32(f'{track.images[view]} {box}'.encode())}.jpg"
 
 
-def chosen(tracks: Sequence[Track], count: int) -> list[tuple[Track, int]]:
-    """Up to so many faces of each person: the largest of each track, largest first, then others of these tracks."""
-    found: dict[str, list[tuple[int, float, Track, int]]] = defaultdict(list)
-    for track in tracks:
-        spread = np.linspace(0, len(track.images) - 1, count).round().astype(int).tolist()
-        for rank, view in enumerate(dict.fromkeys([track.best, *spread])):
-            left, top, right, bottom = track.boxes[view].tolist()
-            found[track.identity].append((rank, -(right - left) * (bottom - top), track, view))
-    order = {name: sorted(some, key=lambda one: one[:2])[:count] for name, some in found.items()}
-    return [(track, view) for some in order.values() for _, _, track, view in some]
+def candidates(track: Track, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Faces of a track that may become pictures: the largest, then others spread over it; and the areas of their boxes.
+
+    int32 and float64 (count,); where the track has fewer, the rest is -1 and 0. One that its body answers has none:
+    pictures may become gallery.
+    """
+    views, areas = np.full(count, -1, np.int32), np.zeros(count)
+    spread = np.linspace(0, len(track.images) - 1, count).round().astype(int).tolist()
+    there = list(dict.fromkeys([track.best, *spread])) if track.by == "face" else []
+    for rank, view in enumerate(there[:count]):
+        left, top, right, bottom = track.boxes[view].tolist()
+        views[rank], areas[rank] = view, (right - left) * (bottom - top)
+    return views, areas
 
 
-def write_pictures(store: Store, tracks: Sequence[Track], count: int) -> None:
-    """Write pictures of each person; those of earlier answers are removed."""
-    there = {entry.name for entry in storage.listing(store.uri(FOLDER), (".jpg",))}
-    wanted = {picture_name(track, view): (track, view) for track, view in chosen(tracks, count)} if count else {}
-    for name in wanted.keys() - there:
-        track, view = wanted[name]
-        frame = read_image(store.uri("frames", track.film, track.images[view]))
-        cut = frame.crop(_about(track.boxes[view].tolist(), *frame.size))
-        storage.write_bytes(store.uri(FOLDER, name), picture_bytes(cut, quality=QUALITY))
-    for name in there - wanted.keys():
-        storage.delete(store.uri(FOLDER, name))
+def chosen(identities: Sequence[str], views: np.ndarray, areas: np.ndarray) -> list[tuple[int, int]]:
+    """Up to C faces of each person: the largest of each track, largest first, then others of these tracks.
+
+    Args:
+        identities: of T tracks.
+        views, areas: (T, C) as `candidates` gives them.
+
+    Returns:
+        the number of the track and of its face
+    """
+    count = views.shape[1]
+    tracks, ranks = np.nonzero(views >= 0)
+    people = np.unique(np.array(identities, str), return_inverse=True)[1][tracks]
+    order = np.lexsort([-areas[tracks, ranks], ranks, people])
+    people = people[order]
+    # Which one of its person each is.
+    place = np.arange(len(people)) - np.searchsorted(people, people)
+    best = order[place < count]
+    return list(zip(tracks[best].tolist(), views[tracks[best], ranks[best]].tolist(), strict=True))
+
+
+def write_pictures(store: Store, tracks: Mapping[int, Track], wanted: Sequence[tuple[int, int]]) -> list[str]:
+    """Write pictures of tracks of a film that are missing; returns the names of all that are wanted.
+
+    tracks: by number; wanted: numbers of the track and of its face.
+    """
+    names = []
+    for number, view in wanted:
+        track = tracks[number]
+        names.append(picture_name(track, view))
+        uri = store.uri(FOLDER, names[-1])
+        if not storage.exists(uri):
+            frame = read_image(store.uri("frames", track.film, track.images[view]))
+            cut = frame.crop(_about(track.boxes[view].tolist(), *frame.size))
+            storage.write_bytes(uri, picture_bytes(cut, quality=QUALITY))
+    return names
+
+
+def remove_others(store: Store, names: Iterable[str]) -> None:
+    """Remove pictures of earlier answers."""
+    wanted = set(names)
+    for entry in storage.listing(store.uri(FOLDER), (".jpg",)):
+        if entry.name not in wanted:
+            storage.delete(entry.uri)
 
 
 def _about(box: list[float], width: int, height: int) -> tuple[int, int, int, int]:

@@ -14,12 +14,10 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from functools import partial
-from itertools import starmap
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -36,29 +34,25 @@ from actors.movie_characters.film_frames import write_frames
 from actors.movie_characters.names import checked_class, stem
 from actors.movie_characters.recognition.bodies import BodiesConfig, check_bodies
 from pipelines.core.ray_data import fitted, ray_task, rows_of, set_context
-from pipelines.movie_characters.films.bodies import (
-    answer_backs,
-    answer_turned,
-    bodies_by_film,
-    embed_bodies,
-    find_bodies,
+from pipelines.movie_characters.films.bodies import bodies_by_film, embed_bodies
+from pipelines.movie_characters.films.face_films import face_appearances
+from pipelines.movie_characters.films.film_faces import (
+    check_threshold,
+    embed_faces,
+    faces_by_film,
+    frame_names,
+    read_judge,
 )
-from pipelines.movie_characters.films.editing import Appearance, Stretch, edl, rttm, srt, stretches
-from pipelines.movie_characters.films.face_timeline import (
-    FacesOf,
-    Judge,
-    People,
-    Track,
-    answer_tracks,
-    film_record,
-    find_tracks,
-    name_strangers,
-    shot_votes,
-    write_tracks,
-)
-from pipelines.movie_characters.films.film_faces import check_threshold, embed_faces, faces_by_film, read_judge
 from pipelines.movie_characters.films.people import read_names
-from pipelines.movie_characters.films.people_pictures import write_pictures
+from pipelines.movie_characters.films.tables import (
+    Appearances,
+    Tables,
+    about_of,
+    film_about,
+    shot_row,
+    write_editing,
+    written,
+)
 from pipelines.movie_characters.films.tracks import TracksConfig
 from pipelines.movie_characters.gallery_settings import FaceConfig
 from pipelines.movie_characters.metrics import answers, confidence, with_unknown
@@ -72,15 +66,12 @@ from pipelines.movie_characters.models import (
     run_of,
     with_images,
 )
-from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results, write_csv
+from pipelines.movie_characters.results import NO_ANSWER, UNKNOWN, Results, by_class, read_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-
-TIMELINES = "timelines"
-"""Folder of what is made per film."""
 
 
 @dataclass(frozen=True)
@@ -190,21 +181,29 @@ def run_timeline(config: TimelineConfig, plan: TimelinePlan) -> tuple[Appearance
     remember(config)
     if plan.todo:
         frame_films(config, plan.todo)
-    frames, results = frames_of(store, list(plan.films)), None
+    films = list(plan.films)
     if isinstance(plan.run.config, FaceConfig):
-        embed_faces(plan.run.config, frames)
-        judge = read_judge(plan.run.config, config.threshold)
-        bodies = None
-        if config.bodies.model:
-            embed_bodies(plan.run.config, config.bodies, {film: frames_of(store, [film]) for film in plan.films}, store)
-            bodies = bodies_by_film(plan.run.config, config.bodies, store)
-        faces = faces_by_film(plan.run.config, store)
-        return face_appearances(config, list(plan.films), faces, judge, bodies), len(frames)
+        return _by_faces(config, plan.run.config, films)
+    frames, results = frames_of(store, films), None
     if frames:
         run_all([with_images(plan.run, frames)])
         results = read_results(plan.run.folder, plan.run.clip_csv)
     lead = not plan.run.clip_csv if config.lead is None else config.lead
-    return appearances(config, list(plan.films), results, lead), len(frames)
+    return appearances(config, films, results, lead), len(frames)
+
+
+def _by_faces(config: TimelineConfig, model: FaceConfig, films: Sequence[str]) -> tuple[Appearances, int]:
+    """What `run_timeline` returns, by the faces of frames that exist; no film's frames are listed in the driver."""
+    store = Store(storage.absolute(config.output))
+    embed_faces(model, films, store)
+    judge = read_judge(model, config.threshold)
+    bodies = None
+    if config.bodies.model:
+        embed_bodies(model, config.bodies, films, store)
+        bodies = bodies_by_film(model, config.bodies, store)
+    found = face_appearances(config, films, faces_by_film(model, store), judge, bodies)
+    assert found.people is not None
+    return found, found.people.frames
 
 
 def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
@@ -227,31 +226,12 @@ def frame_films(config: TimelineConfig, films: dict[str, str]) -> None:
         log.info("%d of %d films cut: %s, %d shots", number, len(films), row["film"], row["shots"])
 
 
-@dataclass(frozen=True)
-class Appearances:
-    """Which characters are on screen when."""
-
-    shots: pd.DataFrame
-    """A row per shot: film, shot, start_s, end_s, frames, answer, share of the votes."""
-    votes: pd.DataFrame
-    """A row per shot and character with a vote: film, shot, start_s, end_s, character, votes, share, score (mean)."""
-    segments: pd.DataFrame
-    """A row per stretch of frames of a shot with the same answer: film, shot, start_s, end_s, character, frames, share
-    (of the shot's votes for this character), score (the greatest; NaN for unknown), image (the frame with it)."""
-    characters: list[str]
-    """All characters that can be answered, sorted."""
-    films: dict[str, dict[str, str]]
-    """Decoder, error and message of each film; no error where it was read to its end."""
-    people: People | None = None
-    """Tracks, with model.by=faces."""
-
-
 def appearances(config: TimelineConfig, films: Sequence[str], results: Results | None, lead: bool) -> Appearances:
     """Count the votes and write shots.csv and appearances.csv; results: None where no film has a frame."""
     import pandas as pd
 
     store = Store(config.output)
-    read = _read(store, films)
+    read = {film: film_about(store, film) for film in films}
     said, scores = pd.Series(dtype=object), pd.DataFrame()
     if results is not None:
         scores = by_class(results)
@@ -264,125 +244,16 @@ def appearances(config: TimelineConfig, films: Sequence[str], results: Results |
             names = [stem(name) for name in shot["images"]]
             voted = said.reindex(names, fill_value=NO_ANSWER)
             counts = ballot(voted, scores.reindex(names))
-            shots.append(_shot_row(film, shot, counts))
+            shots.append(shot_row(film, shot, counts))
             votes += [[*shots[-1][:4], *row] for row in counts.itertuples(index=False)]
             shares = dict(zip(counts.character, counts.share, strict=True))
             own = segments(shot, voted, scores.reindex(names), shares)
             parts += [[film, shot["shot"], *row] for row in own]
-    return _written(store, read, shots, votes, parts, sorted(map(str, scores.columns)))
-
-
-def face_appearances(
-    config: TimelineConfig,
-    films: Sequence[str],
-    faces_of: Callable[[str], FacesOf],
-    judge: Judge,
-    bodies_of: Callable[[str], FacesOf] | None = None,
-) -> Appearances:
-    """Tracks of all films, and the tables and files that they end in.
-
-    faces_of, bodies_of: what the frames of a film show. Of one film at a time it is held; then its tracks.
-    """
-    store = Store(config.output)
-    read = _read(store, films)
-    alike = judge.threshold if config.tracks.alike is None else config.tracks.alike
-    tracks: list[Track] = []
-    backs: dict[str, list[Track]] = {}
-    for film, about in read.items():
-        own = find_tracks(about, film, faces_of(film), config.tracks, alike)
-        if bodies_of is not None:
-            backs[film] = find_bodies(about, film, own, bodies_of(film), config.tracks, config.bodies)
-        tracks += own
-    answer_tracks(tracks, judge)
-    if bodies_of is not None:
-        answer_turned(tracks, config.bodies)
-    people = People(tracks, judge, name_strangers(store, tracks, alike, config.names))
-    if bodies_of is not None:
-        tracks += answer_backs(tracks, backs, config.bodies)
-    write_tracks(store, people)
-    write_pictures(store, [track for track in tracks if track.by == "face"], config.tracks.pictures)
-    of_film, of_shot = defaultdict(list), defaultdict(list)
-    for track in tracks:
-        of_film[track.film].append(track)
-        of_shot[track.film, track.shot].append(track)
-    shots, votes, parts = [], [], []
-    for film, about in read.items():
-        if about["shots"]:
-            store.write_json(film_record(about, of_film[film]), TIMELINES, f"{film}.json")
-        for shot in about["shots"]:
-            counts = shot_votes(shot, of_shot[film, shot["shot"]])
-            shots.append(_shot_row(film, shot, counts))
-            votes += [[*shots[-1][:4], *row] for row in counts.itertuples(index=False)]
-            shares = dict(zip(counts.character, counts.share, strict=True))
-            for track in of_shot[film, shot["shot"]]:
-                score = np.nan if track.cluster or track.by == "body" else track.cosine
-                found = [track.start_s, track.end_s, track.identity, len(track.images), shares[track.identity], score]
-                parts.append([film, shot["shot"], *found, track.images[track.best]])
-    return _written(
-        store, read, shots, votes, parts, sorted({*judge.classes, *(one.identity for one in tracks)}), people
-    )
-
-
-def _read(store: Store, films: Sequence[str]) -> dict[str, Row]:
-    """What is stored of each film."""
-    return {
-        film: store.read_json("shots", f"{film}.json") or store.read_json("failed", f"{film}.json") for film in films
-    }
-
-
-def _shot_row(film: str, shot: Row, counts: pd.DataFrame) -> list[Any]:
-    """The row of a shot by its votes: film, shot, start_s, end_s, frames, answer, share."""
-    answer, share = (counts.character.iloc[0], counts.share.iloc[0]) if len(counts) else (UNKNOWN, 0.0)
-    return [film, shot["shot"], shot["start_s"], shot["end_s"], len(shot["images"]), answer, float(share)]
-
-
-def _written(
-    store: Store,
-    read: Mapping[str, Row],
-    shots: list[list[Any]],
-    votes: list[list[Any]],
-    parts: list[list[Any]],
-    characters: list[str],
-    people: People | None = None,
-) -> Appearances:
-    """Write the tables and the files for editors."""
-    import pandas as pd
-
-    columns = ["film", "shot", "start_s", "end_s"]
-    found = Appearances(
-        pd.DataFrame(shots, columns=[*columns, "frames", "answer", "share"]),
-        pd.DataFrame(votes, columns=[*columns, "character", "votes", "share", "score"]),
-        pd.DataFrame(parts, columns=[*columns, "character", "frames", "share", "score", "image"]),
-        characters,
-        {film: {name: about.get(name, "") for name in ("decoder", "error", "message")} for film, about in read.items()},
-        people,
-    )
-    write_csv(store.uri("shots.csv"), found.shots)
-    write_csv(store.uri("appearances.csv"), found.votes)
-    write_csv(store.uri("segments.csv"), found.segments)
-    for film, rows in found.segments.groupby("film"):
+    tables = Tables.of(shots, votes, parts)
+    for film, rows in tables.segments.groupby("film"):
         write_editing(store, read[str(film)], rows)
-    return found
-
-
-def write_editing(store: Store, about: Row, segments: pd.DataFrame) -> None:
-    """Write timelines/FILM.srt, .rttm and .edl: who is on screen when; about: what shots/FILM.json holds."""
-    film = about["film"]
-    shown = [Appearance(*row) for row in segments[["start_s", "end_s", "character"]].itertuples(index=False)]
-    texts = {f"{film}.srt": srt(stretches(shown)), f"{film}.rttm": rttm(film, shown)}
-    if about.get("rate"):
-        # Timecode counts from the first frame, wherever the clock of the file starts.
-        begin = about["begin_s"]
-        counted = [(one.start_s - begin, one.end_s - begin, one.characters) for one in stretches(shown)]
-        lists = edl(film, PurePosixPath(about["uri"]).name, starmap(Stretch, counted), Fraction(about["rate"]))
-        texts |= {f"{film}{f'_{number}' if number > 1 else ''}.edl": text for number, text in enumerate(lists, 1)}
-    else:
-        where = store.uri("shots", f"{film}.json")
-        log.warning(
-            "%s: no .edl, since an earlier version did not store its rate. Remove %s to cut it again", film, where
-        )
-    for name, text in texts.items():
-        storage.write_bytes(store.uri(TIMELINES, name), text.encode())
+    told = {film: about_of(about) for film, about in read.items()}
+    return written(store, tables, sorted(map(str, scores.columns)), told)
 
 
 def segments(shot: Row, said: pd.Series, scores: pd.DataFrame, shares: Mapping[str, float]) -> Iterator[list[Any]]:
@@ -424,12 +295,7 @@ def ballot(said: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:
 
 def frames_of(store: Store, films: Sequence[str]) -> list[str]:
     """URIs of the frames of films."""
-    found = []
-    for film in films:
-        data = store.read_json("shots", f"{film}.json")
-        names = [name for shot in (data or {"shots": []})["shots"] for name in shot["images"]]
-        found += [storage.absolute(store.uri("frames", film, name)) for name in names]
-    return found
+    return [storage.absolute(store.uri("frames", film, name)) for film in films for name in frame_names(store, film)]
 
 
 def check_output(config: TimelineConfig) -> None:

@@ -73,22 +73,36 @@ def test_of_images_some_are_read(tmp_path: Path, kind: str):
     folder = folder_of(tmp_path / "tt1", 12)
     (folder / "shot_7_img_0.png").write_bytes(b"none")
     uri = folder if kind == "folder" else pack(folder, tmp_path / "tars" / "tt1.tar")
-    row = shown({"film": "tt1", "uri": str(uri), "kind": kind}, Shape(8, mode="longest"), 4, ImagesConfig())
+    about = {"film": "tt1", "uri": str(uri), "kind": kind, "done": '["0001"]'}
+    row, *scenes = shown(about, Shape(8, mode="longest"), 4, ImagesConfig(), scenes=5)
     # The middles of four steps are 1, 4, 7 and 10; all of a picture is there, between bars.
     assert row["frames"][:, 4, 4, 0].tolist() == [20, 80, 200] and not row["error"]
     assert (row["frames"][:, 0] == 0).all() and row["frames"].shape == (3, 8, 8, 3)
     assert [(one["name"], one["code"]) for one in json.loads(row["rejected"])] == [("shot_7_img_0.png", "not_an_image")]
+    # Of scenes that are left the frames are at equal steps of their own; the last one says how many there are.
+    assert [(one["scene"], one["first_shot"], one["last_shot"], one["scenes"]) for one in scenes] == [
+        ("0000", 0, 4, 0),
+        ("0002", 10, 11, 3),
+    ]
+    assert [one["frames"][:, 4, 4, 0].tolist() for one in scenes] == [[0, 20, 60, 80], [200, 220]]
 
 
 def test_of_a_video_the_middles_of_shots(tmp_path: Path):
     shots = [8] * 9
     path = films.film(tmp_path / "tt1.mp4", shots)
-    about = {"film": "tt1", "uri": str(path), "kind": "video"}
+    about = {"film": "tt1", "uri": str(path), "kind": "video", "done": "[]"}
     # Shots are thinned out while the film is read: eight are kept at most.
-    row = shown(about, Shape(120), 2, ImagesConfig())
+    *scenes, row = sorted(shown(about, Shape(120), 2, ImagesConfig(), scenes=4), key=lambda one: one["scene"] or "9")
     numbers = [films.read_stamp(frame) // 8 for frame in row["frames"]]
     assert not row["error"] and numbers == sorted(numbers) and len(numbers) == 2
     assert numbers[0] in (1, 2, 3) and numbers[1] in (5, 6, 7)
+    # Scenes follow each other; the last one says how many there are.
+    of_scenes = [[films.read_stamp(frame) // 8 for frame in one["frames"]] for one in scenes]
+    flat = [number for some in of_scenes for number in some]
+    assert flat == sorted(flat) and all(of_scenes)
+    assert [one["scene"] for one in scenes] == [f"{number:04d}" for number in range(len(scenes))]
+    assert len(scenes) >= 2 and [one["scenes"] for one in scenes] == [*[0] * (len(scenes) - 1), len(scenes)]
+    assert [(one["first_shot"], one["start_s"] > 0) for one in scenes[:2]] == [(0, False), (4, True)]
 
 
 @pytest.mark.parametrize(
@@ -98,5 +112,6 @@ def test_of_a_video_the_middles_of_shots(tmp_path: Path):
 def test_a_film_that_cannot_be_shown_says_why(tmp_path: Path, kind: str, name: str, code: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
-    row = shown({"film": "a", "uri": str(tmp_path / name), "kind": kind}, Shape(8), 4, ImagesConfig())
+    about = {"film": "a", "uri": str(tmp_path / name), "kind": kind, "done": "[]"}
+    (row,) = shown(about, Shape(8), 4, ImagesConfig(), scenes=2)
     assert row["error"] == code and row["message"] and row["frames"].shape == (0, 8, 8, 3)

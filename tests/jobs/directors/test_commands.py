@@ -167,6 +167,23 @@ def test_pictures_of_unknown_films_are_trained_on_with_a_split_by_picture_and_a_
     assert {row["split"] for row in report["table"]} == {"film", "frame"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_tar_in_s3_is_guessed_as_it_is_from_disk(ray_cluster: None, tmp_path: Path, s3: str):
+    data, model = flat(tmp_path, {"Rouge": 4, "Vert": 4, "Bleu": 4}), tmp_path / "model"
+    network = f"pictures.backbone.model={backbone(tmp_path / 'network')}"
+    run_here("train", f"input={data}", network, "training.epochs=1", "pictures.views.count=1", f"output={model}")
+    tar = tars.pack(data / "Vert", tmp_path / "Vert.tar")
+    storage.upload(tar, f"{s3}/films/Vert.tar")
+    # A Ray of its own: the one of the tests was started before the credentials were there.
+    with corpus.job(
+        tmp_path / "log.txt", "guess", model, "--film", f"{s3}/films", program=("-m", "jobs.directors")
+    ) as job:
+        there = job.wait()
+    answers = [re.search("^Vert: .*$", told, re.M) for told in (run_here("guess", model, "--film", tar).stdout, there)]
+    assert answers[0] and answers[1] and answers[0][0] == answers[1][0]
+
+
 def test_a_manifest_may_leave_films_unknown_and_explore_counts_none(tmp_path: Path):
     data = flat(tmp_path, {"Rouge": 2, "Vert": 3})
     rows = [f"{path.parent.name},{path.relative_to(data)}" for path in sorted(data.rglob("*.png"))]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.train import get_context
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from actors.core import storage
+from actors.core.errors import UserError
 from pipelines.core.curves import Row, draw_curves
 from pipelines.core.epochs import train_epoch, train_in_bfloat16
 from pipelines.core.training import Trained, fit, train
@@ -259,6 +262,22 @@ def test_a_wrong_training_is_told_what_is_wrong(ray_cluster: None, tmp_path: Pat
     config = replace(line.CONFIG, monitor="train_loss")
     with pytest.raises(ValueError, match=r"the loss became nan in epoch 1: lower learning_rate=0.05"):
         fit(line.make_model, not_a_number, no_values, datasets, config, output=str(tmp_path), settings={})
+
+
+@slow
+@timeout
+def test_what_the_user_has_to_mend_is_told_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    def loop() -> None:
+        rank = get_context().get_world_rank()
+        (tmp_path / f"tries_{rank}").open("a").write("I")
+        if rank:
+            raise UserError("weights.pt has other layers. Give another file.")
+        # The others may wait for it.
+        time.sleep(60)
+
+    with pytest.raises(UserError, match=r"^weights\.pt has other layers\. Give another file\.$"):
+        train(loop, {}, seed=0, output=str(tmp_path / "out"), workers=2, num_cpus=0.5)
+    assert (tmp_path / "tries_1").read_text() == "I"
 
 
 def not_a_number(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Genres by a vision-language model: what it is shown, what is stored, what a second start and `score` do with it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from actors.core.errors import UserError
 from actors.core.store import Store
-from actors.genres.zero_shot import ZeroShotVlm, likely
+from actors.genres.zero_shot import SCENE, ZeroShotVlm, likely
 from actors.models.vlm.asking import TRIES
 from actors.models.vlm.local import LocalVlm
 from pipelines.core.film_vectors import Films, write_films
@@ -68,17 +69,27 @@ def test_refusals_and_names_outside_of_the_vocabulary_are_rows(
 
     gemini.asked.clear()
     gemini.otherwise = says('{"Music": 0.9, "war": 0.4, "Noir": 1}')
-    again = replace(settings, retry=True)
+    again = replace(settings, retry=True, scenes=2)
     made = zero_shot(again, plan_zero_shot(again))
-    assert made["rows"] == {"in": 5, "out": 4, "rejected": {"no_images": 1}} and made["requests"] == 4
-    # Every film was sent once, two of its frames.
-    assert sorted(round(float(frames[0][..., 0].mean()) / 80) for _, frames in gemini.asked) == [0, 1, 2, 3]
-    assert {len(frames) for _, frames in gemini.asked} == {2}
+    assert made["rows"] == {"in": 5, "out": 4, "rejected": {"no_images": 1}} and made["requests"] == 12
+    # Every film was sent once, two of its frames, and each of its scenes, of two shots and one.
+    asked = sorted(
+        (round(float(frames[0][..., 0].mean()) / 80), "scene" in text, len(frames)) for text, frames in gemini.asked
+    )
+    assert asked == [(red, *one) for red in range(4) for one in ((False, 2), (True, 1), (True, 2))]
+    assert plan_zero_shot(replace(settings, scenes=2)).todo == plan_zero_shot(settings).todo == []
+    scenes = pd.read_parquet(tmp_path / "scenes.parquet")
+    assert scenes[["id", "scene", "first_shot", "last_shot"]].drop_duplicates().to_numpy().tolist() == [
+        [name, *one] for name in REDS for one in (("0000", 0, 1), ("0001", 2, 2))
+    ]
+    assert scenes.start_s.isna().all() and (scenes.chosen == (scenes.genre == "Music")).all()
     table, rejected = read(tmp_path)
     assert rejected == {*((name, "outside_vocabulary") for name in REDS), ("tt4", "no_images")}
     np.testing.assert_allclose(table.loc[list(REDS), GENRES], [[0.4, 0, 0.9]] * 4)
     rows = pd.read_parquet(tmp_path / "predictions.parquet")
     assert (rows.chosen == (rows.genre == "Music")).all()
+    with pytest.raises(UserError, match=r"answers of another scenes\. Use another output"):
+        plan_zero_shot(replace(settings, scenes=3))
     with pytest.raises(UserError, match=r"answers of another prompt, genres\. Use another output"):
         plan_zero_shot(replace(settings, genres=["War", "Noir"]))
 
@@ -86,10 +97,14 @@ def test_refusals_and_names_outside_of_the_vocabulary_are_rows(
 def test_a_model_in_the_worker_gives_likelihoods(ray_cluster: None, films: Path, tmp_path: Path):
     model = captioning_model(tmp_path / "model", ["the", "film", "genre", *GENRES])
     vlm = ZeroShotVlm(by="transformers", model=model, num_cpus=0.5)
-    settings = config(films, tmp_path / "out", vlm)
+    (tmp_path / "annotation").mkdir()
+    scenes = [{"id": "tt2_0", "shot": [0, 2], "place_tag": "bar"}, {"id": "tt2_1", "shot": [5, 9]}]
+    (tmp_path / "annotation" / "tt2.json").write_text(json.dumps({"scene": scenes}))
+    settings = config(films, tmp_path / "out", vlm, scenes=str(tmp_path / "annotation"))
     made = zero_shot(settings, plan_zero_shot(settings))
     table, rejected = read(tmp_path / "out")
-    assert rejected == {("tt4", "no_images")} and made["rows"]["out"] == 4 and made["requests"] == 0
+    assert rejected == {("tt4", "no_images"), *((name, "no_annotation") for name in REDS if name != "tt2")}
+    assert plan_zero_shot(settings).todo == [] and made["rows"]["out"] == 4 and made["requests"] == 0
     np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-5)
     # Pictures matter, and nothing else does.
     assert len(table.round(6).drop_duplicates()) == 4
@@ -97,6 +112,10 @@ def test_a_model_in_the_worker_gives_likelihoods(ray_cluster: None, films: Path,
     red = np.zeros((2, 32, 32, 3), np.uint8)
     red[..., 0] = REDS["tt2"]
     np.testing.assert_allclose(table.loc["tt2", GENRES], likely(local, red, GENRES, 1, {}), atol=1e-5)
+    of_scene = pd.read_parquet(tmp_path / "out" / "scenes.parquet")
+    assert set(of_scene.scene) == {"tt2_0"} and set(of_scene.place) == {"bar"} and made["scenes"] == 1
+    np.testing.assert_allclose(of_scene.probability, likely(local, red, GENRES, 1, {}, SCENE), atol=1e-5)
+    assert not np.allclose(of_scene.probability, table.loc["tt2", GENRES], atol=1e-5)
 
 
 def test_score_compares_predictions_of_other_methods(tmp_path: Path):

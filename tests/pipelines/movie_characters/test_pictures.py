@@ -64,6 +64,24 @@ def test_key_frames_of_several_films_are_named_by_their_film(folder: Path) -> No
     assert [picture.name for picture in one] == names[:2]
 
 
+def test_a_folder_says_the_class_of_images_whose_names_have_none(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, images in {"Ann": ["1", "Ann_2", "IMG_7"], "Bob": ["1", "IMG_8"], "season1": ["Cee_1"]}.items():
+        pictures.write(folder / "gallery" / name, dict.fromkeys(images, RED))
+    found = {one.name: one.cls for one in find_pictures(str(folder / "gallery"), "gallery")}
+    # As ever, a name that says a class wins.
+    assert found == {
+        **{"Ann/1.png": "Ann", "Bob/1.png": "Bob", "Ann/Ann_2.png": "Ann", "season1/Cee_1.png": "Cee"},
+        **{"Ann/IMG_7.png": "IMG", "Bob/IMG_8.png": "IMG"},
+    }
+    assert "gallery: images named IMG_NUMBER in 2 folders, such as Ann, are of the class IMG" in caplog.text
+    assert "Cee_NUMBER" not in caplog.text
+    # Films to identify have no classes by their folders.
+    labels = {one.name: one.cls for one in find_pictures(str(folder / "gallery"), "input", labelled=False)}
+    assert labels["Ann/1.png"] == UNLABELLED
+
+
 def test_one_name_of_two_classes_is_refused_with_both(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "a" / "Ann_9.jpg")
     found = find_pictures(str(folder / "a"), "gallery")

@@ -144,12 +144,12 @@ def test_bodies_below_faces_are_embedded_once_and_read_back(tmp_path: Path, monk
     path = face_networks.save(Colours(), tmp_path / "colours.onnx", (3, 256, 128))
     how = BodiesConfig(model=str(path), alike=0.9)
     check_bodies(how)
-    embed_bodies(faces, how, {"f": uris}, store)
+    embed_bodies(faces, how, ["f"], store)
     found = bodies_by_film(faces, how, store)("f")("f_000002.jpg")
     assert found.boxes.tolist() == [[0, 0, 30, 50], [40, 0, 70, 50]]
     assert found.vectors[0] @ found.vectors[1] < 0.5
     monkeypatch.setattr(FrameBodies, "__init__", None)
-    embed_bodies(faces, how, {"f": uris}, store)
+    embed_bodies(faces, how, ["f"], store)
 
 
 def test_bodies_need_a_threshold_and_faces() -> None:
