@@ -8,8 +8,8 @@ from actors.curation.compacting import Compacted, compact, renew_places
 
 MANY_PARTS = 1000
 """Parts that a run compacts together; less than half of them stay as they are."""
-MEMORY_BYTES = 1 << 30
-"""Memory that compaction takes, mostly; parts of 100 MB are read one group after the other."""
+MEMORY_BYTES = 3 << 29
+"""Memory that compaction takes for a group of parts of 100 MB; it has one at a time."""
 
 
 def compact_output(store: Store) -> Compacted:

@@ -89,6 +89,10 @@ class ExportConfig(ClipsConfig):
     caption: Caption = "recaption"
     """The text in these files. recaption: the recaption, where there is none the caption; caption; both: one behind
     the other; short, long, tags, structured or free: the caption of that style, where there is none the caption."""
+    packed: bool = False
+    """Write the clips of a film into one tar (tars/VIDEO.tar) in place of a file each (clips/): for stores with many
+    scenes, where each object costs a request. Not with a preset, nor with layouts other than webdataset, which name
+    files. The report and `search` show no clips."""
     shard_clips: int = 500
     """Clips in one tar of the layout webdataset; at least 1. Loaders shuffle tars, so use several per worker."""
 
@@ -102,6 +106,11 @@ class ExportConfig(ClipsConfig):
         if self.preset in EFFORTS:
             object.__setattr__(self, "x264_preset", self.preset)
             object.__setattr__(self, "preset", "")
+        if self.packed and (self.preset or set(self.layouts) - {SHARDS}):
+            raise UserError(
+                "export.packed=true: a preset, and layouts other than webdataset, name files of single clips. Set "
+                "export.packed=false, or export.layout=webdataset and no export.preset."
+            )
 
     @property
     def layouts(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 import math
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -21,11 +21,15 @@ from actors.core.stage import Batch, Row
 from actors.core.store import Store
 from actors.core.temporary import TemporaryFolder
 from actors.curation.exporting.clips import ClipsConfig, write_clips
+from actors.curation.exporting.packed import download_clip, pack, tar_of
 from actors.curation.exporting.presets import Bucket, Preset, write_fitted
 from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.tables import BARS
 from actors.media.film import VIDEO_SUFFIXES, VideoConfig
 from actors.media.shown import AS_STORED, Look
+
+CLIP = ("scene_id", "error", "message", "silenced_s")
+"""What is told of a clip."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class ExportJob:
     """Milliseconds between frames that are written, too; None: no frames."""
     look: Look = AS_STORED
     """What is done to frames."""
+    packed: bool = False
+    """Whether the clips of a film become one tar."""
 
 
 def clip_name(video_id: str, scene_id: str) -> str:
@@ -60,27 +66,16 @@ def export_films(batch: Batch, job: ExportJob) -> Iterator[Batch]:
 
 
 def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> Iterator[Row]:
-    store = job.store
     left = {scene["scene_id"] for scene in wanted}
     code, message = "export_failed", "it was not written"
     try:
         with storage.local(uri) as film, TemporaryFolder() as folder:
             how = job.clips, job.interval_ms, job.video.max_pixels, job.look
             limits = job.video.limits | {"attempts": DECODE_ATTEMPTS, "key": itemgetter("scene_id")}
-            for clip in CHILD.stream(write_clips, str(film), wanted, str(folder), *how, **limits):
-                scene_id = clip["scene_id"]
-                left.discard(scene_id)
-                if not clip["error"]:
-                    # The clip comes last: where it lies, its frames do too.
-                    for path in map(Path, clip["frame_paths"]):
-                        storage.upload(path, store.uri("frames", video_id, scene_id, path.name))
-                        path.unlink()
-                    storage.upload(clip["path"], store.uri("clips", clip_name(video_id, scene_id)))
-                    Path(clip["path"]).unlink()
-                    if job.interval_ms:
-                        remove_frames(store, video_id, scene_id, {Path(path).name for path in clip["frame_paths"]})
-                about = {name: clip[name] for name in ("error", "message", "silenced_s")}
-                yield {"video_id": video_id, "scene_id": scene_id, **about}
+            rows = CHILD.stream(write_clips, str(film), wanted, str(folder), *how, **limits)
+            for clip in _written(rows, video_id, job):
+                left.discard(clip["scene_id"])
+                yield {"video_id": video_id} | {name: clip[name] for name in CLIP}
     except ChildFault as fault:
         code, message = fault.code, str(fault)
     except FileNotFoundError:
@@ -96,6 +91,45 @@ def _export_film(video_id: str, uri: str, wanted: list[Row], job: ExportJob) -> 
         code, message = CODE, message_of(error)
     for scene_id in left:
         yield {"video_id": video_id, "scene_id": scene_id, "error": code, "message": message, "silenced_s": 0.0}
+
+
+def _written(rows: Iterator[Row], video_id: str, job: ExportJob) -> Iterator[Row]:
+    """Rows of clips, each once its files are in the output. Those in a tar are there when the film has ended, however
+    it does."""
+    made: dict[str, Row] = {}
+    try:
+        for row in rows:
+            if row["error"]:
+                yield row
+                continue
+            # The clip comes last: where it lies, its frames do too.
+            _write_frames(row, video_id, job)
+            name = clip_name(video_id, row["scene_id"])
+            if job.packed:
+                made[PurePosixPath(name).name] = row
+                continue
+            storage.upload(row["path"], job.store.uri("clips", name))
+            Path(row["path"]).unlink()
+            yield row
+    except ChildFault:
+        yield from _pack(made, video_id, job)
+        raise
+    yield from _pack(made, video_id, job)
+
+
+def _write_frames(row: Row, video_id: str, job: ExportJob) -> None:
+    """Write the frames of a clip, in place of those that were there."""
+    for path in map(Path, row["frame_paths"]):
+        storage.upload(path, job.store.uri("frames", video_id, row["scene_id"], path.name))
+        path.unlink()
+    if job.interval_ms:
+        remove_frames(job.store, video_id, row["scene_id"], {Path(path).name for path in row["frame_paths"]})
+
+
+def _pack(made: Mapping[str, Row], video_id: str, job: ExportJob) -> Iterator[Row]:
+    if made:
+        pack(job.store, tar_of(clip_name(video_id, "")), {name: Path(row["path"]) for name, row in made.items()})
+    yield from made.values()
 
 
 def cut_off(scene: Row, crop: bool) -> list[int]:
@@ -119,7 +153,7 @@ def fit_scene(scene: Row, store: Store, root: Store, preset: Preset) -> Row:
     buckets = [Bucket(**about) for about in json.loads(scene["buckets"])]
     with TemporaryFolder() as folder:
         source = folder / "source.mp4"
-        storage.download(store.uri("clips", scene["clip"]), source)
+        download_clip(store, scene["clip"], source)
         paths = [str(folder / f"{k}.mp4") for k in range(len(names))]
         for name, path in zip(names, write_fitted(str(source), paths, buckets, preset.fps, preset.sound), strict=True):
             storage.upload(path, root.uri("clips", name))
@@ -137,7 +171,7 @@ def write_one_shard(shard: Row, store: Store) -> Row:
         for number, scene in enumerate(json.loads(shard["scenes"])):
             row = scene["row"]
             clip = folder / f"{number}.mp4"
-            storage.download(store.uri(scene["path"]), clip)
+            download_clip(store, scene["path"].removeprefix("clips/"), clip)
             about = {name: row[name] for name in ("video_id", "scene_id")}
             samples.append({**about, "caption": scene["text"], "clip": str(clip), "row": row})
         tar = folder / "shard.tar"

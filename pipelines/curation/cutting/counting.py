@@ -68,7 +68,8 @@ def _counted(
     alike, elsewhere = _same_film(frame, videos.iloc[at])
     counts = (keep | alike) & (state != UNMEASURED)
     scene = (frame.scene_id != "").to_numpy()
-    best = _best(frame, state, np.flatnonzero(scene & counts))
+    scenes = pd.DataFrame({"at": at, "scene_id": frame.scene_id.array, "written": frame.written.array})
+    best = _best(scenes, state, np.flatnonzero(scene & counts))
     have = np.bincount(at[best][state[best] >= FAILED], minlength=len(videos))
     retried = frame.iloc[best[state[best] == AGAIN]][["video_id", "scene_id"]]
     done = np.zeros(len(videos), bool)
@@ -83,11 +84,11 @@ def _counted(
     return Counted(pd.DataFrame({"have": have, "done": done, "moved": moved}, index=pd.Index(videos.video_id)), retried)
 
 
-def _best(frame: pd.DataFrame, state: np.ndarray, some: np.ndarray) -> np.ndarray:
+def _best(scenes: pd.DataFrame, state: np.ndarray, some: np.ndarray) -> np.ndarray:
     """The row of each scene that counts, of some rows: the sound one, else the last."""
     if (state[some] != SOUND).any():
-        some = some[np.lexsort((frame.written.to_numpy()[some], state[some] == SOUND))]
-    return some[~frame.iloc[some].duplicated(["video_id", "scene_id"], keep="last").to_numpy()]
+        some = some[np.lexsort((scenes.written.to_numpy()[some], state[some] == SOUND))]
+    return some[~scenes[["at", "scene_id"]].iloc[some].duplicated(keep="last").to_numpy()]
 
 
 def _same_film(old: pd.DataFrame, new: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from actors.core.catalog import DamagedError
 from actors.core.stage import Row
 from actors.core.store import Store
-from actors.curation.tables import DIGEST, INPUT, NEW_CAPTIONS, ORIGIN, PLAN_AGAIN, STALE, strings
+from actors.curation.tables import DIGEST, INPUT, NEW_CAPTIONS, PLAN_AGAIN, STALE, strings
 from pipelines.curation.cutting.counting import counted
 from pipelines.curation.cutting.reading import Reading
 from pipelines.curation.settings import CurationConfig
@@ -23,6 +23,11 @@ RULES = "rules"
 """What the writer of a plan tells of the settings by which its rows were told apart."""
 FORM = 1
 """Another one when videos are read in another way."""
+
+SLICE = 4096
+"""Rows of the last plan that are read at once."""
+SAME = 4
+"""Digests that may begin with the same 64 bits; of more, some videos would be parsed again."""
 
 
 def rules(config: CurationConfig) -> list[object]:
@@ -44,13 +49,13 @@ class Settled:
             self._read(config, rows, again, until)
         except DamagedError as error:
             log.warning("The whole input is read again: %s", error)
-        digests = self._table[DIGEST].combine_chunks()
-        places = np.flatnonzero(self._known)
-        self._digests = [digests[int(place)].as_py() for place in places]
-        starts = np.array([int.from_bytes(digest[:8], "big") for digest in self._digests], np.uint64)
-        order = np.argsort(starts)
-        self._starts, self._places = starts[order], places[order]
-        self._digests = [self._digests[i] for i in order]
+        known = np.flatnonzero(self._known)
+        self._places = known.tolist()
+        self._digests: list[bytes] = self._table[DIGEST].take(pa.array(known)).to_pylist()
+        starts = np.array([_start(digest) for digest in self._digests], np.uint64)
+        self._order = np.argsort(starts)
+        self._starts, self._next = starts[self._order], 0
+        self._rows, self._first = list[Row](), 0
 
     def _read(self, config: CurationConfig, rows: Reading, again: frozenset[str], until: float) -> None:
         store = rows.store
@@ -74,20 +79,35 @@ class Settled:
 
     def lookup(self, digest: bytes) -> Known | None:
         """The video with this digest, where it is settled."""
-        start = int.from_bytes(digest[:8], "big")
-        for number in range(int(np.searchsorted(self._starts, np.uint64(start))), len(self._digests)):
-            if self._digests[number] == digest:
-                place = int(self._places[number])
-                video_id, url = (self._table[name][place].as_py() for name in ("video_id", "url"))
-                film, version = (self._table[name][place].as_py() for name in ORIGIN)
-                return Known(video_id, url, (film, version), place, self._wanted.get(video_id, frozenset()))
-            if self._digests[number][:8] != digest[:8]:
-                break
-        return None
+        number = self._number(digest)
+        if number is None:
+            return None
+        self._next = number + 1
+        row = self._row(self._places[number])
+        video_id, origin = row["video_id"], (row["film"], row["version"])
+        return Known(video_id, row["url"], origin, self._places[number], self._wanted.get(video_id, frozenset()))
 
     def planned(self, known: Known) -> Row:
         """Its row of the last plan/videos."""
-        return {name: self._table[name][known.at].as_py() for name in INPUT.names}
+        return self._row(known.at)
+
+    def _number(self, digest: bytes) -> int | None:
+        # Most stand in the order of the last plan.
+        if self._next < len(self._digests) and self._digests[self._next] == digest:
+            return self._next
+        first = int(np.searchsorted(self._starts, np.uint64(_start(digest))))
+        for number in self._order[first : first + SAME].tolist():
+            if self._digests[number] == digest:
+                return number
+        return None
+
+    def _row(self, place: int) -> Row:
+        # Many rows at once where they come in order; single ones take long.
+        if self._first + len(self._rows) <= place < self._first + len(self._rows) + SLICE:
+            self._rows, self._first = self._table.slice(place, SLICE).to_pylist(), place
+        if self._first <= place < self._first + len(self._rows):
+            return self._rows[place - self._first]
+        return {name: self._table[name][place].as_py() for name in INPUT.names}
 
     def moved(self, known: Known) -> bool:
         """Whether it lay elsewhere when it was measured."""
@@ -100,3 +120,7 @@ def _open(store: Store) -> set[str]:
     for name, schema in (("plan/stale", STALE), ("plan/captions", NEW_CAPTIONS)):
         ids |= set(store.read_table(name, schema, again=PLAN_AGAIN)["video_id"].to_pylist())
     return ids
+
+
+def _start(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -14,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 
 from actors.core import storage
+from actors.core.errors import UserError
 from actors.core.stage import Row, Stage
 from actors.core.store import Store
 from actors.curation.captioning.styles import IMPROVED, STYLES
 from actors.curation.exporting.export import ExportJob, clip_name, cut_off, export_films, remove_frames
 from actors.curation.exporting.layouts import Caption, Clip, file_of, text_of
+from actors.curation.exporting.packed import TARS, drop_clips, packed_clips, tar_of
 from actors.curation.exporting.presets import load_preset
 from actors.curation.tables import (
     BARS,
@@ -100,7 +102,10 @@ def export(config: CurationConfig, start: Callable[[], None] = runs) -> Exported
     settings["frames_ms"] = config.frames.interval_ms if config.export.frames else None
     # Not where they are off: clips of earlier versions are not to be made again.
     settings |= dict.fromkeys(_conversions(config), True)
-    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    listed = listed_clips(store)
+    _check_packed(config, store, listed)
+    if config.export.packed:
+        settings["packed"] = True
     older = _older(store, listed, settings)
     missing = [row for row in kept if _clip(row) not in listed or _clip(row) in older]
     stage = _stage(config, start)
@@ -115,7 +120,7 @@ def export(config: CurationConfig, start: Callable[[], None] = runs) -> Exported
     for row in missing:
         if _key(row) not in keys:
             older.pop(_clip(row), None)
-    _remove_unwanted(store, listed, older, kept)
+    _remove_unwanted(store, listed, older, kept, stage)
     counts = len(missing) - len(failed), len(kept) - len(missing)
     return Exported(*counts, failed, time.monotonic() - started, fitted)
 
@@ -129,7 +134,7 @@ def _conversions(config: CurationConfig) -> list[str]:
 
 def clips_behind(store: Store) -> tuple[int, int]:
     """How many kept scenes have no clip of theirs, and how many clips are of scenes that are not kept (any more)."""
-    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    listed = listed_clips(store)
     older = store.read_json(OLDER) or {}
     missing, unwanted = 0, set(listed)
     for part in store.read_parts("scenes", ["video_id", "scene_id", "kept", "error"]):
@@ -172,17 +177,45 @@ def renew_clips(store: Store, scenes: Iterable[tuple[str, str, Any]]) -> None:
     names = {clip_name(video_id, scene_id) for video_id, scene_id, *_ in scenes}
     if not names or store.read_json(MADE) is None:
         return
-    listed = {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",)) if entry.name in names}
+    listed = {name: size for name, size in listed_clips(store).items() if name in names}
     if listed:
         store.write_json((store.read_json(OLDER) or {}) | listed, OLDER)
 
 
-def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int], kept: list[Row]) -> None:
+def listed_clips(store: Store) -> dict[str, int]:
+    """Bytes of the clips that are there, by their names below clips/, wherever they lie."""
+    if _is_packed(store):
+        return packed_clips(store)
+    return {entry.name: entry.size for entry in storage.listing(store.uri("clips"), (".mp4",))}
+
+
+def _is_packed(store: Store) -> bool:
+    return bool((store.read_json(MADE) or {}).get("packed"))
+
+
+def _check_packed(config: CurationConfig, store: Store, listed: Mapping[str, int]) -> None:
+    before = _is_packed(store)
+    if listed and before != config.export.packed:
+        lie = store.uri(TARS) if before else store.uri("clips")
+        raise UserError(
+            f"export.packed={str(config.export.packed).lower()}: {lie} has {len(listed)} clips of the other kind. Set "
+            f"export.packed={str(before).lower()}, or remove {lie}: its clips are then written anew."
+        )
+
+
+def _remove_unwanted(
+    store: Store, listed: dict[str, int], older: dict[str, int], kept: list[Row], stage: LazyStage
+) -> None:
     """Remove clips and frames of scenes that are no longer kept. What failed at export keeps what it had."""
     parts = store.read_parts("scenes", ["video_id", "scene_id", "error"])
     failed = {_clip(row) for part in parts for row in part.to_pylist() if row["error"]}
-    for name in listed.keys() - set(map(_clip, kept)) - failed:
-        storage.delete(store.uri("clips", name))
+    unwanted = sorted(listed.keys() - set(map(_clip, kept)) - failed)
+    packed = _is_packed(store)
+    if unwanted and packed:
+        _unpack(store, unwanted, stage)
+    for name in unwanted:
+        if not packed:
+            storage.delete(store.uri("clips", name))
         video_id, _, file = name.rpartition("/")
         remove_frames(store, video_id, file.removesuffix(".mp4"))
         older.pop(name, None)
@@ -190,6 +223,20 @@ def _remove_unwanted(store: Store, listed: dict[str, int], older: dict[str, int]
         store.write_json(older, OLDER)
     else:
         storage.delete(store.uri(OLDER))
+
+
+def _unpack(store: Store, names: Sequence[str], stage: LazyStage) -> None:
+    """Take clips out of their tars."""
+    import ray
+
+    options = ray_task(stage())
+    set_context()
+    tars = [
+        {"tar": tar, "drop": json.dumps([name.rpartition("/")[2] for name in some])}
+        for tar, some in groupby(names, tar_of)
+    ]
+    rows = ray.data.from_items(tars, override_num_blocks=min(len(tars), 1000))
+    list(rows_of(rows.map(partial(drop_clips, store=store), **options)))
 
 
 def export_scenes(config: CurationConfig, start: Callable[[], None] = runs) -> Exported:
@@ -276,7 +323,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
     styles beside the recaption, where there are some.
     """
     silenced = store.read_json(SILENCED) or {}
-    crop = (store.read_json(MADE) or {}).get("crop_bars", False)
+    crop, packed = (store.read_json(MADE) or {}).get("crop_bars", False), _is_packed(store)
     scenes = [
         {
             "scene_id": row["scene_id"],
@@ -284,7 +331,7 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
             "clip_id": row["clip_id"],
             "caption": row["caption"],
             "scene_cut": [row["first"], row["end"]],
-            "video_path": f"clips/{_clip(row)}",
+            **_path(row, packed),
             "frames_path": f"frames/{row['video_id']}/{row['scene_id']}" if frames else None,
             "recaption": row["recaption"] or None,
             **({"captions": row["captions"]} if row["captions"] else {}),
@@ -295,6 +342,13 @@ def kept_json(store: Store, kept: list[Row], frames: bool) -> dict[str, Any]:
         for row in kept
     ]
     return {"length": len(scenes), "scenes": scenes, **proven(store, kept)}
+
+
+def _path(row: Row, packed: bool) -> dict[str, str]:
+    """Where a clip is, below the output: its file, or the tar and its name there."""
+    if not packed:
+        return {"video_path": f"clips/{_clip(row)}"}
+    return {"video_path": f"{TARS}/{tar_of(_clip(row))}", "video_member": f"{row['scene_id']}.mp4"}
 
 
 def proven(store: Store, kept: Iterable[Row]) -> dict[str, float | None]:
@@ -332,7 +386,7 @@ def renew_exported(config: CurationConfig, start: Callable[[], None] = runs) -> 
     """Tell new captions in kept.json and in the layouts that are there; start: as `export`."""
     store = Store(config.output)
     kept = renew_kept_json(store)
-    listed = {entry.name for entry in storage.listing(store.uri("clips"), (".mp4",))}
+    listed = listed_clips(store)
     kept = [row for row in kept if _clip(row) in listed]
     renew_layouts(store, partial(_clips, store, kept), _stage(config, start))
     renew_fitted(config, kept, _stage(config, start))
@@ -384,7 +438,7 @@ def _write_missing(missing: list[Row], config: CurationConfig, stage: LazyStage)
     rows = ray.data.from_items(films, override_num_blocks=len(films))
     interval_ms = config.frames.interval_ms if config.export.frames else None
     look = config.cutting.frames.look
-    job = ExportJob(Store(config.output), config.export, config.video, interval_ms, look)
+    job = ExportJob(Store(config.output), config.export, config.video, interval_ms, look, config.export.packed)
     write: Any = partial(export_films, job=job)
     rows = rows.map_batches(write, batch_size=1, **options)
     return list(rows_of(rows))

@@ -13,6 +13,7 @@ from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.exporting.export import write_one_shard
 from actors.curation.exporting.layouts import LAYOUTS, SHARDS, Caption, Clip
+from actors.curation.exporting.packed import TARS, tar_of
 from actors.curation.tables import ORIGIN
 from pipelines.core.ray_data import LazyStage, ray_task, rows_of, set_context
 from pipelines.curation.settings import ExportConfig
@@ -81,6 +82,7 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
     stamps = {
         f"clips/{entry.name}": [entry.size, entry.stamp] for entry in storage.listing(store.uri("clips"), (".mp4",))
     }
+    tars = {entry.name: [entry.size, entry.stamp] for entry in storage.listing(store.uri(TARS), (".tar",))}
     shards = {}
     for start in range(0, len(clips), export.shard_clips):
         some = clips[start : start + export.shard_clips]
@@ -92,9 +94,13 @@ def _shards(store: Store, clips: Sequence[Clip], export: ExportConfig) -> dict[s
         scenes = [{"path": clip.path, "text": clip.text, "row": row} for clip, row in zip(some, rows, strict=True)]
         name = f"shard-{start // export.shard_clips:06d}.tar"
         shard = {"name": name, "scenes": json.dumps(scenes)}
-        about = json.dumps([shard, [stamps.get(clip.path) for clip in some]])
+        about = json.dumps([shard, [stamps.get(clip.path) or tars.get(_tar(clip)) for clip in some]])
         shards[f"shards/{name}"] = hashlib.sha256(about.encode()).hexdigest()[:16], shard
     return shards
+
+
+def _tar(clip: Clip) -> str:
+    return tar_of(clip.path.removeprefix("clips/"))
 
 
 def _write_shards(store: Store, shards: Sequence[Any], stage: LazyStage) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from actors.curation.cutting.pictures import FOLDER, stored
 from actors.curation.cutting.scenes import FEATURES
 from actors.curation.exporting.clips import write_clips
 from actors.curation.exporting.export import clip_name
+from actors.curation.exporting.packed import download_clip
 from actors.curation.selecting.filter import Filter
 from actors.curation.tables import PICTURES, with_places
 from pipelines.curation.rows import rows_now
@@ -171,11 +173,10 @@ class Clips:
         columns = ["video_id", "scene_id", "start_s", "end_s", "uri"]
         wanted = dict(zip(left, self._scenes.loc[list(left), columns].to_dict("records"), strict=True))
         for place, row in list(wanted.items()):
-            uri = self._store.uri("clips", clip_name(row["video_id"], row["scene_id"]))
-            if storage.exists(uri):
+            path = Path(folder, f"{place}.mp4")
+            with suppress(FileNotFoundError):
+                download_clip(self._store, clip_name(row["video_id"], row["scene_id"]), path)
                 del wanted[place]
-                path = Path(folder, f"{place}.mp4")
-                storage.download(uri, path)
                 left.pop(place).set_result(path)
         places = {row["scene_id"]: place for place, row in wanted.items()}
         if not places:

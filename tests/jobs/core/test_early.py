@@ -97,6 +97,7 @@ CASES: list[tuple[str, *tuple[str, ...]]] = [
     (f"curation score input={{}}/none {HERE} scores=[none]", NO_FOLDER, "{}/none: no such file", "none"),
     ("curation select {}/corpus select.by=classifier select.semantic_dedupe=0.9", "filter.json", "has no embeddings"),
     ("curation export {}/unselected export.preset=none", "has no selection", "none"),
+    ("curation export {}/unselected export.packed=true export.layout=hf", "export.packed=true"),
     (f"curation retry input={{}}/none {HERE} select.by=classifier", NO_FOLDER, "no such file", "filter.json"),
     ("curation measure {}/corpus scores=[none]", "none"),
     ("curation embed {}/corpus measure.embedding.model={}/none", "{}/none"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -59,6 +60,9 @@ def test_compact_keeps_the_corpus(output: Path):
     before, shown = scenes(output), (output / "report.html").read_text().count("data:image/jpeg")
     count = len(names(output, "scores"))
     assert count > 2 and shown
+    objects = Counter(path.relative_to(output).parts[0] for path in output.rglob("*") if path.is_file())
+    assert all(0 < objects[folder] <= count for folder in ("scores", "thumbnails", "keyframes"))
+    assert objects.total() <= 3 * count + objects["clips"] + 20, "no other object is one of a part or a scene"
     assert f"compacted {count} parts of scores/" in run_here("compact", output).output
     for folder in ("scores", "thumbnails", "keyframes"):
         (only,) = names(output, folder)

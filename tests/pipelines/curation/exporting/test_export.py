@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.core.errors import BrokenRunError
+from actors.core import storage
+from actors.core.errors import BrokenRunError, UserError
 from actors.core.store import Store
 from actors.curation.exporting.clips import ClipsConfig
 from actors.curation.exporting.export import ExportJob, export_films
+from actors.curation.exporting.packed import packed_clips
 from actors.media.film import VideoConfig
-from pipelines.curation.exporting.export import export, export_scenes
+from pipelines.curation.exporting.export import clips_behind, export, export_scenes
 from pipelines.curation.rows import failures
 from pipelines.curation.selecting.select import select
 from pipelines.curation.settings import CurationConfig
@@ -70,6 +73,28 @@ def kept(settings: CurationConfig) -> list[str]:
 
 def other(settings: CurationConfig, **changes: object) -> CurationConfig:
     return replace(settings, export=replace(settings.export, **changes))
+
+
+def test_clips_in_tars_go_with_the_selection_and_are_read_by_shards(ray_cluster: None, tmp_path: Path, source: Path):
+    settings = other(an_output(tmp_path / "out", source), packed=True, layout="webdataset")
+    store = Store(settings.output)
+    assert export(settings).written == 2 and export(settings).there == 2
+    assert [entry.name for entry in storage.listing(store.root, (".mp4", ".tar"))] == [
+        "shards/shard-000000.tar",
+        "tars/a.tar",
+    ]
+    assert clips_behind(store) == (0, 0)
+    scenes = json.loads(Path(settings.output, "kept.json").read_text())["scenes"]
+    for one in scenes:
+        with tarfile.open(store.uri(one["video_path"])) as tar:
+            clip = tar.extractfile(one["video_member"])
+            assert clip and clip.read() in Path(store.uri("shards/shard-000000.tar")).read_bytes()
+    select(replace(settings, select=replace(settings.select, count=1)))
+    assert export(settings).there == 1
+    assert len(packed_clips(store)) == 1 and clips_behind(store) == (0, 0)
+    assert export(other(settings, crf=40)).written == 1 and len(packed_clips(store)) == 1
+    with pytest.raises(UserError, match="of the other kind"):
+        export(other(settings, packed=False))
 
 
 def test_clips_of_other_settings_take_the_place_of_those_before(ray_cluster: None, tmp_path: Path, source: Path):
