@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from pipelines.core.ray_data import (
     fit,
     fitted,
     in_blocks,
+    memory_for,
     ray_actors,
     ray_task,
     reserving,
@@ -146,17 +148,58 @@ def test_a_worker_that_is_larger_than_any_node_is_refused():
         check_nodes({"latents": Stage(num_cpus=8, num_gpus=1)}, nodes)
 
 
+def reserved(stage: Stage, nodes: list[dict[str, float]]) -> dict[str, Any]:
+    """What Ray is asked for, for a worker of a stage that runs alone."""
+    return ray_task(reserving({"one": stage}, nodes)[0]["one"])
+
+
 def test_memory_is_reserved_so_that_as_many_films_fit_as_by_cpus():
     nodes = [{"CPU": 16.0, "memory": 64.0 * 2**30}, {"CPU": 4.0, "memory": 8.0 * 2**30}, {"memory": 1e12}]
     for stage in (VideoConfig(), VideoConfig(num_cpus=4), VideoConfig(num_cpus=0.3), FilmStage(num_cpus=16)):
-        task = ray_task(reserving(stage, nodes))
+        task = reserved(stage, nodes)
         fit = [node for node in nodes if node.get("CPU", 0) >= stage.num_cpus]
         assert fit and all(int(node["memory"] // task["memory"]) >= node["CPU"] // stage.num_cpus for node in fit)
         # Half is left to other stages.
         assert all(node["CPU"] / stage.num_cpus * task["memory"] <= node["memory"] / 2 for node in fit)
-    assert ray_task(reserving(VideoConfig(workers=2), nodes))["memory"] == 2 << 30
-    assert ray_task(reserving(VideoConfig(memory_gb=3), nodes))["memory"] == 3 << 30
-    assert "memory" not in ray_task(reserving(Stage(), nodes)) and "memory" not in ray_task(VideoConfig())
+    assert reserved(VideoConfig(workers=2), nodes)["memory"] == 2 << 30
+    assert reserved(VideoConfig(memory_gb=3), nodes)["memory"] == 3 << 30
+    assert "memory" not in reserved(Stage(), nodes) and "memory" not in ray_task(VideoConfig())
+
+
+@dataclass(frozen=True)
+class Model(Stage):
+    """A stage whose workers take 2 GiB."""
+
+    MEMORY_GB: ClassVar[float] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "films", "workers", "each"),
+    [
+        ([64], False, 16, 2),
+        ([20], False, 10, 2),
+        ([20], True, 5, 2),  # half is the films'
+        ([9, 9], True, 4, 2),
+        ([9, 1], True, 2, 2),  # none on the small node
+        ([3], False, 1, 2),
+        ([1], False, 1, 1),
+        ([2, 3, 3], True, 3, 1),  # one on each, which gets what there is
+        ([], False, 16, 2),
+    ],
+)
+def test_no_more_models_are_loaded_than_memory_allows(sizes: list[int], films: bool, workers: int, each: float) -> None:
+    nodes = [{"CPU": 16.0, "memory": size * 2.0**30} for size in sizes]
+    pools: dict[str, Stage] = {"model": Model(workers=16)}
+    tasks: dict[str, Stage] = {"video": VideoConfig()} if films else {}
+    stages, _ = fit(pools, tasks, 64, 0, memory_for({**pools, **tasks}, nodes)[0])
+    assert stages["model"].workers == workers
+    stages, told = reserving(stages, nodes)
+    pool = ray_actors(stages["model"])
+    assert pool["memory"] == each * 2**30 and pool["compute"].max_size == workers
+    assert bool(told) is (each < 2)
+    # What Ray is asked for has room beside the films.
+    assert sum(size // 2 // each if films else size // each for size in sizes) >= workers or not sizes
+    assert "memory" not in ray_actors(replace(stages["model"], num_gpus=1)) and Model(num_gpus=1).worker_gb == 0
 
 
 def test_more_memory_than_any_node_gives_out_is_refused():
