@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,19 @@ def set_context() -> None:
 
 
 def fit(
-    pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float, memory_gb: float = math.inf
+    pools: dict[str, Stage],
+    tasks: dict[str, Stage],
+    cpus: float,
+    gpus: float,
+    memory_gb: float = math.inf,
+    nodes: Sequence[float] = (),
 ) -> tuple[dict[str, Stage], list[str]]:
     """Scale stages down until one task of each kind runs beside all actors; returns them, and a line for each that
     has fewer workers or less than half of its CPUs.
 
     Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises TooSmallError where the
-    GPUs are too few for one worker of each stage, or there is no CPU. memory_gb: what all actors may take.
+    GPUs are too few for one worker of each stage, or there is no CPU. memory_gb: what all actors may take. nodes: CPUs
+    of each; there is room for a task wherever Ray places the actors.
     """
     asked = {**pools, **tasks}
     fitting = dict(asked)
@@ -65,6 +71,7 @@ def fit(
         workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
         return sum(workers[name] * getattr(stage, resource) for name, stage in fitting.items())
 
+    memory = ""
     for resource, there in (("num_gpus", gpus), ("num_cpus", cpus), ("worker_gb", memory_gb)):
         while wanted(resource) > there + 1e-9:
             users = [name for name in pools if fitting[name].workers > 1 and getattr(fitting[name], resource) > 0]
@@ -72,6 +79,7 @@ def fit(
                 break
             most = max(users, key=lambda name: fitting[name].workers)
             fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
+            memory = f", and {memory_gb:.1f} GiB for models" if resource == "worker_gb" else ""
     if wanted("num_gpus") > gpus + 1e-9:
         needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
         raise TooSmallError(
@@ -80,6 +88,12 @@ def fit(
         )
     if (share := cpus / wanted("num_cpus")) < 1:
         fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
+    fitting = _unblocked(fitting, pools, nodes)
+    return fitting, _changes(asked, fitting, f"{cpus:g} CPUs and {gpus:g} GPUs{memory}")
+
+
+def _changes(asked: dict[str, Stage], fitting: dict[str, Stage], there: str) -> list[str]:
+    """A line for each stage that has fewer workers, or less than half of its CPUs."""
     lines = []
     for name, stage in fitting.items():
         before, changes = asked[name], []
@@ -89,9 +103,36 @@ def fit(
         if stage.num_cpus < before.num_cpus / 2:
             changes.append(f"{stage.num_cpus:g} CPUs per worker instead of {before.num_cpus:g}")
         if changes:
-            memory = f", {memory_gb:.1f} GiB for models" if math.isfinite(memory_gb) else ""
-            lines.append(f"{name}: {', '.join(changes)}, to fit {cpus:g} CPUs and {gpus:g} GPUs{memory}")
-    return fitting, lines
+            lines.append(f"{name}: {', '.join(changes)}, to fit {there}")
+    return lines
+
+
+def _unblocked(stages: dict[str, Stage], pools: Collection[str], nodes: Sequence[float]) -> dict[str, Stage]:
+    """Stages with fewer actors, or fewer CPUs for each worker, so that `_may_block` holds no longer."""
+    while nodes and _may_block(stages, pools, nodes):
+        larger = [name for name in pools if stages[name].workers > 1 and stages[name].num_cpus]
+        if larger:
+            most = max(larger, key=lambda name: stages[name].workers)
+            stages = {**stages, most: replace(stages[most], workers=stages[most].workers - 1)}
+        else:
+            stages = {name: replace(stage, num_cpus=int(stage.num_cpus * 950) / 1000) for name, stage in stages.items()}
+    return stages
+
+
+def _may_block(stages: Mapping[str, Stage], pools: Collection[str], nodes: Sequence[float]) -> bool:
+    """Whether actors may be placed so that each node has some CPUs left, and none has enough for a task."""
+    actors = [round(1000 * stages[name].num_cpus) for name in pools for _ in range(stages[name].workers)]
+    there = [round(1000 * cpus) for cpus in nodes]
+    # What is left on a node is a multiple of this.
+    grain = math.gcd(*actors, *there) or 1
+    free = sum(there) - sum(actors)
+    tasks = [round(1000 * stage.num_cpus) for name, stage in stages.items() if name not in pools]
+    return any(
+        # Each node that has enough needs an actor of its own to have it no longer.
+        0 < sum(cpus >= task for cpus in there) <= len(actors)
+        and free <= sum(min(cpus, (-(-task // grain) - 1) * grain) for cpus in there)
+        for task in tasks
+    )
 
 
 def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
@@ -128,9 +169,9 @@ def fitted(
         log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
         return {**pools, **tasks}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    stages, lines = fit(
-        pools, tasks, there.get("CPU", 0), there.get("GPU", 0), memory_for({**pools, **tasks}, nodes)[0]
-    )
+    memory_gb, _ = memory_for({**pools, **tasks}, nodes)
+    each = [node["CPU"] for node in nodes if node.get("CPU")]
+    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0), memory_gb, each)
     check_nodes(stages, nodes)
     stages, told = reserving(stages, nodes)
     for line in (*lines, *told):

@@ -97,6 +97,27 @@ def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, 
     assert bool(refused) is (gpus < 1 or (gpus == 1 and refused > 0))
 
 
+@pytest.mark.parametrize("nodes", [[1, 1], [1, 1, 1], [2, 1], [2, 2], [4, 4, 4], [8, 1, 1], [3]])
+@pytest.mark.parametrize(("workers", "each", "decoding"), [(1, 1.0, 1.0), (3, 0.25, 1.0), (4, 1.5, 0.7), (9, 1.0, 2.0)])
+def test_wherever_actors_are_placed_a_node_has_room_for_a_task(
+    nodes: list[int], workers: int, each: float, decoding: float
+) -> None:
+    """On two nodes of a CPU, two actors of 0.6 left 0.4 on each, and decoding, with 0.6, waited without end."""
+    pools: dict[str, Stage] = {"latents": Stage(workers, each), "families": Stage(2)}
+    tasks: dict[str, Stage] = {"video": Stage(0, decoding), "write": Stage(0, 0.1)}
+    stages, _ = fit(pools, tasks, sum(nodes), 0, nodes=nodes)
+    actors = [stages[name].num_cpus for name in pools for _ in range(stages[name].workers)]
+    largest = max(stages[name].num_cpus for name in tasks)
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        left = np.array(nodes, float)
+        for actor in random.permutation(actors):
+            fits = np.flatnonzero(left >= actor - 1e-9)
+            if len(fits):
+                left[random.choice(fits)] -= actor
+        assert left.max() >= largest - 1e-9 or largest > max(nodes)
+
+
 @pytest.mark.parametrize(
     ("nodes", "rows", "gpus", "cpus"),
     [
@@ -191,8 +212,9 @@ def test_no_more_models_are_loaded_than_memory_allows(sizes: list[int], films: b
     nodes = [{"CPU": 16.0, "memory": size * 2.0**30} for size in sizes]
     pools: dict[str, Stage] = {"model": Model(workers=16)}
     tasks: dict[str, Stage] = {"video": VideoConfig()} if films else {}
-    stages, _ = fit(pools, tasks, 64, 0, memory_for({**pools, **tasks}, nodes)[0])
+    stages, lines = fit(pools, tasks, 64, 0, memory_for({**pools, **tasks}, nodes)[0])
     assert stages["model"].workers == workers
+    assert all("16, to fit 64 CPUs and 0 GPUs, and " in line for line in lines) and bool(lines) is (workers < 16)
     stages, told = reserving(stages, nodes)
     pool = ray_actors(stages["model"])
     assert pool["memory"] == each * 2**30 and pool["compute"].max_size == workers
