@@ -3,8 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class Stage:
 
     LEAST_BATCH: ClassVar[int] = 1
     """The least batch_size; 0 where a stage chooses its own."""
+    MEMORY_GB: ClassVar[float] = 0.0
+    """Memory of one worker on a CPU, in GiB, as `tests.benchmarks.workers` measures it; 0 where it was not."""
+    reserved_gb: ClassVar[float] = 0.0
+    """Memory that Ray reserves for one worker, in GiB: set by `reserving`, of one stage."""
 
     workers: int = 1
     """Workers at once over the whole cluster. 0, for stages that load no model: as many as CPUs allow."""
@@ -52,9 +57,21 @@ class Stage:
                 f"batch_size is {self.LEAST_BATCH} or more; workers, num_cpus and num_gpus are 0 or more: {self}"
             )
 
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB, where it was measured; 0 where it was not."""
+        return 0.0 if self.num_gpus else self.MEMORY_GB
+
+    def reserving(self, memory_gb: float) -> Self:
+        """The same stage, for each of whose workers Ray reserves memory."""
+        stage = copy(self)
+        object.__setattr__(stage, "reserved_gb", memory_gb)
+        return stage
+
     def resources(self) -> dict[str, Any]:
         """Arguments that Ray takes for one worker of this stage."""
-        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        memory = {"memory": int(self.reserved_gb * 2**30)} if self.reserved_gb else {}
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus} | memory
 
 
 @dataclass(frozen=True)

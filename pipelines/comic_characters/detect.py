@@ -151,7 +151,10 @@ def _detect(config: ComicsConfig, plan: DetectPlan) -> None:
     if plan.weights:
         stage: Any = stages["detect"]
         rows = rows.map_batches(
-            Detector, fn_constructor_args=[stage, plan.weights], batch_size=size, **ray_actors(stage)
+            Detector,
+            fn_constructor_args=[stage, plan.weights],
+            batch_size=size,
+            **ray_actors(stage, inputs=len(blocks)),
         )
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))
     finish(rows, "pages", Progress(plan.folder, len(plan.todo), "pages"))

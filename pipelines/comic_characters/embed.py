@@ -203,7 +203,8 @@ def _embed(config: ComicsConfig, plan: EmbedPlan) -> None:
     rows = ray.data.from_arrow(tables).map_batches(
         read, batch_size=None, batch_format="pyarrow", **ray_task(stages["read"])
     )
-    rows = rows.map_batches(InstanceEmbedder, fn_constructor_args=arguments, batch_size=None, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=len(tables))
+    rows = rows.map_batches(InstanceEmbedder, fn_constructor_args=arguments, batch_size=None, **actors)
     rows = rows.map_batches(write, batch_size=None, **ray_task(stages["write"]))
     finish(rows, "instances", Progress("embed", sum(map(len, plan.todo)), "instances"))
 

@@ -163,8 +163,9 @@ def _extract(config: ComicsConfig, source: Source, instances: list[Instance]) ->
     size = source.stage.batch_size
     blocks = [table.slice(first, size) for first in range(0, len(table), size)]
     store = Store(config.output)
+    actors = ray_actors(stage, inputs=len(blocks))
     rows = ray.data.from_arrow(blocks).map_batches(
-        source.actor, fn_constructor_args=source.arguments(stage), batch_size=size, **ray_actors(stage)
+        source.actor, fn_constructor_args=source.arguments(stage), batch_size=size, **actors
     )
     write: Any = partial(write_features, store=store, folder=source.folder, computed=source.computed)
     rows = rows.map_batches(write, batch_size=size, **ray_task(stages["write"]))

@@ -180,10 +180,11 @@ def while_it_fits(results: Iterable[T], pools: dict[str, Stage], tasks: dict[str
 
 
 def _fits(pools: dict[str, Stage], tasks: dict[str, Stage]) -> bool:
-    there = ray.cluster_resources()
+    there, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    each = [node["CPU"] for node in nodes if node.get("CPU")]
     try:
-        stages, _ = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
-        check_nodes(stages, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        stages, _ = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0), nodes=each)
+        check_nodes(stages, nodes)
     except TooSmallError:
         return False
     return stages == {**pools, **tasks}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,6 @@ def set_context() -> None:
     context.custom_execution_callback_classes = [EndActors]
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
-    # A pool whose workers each have a batch waiting grows by 60 %, where it grew by 15 %.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.25
     # A worker's error comes as it is, not as text in one of Ray's.
     context.raise_original_map_exception = True
     # It tells of the memory that a Python process takes before it does anything.
@@ -50,13 +48,19 @@ def set_context() -> None:
 
 
 def fit(
-    pools: dict[str, Stage], tasks: dict[str, Stage], cpus: float, gpus: float
+    pools: dict[str, Stage],
+    tasks: dict[str, Stage],
+    cpus: float,
+    gpus: float,
+    memory_gb: float = math.inf,
+    nodes: Sequence[float] = (),
 ) -> tuple[dict[str, Stage], list[str]]:
     """Scale stages down until one task of each kind runs beside all actors; returns them, and a line for each that
     has fewer workers or less than half of its CPUs.
 
     Actors that hold every CPU leave none for tasks, and Ray then waits without a word. Raises TooSmallError where the
-    GPUs are too few for one worker of each stage, or there is no CPU.
+    GPUs are too few for one worker of each stage, or there is no CPU. memory_gb: what all actors may take. nodes: CPUs
+    of each; there is room for a task wherever Ray places the actors.
     """
     asked = {**pools, **tasks}
     fitting = dict(asked)
@@ -67,13 +71,15 @@ def fit(
         workers = {name: fitting[name].workers if name in pools else 1 for name in fitting}
         return sum(workers[name] * getattr(stage, resource) for name, stage in fitting.items())
 
-    for resource, there in (("num_gpus", gpus), ("num_cpus", cpus)):
+    memory = ""
+    for resource, there in (("num_gpus", gpus), ("num_cpus", cpus), ("worker_gb", memory_gb)):
         while wanted(resource) > there + 1e-9:
             users = [name for name in pools if fitting[name].workers > 1 and getattr(fitting[name], resource) > 0]
             if not users:
                 break
             most = max(users, key=lambda name: fitting[name].workers)
             fitting[most] = replace(fitting[most], workers=fitting[most].workers - 1)
+            memory = f", and {memory_gb:.1f} GiB for models" if resource == "worker_gb" else ""
     if wanted("num_gpus") > gpus + 1e-9:
         needs = ", ".join(f"{name} {stage.num_gpus:g}" for name, stage in fitting.items() if stage.num_gpus)
         raise TooSmallError(
@@ -82,6 +88,12 @@ def fit(
         )
     if (share := cpus / wanted("num_cpus")) < 1:
         fitting = {name: replace(s, num_cpus=int(s.num_cpus * share * 1000) / 1000) for name, s in fitting.items()}
+    fitting = _unblocked(fitting, pools, nodes)
+    return fitting, _changes(asked, fitting, f"{cpus:g} CPUs and {gpus:g} GPUs{memory}")
+
+
+def _changes(asked: dict[str, Stage], fitting: dict[str, Stage], there: str) -> list[str]:
+    """A line for each stage that has fewer workers, or less than half of its CPUs."""
     lines = []
     for name, stage in fitting.items():
         before, changes = asked[name], []
@@ -91,8 +103,36 @@ def fit(
         if stage.num_cpus < before.num_cpus / 2:
             changes.append(f"{stage.num_cpus:g} CPUs per worker instead of {before.num_cpus:g}")
         if changes:
-            lines.append(f"{name}: {', '.join(changes)}, to fit {cpus:g} CPUs and {gpus:g} GPUs")
-    return fitting, lines
+            lines.append(f"{name}: {', '.join(changes)}, to fit {there}")
+    return lines
+
+
+def _unblocked(stages: dict[str, Stage], pools: Collection[str], nodes: Sequence[float]) -> dict[str, Stage]:
+    """Stages with fewer actors, or fewer CPUs for each worker, so that `_may_block` holds no longer."""
+    while nodes and _may_block(stages, pools, nodes):
+        larger = [name for name in pools if stages[name].workers > 1 and stages[name].num_cpus]
+        if larger:
+            most = max(larger, key=lambda name: stages[name].workers)
+            stages = {**stages, most: replace(stages[most], workers=stages[most].workers - 1)}
+        else:
+            stages = {name: replace(stage, num_cpus=int(stage.num_cpus * 950) / 1000) for name, stage in stages.items()}
+    return stages
+
+
+def _may_block(stages: Mapping[str, Stage], pools: Collection[str], nodes: Sequence[float]) -> bool:
+    """Whether actors may be placed so that each node has some CPUs left, and none has enough for a task."""
+    actors = [round(1000 * stages[name].num_cpus) for name in pools for _ in range(stages[name].workers)]
+    there = [round(1000 * cpus) for cpus in nodes]
+    # What is left on a node is a multiple of this.
+    grain = math.gcd(*actors, *there) or 1
+    free = sum(there) - sum(actors)
+    tasks = [round(1000 * stage.num_cpus) for name, stage in stages.items() if name not in pools]
+    return any(
+        # Each node that has enough needs an actor of its own to have it no longer.
+        0 < sum(cpus >= task for cpus in there) <= len(actors)
+        and free <= sum(min(cpus, (-(-task // grain) - 1) * grain) for cpus in there)
+        for task in tasks
+    )
 
 
 def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None:
@@ -128,10 +168,13 @@ def fitted(
     if autoscaling or not (there.get("CPU") or again):
         log.warning("autoscaling=true (or no workers yet): not checking whether pools fit")
         return {**pools, **tasks}
-    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    memory_gb, _ = memory_for({**pools, **tasks}, nodes)
+    each = [node["CPU"] for node in nodes if node.get("CPU")]
+    stages, lines = fit(pools, tasks, there.get("CPU", 0), there.get("GPU", 0), memory_gb, each)
     check_nodes(stages, nodes)
-    for line in lines:
+    stages, told = reserving(stages, nodes)
+    for line in (*lines, *told):
         log.info(line)
     # Imported here: it takes no part in most commands.
     from actors.media.film import VideoConfig
@@ -140,15 +183,52 @@ def fitted(
     for stage in stages.values():
         if isinstance(stage, VideoConfig) and stage.by_nvdec:
             check_nvdec(stage.num_gpus)
-    return {name: reserving(stage, nodes) for name, stage in stages.items()}
+    return stages
 
 
-def reserving(stage: Stage, nodes: list[dict[str, float]]) -> Stage:
-    """A stage with the memory that Ray is to reserve for its workers: where it decodes films, and settings do not say
-    how much, such a share of a node's that as many fit as by CPUs and `workers`.
+def memory_for(stages: Mapping[str, Stage], nodes: list[dict[str, float]]) -> tuple[float, float]:
+    """Memory in GiB that models may take together, and one worker of them; films that are decoded beside them take the
+    rest. On a node that is too small for a worker there is room for one all the same, which gets what there is.
 
     nodes: what each has, by Ray's names CPU and memory.
     """
+    from actors.media.limits import SHARE, FilmStage
+
+    rest = 1 - SHARE if any(isinstance(stage, FilmStage) for stage in stages.values()) else 1
+    free = [rest * node["memory"] / 2**30 for node in nodes if node.get("CPU") and node.get("memory")]
+    largest = max((stage.worker_gb for stage in stages.values()), default=0.0)
+    if not free or not largest:
+        return math.inf, math.inf
+    if len(free) == 1:
+        return free[0], free[0]
+    large = [there for there in free if there >= largest]
+    return (sum(there // largest * largest for there in large), largest) if large else (len(free) * largest, min(free))
+
+
+def reserving(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> tuple[dict[str, Stage], list[str]]:
+    """Stages with the memory that Ray is to reserve for each worker, and a line where that is less than models take.
+
+    For a model it is what was measured; where one worker of each is too much for the nodes, an equal share of it.
+    nodes: what each has, by Ray's names CPU and memory.
+    """
+    found = {name: _decoding(stage, nodes) for name, stage in stages.items()}
+    models = {name: stage for name, stage in stages.items() if stage.worker_gb}
+    if not models:
+        return found, []
+    free, most = memory_for(stages, nodes)
+    needed = sum(stage.workers * stage.worker_gb for stage in models.values())
+    share = min(1.0, free / needed, most / max(stage.worker_gb for stage in models.values()))
+    for name, stage in models.items():
+        found[name] = stage.reserving(math.floor(stage.worker_gb * share * 1024) / 1024)
+    if share == 1:
+        return found, []
+    told = ", ".join(f"{name} {stage.worker_gb:g}" for name, stage in models.items())
+    return found, [f"models take {told} GiB a worker, and Ray has {share:.0%} of it for them: memory may run short"]
+
+
+def _decoding(stage: Stage, nodes: list[dict[str, float]]) -> Stage:
+    """A stage that decodes films, and of which settings do not say how much memory a worker gets, with such a share of
+    a node's that as many fit as by CPUs and `workers`; any other stage as it is."""
     from actors.media.limits import SHARE, FilmStage
 
     if not isinstance(stage, FilmStage) or stage.memory_gb or not stage.num_cpus:

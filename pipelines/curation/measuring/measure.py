@@ -199,7 +199,7 @@ def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
         items = pictures_of(store, items)
     arguments = [store, replace(task, config=stage), cutting, recaptions]
     rows = from_items(items).map_batches(
-        PartScorer, fn_constructor_args=arguments, batch_size=1, **ray_actors(stage, threads=True)
+        PartScorer, fn_constructor_args=arguments, batch_size=1, **ray_actors(stage, threads=True, inputs=len(parts))
     )
     with Progress(f"measure {task.name}", len(parts), "parts") as progress:
         for done in batches(rows):

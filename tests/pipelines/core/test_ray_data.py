@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from pipelines.core.ray_data import (
     fit,
     fitted,
     in_blocks,
+    memory_for,
     ray_actors,
     ray_task,
     reserving,
@@ -95,6 +97,27 @@ def test_beside_all_actors_one_task_of_each_kind_has_room(cpus: int, gpus: int, 
     assert bool(refused) is (gpus < 1 or (gpus == 1 and refused > 0))
 
 
+@pytest.mark.parametrize("nodes", [[1, 1], [1, 1, 1], [2, 1], [2, 2], [4, 4, 4], [8, 1, 1], [3]])
+@pytest.mark.parametrize(("workers", "each", "decoding"), [(1, 1.0, 1.0), (3, 0.25, 1.0), (4, 1.5, 0.7), (9, 1.0, 2.0)])
+def test_wherever_actors_are_placed_a_node_has_room_for_a_task(
+    nodes: list[int], workers: int, each: float, decoding: float
+) -> None:
+    """On two nodes of a CPU, two actors of 0.6 left 0.4 on each, and decoding, with 0.6, waited without end."""
+    pools: dict[str, Stage] = {"latents": Stage(workers, each), "families": Stage(2)}
+    tasks: dict[str, Stage] = {"video": Stage(0, decoding), "write": Stage(0, 0.1)}
+    stages, _ = fit(pools, tasks, sum(nodes), 0, nodes=nodes)
+    actors = [stages[name].num_cpus for name in pools for _ in range(stages[name].workers)]
+    largest = max(stages[name].num_cpus for name in tasks)
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        left = np.array(nodes, float)
+        for actor in random.permutation(actors):
+            fits = np.flatnonzero(left >= actor - 1e-9)
+            if len(fits):
+                left[random.choice(fits)] -= actor
+        assert left.max() >= largest - 1e-9 or largest > max(nodes)
+
+
 @pytest.mark.parametrize(
     ("nodes", "rows", "gpus", "cpus"),
     [
@@ -146,17 +169,59 @@ def test_a_worker_that_is_larger_than_any_node_is_refused():
         check_nodes({"latents": Stage(num_cpus=8, num_gpus=1)}, nodes)
 
 
+def reserved(stage: Stage, nodes: list[dict[str, float]]) -> dict[str, Any]:
+    """What Ray is asked for, for a worker of a stage that runs alone."""
+    return ray_task(reserving({"one": stage}, nodes)[0]["one"])
+
+
 def test_memory_is_reserved_so_that_as_many_films_fit_as_by_cpus():
     nodes = [{"CPU": 16.0, "memory": 64.0 * 2**30}, {"CPU": 4.0, "memory": 8.0 * 2**30}, {"memory": 1e12}]
     for stage in (VideoConfig(), VideoConfig(num_cpus=4), VideoConfig(num_cpus=0.3), FilmStage(num_cpus=16)):
-        task = ray_task(reserving(stage, nodes))
+        task = reserved(stage, nodes)
         fit = [node for node in nodes if node.get("CPU", 0) >= stage.num_cpus]
         assert fit and all(int(node["memory"] // task["memory"]) >= node["CPU"] // stage.num_cpus for node in fit)
         # Half is left to other stages.
         assert all(node["CPU"] / stage.num_cpus * task["memory"] <= node["memory"] / 2 for node in fit)
-    assert ray_task(reserving(VideoConfig(workers=2), nodes))["memory"] == 2 << 30
-    assert ray_task(reserving(VideoConfig(memory_gb=3), nodes))["memory"] == 3 << 30
-    assert "memory" not in ray_task(reserving(Stage(), nodes)) and "memory" not in ray_task(VideoConfig())
+    assert reserved(VideoConfig(workers=2), nodes)["memory"] == 2 << 30
+    assert reserved(VideoConfig(memory_gb=3), nodes)["memory"] == 3 << 30
+    assert "memory" not in reserved(Stage(), nodes) and "memory" not in ray_task(VideoConfig())
+
+
+@dataclass(frozen=True)
+class Model(Stage):
+    """A stage whose workers take 2 GiB."""
+
+    MEMORY_GB: ClassVar[float] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "films", "workers", "each"),
+    [
+        ([64], False, 16, 2),
+        ([20], False, 10, 2),
+        ([20], True, 5, 2),  # half is the films'
+        ([9, 9], True, 4, 2),
+        ([9, 1], True, 2, 2),  # none on the small node
+        ([3], False, 1, 2),
+        ([1], False, 1, 1),
+        ([2, 3, 3], True, 3, 1),  # one on each, which gets what there is
+        ([], False, 16, 2),
+    ],
+)
+def test_no_more_models_are_loaded_than_memory_allows(sizes: list[int], films: bool, workers: int, each: float) -> None:
+    nodes = [{"CPU": 16.0, "memory": size * 2.0**30} for size in sizes]
+    pools: dict[str, Stage] = {"model": Model(workers=16)}
+    tasks: dict[str, Stage] = {"video": VideoConfig()} if films else {}
+    stages, lines = fit(pools, tasks, 64, 0, memory_for({**pools, **tasks}, nodes)[0])
+    assert stages["model"].workers == workers
+    assert all("16, to fit 64 CPUs and 0 GPUs, and " in line for line in lines) and bool(lines) is (workers < 16)
+    stages, told = reserving(stages, nodes)
+    pool = ray_actors(stages["model"])
+    assert pool["memory"] == each * 2**30 and pool["compute"].max_size == workers
+    assert bool(told) is (each < 2)
+    # What Ray is asked for has room beside the films.
+    assert sum(size // 2 // each if films else size // each for size in sizes) >= workers or not sizes
+    assert "memory" not in ray_actors(replace(stages["model"], num_gpus=1)) and Model(num_gpus=1).worker_gb == 0
 
 
 def test_more_memory_than_any_node_gives_out_is_refused():

@@ -111,8 +111,8 @@ def undisturbed(ray_cluster: None, six: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("which", ["own", "other", "clips"])
-def test_the_node_of_the_model_or_of_the_clips_or_the_one_beside_it_is_lost(
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_the_node_of_the_model_or_the_one_beside_it_is_lost(
     six: Path, undisturbed: Path, tmp_path: Path, which: str
 ) -> None:
     """With one CPU a node, the actor that starts again on the other one, or stays there, leaves no room for tasks."""
@@ -122,7 +122,16 @@ def test_the_node_of_the_model_or_of_the_clips_or_the_one_beside_it_is_lost(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nodes_are_lost_while_films_are_fetched_and_scenes_measured_and_captioned(
+def test_all_nodes_are_lost_and_new_ones_are_waited_for(six: Path, undisturbed: Path, tmp_path: Path) -> None:
+    told = run_and_lose(six, tmp_path / "out", "both")
+    corpus.assert_same_result(tmp_path / "out", undisturbed)
+    assert "the cluster has no CPUs for workers: add a node" in told
+    assert not list((tmp_path / "out/runs").glob("*.lease"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_is_lost_while_films_are_fetched_scenes_measured_clips_written_and_captions_made(
     ray_cluster: None, six: Path, tmp_path: Path, host: FileHost, gemini: Gemini
 ) -> None:
     lines = ["video_id,url,start,end,caption"]
@@ -136,7 +145,7 @@ def test_nodes_are_lost_while_films_are_fetched_and_scenes_measured_and_captione
     settings = ("scores=[tests.support.families:Brightness]", "select.min_velocity=0")
     captions = ("recaption", f"captions.endpoint={gemini.endpoint}", "captions.requests_at_once=1")
     losing, calm = tmp_path / "losing", tmp_path / "calm"
-    run_and_lose(tmp_path / "films.csv", losing, "videos,measured,captions", *settings, "--", *captions)
+    run_and_lose(tmp_path / "films.csv", losing, "videos,measured,clips,captions", *settings, "--", *captions)
     corpus.run_here("run", f"input={tmp_path / 'films.csv'}", f"output={calm}", *COMMAND, *settings)
     corpus.run_here(captions[0], calm, *captions[1:])
     corpus.assert_same_result(losing, calm)
