@@ -254,24 +254,28 @@ def with_unet(model: StableDiffusion, folder: str) -> StableDiffusion:
     return replace(model, unet=unet.to(model.device).eval().requires_grad_(False))
 
 
-def load_texts(model: str, clip_model: str | None, setting: str = "sd_model_name") -> Texts | PipelineTexts:
+def load_texts(
+    model: str, clip_model: str | None, setting: str = "sd_model_name", dtype: "torch.dtype | None" = None
+) -> Texts | PipelineTexts:
     """The text encoders of a model, or for a StableDiffusion those of a CLIP model by hub name or folder.
 
-    They are in float32, whatever the precision of the network: what they embed is embedded once.
+    dtype: None: float32, whatever the precision of the network, where what they embed is embedded once.
     """
     import torch
 
+    dtype = dtype or torch.float32
+
     family = SD if clip_model else family_of(model, setting)
     if family.embed:
-        return PipelineTexts(_text_pipeline(model, family, setting), family)
+        return PipelineTexts(_text_pipeline(model, family, setting, dtype), family)
     where, named = (clip_model, "clip_model_name") if clip_model else (model, setting)
     tokenizer = load_part(where, "tokenizer", named)
-    # In float32 also where it was saved in half precision, which transformers would keep.
-    encoder = load_part(where, "text_encoder", named, torch.float32)
+    # Also where it was saved in another precision, which transformers would keep.
+    encoder = load_part(where, "text_encoder", named, dtype)
     return Texts(tokenizer, encoder.eval().requires_grad_(False))
 
 
-def _text_pipeline(model: str, family: Family, setting: str) -> Any:
+def _text_pipeline(model: str, family: Family, setting: str, dtype: "torch.dtype") -> Any:
     """A pipeline with the text encoders of a model, and the settings of its network."""
     import diffusers
     import torch
@@ -282,7 +286,7 @@ def _text_pipeline(model: str, family: Family, setting: str) -> Any:
         texts = [name for name in parts_of(kind) if name.startswith(("text_encoder", "tokenizer"))]
         # Also those that a model was saved without, such as the T5 of a StableDiffusion3.
         others = {name: None for name in parts_of(kind) if name not in texts or not (index.get(name) or [None])[0]}
-        pipeline = kind.from_pretrained(model, torch_dtype=torch.float32, use_safetensors=True, **others)
+        pipeline = kind.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, **others)
         about = network.load_config(model, subfolder=family.network)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{setting}={model}: its text encoders cannot be loaded by diffusers: {error}") from error

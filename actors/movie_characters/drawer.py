@@ -122,7 +122,9 @@ class Drawer:
         self._config, self._learnt, self._drawings = config, learnt, drawings
         self._model = load_diffusion(config.sd_model_name, config.diffusion)
         check_base({one.name: one.base for one in learnt if one.base}, self._model, config.sd_model_name)
-        self._texts = load_texts(config.sd_model_name, config.clip_model_name)
+        # They stay beside the model for other prompts: on a GPU in its precision, to which conditions are cast anyway.
+        dtype = self._model.dtype if config.diffusion.device == "cuda" else None
+        self._texts = load_texts(config.sd_model_name, config.clip_model_name, dtype=dtype)
         self._empty = embed_prompt(self._texts, "")
         self._numbers = {one.name: number for number, one in enumerate(learnt)}
         own = [

@@ -155,21 +155,23 @@ def train(
         ray.train.TrainingFailedError: the loop raised another error, or workers died three times.
     """
     from ray import train as ray_train
+    from ray.train.torch import TorchTrainer
 
     from pipelines.core.epochs import seed_all
-    from pipelines.core.trainer import Trainer, users_fault
+    from pipelines.core.failed_trainings import end_at_once, users_fault
 
     def seeded() -> Any:
         seed_all(seed + ray_train.get_context().get_world_rank())
         return loop()
 
-    trainer = Trainer(
+    trainer = TorchTrainer(
         seeded,
         scaling_config=_room(workers, num_cpus, num_gpus, datasets or {}),
         run_config=_run(json.dumps([settings, seed], sort_keys=True), output),
         datasets=dict(datasets or {}),
         dataset_config=_whole(),
     )
+    end_at_once(trainer)
     with following(storage.absolute(output), Progress("train", total, unit)):
         try:
             return trainer.fit()

@@ -1,4 +1,6 @@
-"""Memory of the driver of `timeline` by faces: films of 2 hours, each with 200 tracks of 288 faces; no picture is read.
+"""Memory of `timeline` by faces: films of 2 hours, each with 200 tracks of 288 faces; no picture is read.
+
+All in one process, which so holds what the driver does and one film as a worker does.
 
 python -m tests.benchmarks.tracks OUTPUT FILMS [FILMS ...]
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.core.store import Store
+from pipelines.movie_characters.films import each_film
 from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
 from pipelines.movie_characters.films.timeline import TimelineConfig, face_appearances
 from pipelines.movie_characters.films.tracks import Seen, TracksConfig
@@ -46,8 +49,7 @@ class Shown:
 
 
 def measure(output: Path, films: int) -> None:
-    import ray
-
+    each_film.FEW_FILMS = films
     store, vectors, names = Store(str(output)), people(), [str(number) for number in range(films)]
     for name in names:
         images = [f"{name}_{number:06d}.jpg" for number in range(SHOTS * FRAMES)]
@@ -63,7 +65,6 @@ def measure(output: Path, films: int) -> None:
         ]
         about = {"film": name, "uri": f"{name}.mp4", "shots": shots, "error": "", "message": "", "decoder": ""}
         store.write_json(about | {"rate": "25", "begin_s": 0.0}, "shots", f"{name}.json")
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
     judge = Judge(vectors[:KNOWN], [f"known {number}" for number in range(KNOWN)], 0.8)
     model = FaceModel("faces", FaceSettings("gallery"))
     config = TimelineConfig("films", str(output), model, tracks=TracksConfig(pictures=0))

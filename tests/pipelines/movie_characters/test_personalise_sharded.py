@@ -1,8 +1,9 @@
 """A network that is divided over workers is trained as one that is whole: the same files, after a kill, too."""
 
 import json
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from actors.core.errors import UserError
 from actors.movie_characters import personalise_steps as steps_module
 from actors.movie_characters import personaliser as personaliser_module
 from actors.movie_characters.peers import Peers
-from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig
+from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
 from actors.movie_characters.personaliser import Personaliser
 from actors.movie_characters.sharding import own
 from jobs.core.settings import load
-from pipelines.movie_characters.personalise import plan_personalise
+from pipelines.movie_characters import personalise as personalise_module
+from pipelines.movie_characters.personalise import personalise, plan_personalise
+from tests.pipelines.movie_characters.test_families import MODELS
 from tests.pipelines.movie_characters.test_personalise_together import (
     Killed,
     Threads,
@@ -220,3 +223,43 @@ def test_two_processes_hold_half_of_the_network_each(
         held, all_of_it = json.loads(Path(f"{tmp_path}/second.{rank}").read_text())
         # A LoRA is whole on every worker, and weights whose first side is odd are not halved exactly.
         assert held == pytest.approx(all_of_it / 2, rel=0.15 if method == "lora" else 0.02)
+
+
+def dying_once(config: PersonaliseConfig, todo: Sequence[Task], loop: Any = personalise_module._train_all) -> Any:
+    """What a worker of Ray Train does, of which the second dies once, after its second checkpoint."""
+    from ray.train import get_context
+
+    died = Path(config.output, "died")
+    if get_context().get_world_rank() == 1 and not died.exists():
+        save, saved = steps_module.Steps._save, []
+
+        def dying(*arguments: Any) -> None:
+            save(*arguments)
+            saved.append(arguments)
+            if len(saved) == 2:
+                died.touch()
+                os._exit(1)
+
+        pytest.MonkeyPatch().setattr(steps_module.Steps, "_save", dying)
+    return loop(config, todo)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", MODELS)
+def test_ray_train_divides_each_kind_of_model_and_goes_on_after_the_death_of_a_worker(
+    ray_cluster: None, face: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    common = [*settings(face, MODELS[kind](tmp_path / "model")), "resolution=32", "method=lora"]
+    common += ["emb_train_steps=1", "max_train_steps=2"]
+    whole = load(PersonaliseConfig, [*common, f"output={tmp_path / 'whole'}"])
+    train(whole, Peers())
+    divided = ["training.workers=2", "training.shard=true", "diffusion.num_cpus=0.5", f"output={tmp_path / 'shared'}"]
+    shared = load(PersonaliseConfig, [*common, *divided])
+    if kind == "flux":
+        monkeypatch.setattr(personalise_module, "_train_all", dying_once)
+    assert not personalise(shared, plan_personalise(shared))
+    assert_alike(whole.output, shared.output, "Ann_1")
+    assert files(whole.output) == files(shared.output)
+    assert (tmp_path / "shared" / "died").exists() == (kind == "flux")

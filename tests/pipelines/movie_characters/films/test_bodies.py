@@ -138,7 +138,12 @@ def test_bodies_below_faces_are_embedded_once_and_read_back(tmp_path: Path, monk
     none = np.array([""] * 4)
     boxes, vectors, sure = (np.empty(4, object) for _ in range(3))
     for row in range(4):
-        boxes[row], vectors[row], sure[row] = [HEAD, HEAD_2], [ANN, BOB], [0.95, 0.99]
+        # The last frame has one face, and the others have two.
+        boxes[row], vectors[row], sure[row] = (
+            [HEAD, HEAD_2][row // 3 :],
+            [ANN, BOB][row // 3 :],
+            [0.95, 0.99][row // 3 :],
+        )
     batch = {"uri": np.array(uris), "size": sizes, "error": none, "message": none}
     write_faces({**batch, "boxes": boxes, "vectors": vectors, "confidences": sure}, store, model_of(faces))
     path = face_networks.save(Colours(), tmp_path / "colours.onnx", (3, 256, 128))
@@ -148,6 +153,7 @@ def test_bodies_below_faces_are_embedded_once_and_read_back(tmp_path: Path, monk
     found = bodies_by_film(faces, how, store)("f")("f_000002.jpg")
     assert found.boxes.tolist() == [[0, 0, 30, 50], [40, 0, 70, 50]]
     assert found.vectors[0] @ found.vectors[1] < 0.5
+    assert bodies_by_film(faces, how, store)("f")("f_000003.jpg").boxes.tolist() == [[40, 0, 70, 50]]
     monkeypatch.setattr(FrameBodies, "__init__", None)
     embed_bodies(faces, how, ["f"], store)
 

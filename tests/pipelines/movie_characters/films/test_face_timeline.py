@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from actors.core.store import Store
+from pipelines.movie_characters.films import each_film
 from pipelines.movie_characters.films import timeline as film
 from pipelines.movie_characters.films.face_timeline import FacesOf, Judge
 from pipelines.movie_characters.films.tracks import NOTHING, Seen
@@ -95,6 +96,19 @@ def test_a_frame_votes_for_everybody_and_strangers_are_one_person_over_films(
     assert Path(store.uri("timelines", "f.edl")).exists() and not Path(store.uri("timelines", "g.edl")).exists()
     assert "g: no .edl" in caplog.text
     assert "Ann, unknown_1" in Path(store.uri("timelines", "g.srt")).read_text()
+
+
+def test_workers_make_of_many_films_what_the_driver_makes_of_few(
+    ray_cluster: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> dict[str, bytes]:
+        film.face_appearances(config(store), ["f", "g"], stored, JUDGE)
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    few = made()
+    assert not [name for name in few if ".found." in name or ".answered." in name]
+    monkeypatch.setattr(each_film, "FEW_FILMS", 1)
+    assert made() == few
 
 
 def pictured(folder: Path) -> set[str]:

@@ -1,23 +1,24 @@
-"""Ray Train's trainer, except that what the user has to mend ends a training at once, and is not tried again."""
+"""A training of Ray Train in which what the user has to mend ends it at once, and is not tried again."""
 
 from typing import Any
 
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from actors.core.errors import UserError
 
 
-class Trainer(TorchTrainer):
-    """A TorchTrainer whose workers may raise UserError. Ray 2.60 has no setting for it."""
+def end_at_once(trainer: Any) -> None:
+    """Let a trainer not try again what a worker has raised as UserError. Ray 2.60 has no setting for it."""
+    run = trainer._initialize_and_run_controller
 
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**given, "failure_policy": _Policy(given["failure_policy"])})
+    def run_with(failure_policy: Any, **given: Any) -> Any:
+        return run(failure_policy=_Policy(failure_policy.failure_config), **given)
+
+    trainer._initialize_and_run_controller = run_with
 
 
 class _Policy(DefaultFailurePolicy):
-    def __init__(self, policy: Any) -> None:
-        super().__init__(policy.failure_config)
+    """Decides in a process of Ray Train's own."""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         if users_fault(training_failed_error):
