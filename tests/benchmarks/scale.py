@@ -5,6 +5,7 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
 
     start ROWS    plan an input all of which is done, whose last plan is that of its first start
     select ROWS   the verb `select` of it, with its report, in one process
+    status ROWS   how far they are
     compact ROWS  compact them, where they lie in parts of 64 rows
 """
 
@@ -37,7 +38,12 @@ SCENES = 53
 """Scenes of a video, as HD-VG-130M has them."""
 PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
-BARS = {"start": (60.0, 1000.0), "select": (float("inf"), 2000.0), "compact": (float("inf"), 2000.0)}
+BARS = {
+    "start": (60.0, 1000.0),
+    "select": (float("inf"), 2000.0),
+    "status": (float("inf"), 2000.0),
+    "compact": (float("inf"), 2000.0),
+}
 """CPU-seconds and MB at ten million rows."""
 
 
@@ -176,6 +182,13 @@ def select(folder: Path) -> str:
     return f"{Store(config_of(folder).output).read_json('run.json')['rows']['in']} scenes, report {size / 1e6:.2f} MB"
 
 
+def status(folder: Path) -> str:
+    """How far the run is."""
+    from pipelines.curation.rows import how_far
+
+    return f"{how_far(Store(config_of(folder).output)).scenes} scenes"
+
+
 def compact(folder: Path) -> str:
     """Compact what a run has written."""
     from pipelines.curation.compact import compact_output
@@ -195,7 +208,7 @@ def loosen(folder: Path) -> None:
             store.write_part("scores", part, part["scene_id"].to_pylist())
 
 
-STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select, "compact": compact}
+STEPS: dict[str, Callable[[Path], str]] = {"start": start, "select": select, "status": status, "compact": compact}
 
 
 def step(name: str, folder: Path) -> None:
