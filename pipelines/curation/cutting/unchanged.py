@@ -166,7 +166,7 @@ def counted(config: CurationConfig, store: Store, videos: pd.DataFrame) -> pd.Da
         some = loose.filter(_within(loose, low, high))
         calls.append((store, named, (low, high), some, here.drop(columns="url"), stale))
     count = partial(_counted, most=config.frames.max, keep=config.videos.changed == "keep")
-    found = in_tasks(count, calls, len(calls) > 1)
+    found = list(in_tasks(count, calls, len(calls) > 1))
     return pd.concat(found) if found else pd.DataFrame({"have": [], "done": []})
 
 
