@@ -274,6 +274,30 @@ def read_rows(
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries(), torn
 
 
+def read_at(store: Store, places: pd.DataFrame, schema: pa.Schema, families: Sequence[Family] = ()) -> pa.Table:
+    """Columns of rows, in their order: of SCORES, PICTURES, and those of families.
+
+    places: part and row of each, as `read_rows` tells them. Raises RuntimeError where a part is torn since.
+    """
+    names = [name for name in schema.names if name in SCORES.names]
+    others = [name for name in schema.names if name not in SCORES.names and name != PICTURES]
+    needed = [name for name in ("scene_id", "error", "mean_rgb_diff") if families]
+    read, order = [pa.Table.from_batches([], schema)], []
+    rows = places.row.to_numpy()
+    for part, at in places.groupby("part", observed=True).indices.items():
+        folder, _, name = str(part).rpartition("/")
+        table = store.read_part(folder, name, [*dict.fromkeys([*names, *needed]), PICTURES], (*LATER, PICTURES))
+        if table is None:
+            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
+        pictures = pictures_of(table, name)
+        table = table.drop_columns([PICTURES]).append_column(PICTURES, pictures)
+        if families:
+            table, _ = with_families(store, name if folder == "scores" else "", table, families, others)
+        read.append(table.take(pa.array(rows[at])).select(schema.names).cast(schema))
+        order.append(at)
+    return pa.concat_tables(read).take(pa.array(np.argsort(np.concatenate([*order, []]))))
+
+
 def pictures_of(rows: pa.Table, part: str) -> pa.Array:
     """Which part of thumbnails/ and keyframes/ has the pictures of each row of a part of scores/."""
     if PICTURES not in rows.column_names:

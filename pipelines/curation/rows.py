@@ -24,12 +24,14 @@ from actors.curation.tables import (
     ORIGIN,
     PLAN_AGAIN,
     REJECTED,
+    SCORES,
     STALE,
     UNMEASURED,
     VIDEOS,
     Look,
     check_planned,
     current,
+    read_at,
     read_rows,
     strings,
     with_new_captions,
@@ -247,13 +249,20 @@ def how_far(store: Store) -> HowFar:
 
 def failures(store: Store) -> pd.DataFrame:
     """What failed, scenes, videos, captions and clips: video_id, scene_id, step, error, attempts, message of each."""
-    scenes, films, *_ = rows_now(store, ["attempts", "message"])
+    schema = pa.schema(
+        [SCORES.field(name) for name in ("video_id", "scene_id", "step", "error", "attempts", "message")]
+    )
+    now = rows_now(store, ids=False)
+    scenes, films = (
+        read_at(store, rows[rows.error != ""], schema).to_pandas(types_mapper=strings)
+        for rows in (now.scenes, now.films)
+    )
     answers = captions_by_style(store).rename(columns={"code": "error"}).assign(step="caption")
     named = np.where(answers["style"] == IMPROVED, "", answers["style"] + ": ")
     answers["message"] = named + answers.message
     # The rest of it was copied there from what is read above.
     clips = store.read_table("rejected", REJECTED).to_pandas().rename(columns={"code": "error"})
-    bad = pd.concat([rows[rows.error != ""] for rows in (scenes, films, clips[clips.step == "export"], answers)])
+    bad = pd.concat([scenes, films, clips[clips.step == "export"], answers[answers.error != ""]])
     # A scene is counted where it failed first: one without a clip may have no caption either.
     again = bad.duplicated(["video_id", "scene_id"]) & bad.step.isin(["export", "caption"])
     bad = bad[~again]

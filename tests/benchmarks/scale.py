@@ -7,6 +7,7 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
     changed ROWS  plan it with 1 % of new videos
     retry ROWS    plan it with 1 % of its rows failed, one here and one there, which are to be tried again
     select ROWS   the verb `select` of it, with its report, in one process
+    status ROWS   how far they are
     compact ROWS  compact them, where they lie in parts of 64 rows
 """
 
@@ -44,7 +45,7 @@ PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
 BARS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("start", "changed", "retry"), (60.0, 1000.0)),
-    **dict.fromkeys(("select", "compact"), (float("inf"), 2000.0)),
+    **dict.fromkeys(("select", "status", "compact"), (float("inf"), 2000.0)),
 }
 """CPU-seconds and MB at ten million rows."""
 
@@ -229,6 +230,13 @@ def select(folder: Path) -> str:
     return f"{Store(config_of(folder).output).read_json('run.json')['rows']['in']} scenes, report {size / 1e6:.2f} MB"
 
 
+def status(folder: Path) -> str:
+    """How far the run is."""
+    from pipelines.curation.rows import how_far
+
+    return f"{how_far(Store(config_of(folder).output)).scenes} scenes"
+
+
 def compact(folder: Path) -> str:
     """Compact what a run has written."""
     from pipelines.curation.compact import compact_output
@@ -253,6 +261,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "changed": changed,
     "retry": retry,
     "select": select,
+    "status": status,
     "compact": compact,
 }
 BEFORE: dict[str, Callable[[Path], None]] = {"changed": add_videos, "retry": fail_rows, "compact": loosen}

@@ -10,18 +10,17 @@ from actors.core.catalog import Part, PartWriter
 from actors.core.store import Store
 from actors.curation.cutting.scenes import FEATURES, FramesConfig
 from actors.curation.features.perceptual_hash import HASH_BYTES
-from actors.curation.measuring.measured import Family, with_families
+from actors.curation.measuring.measured import Family
 from actors.curation.selecting.column_rules import scalars
 from actors.curation.selecting.filter import Filter
 from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import (
-    LATER,
     PICTURES,
     PLACES,
     REJECTED,
     SCENES,
     SCORES,
-    pictures_of,
+    read_at,
     strings,
     with_new_captions,
 )
@@ -131,18 +130,7 @@ def _measured(store: Store, places: pd.DataFrame, families: Sequence[Family]) ->
     names = [name for name in dict.fromkeys([*SCENES.names, *REJECTED.names]) if name in SCORES.names]
     extra = pa.schema([*scalars({name: kind for one in families for name, kind in one.columns.items()}).items()])
     schema = pa.schema([*(SCORES.field(name) for name in names), (PICTURES, pa.string()), *extra])
-    read, order = [schema.empty_table()], []
-    for part, rows in places.groupby("part", observed=True).row:
-        folder, _, name = str(part).rpartition("/")
-        table = store.read_part(folder, name, [*names, PICTURES], (*LATER, PICTURES))
-        if table is None:
-            raise RuntimeError(f"{store.uri(str(part))} is torn since it was judged: run the same command again")
-        table = table.select(names).append_column(PICTURES, pictures_of(table, name))
-        if families:
-            table, _ = with_families(store, name if folder == "scores" else "", table, families, extra.names)
-        read.append(table.take(pa.array(rows)).select(schema.names).cast(schema))
-        order.append(rows.index)
-    whole = pa.concat_tables(read).take(pa.array(np.argsort(np.concatenate([*order, []]))))
+    whole = read_at(store, places, schema, families)
     for number, field in enumerate(schema):
         if field in extra and pa.types.is_floating(field.type):
             # Null is no number for any reader of Parquet; NaN is above all numbers for some.

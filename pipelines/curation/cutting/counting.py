@@ -42,7 +42,7 @@ def counted(
     about = videos[["video_id", *ORIGIN]]
     calls = [(rows.within(one), one, about[(of >= one[0]) & (of < one[1])], stale) for one in ranges]
     how = {"most": config.frames.max, "keep": config.videos.changed == "keep", "again": again, "until": until}
-    found = in_tasks(partial(_counted, **how), calls, len(calls) > 1)
+    found = list(in_tasks(partial(_counted, **how), calls, len(calls) > 1))
     return Counted(*(pd.concat(tables) for tables in zip(*found, strict=True)))
 
 

@@ -22,7 +22,7 @@ import heapq
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -88,12 +88,12 @@ class Plan:
 def plan_evaluation(config: CurationConfig) -> Plan:
     """Draw the groups and find what is missing; raises UserError where nothing is kept."""
     store = Store(config.output)
-    chosen, candidates = _population(store)
+    chosen = [key for rows in _selection(store) for key in _keys(rows[rows.kept | rows.uncaptioned])]
     if not chosen:
         raise UserError(
             f"{config.output} keeps no scene, so there is nothing to evaluate. Change the thresholds with `select`."
         )
-    kept, random = set(chosen), set(draw(candidates, len(chosen), config.evaluate.seed))
+    kept, random = set(chosen), set(draw(_candidates(store), len(chosen), config.evaluate.seed))
     scenes = located(store, sorted(kept | random))
     answers = captions(store)
     said = dict(zip(_keys(answers), zip(answers.recaption, answers.code, strict=True), strict=True))
@@ -133,24 +133,22 @@ def check_comparable(config: CurationConfig, plan: Plan) -> None:
         )
 
 
-def _population(store: Store) -> tuple[list[Key], set[Key]]:
-    """The scenes that were chosen, and all that are sound and of a length that may be kept.
-
-    A scene whose recaption failed was chosen and is kept no more: it stays in both, and is counted where it is left
-    out.
-    """
-    chosen: list[Key] = []
-    candidates: set[Key] = set()
+def _selection(store: Store) -> Iterator[pd.DataFrame]:
+    """Parts of scenes/, with `uncaptioned`: a scene whose recaption failed was chosen and is kept no more. It stays in
+    both groups, and is counted where it is left out."""
     for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"], again=SELECT_AGAIN):
         rows = part.to_pandas(types_mapper=strings)
-        uncaptioned = rows.error == "caption_failed"
-        chosen += _keys(rows[rows.kept | uncaptioned])
-        sound = (rows.error == "") | uncaptioned
-        candidates.update(_keys(rows[sound & ~rows.reason.isin(["frozen", "too_short", "too_long", "unmeasured"])]))
-    return chosen, candidates
+        yield rows.assign(uncaptioned=rows.error == "caption_failed")
 
 
-def draw(candidates: set[Key], count: int, seed: int) -> list[Key]:
+def _candidates(store: Store) -> Iterator[Key]:
+    """All scenes that are sound and of a length that may be kept, one after the other: a corpus has millions."""
+    for rows in _selection(store):
+        sound = (rows.error == "") | rows.uncaptioned
+        yield from _keys(rows[sound & ~rows.reason.isin(["frozen", "too_short", "too_long", "unmeasured"])])
+
+
+def draw(candidates: Iterable[Key], count: int, seed: int) -> list[Key]:
     """So many of the scenes, or all where there are fewer; a draw of fewer is the beginning of one of more."""
 
     def place(key: Key) -> bytes:

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from actors.core import storage
 from actors.core.errors import UserError
@@ -32,11 +34,13 @@ from actors.curation.selecting.filter import (
     numbers,
     train_models,
 )
+from actors.curation.tables import read_at, strings
+from pipelines.curation.measuring.families import families_with
 from pipelines.curation.rows import rows_now
 from pipelines.curation.selecting.columns import columns_of
 from pipelines.curation.selecting.filter_metrics import calibration, judged
 from pipelines.curation.selecting.label_settings import LEAST_FOLDS, FitConfig
-from pipelines.curation.selecting.labels import labels_for
+from pipelines.curation.selecting.labels import Labels, labels_for
 
 if TYPE_CHECKING:
     import xgboost
@@ -75,12 +79,15 @@ def read_labelled(config: FitConfig) -> Labelled:
     store, features = Store(config.output), tuple(dict.fromkeys(config.features or FEATURES))
     path, people, labels = labels_for(config.output, config.labels)
     _check_features(features, store)
-    scenes, settings = rows_now(store, features).scenes, store.read_json("plan", "settings.json")
+    look = partial(_known, labels=labels)
+    scenes, settings = rows_now(store, features, look, ids=False).scenes, store.read_json("plan", "settings.json")
     assert settings is not None
     keys = ["video_id", "scene_id"]
-    known = pd.Series(list(labels.values()), pd.MultiIndex.from_tuples(list(labels), names=keys), name="label")
-    sound = scenes.loc[scenes.error == "", [*keys, *features]]
-    found = sound.join(known, on=keys, how="inner").sort_values(keys).reset_index(drop=True)
+    scenes = scenes[(scenes.error == "") & scenes.label.notna()]
+    kinds = {**columns_of(store), **dict.fromkeys(keys, pa.string())}
+    schema = pa.schema([(name, kinds[name]) for name in (*keys, *features)])
+    found = read_at(store, scenes, schema, families_with(store, list(features))).to_pandas(types_mapper=strings)
+    found = found.assign(label=scenes.label.to_numpy(np.int64)).sort_values(keys).reset_index(drop=True)
     if found.empty:
         raise UserError(
             f"None of the {len(labels)} labels of {path} is of a scene that {config.output} has measured. "
@@ -90,6 +97,15 @@ def read_labelled(config: FitConfig) -> Labelled:
         raise UserError(f"features: none of the {len(found)} labelled scenes has a value of {', '.join(empty)}")
     told = feature_settings(settings["measured_by"]), people, len(labels) - len(found)
     return Labelled(found, *told, features, fingerprints(families_now(store), features))
+
+
+def _known(rows: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """The label of each row, NaN where it has none."""
+    near = rows.video_id.isin({video_id for video_id, _ in labels}).to_numpy()
+    keys = zip(rows.video_id[near], rows.scene_id[near], strict=True)
+    label = np.full(len(rows), np.nan, np.float32)
+    label[near] = [labels.get(key, np.nan) for key in keys]
+    return pd.DataFrame({"label": label})
 
 
 def _check_features(features: Sequence[str], store: Store) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import jobs.curation.report
 from actors.core.store import Store
 from actors.curation.cutting.scenes import FEATURES
 from actors.curation.selecting.filter import save_filter
@@ -560,6 +561,23 @@ class CountingStore(Store):
     def read_part(self, folder: str, name: str, columns: Any = None, optional: Any = ()) -> pa.Table | None:
         self.read[folder] += 1
         return super().read_part(folder, name, columns, optional)
+
+
+def test_what_there_is_no_room_for_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    # Each is dropped for one of two reasons, or kept: 30 pictures of about 800 bytes.
+    fill(store, [scene(i, ("", "static", "cut_inside")[i % 3], duplicate_group=i % 2) for i in range(30)])
+    page = report(store, record(30))
+    whole = json.loads(page.words("rows"))
+    assert sum(tag == "img" for tag, _ in page.tags) >= 30 and "left out" not in page.words("kept")
+    monkeypatch.setattr(jobs.curation.report, "PICTURE_BYTES", 10 * len(jpeg()))
+    monkeypatch.setattr(jobs.curation.report, "ROOM", 10 * len(jpeg()) * 4 // 3 + 400)
+    page = report(store, record(30))
+    assert len({about["alt"] for tag, about in page.tags if tag == "img"}) == 10
+    assert "20 pictures of scenes below are left out, so that this page stays below 5 MB." in page.words("kept")
+    some = json.loads(page.words("rows"))
+    assert 0 < some["rows"] < whole["rows"] == some["of"] == 30
+    assert sum(map(len, some["columns"].values())) < 500 < sum(map(len, whole["columns"].values()))
 
 
 def test_a_large_corpus_is_read_part_by_part(tmp_path: Path) -> None:
