@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from typing import Any
@@ -83,21 +84,26 @@ class Plan:
 
 
 def make_plan(
-    config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False, before: float = math.inf
+    config: CurationConfig,
+    again: frozenset[str] = frozenset(),
+    dry: bool = False,
+    before: float = math.inf,
+    left_to: Callable[[Row, int | None], None] | None = None,
 ) -> Plan:
     """Read and check the whole input, and write plan/; dry: write nothing.
 
-    again: error codes whose rows are to be made again, those written before that time. Memory: as many videos of the
+    again: error codes whose rows are to be made again, those written before that time. left_to: gets each row of
+    plan/todo, in the order of the input, and the bytes of its film, None: not known. Memory: as many videos of the
     input as `LongestFirst` holds, and the ids of what is done.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
     store, digest = Store(config.output), digest_of(config)
-    if not again and (left := _left(config, store, digest)) is not None:
+    if not again and not left_to and (left := _left(config, store, digest)) is not None:
         return _same_plan(config, store, left, dry)
     done, counted = Done(store, config, again, before), _Counts()
     stale_before = _stale(store)
     with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
-        todo = _Todo(new, dry)
+        todo = _Todo(new, dry, left_to)
         tables = {name: _Writer(new, name, schema, dry, TABLE_ROWS) for name, schema in _TABLES.items()}
         for video in read_videos(config.input, config.videos.start, config.videos.end):
             _add(video, done, todo, tables, counted)
@@ -149,6 +155,18 @@ def _same_plan(config: CurationConfig, store: Store, left: Unfinished, dry: bool
             new.commit(left.table.about | asdict(plan))
         _write_settings(config, store)
     return plan
+
+
+def write_plan_of(config: CurationConfig, task: Row) -> None:
+    """Write the plan of an output that has one video only, as a row of plan/todo; all of its scenes are left to do."""
+    store, spans = Store(config.output), json.loads(task["spans"] or "null")
+    scenes = -1 if spans is None else sum(len(span["scenes"]) for span in spans)
+    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
+        for name, schema, rows in (("plan/todo", TODO, [task]), ("plan/videos", PLANNED, [task | {"scenes": scenes}])):
+            table = pa.Table.from_pylist([{key: row[key] for key in schema.names} for row in rows], schema=schema)
+            new.add(new.writer.write(name, 0, table))
+        new.commit()
+    _write_settings(config, store)
 
 
 def _write_settings(config: CurationConfig, store: Store) -> None:
@@ -210,7 +228,7 @@ def _add(video: Video, done: Done, todo: "_Todo", tables: dict[str, "_Writer"], 
     counted.moved += left.moved
     task, scenes, ends = _task(video, left)
     if task is not None:
-        todo.add(task, seconds_of(ends, video.source.size))
+        todo.add(task, seconds_of(ends, video.source.size), video.source.size)
         counted.todo_scenes += scenes
         counted.remote = counted.remote or not video.url.startswith(LOCAL)
 
@@ -271,14 +289,16 @@ class _Writer:
 class _Todo:
     """Gathers rows of plan/todo of the new plan, the longest first."""
 
-    def __init__(self, new: Replacement, dry: bool) -> None:
-        self._new, self._dry = new, dry
+    def __init__(self, new: Replacement, dry: bool, left_to: Callable[[Row, int | None], None] | None) -> None:
+        self._new, self._dry, self._left_to = new, dry, left_to
         self._written = count()
         self._order = LongestFirst(PART_ROWS, TODO, self._write)
         self.rows = 0
 
-    def add(self, row: Row, seconds: float) -> None:
+    def add(self, row: Row, seconds: float, size: int | None) -> None:
         self.rows += 1
+        if self._left_to:
+            self._left_to(row, size)
         if not self._dry:
             self._order.add(row, seconds)
 
