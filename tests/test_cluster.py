@@ -145,9 +145,34 @@ def test_every_node_has_the_extras_that_messages_ask_for(cluster: dict[str, Any]
     assert named == extras_of(cluster)
 
 
-def test_the_image_for_kubernetes_has_the_same_extras(cluster: dict[str, Any]) -> None:
-    names = re.findall(r'pip install -c constraints\.txt "\.\[(.*)\]"', (ROOT / "docs/clusters.md").read_text())
-    assert [set(line.split(",")) for line in names] == [extras_of(cluster)]
+def test_the_image_for_kubernetes_is_made_as_nodes_are(cluster: dict[str, Any]) -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert f"FROM {cluster['available_node_types']['gpu']['docker']['worker_image']}" in lines
+    image, node = ("\n".join(some) for some in (lines, cluster["setup_commands"]))
+    assert re.findall(r"uv pip install .*", image) == re.findall(r"uv pip install .*", node)
+    assert re.findall(r"uv==\S+", image) == re.findall(r"uv==\S+", node)
+    copied = {name for line in lines if line.startswith("COPY") for name in line.split()[2:-1]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert copied == packages | {"pyproject.toml", "constraints.txt"}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_commands_of_ray_in_the_documentation_have_these_options() -> None:
+    from ray.scripts.scripts import cli
+
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/clusters.md", "cluster.yaml")]
+    found = {line for text in texts for line in re.findall(r"^(?:# +)?ray ([a-z][^#\n]*)", text, re.MULTILINE)}
+    assert {line.split()[0] for line in found} == {"get-auth-token", "up", "dashboard", "job", "monitor", "down"}
+    for line in found:
+        command: Any = cli
+        words = line.partition(" -- ")[0].split()
+        while hasattr(command, "commands"):
+            name = words.pop(0)
+            assert name in command.commands, line
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert known.issuperset(word for word in words if word.startswith("-")), line
 
 
 def test_containers_have_what_nvdec_needs_of_the_driver(cluster: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What this machine, or the container that a process is in, has: memory and CPUs; and what memory a process takes."""
+"""What this machine, or the container that a process is in, has: memory and CPUs; and what a process takes of them."""
 
 import os
 from contextlib import suppress
@@ -34,3 +34,27 @@ def private_bytes(pid: int) -> int:
     except (OSError, ValueError):
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s() -> float:
+    """CPU-seconds that this process and those that it started have taken, living ones included where /proc tells."""
+    now = os.times()
+    return now.user + now.system + now.children_user + now.children_system + sum(map(_cpu_s, _children(os.getpid())))
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU-seconds of a process and those that it started; 0 where that is not known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    # utime, stime, cutime, cstime
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_s, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, tasks.read_text().split())
+    return found

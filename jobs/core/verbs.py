@@ -35,7 +35,7 @@ import typer
 import yaml
 
 from actors.core import storage, temporary
-from actors.core.errors import BrokenRunError, check_all
+from actors.core.errors import BrokenRunError, UserError, check_all
 from actors.core.lease import Lease
 from actors.core.stage import Stage
 from actors.core.store import Store
@@ -154,6 +154,13 @@ class Verb:
         """What --dry-run prints."""
         return Preview(["This command changes nothing."], {})
 
+    def estimate(self, config: Any, run: Run) -> list[str]:
+        """What --dry-run prints of what the work will take, measured on a sample, where settings have estimate.films.
+
+        Writes nothing to the output.
+        """
+        raise NotImplementedError
+
     def work(self, config: Any, plan: Any, run: Run) -> None:
         """Do it."""
         raise NotImplementedError
@@ -251,6 +258,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
+def _wants_estimate(config: Any) -> bool:
+    return bool(hasattr(config, "estimate") and config.estimate.films)
+
+
+def _check_estimate(verb: Verb, config: Any) -> None:
+    if _wants_estimate(config) and type(verb).estimate is Verb.estimate:
+        raise UserError(f"estimate.films={config.estimate.films}: `{verb.name}` has no estimate. Set it to 0.")
+
+
 def check_and_plan(verb: Verb, config: Any, dry: bool = False) -> Any:
     """The plan of a verb; raises one UserError with all that is missing: in it, in the outputs, and for a run."""
     plans: list[Any] = []
@@ -260,7 +276,9 @@ def check_and_plan(verb: Verb, config: Any, dry: bool = False) -> Any:
             plans.append(verb.plan(config))
 
     def check() -> None:
-        if not dry:
+        if dry:
+            _check_estimate(verb, config)
+        else:
             verb.check(config, plans[0] if plans else None)
 
     check_all(*(partial(storage.check_writable, folder) for folder in verb.outputs(config)), plan, check)
@@ -370,6 +388,14 @@ def _tell_preview(config: Any, preview: Preview) -> None:
         print(f"{name}: {uri}")
 
 
+def _tell_estimate(verb: Verb, config: Any, verbose: bool) -> None:
+    run = Run(Store(""), {}, verbose)
+    try:
+        print(*verb.estimate(config, run), sep="\n", flush=True)
+    finally:
+        run.close()
+
+
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -443,6 +469,8 @@ def _command(verb: Verb) -> Any:
             if dry_run:
                 with unreachable_is_told(), inputs_are_named():
                     _tell_preview(config, verb.preview(config, check_and_plan(verb, config, dry_run)))
+                    if _wants_estimate(config):
+                        _tell_estimate(verb, config, verbose)
                 return
             plan = check_and_plan(verb, config)
             execute(verb, config, plan, max_rejected, verbose, force)

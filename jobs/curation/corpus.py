@@ -74,6 +74,14 @@ def planned(config: CurationConfig, again: frozenset[str] = frozenset()) -> Prev
     return Preview(facts, places(config, *ARTEFACTS), *stages_of(config, plan.remote))
 
 
+def estimated(config: CurationConfig, run: verbs.Run, export: bool, again: frozenset[str] = frozenset()) -> list[str]:
+    """What `run` or a part of it will take, measured on a sample."""
+    from pipelines.curation.estimating.estimate import estimate, told
+
+    found = estimate(config, again, export, run.ray)
+    return ["estimate: nothing to measure"] if found is None else told(config, *found)
+
+
 MEASURING = "score-"
 """How leases of what downloads and measures begin."""
 
@@ -104,6 +112,9 @@ class Run(CurationVerb):
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
+
+    def estimate(self, config: CurationConfig, run: verbs.Run) -> list[str]:
+        return estimated(config, run, export=True)
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
         measure(config, run)
@@ -163,6 +174,9 @@ class Score(CurationVerb):
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
         return planned(config)
+
+    def estimate(self, config: CurationConfig, run: verbs.Run) -> list[str]:
+        return estimated(config, run, export=False)
 
     def steps(self, config: CurationConfig, plan: None, run: verbs.Run) -> None:
         measure(config, run)
@@ -253,6 +267,9 @@ class Retry(CurationVerb):
     def open(self, config: Any, plan: None, store: Store) -> dict[str, Any]:
         # An output is always made with the settings of `run`.
         return {**super().open(config, plan, store), "settings": asdict(config.run())}
+
+    def estimate(self, config: RetryConfig, run: verbs.Run) -> list[str]:
+        return estimated(config.run(), run, export=True, again=config.again())
 
     def steps(self, config: RetryConfig, plan: None, run: verbs.Run) -> None:
         from pipelines.curation.captioning.recaption import forget_failed

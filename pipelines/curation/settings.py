@@ -31,6 +31,7 @@ from actors.curation.sources.fetch import FetchConfig
 from actors.media.film import VideoConfig
 from actors.media.shot_detection.shots import NETWORKS, ShotsConfig, width_of
 from actors.models.clip import EmbeddingsConfig
+from pipelines.curation.estimating.estimate_settings import EstimateConfig
 from pipelines.curation.measuring.measure_settings import MeasureConfig, check_scores
 
 RETRYABLE = RETRYABLE_FETCH | {
@@ -215,6 +216,8 @@ class CurationConfig:
     """Which CLIP model `evaluate` scores captions with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How captions and selection are evaluated."""
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    """What --dry-run measures to estimate what a run will take, and prices."""
 
     def __post_init__(self) -> None:
         # As in scores=text,quality.

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import count
@@ -33,6 +34,7 @@ PART_ROWS = 512
 """Videos in one part of plan/todo."""
 TABLE_ROWS = 1 << 15
 """Rows in one part of the other tables of the plan, which are read whole."""
+LeftTo = Callable[[Row, int | None], None]
 LOCAL = ("/", "file://", "s3://")
 """How urls of files begin."""
 TODO = pa.schema(
@@ -88,18 +90,24 @@ class Plan:
 
 
 def make_plan(
-    config: CurationConfig, again: frozenset[str] = frozenset(), dry: bool = False, before: float = math.inf
+    config: CurationConfig,
+    again: frozenset[str] = frozenset(),
+    dry: bool = False,
+    before: float = math.inf,
+    left_to: LeftTo | None = None,
 ) -> Plan:
     """Read and check the whole input, and write plan/; dry: write nothing.
 
-    again: error codes whose rows are to be made again, those written before that time. Memory: as many videos of the
-    input as `LongestFirst` holds, their ids, and the rows of a range of scores/. What stands in the input as when it
-    was last planned, and is done, is not parsed again.
+    again: error codes whose rows are to be made again, those written before that time. left_to: gets each row of
+    plan/todo, and the bytes of its film, None: not known. Memory: as many videos of the input as `LongestFirst` holds,
+    their ids, and the rows of a range of scores/. What stands in the input as when it was last planned, and is done, is
+    not parsed again.
     Raises MetadataError or ValueError where the input is wrong, before anything is written over.
     """
-    store, planned = Store(config.output), partial(_planned, config, again, dry, before)
+    store, planned = Store(config.output), partial(_planned, config, again, dry, before, left_to)
     generation = store.catalog().generation("plan/todo")
-    for _ in range(ATTEMPTS - 1):
+    # What has got its rows would get them twice.
+    for _ in range(0 if left_to else ATTEMPTS - 1):
         try:
             return planned()
         except ReplacedError as error:
@@ -109,15 +117,15 @@ def make_plan(
     return planned()
 
 
-def _planned(config: CurationConfig, again: frozenset[str], dry: bool, before: float) -> Plan:
+def _planned(config: CurationConfig, again: frozenset[str], dry: bool, before: float, left_to: LeftTo | None) -> Plan:
     store, digest = Store(config.output), digest_of(config)
-    if not again and (left := _left(config, store, digest)) is not None:
+    if not again and not left_to and (left := _left(config, store, digest)) is not None:
         return _same_plan(config, store, left, dry)
     rows = reading(store)
     settled, counted = Settled(config, rows, again, before), _Counts()
     stale_before = _stale(store)
     with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new, Waiting(rows.ranges()) as waiting:
-        tables = _Tables(new, dry, counted)
+        tables = _Tables(new, dry, counted, left_to)
         for video in read_videos(config.input, config.videos.start, config.videos.end, settled.lookup):
             if not tables.enter(video, settled):
                 continue
@@ -179,6 +187,18 @@ def _same_plan(config: CurationConfig, store: Store, left: Unfinished, dry: bool
     return plan
 
 
+def write_plan_of(config: CurationConfig, task: Row) -> None:
+    """Write the plan of an output that has one video only, as a row of plan/todo; all of its scenes are left to do."""
+    store, spans = Store(config.output), json.loads(task["spans"] or "null")
+    scenes = -1 if spans is None else sum(len(span["scenes"]) for span in spans)
+    with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
+        for name, schema, rows in (("plan/todo", TODO, [task]), ("plan/videos", INPUT, [task | {"scenes": scenes}])):
+            table = pa.Table.from_pylist([{key: row.get(key) for key in schema.names} for row in rows], schema=schema)
+            new.add(new.writer.write(name, 0, table))
+        new.commit()
+    _write_settings(config, store)
+
+
 def _write_settings(config: CurationConfig, store: Store) -> None:
     settings = {"measured_by": measured_by(config), "settings": asdict(config)}
     store.write_json(settings, "plan", "settings.json")
@@ -213,8 +233,8 @@ def _stale(store: Store) -> set[tuple[str, str, Origin]]:
 class _Tables:
     """The tables of the new plan while they are made."""
 
-    def __init__(self, new: Replacement, dry: bool, counted: _Counts) -> None:
-        self.todo = _Todo(new, dry)
+    def __init__(self, new: Replacement, dry: bool, counted: _Counts, left_to: LeftTo | None) -> None:
+        self.todo = _Todo(new, dry, left_to)
         self._tables = {name: _Writer(new, name, schema, dry, TABLE_ROWS) for name, schema in _TABLES.items()}
         self._counted = counted
 
@@ -258,7 +278,7 @@ class _Tables:
         counted.moved += left.moved
         task, scenes, ends = _task(video, left)
         if task is not None:
-            self.todo.add(task, seconds_of(ends, video.source.size))
+            self.todo.add(task, seconds_of(ends, video.source.size), video.source.size)
             counted.todo_scenes += scenes
             counted.remote = counted.remote or not video.url.startswith(LOCAL)
 
@@ -324,14 +344,16 @@ class _Writer:
 class _Todo:
     """Gathers rows of plan/todo of the new plan, the longest first."""
 
-    def __init__(self, new: Replacement, dry: bool) -> None:
-        self._new, self._dry = new, dry
+    def __init__(self, new: Replacement, dry: bool, left_to: LeftTo | None) -> None:
+        self._new, self._dry, self._left_to = new, dry, left_to
         self._written = count()
         self._order = LongestFirst(PART_ROWS, TODO, self._write)
         self.rows = 0
 
-    def add(self, row: Row, seconds: float) -> None:
+    def add(self, row: Row, seconds: float, size: int | None) -> None:
         self.rows += 1
+        if self._left_to:
+            self._left_to(row, size)
         if not self._dry:
             self._order.add(row, seconds)
 

@@ -1,6 +1,7 @@
 """The job end to end on small films, in the suite's Ray cluster."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,35 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(corpus: Path, run: Run, tmp
     assert "3 videos, 0 named scenes, 3 films" in told
     assert f"{tmp_path / 'out'}/scenes" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_verb_without_an_estimate_says_so(output: Path, run: Run):
+    for verb in ("select", "fetch", "measure"):
+        told = run(verb, output, "estimate.films=2", "scores=[quality]", "--dry-run", code=2).output
+        assert f"`{verb}` has no estimate" in told
+
+
+@pytest.mark.slow
+def test_the_estimate_from_all_films_is_what_their_run_makes(
+    output: Path, corpus: Path, vae_folder: str, run: Run, tmp_path: Path
+):
+    settings = ["select.max_rgb_diff=60000", "select.min_velocity=0", f"latents.model={vae_folder}", "frames.size=64"]
+    estimate = ["estimate.films=8", "estimate.cpu_hour=3600", "estimate.put_1000=1000", "--dry-run"]
+    told = run("run", f"input={corpus}", f"output={tmp_path / 'out'}", *settings, *estimate).stdout
+    assert not (tmp_path / "out").exists()
+    assert "estimate from 3 of 3 films" in told and "\nscenes: 5\n" in told
+    assert "seconds of film: 8.92, by the containers of 2 films" in told
+    assert "films of the sample that failed: c.mp4 not_a_video" in told
+    tables = ["scores", "thumbnails", "keyframes", "clips"]
+    files = [path for name in tables for path in (output / name).rglob("*") if path.is_file()]
+    (puts,) = re.findall(r"requests: ([0-9.]+) PUT", told)
+    assert float(puts) == pytest.approx(len(files), rel=0.35)
+    (gigabytes,) = re.findall(r"storage in GB: ([0-9.e-]+)", told)
+    assert float(gigabytes) * 1e9 == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1)
+    cpu_hours, start, price = re.findall(
+        r"CPU-hours: ([0-9.e-]+), and ([0-9.e-]+) for.*price: ([0-9.]+) ", told, re.DOTALL
+    )[0]
+    assert float(price) == pytest.approx(3600 * (float(cpu_hours) + float(start)) + float(puts), rel=0.02)
 
 
 def test_the_settings_file_of_the_reference_is_understood(
