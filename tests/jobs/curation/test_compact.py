@@ -108,6 +108,15 @@ def test_a_family_measures_slices_of_compacted_parts(output: Path, tmp_path: Pat
     pd.testing.assert_series_equal(brightness(output), brightness(other))
 
 
+def test_compaction_asks_for_no_more_memory_than_a_node_has():
+    def node(memory: float, alive: bool = True) -> dict[str, object]:
+        return {"Resources": {"memory": memory}, "Alive": alive}
+
+    assert compact._reserved([node(1e9), node(64e9)]) == {"memory": compact.MEMORY_BYTES}
+    assert compact._reserved([node(1e9), node(64e9, alive=False)]) == {"memory": 10**9}
+    assert compact._reserved([{"Resources": {}, "Alive": True}]) == {}
+
+
 def test_a_run_compacts_what_it_writes(made: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compact, "MANY_PARTS", 2)
     run_here("run", *where(made, "compacted"), *SETTINGS)
