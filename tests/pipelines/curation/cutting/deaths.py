@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 from jobs.core.session import start_logging
 from jobs.curation.__main__ import app
@@ -26,12 +26,11 @@ from tests.support.corpus import FAST
 COMMAND = ("frames.size=64", "latents.model=tiny", *FAST[-2:])
 
 
-def node_of_the_scorer(address: str) -> str | None:
-    """The node on which frames are measured."""
-    actors: list[Any] = list_actors(address, filters=[("state", "=", "ALIVE")])
-    for actor in actors:
-        if "FrameScorer" in actor.class_name and actor.node_id:
-            return actor.node_id
+def node_of_the_scorer() -> str | None:
+    """The node on which frames are measured, as the head knows; its dashboard may take minutes to start."""
+    for actor in actors().values():
+        if actor["State"] == "ALIVE" and "FrameScorer" in actor["ActorClassName"]:
+            return actor["Address"]["NodeID"]
     return None
 
 
@@ -48,7 +47,7 @@ def lose(cluster: Cluster, workers: dict[str, Any], which: str, output: Path, wa
             workers[node.node_id] = node
             sys.stdout.write("nodes have come\n")
         return
-    while (node := node_of_the_scorer(str(cluster.address))) not in workers:
+    while (node := node_of_the_scorer()) not in workers:
         time.sleep(0.2)
     (other,) = workers.keys() - {node}
     for lost in (node, other) if which == "both" else (other,) if which == "other" else (node,):
@@ -83,7 +82,8 @@ if __name__ == "__main__":
     logging.getLogger("pipelines").addHandler(waiting)
     # The driver's node has no CPUs, so that every worker is on a node that may die. A thread that adds a node cannot
     # set the handlers of signals that would end it.
-    shared = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
+    head = {"num_cpus": 0, "include_dashboard": False}
+    shared = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     try:
         two = [shared.add_node(num_cpus=1) for _ in range(2)]
         ray.init(shared.address, log_to_driver=False)

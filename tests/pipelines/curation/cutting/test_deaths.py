@@ -81,7 +81,7 @@ def run_and_lose(folder: Path, output: Path, which: str, *more: str) -> str:
         # A cluster tells its address there, and others that start meanwhile would join it.
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=450, check=False)
         finally:
             corpus.Session(place).end()
     assert done.returncode == 0, done.stdout + done.stderr
