@@ -26,8 +26,8 @@ import psutil
 from actors.core import machine
 from jobs.core.settings import load
 from pipelines.curation.cutting.plan import make_plan
-from pipelines.curation.estimating.estimate import Estimate, scaled
-from pipelines.curation.estimating.known import Drawn, known_of
+from pipelines.curation.estimating.estimate import RAY_SHARE, Estimate, scaled
+from pipelines.curation.estimating.known import Drawn, Known, known_of
 from pipelines.curation.estimating.one_film import Cost, OneFilm
 from pipelines.curation.estimating.scaling import draw
 from pipelines.curation.settings import CurationConfig
@@ -146,9 +146,8 @@ def measured(config: CurationConfig, kept: Path) -> tuple[Drawn, list[Cost]]:
     return drawn, [Cost(**one) for one in json.loads(kept.read_text())]
 
 
-def estimates(config: CurationConfig, drawn: Drawn, costs: list[Cost], count: int) -> Iterator[Estimate]:
+def estimates(config: CurationConfig, drawn: Drawn, known: Known, costs: list[Cost], count: int) -> Iterator[Estimate]:
     """Estimates from so many films, of many seeds."""
-    known = known_of(drawn.films, drawn.bytes)
     for seed in range(SEEDS):
         sample = draw(known.sizes, count, np.random.default_rng(seed))
         yield scaled(config, drawn, known, sample, [costs[at] for at in sample.chosen])
@@ -166,34 +165,39 @@ def main() -> None:
     settings = ["latents.model=tiny", *asked.settings]
     config = load(CurationConfig, [f"input={folder / 'films'}", f"output={folder / 'none'}", *settings])
     drawn, costs = measured(config, folder / "costs.json")
-    order = np.argsort([cost.cpu_s for cost in costs])
+    smallest = np.argsort([cost.cpu_s for cost in costs])[:SMALL].tolist()
     small = folder / "small"
     small.mkdir(exist_ok=True)
-    for at in order[:SMALL]:
+    for at in smallest:
         path = Path(drawn.films[at]["url"])
         if not (small / path.name).exists():
             (small / path.name).symlink_to(path.resolve())
     stamp = f"{time.time():.0f}"
     few, whole = (run(folder / name, folder / f"{name}-{stamp}", settings) for name in ("small", "films"))
-    (folder / f"taken-{stamp}.json").write_text(json.dumps([asdict(few), asdict(whole)]))
-    less = [costs[at] for at in order[:SMALL]]
-    print(f"{len(costs)} films; with the start: {whole}; {SMALL} films: {few}; machine.cpus() {machine.cpus():g}")
+    print(f"{len(costs)} films: {whole}; {SMALL} films: {few}; CPUs: {machine.cpus():g}")
+    table(config, drawn, costs, smallest, few, whole)
+
+
+def table(
+    config: CurationConfig, drawn: Drawn, costs: list[Cost], smallest: list[int], few: Taken, whole: Taken
+) -> None:
+    """Print estimates ÷ what the run took, both less the smallest films, of many seeds."""
+    known, parts, less = known_of(drawn.films, drawn.bytes), config.write.batch_size, [costs[at] for at in smallest]
     print("| films measured | CPU-seconds | storage | files | seconds | within 30 % | interval holds |")
     print("|---|---|---|---|---|---|---|")
-    parts = config.write.batch_size
     for count in (4, 8, 12, len(costs)):
         ratios: dict[str, list[float]] = {name: [] for name in ("cpu_s", "bytes", "files", "seconds")}
         holds = []
-        for found in estimates(config, drawn, costs, count):
-            known = {
-                "cpu_s": found.cpu_s.value - 1.16 * sum(one.cpu_s + one.clip_cpu_s for one in less),
+        for found in estimates(config, drawn, known, costs, count):
+            values = {
+                "cpu_s": found.cpu_s.value - (1 + RAY_SHARE) * sum(one.cpu_s + one.clip_cpu_s for one in less),
                 "bytes": found.bytes.value - sum(one.row_bytes + one.clip_bytes for one in less),
                 "files": found.puts.value - sum(one.clip_files + one.tables * one.rows / parts for one in less),
             }
-            known["seconds"] = known["cpu_s"] / machine.cpus()
-            for name, value in known.items():
+            values["seconds"] = values["cpu_s"] / machine.cpus()
+            for name, value in values.items():
                 ratios[name].append(value / (getattr(whole, name) - getattr(few, name)))
-            holds.append(abs(known["cpu_s"] - whole.cpu_s + few.cpu_s) <= found.cpu_s.margin)
+            holds.append(abs(values["cpu_s"] - whole.cpu_s + few.cpu_s) <= found.cpu_s.margin)
         near = [abs(ratio - 1) <= 0.3 for name in ("cpu_s", "bytes", "files") for ratio in ratios[name]]
         cells = [f"{median(all_of):.2f} ({min(all_of):.2f}–{max(all_of):.2f})" for all_of in ratios.values()]
         print(f"| {count} | {' | '.join(cells)} | {np.mean(near):.0%} | {np.mean(holds):.0%} |", flush=True)
