@@ -58,6 +58,11 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+def pytest_runtest_teardown() -> None:
+    """A library that makes a process of tests real-time starves all others, and what it starts inherits that."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "this process has become a real-time one"
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster of two CPUs for the session."""
