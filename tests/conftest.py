@@ -64,7 +64,7 @@ def pytest_unconfigure() -> None:
 
 def pytest_runtest_teardown() -> None:
     """A library that makes a process of tests real-time starves all others, and what it starts inherits that."""
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "this process has become a real-time one"
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "this process has become a real-time one: see films.aside"
 
 
 @cache
