@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # It looks for new log files ten times a second else.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "1")
+# No test asks for them; each process would tell the head of all its tasks once a second, and of its event loops.
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+os.environ.setdefault("RAY_event_stats", "0")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,6 +60,33 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """What was frozen would be told as leaked when Python ends."""
     gc.unfreeze()
+
+
+def pytest_runtest_teardown() -> None:
+    """A library that makes a process of tests real-time starves all others, and what it starts inherits that."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "this process has become a real-time one: see films.aside"
+
+
+@cache
+def _lane(file: str) -> str:
+    """Files that need a Ray are done by two workers, of which each does those of a layer."""
+    needs_ray = "ray_cluster" in (ROOT / file).read_text()
+    return "/".join(Path(file).parts[:2]) if needs_ray else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each Ray takes a tenth of the time of a core while it is there, and 12 seconds to start: of three workers two
+    have one. Nearly all slow tests need one, and would be in two heaps."""
+    if config.getvalue("dist") != "loadfile" or config.getvalue("markexpr") != "not slow":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Lanes(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _lane(super()._split_scope(nodeid))
+
+    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")

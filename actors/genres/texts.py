@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.core.stage import Batch, ModelStage, Row
 from actors.models.devices import moved
 from actors.models.hub import local_digest
@@ -153,6 +154,7 @@ class SentenceEmbedder:
     Drops:  text
     """
 
+    @loading()
     def __init__(self, config: SentencesConfig) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer

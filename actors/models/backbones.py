@@ -18,6 +18,7 @@ import numpy as np
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import sent
@@ -155,6 +156,7 @@ def name(config: BackboneConfig) -> str:
     return ":".join([*known, *([digest(file)] if file else []), config.fit, config.precision])
 
 
+@loading()
 def load_backbone(config: BackboneConfig) -> tuple[Any, tuple[Any, Any]]:
     """The network without its last layer, in evaluation mode, and the mean and deviation of the pixels it takes.
 

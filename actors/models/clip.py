@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import moved, sent, sent_apart
@@ -173,6 +174,7 @@ def input_shape(config: EmbeddingsConfig) -> Shape:
     )
 
 
+@loading()
 def load_clip(config: EmbeddingsConfig, where: str = "embeddings") -> Clip:
     """Load the model, in evaluation mode and channels last, on a GPU where the stage holds one.
 

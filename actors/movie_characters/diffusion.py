@@ -14,6 +14,7 @@ from PIL import Image
 
 from actors.core import storage
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.core.stage import ModelStage
 from actors.core.temporary import private_folder
 from actors.models.devices import moved
@@ -198,6 +199,7 @@ def load_part(model: str, part: str, setting: str, dtype: "torch.dtype | None" =
     raise UserError(f"{setting}={model}: its {part} cannot be loaded by diffusers: {last}") from last
 
 
+@loading()
 def load_diffusion(
     model: str, config: DiffusionConfig, setting: str = "sd_model_name", network: "torch.dtype | None" = None
 ) -> StableDiffusion:

@@ -160,6 +160,7 @@ def hevc_film(path: Path, side: int = SIDE) -> Path:
     return path
 
 
+@films.aside
 def av1_film(path: Path, side: int = SIDE) -> Path:
     """AV1 in Matroska whose header tells a larger picture."""
     data = _stream("libsvtav1", "obu", {"preset": "12", "svtav1-params": "lp=1"})

@@ -7,17 +7,19 @@ shape, and a centre crop, so that a test can ask a decoded frame which source fr
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, partial, wraps
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import av
 import numpy as np
 from av.filter import Graph
 
 P = ParamSpec("P")
+T = TypeVar("T")
 SIZE = (160, 120)
 SHOTS = (48, 36, 30)
 RATE = 24
@@ -114,6 +116,18 @@ def pitch(samples: np.ndarray, rate: int = SOUND_RATE) -> float:
     """The strongest pitch in mono sound (N,), in Hz: tells which shot the sound belongs to."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(np.argmax(spectrum) * rate / len(samples))
+
+
+def aside(write: Callable[P, T]) -> Callable[P, T]:
+    """The same function in a thread of its own, for what opens SVT-AV1: that gives the thread which calls it, where
+    root does, real-time priority for good. Nothing else on the machine would run, and children inherit it."""
+
+    @wraps(write)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(write, *args, **options).result()
+
+    return call
 
 
 def _drawn_once(draw: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[Path, P], Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.core.stage import ModelStage
 from actors.models.hub import check_hub
 
@@ -48,6 +49,7 @@ def _folder(path: Path) -> Path | None:
     return next((folder for folder in (path, path / "vae") if (folder / "config.json").is_file()), None)
 
 
+@loading()
 def load_vae(model: str, dtype: "torch.dtype", device: str) -> Any:
     """A diffusers VAE in evaluation mode, channels last; raises UserError where it cannot be loaded."""
     import torch

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from actors.core.errors import UserError
+from actors.core.loading import loading
 from actors.models.hub import check_hub, first_line
 from actors.models.vlm.asking import Answer, Question, Reply
 from actors.models.vlm.settings import VlmConfig
@@ -43,6 +44,7 @@ class LocalVlm:
     tokens where the model is not float32.
     """
 
+    @loading()
     def __init__(self, model: str, gpu: bool) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

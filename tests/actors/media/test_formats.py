@@ -127,6 +127,7 @@ WRITTEN: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 FRAMES = 6
 
 
+@films.aside
 def write(
     path: Path,
     codec: str,

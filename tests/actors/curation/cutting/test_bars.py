@@ -26,19 +26,26 @@ from tests.support import films
 RATE = 25
 CUTS = (29, 75, 136)
 """Of the first three shots of the film, in frames."""
+QUICK = MotionConfig(flow="scaled")
+"""Where nothing that moves is compared."""
 
 
 def shots(path: Path, **frames: Any) -> list[Row]:
     """Rows of the film's first shots with all seven features."""
+    rows = measured(path, MotionConfig(), **frames)
+    return [row | dict(zip(("mse", "cos_sim"), _latents(row["frames"]), strict=True)) for row in rows]
+
+
+def measured(path: Path, flow: MotionConfig, **frames: Any) -> list[Row]:
+    """Rows of the film's first shots without features of latents."""
     ends = (0, *CUTS)
     named = [
         {"clip_id": "c", "scene_id": f"c_{i}", "ordinal": i, "caption": "", "first": first, "end": end}
         for i, (first, end) in enumerate(pairwise(ends))
     ]
-    settings = VideoConfig(), FramesConfig(**frames), ShotsConfig(), MotionConfig()
+    settings = VideoConfig(), FramesConfig(**frames), ShotsConfig(), flow
     spans = [{"start_s": 0.0, "end_s": None, "scenes": named}]
-    rows = [row for row in cut(str(path), "v", spans, frozenset(), *settings) if row and row["scene_id"]]
-    return [row | dict(zip(("mse", "cos_sim"), _latents(row["frames"]), strict=True)) for row in rows]
+    return [row for row in cut(str(path), "v", spans, frozenset(), *settings) if row and row["scene_id"]]
 
 
 def _latents(frames: np.ndarray) -> tuple[float, float]:
@@ -81,7 +88,7 @@ def test_bars_change_no_feature_by_more_than_5_percent(
         assert not any(without[name] for name in BARS) and any(with_bars[name] for name in BARS)
         for name in FEATURES:
             assert with_bars[name] == pytest.approx(without[name], rel=0.05), name
-    whole = shots(barred, crop_bars=False)
+    whole = measured(barred, QUICK, crop_bars=False)
     assert any(whole[0][name] for name in BARS), "they are found, too, where they are not cut off"
     if inside[1] < outside[1]:
         assert whole[0]["max_rgb_diff"] < 0.9 * of_plain[0]["max_rgb_diff"]
@@ -95,7 +102,7 @@ def test_a_film_without_bars_is_measured_as_if_none_were_sought(tmp_path: Path) 
 
     made = (picture(image, number) for number, image in enumerate(bikes(640, 272)))
     path = films.written(tmp_path / "film.mp4", made, RATE)
-    for ours, plain in zip(shots(path), shots(path, crop_bars=False), strict=True):
+    for ours, plain in zip(measured(path, QUICK), measured(path, QUICK, crop_bars=False), strict=True):
         assert not any(ours[name] for name in BARS)
         assert np.array_equal(ours["frames"], plain["frames"])
         assert all(ours[name] == plain[name] for name in ("phash", "thumbnail", "max_rgb_diff", "mean_rgb_diff"))
