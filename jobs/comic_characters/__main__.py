@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Stage
 from actors.core.store import Store
+from jobs.core.counts import listed
 from jobs.core.settings import SettingsError, load, merge, read_yaml
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, listed, located
+from jobs.core.verbs import Preview, Run, Verb, Verbs, located
 
 if TYPE_CHECKING:
     from pipelines.comic_characters.assign import AssignPlan

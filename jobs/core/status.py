@@ -9,7 +9,8 @@ from typing import Any
 from actors.core import storage
 from actors.core.errors import UserError
 from actors.core.store import Store
-from jobs.core.verbs import Run, Verb, listed
+from jobs.core.counts import listed
+from jobs.core.verbs import Run, Verb
 from pipelines.core.progress import duration, line
 
 LEAST_S = 1.0

@@ -15,10 +15,11 @@ from actors.core.errors import UserError
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.tables import check_planned
+from jobs.core.counts import decoder_lines, listed
 from jobs.core.describe import inline, settings_of
 from jobs.core.errors import root_cause
 from jobs.core.settings import SettingsError, load, read_arguments
-from jobs.core.verbs import Run, Verb, decoder_lines, listed
+from jobs.core.verbs import Run, Verb
 
 if TYPE_CHECKING:
     from pipelines.curation.settings import CurationConfig

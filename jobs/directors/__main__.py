@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actors.core import storage
+from jobs.core.counts import examples
 from jobs.core.settings import load
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, examples, located
+from jobs.core.verbs import Preview, Run, Verb, Verbs, located
 
 if TYPE_CHECKING:
     from pipelines.directors.frames import Frames

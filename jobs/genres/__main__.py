@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.core.stage import Stage
 from actors.core.store import Store
+from jobs.core.counts import decoder_lines, examples, listed
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed, located
+from jobs.core.verbs import Preview, Run, Verb, Verbs, located
 
 if TYPE_CHECKING:
     from pipelines.core.film_vectors import Films

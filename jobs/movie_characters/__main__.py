@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
+from jobs.core.counts import decoder_lines, examples, listed
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, examples, listed, located
+from jobs.core.verbs import Preview, Run, Verb, Verbs, located
 from jobs.movie_characters.score import score
 
 if TYPE_CHECKING:

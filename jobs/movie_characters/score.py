@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from actors.core.store import Store
-from jobs.core.verbs import SHOWN, Preview, Run, Verb, Verbs
+from jobs.core.counts import SHOWN
+from jobs.core.verbs import Preview, Run, Verb, Verbs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,8 +21,9 @@ from actors.core.log_format import LOG_FORMAT
 from actors.core.patience import PATIENCE, PATIENCE_S, patience_s
 from actors.core.stage import Stage
 from actors.core.store import Store
+from jobs.core.counts import decoder_lines, listed, nothing_done
 from jobs.core.status import Status
-from jobs.core.verbs import Preview, Run, Verb, Verbs, decoder_lines, listed, nothing_done, versions
+from jobs.core.verbs import Preview, Run, Verb, Verbs, versions
 from pipelines.core.progress import Progress
 
 app = Verbs("A capability of a test.")
