@@ -43,11 +43,13 @@ def gathered(tables: Iterable[pa.Table], plan: pd.Series, wanted: Sequence[str],
     """
     names, places = pa.array(plan.index, pa.string()), plan.to_numpy()
     only = [name for name in OF_FILMS if name not in wanted]
+    only += [] if ids else ["video_id"]
     parts: list[tuple[pa.Table, pa.Table, pa.Table]] = []
     for table in tables:
         film = is_in(table, "scene_id", "")
-        scenes, films = (_narrow(table.filter(pa.array(some)), names, places, ids) for some in (~film, film))
-        parts.append((scenes.drop_columns(only), films.drop_columns(only), films.select(only)))
+        scenes, films = (_narrow(table.filter(pa.array(some)), names, places) for some in (~film, film))
+        dropped = only if ids else [*only, "clip_id"]
+        parts.append((scenes.drop_columns(dropped), films.drop_columns(dropped), films.select(only)))
         del table, scenes, films
         # What reading took is given back before the next is read.
         pa.default_memory_pool().release_unused()
@@ -65,7 +67,7 @@ def gathered(tables: Iterable[pa.Table], plan: pd.Series, wanted: Sequence[str],
 _SPAN = "clip_id_coded"
 
 
-def _narrow(rows: pa.Table, names: pa.Array, places: np.ndarray, ids: bool) -> pa.Table:
+def _narrow(rows: pa.Table, names: pa.Array, places: np.ndarray) -> pa.Table:
     video = pc.fill_null(compute.index_in(rows["video_id"], value_set=names), -1)
     index = np.where(is_in(rows, "step", "plan"), rows["video_index"].to_numpy(), np.append(places, -1)[video])
     ordinal = rows.column_names.index("ordinal")
@@ -76,7 +78,7 @@ def _narrow(rows: pa.Table, names: pa.Array, places: np.ndarray, ids: bool) -> p
     more = {"video": video, "index": pa.array(index.astype(np.int32)), _SPAN: rows["clip_id"].dictionary_encode()}
     for name, values in more.items():
         rows = rows.append_column(name, values)
-    return rows if ids else rows.drop_columns(["video_id", "clip_id"])
+    return rows
 
 
 def is_in(rows: pa.Table, name: str, text: str) -> np.ndarray:

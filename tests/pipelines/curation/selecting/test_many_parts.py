@@ -38,7 +38,8 @@ def random_rows(random: np.random.Generator) -> list[Row]:
             if random.random() < 0.3:
                 again = {"error": "crashed"} if random.random() < 0.5 else {"mean_velocity": 1.5}
                 rows.append(scene(name, **about | again | {"written": random.random()}))
-        rows.append(film(f"v{video}", SCENES_A_VIDEO, **({"error": "truncated"} if video == 3 else {})))
+        about = {"decoded": 9 + video, "source": 10, "decoder": "pyav"}
+        rows.append(film(f"v{video}", SCENES_A_VIDEO, **about, **({"error": "truncated"} if video == 3 else {})))
     return rows
 
 
@@ -86,7 +87,9 @@ def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: P
     plan = [f"v{number}" for number in random.permutation(VIDEOS)]
     bad = scene("w.0_0", error="bad_span", step="plan", video_index=VIDEOS)
     write_plan(store, dict.fromkeys(plan, SCENES_A_VIDEO), [bad])
-    assert select(replace(config(tmp_path), select=how)).expected == VIDEOS * SCENES_A_VIDEO + 1
+    made = select(replace(config(tmp_path), select=how))
+    assert made.expected == VIDEOS * SCENES_A_VIDEO + 1
+    assert made.costs["films"]["worst"] == f"v{VIDEOS - 1}"
     found = store.read_table("scenes", SCENES).to_pandas()
     scenes = pd.DataFrame([row for row in rows if row["scene_id"]])
     wanted = straight(scenes, plan, how)
