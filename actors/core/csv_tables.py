@@ -53,9 +53,9 @@ def read_csv_rows(uri: str, needed: Sequence[str]) -> list[tuple[int, dict[str, 
 
 def read_csv_table(uri: str, needed: Sequence[str]) -> pd.DataFrame:
     """The rows of `read_csv_rows` as a table of text; the index is their lines."""
+    columns, rows = _read(uri, needed)
     import pandas as pd
 
-    columns, rows = _read(uri, needed)
     return pd.DataFrame([values for _, values in rows], [line for line, _ in rows], columns, dtype=str)
 
 

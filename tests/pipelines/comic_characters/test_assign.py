@@ -116,7 +116,7 @@ def test_the_bank_gives_names(comic: tuple[ComicsConfig, list[Sequence]], tmp_pa
     with pytest.raises(ValueError, match=r"line 2: 's0_9_9_face_0' of 'Anna' has no vector"):
         plan_assignment(of(config, bank=str(bank)))
     bank.write_text("who,instance\n")
-    with pytest.raises(ValueError, match="needs the columns name and instance"):
+    with pytest.raises(ValueError, match="has no column name; it has who, instance"):
         plan_assignment(of(config, bank=str(bank)))
 
 
