@@ -314,7 +314,7 @@ def _worked(
             if report and not users:
                 _keep(verb, record, store, interrupted)
             if report:
-                report.close()
+                report.close(mistaken=users)
         finally:
             run.close()
 

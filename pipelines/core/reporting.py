@@ -75,8 +75,11 @@ class Report:
         self._stages = {**self._stages, stage: about}
         self._changed = True
 
-    def close(self) -> None:
-        """Remove the progress file, and let the page say how the run has ended, if it was there long enough for one."""
+    def close(self, mistaken: bool = False) -> None:
+        """Remove the progress file, and let the page say how the run has ended, if it was there long enough for one.
+
+        mistaken: the user has to mend something first, so that a page of an earlier run stays.
+        """
         if self._closed:
             return
         self._closed = True
@@ -88,11 +91,11 @@ class Report:
             if self._there:
                 self._kept(lambda: storage.delete(self._store.uri(*self._name)))
             if not self._thread.is_alive():
-                self._kept(self._end_page)
+                self._kept(partial(self._end_page, mistaken))
 
-    def _end_page(self) -> None:
+    def _end_page(self, mistaken: bool) -> None:
         # One of an earlier run would still say that it was killed.
-        if self._shown or storage.exists(self._store.uri(PAGE)):
+        if self._shown or (not mistaken and storage.exists(self._store.uri(PAGE))):
             self._write_page(None)
 
     def _run(self) -> None:
