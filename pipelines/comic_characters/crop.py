@@ -152,7 +152,7 @@ def located(boxes: pd.DataFrame, pictures: str) -> pd.DataFrame:
     panel = boxes.series_id + "/" + boxes.page_id
     page = panel.str.replace(r"_[^_]*$", "", regex=True)
     named = boxes.picture.str.replace(r"\.[^./]*$", "", regex=True)
-    uris = named.map(found).fillna(panel.map(found)).fillna(page.map(found)).fillna("")
+    uris = named.map(found).fillna(panel.map(found)).fillna(page.map(found)).astype(object).fillna("")
     lost = (uris == "") & (boxes.error == "")
     message = "neither " + storage.join(pictures) + "/" + panel + ".jpg nor " + page + ".jpg exists"
     message = message.where(named == "", storage.join(pictures) + "/" + boxes.picture + " does not exist")

@@ -110,5 +110,5 @@ def write_people(store: Store, index: pd.DataFrame, names: Mapping[str, str]) ->
     found = index[index.cluster != ""].assign(seconds=index.end_s - index.start_s)
     table = found.groupby(CLUSTER).agg(tracks=("film", "size"), films=("film", "nunique"), seconds=("seconds", "sum"))
     table = table.sort_values("seconds", ascending=False, kind="stable").reset_index()
-    table.insert(1, NAME, table[CLUSTER].map(names).fillna(""))
+    table.insert(1, NAME, [names.get(one, "") for one in table[CLUSTER]])
     write_csv(store.uri(PEOPLE), table.assign(seconds=table.seconds.astype(float).round(3)))
