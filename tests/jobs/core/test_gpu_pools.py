@@ -32,7 +32,9 @@ found = {}
 for command in json.loads(sys.argv[3]):
     app = import_module(f"jobs.{command[0]}.__main__").app
     result = CliRunner().invoke(app, command[1:])
-    found[" ".join(command[:2])] = (result.exit_code, result.output.splitlines()[-1], len(touched))
+    # Messages of this Ray, which no command has started, may come below it.
+    last = [line for line in result.output.splitlines() if line.startswith("failed: ")][-1:]
+    found[" ".join(command[:2])] = (result.exit_code, "".join(last), len(touched))
 print(json.dumps(found))
 """
 
