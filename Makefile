@@ -9,7 +9,7 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 unexport PYTHONDONTWRITEBYTECODE
 
 # Much of a test is waiting: three workers keep two cores busy; slow ones start processes enough for two. A worker keeps
-# a file's tests together. Of those that are not slow, two workers do all that need a Ray (tests/conftest.py).
+# a file's tests together, and has a Ray of its own.
 PARALLEL := --numprocesses=3 --dist=loadfile
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae

@@ -6,7 +6,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,28 +64,6 @@ def pytest_unconfigure() -> None:
 def pytest_runtest_teardown() -> None:
     """A library that makes a process of tests real-time starves all others, and what it starts inherits that."""
     assert os.sched_getscheduler(0) == os.SCHED_OTHER, "this process has become a real-time one: see films.aside"
-
-
-@cache
-def _lane(file: str) -> str:
-    """Files that need a Ray are done by two workers, of which each does those of a layer."""
-    needs_ray = "ray_cluster" in (ROOT / file).read_text()
-    return "/".join(Path(file).parts[:2]) if needs_ray else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each Ray takes a tenth of the time of a core while it is there, and 12 seconds to start: of three workers two
-    have one. Nearly all slow tests need one, and would be in two heaps."""
-    if config.getvalue("dist") != "loadfile" or config.getvalue("markexpr") != "not slow":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class Lanes(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _lane(super()._split_scope(nodeid))
-
-    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")
