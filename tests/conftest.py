@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from tests.support import colours, tiny_models
+from tests.support import colours, forked_workers, tiny_models
 from tests.support.servers import gemini, host, s3, s3_server  # noqa: F401
 
 if TYPE_CHECKING:
@@ -70,12 +70,15 @@ def pytest_runtest_teardown() -> None:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster of two CPUs for the session."""
     import ray
+    from ray._private import ray_constants
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, forked_workers.server(folder) as socket:
         # Several that start at once take longer than Ray waits for them.
         with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"), pytest.MonkeyPatch.context() as inherited:
             # As a runtime_env, none of the workers that Ray starts at once would count as having it.
             inherited.setenv("PYTHONPATH", str(ROOT))
+            inherited.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
+            inherited.setenv(forked_workers.SOCKET, socket)
             _start_ray(folder)
         yield
         ray.shutdown()
