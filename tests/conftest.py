@@ -72,13 +72,13 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
     from ray._private import ray_constants
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, forked_workers.server(folder) as socket:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         # Several that start at once take longer than Ray waits for them.
         with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"), pytest.MonkeyPatch.context() as inherited:
             # As a runtime_env, none of the workers that Ray starts at once would count as having it.
             inherited.setenv("PYTHONPATH", str(ROOT))
             inherited.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
-            inherited.setenv(forked_workers.SOCKET, socket)
+            inherited.setenv(forked_workers.SERVER, forked_workers.server())
             _start_ray(folder)
         yield
         ray.shutdown()

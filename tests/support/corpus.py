@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 from actors.core import storage
 from actors.curation.cutting.keyframes import KEY_FRAMES
 from jobs.curation.__main__ import app
-from tests.support import films
+from tests.support import films, forked_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 500
@@ -173,9 +173,19 @@ class Job:
 
 @contextmanager
 def job(
-    log: Path, *arguments: object, program: Sequence[str] = ("-m", "jobs.curation"), **environment: str
+    log: Path,
+    *arguments: object,
+    program: Sequence[str] = ("-m", "jobs.curation"),
+    forked: bool = True,
+    **environment: str,
 ) -> Iterator[Job]:
-    """Start the job, with a Ray of its own; at the end nothing of it is left."""
+    """Start the job, with a Ray of its own; at the end nothing of it is left.
+
+    Without `forked`, its workers are its children and in its group, as a user's are; they take seconds more to start.
+    """
+    if forked and program[0] == "-m":
+        program = ("-m", forked_workers.__name__, "run", *program[1:])
+        environment |= {forked_workers.SERVER: forked_workers.server()}
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         session = Session(folder)

@@ -1,19 +1,22 @@
-"""Workers of the tests' Ray as forks of one process that has imported what they need.
+"""Workers of the tests' Rays as forks of one process that has imported what they need.
 
 Else each worker imports Ray twice, Ray Data and torch: three CPU-seconds, a hundred times. Ray runs this file in place
-of its own setup_worker.py. It asks the server for a fork, and lives as long as that does.
+of its own setup_worker.py. It asks a server for a fork, and lives as long as that does.
+
+    python -m tests.support.forked_workers run MODULE ARGUMENTS    a program as `python -m` runs it, whose Ray does so
 """
 
+import atexit
+import functools
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-SOCKET = "FILMRAY_TESTS_FORKS"
-"""Environment variable: path of the server's socket."""
+SERVER = "FILMRAY_TESTS_FORKS"
+"""Environment variable: name of the server's socket."""
 PRELOADED = (
     "ray.data._internal.execution.operators.actor_pool_map_operator",
     "ray._private.workers.default_worker",
@@ -23,44 +26,46 @@ PRELOADED = (
 )
 
 
-@contextmanager
-def server(folder: str) -> Iterator[str]:
-    """A process that forks for whoever asks, and its socket, in this folder."""
-    command = [sys.executable, "-m", __name__, f"{folder}/forks"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline(), "the server of workers did not start"
-        yield command[-1]
+@functools.cache
+def server() -> str:
+    """The name of this process's server, which ends with this process."""
+    name = f"{SERVER}-{os.getpid()}"
+    command = [sys.executable, "-m", __name__, "serve", name]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline(), "the server of workers did not start"
+    atexit.register(process.communicate)
+    return name
 
 
 def _ask() -> None:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(os.environ[SOCKET])
+        connection.connect(f"\0{os.environ[SERVER]}")
         asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(connection, [len(asked).to_bytes(4, "big")], [0, 1, 2])
         connection.sendall(asked)
         connection.recv(1)
 
 
-def _serve(path: str) -> None:
+def _serve(name: str) -> None:
     """Fork for whoever asks at this socket, until stdin ends."""
     import gc
     import importlib
     import selectors
     import signal
 
-    # Ray reads these when it is imported. A worker without a job gets one with its first task, and ends where the process
-    # has ended that it takes for its raylet.
+    # Ray reads these when it is imported. A worker without a job gets one with its first task, and it ends where the
+    # process has ended that it takes for its raylet.
     os.environ |= {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
     gc.disable()
-    for name in PRELOADED:
-        importlib.import_module(name)
+    for module in PRELOADED:
+        importlib.import_module(module)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"\0{name}")
     listener.listen(64)
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     with selectors.DefaultSelector() as waiting:
         waiting.register(listener, selectors.EVENT_READ)
         waiting.register(sys.stdin, selectors.EVENT_READ)
@@ -76,7 +81,6 @@ def _become_worker(asker: socket.socket) -> None:
     """Run what is asked for with the streams, folder and environment of the process that asks; never returns."""
     import fcntl
     import gc
-    import runpy
     import signal
 
     from ray._private.runtime_env.context import RuntimeEnvContext
@@ -108,8 +112,19 @@ def _become_worker(asker: socket.socket) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
 
+def use_forks() -> None:
+    """Have workers of Rays that this process starts forked."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = __file__
+
+
 if __name__ == "__main__":
-    if SOCKET in os.environ and len(sys.argv) > 2:
-        _ask()
+    if sys.argv[1] == "serve":
+        _serve(sys.argv[2])
+    elif sys.argv[1] == "run":
+        use_forks()
+        del sys.argv[:2]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
-        _serve(sys.argv[1])
+        _ask()
