@@ -86,6 +86,8 @@ def _become_worker(asker: socket.socket) -> None:
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.workers import setup_worker
 
+    # Where a worker dies, Ray ends all of its group.
+    os.setpgid(0, 0)
     size, streams, _, _ = socket.recv_fds(asker, 4, 3)
     argv, folder, environment = json.loads(asker.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
     for number, stream in enumerate(streams):
