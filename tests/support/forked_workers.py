@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import runpy
+import select
 import socket
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def _ask() -> None:
         asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(connection, [len(asked).to_bytes(4, "big")], [0, 1, 2])
         connection.sendall(asked)
-        connection.recv(1)
+        # Until the fork ends, or Ray.
+        select.select([connection, os.pidfd_open(os.getppid())], [], [])
 
 
 def _serve(name: str) -> None:
@@ -93,7 +95,7 @@ def _become_worker(asker: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    # The asker waits for the end of this connection. Ray may end the asker: then this process is killed.
+    # The asker waits for the end of this connection. Where the asker ends, this process is killed.
     fcntl.fcntl(asker, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(asker, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(asker, fcntl.F_SETFL, os.O_ASYNC)
