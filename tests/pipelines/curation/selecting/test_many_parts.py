@@ -8,13 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pipelines.curation.rows
+import pipelines.curation.selecting.select
 from actors.core.store import Store
 from actors.curation.selecting.select_settings import SelectConfig
-from actors.curation.tables import REJECTED, SCENES
+from actors.curation.tables import PLACES, REJECTED, SCENES
+from pipelines.curation.rows import Ranges, failures, how_far
 from pipelines.curation.selecting.select import select
 from tests.pipelines.curation.outputs import Row, config, film, scene, write_plan, write_scores
 
 VIDEOS, SCENES_A_VIDEO = 30, 12
+TABLES = (("scenes", SCENES), ("places", PLACES), ("rejected", REJECTED))
 
 
 def random_rows(random: np.random.Generator) -> list[Row]:
@@ -78,7 +82,9 @@ def straight(rows: pd.DataFrame, plan: list[str], select: SelectConfig) -> pd.Da
 @pytest.mark.parametrize(
     "how", [SelectConfig(), SelectConfig(count=25), SelectConfig(dedupe=0, fraction=0.2), SelectConfig(dedupe=0)]
 )
-def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: Path, how: SelectConfig):
+def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(
+    tmp_path: Path, how: SelectConfig, monkeypatch: pytest.MonkeyPatch
+):
     random = np.random.default_rng(how.count or 0)
     store, rows = Store(str(tmp_path)), random_rows(random)
     for start in range(0, len(rows), 37):
@@ -101,3 +107,16 @@ def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: P
     lost = store.read_table("rejected", REJECTED).to_pandas()
     assert len(lost) == (wanted.error != "").sum() + 1
     assert list(lost.video_id[lost.scene_id == ""]) == ["v3"]
+    tables = [store.read_table(folder, schema) for folder, schema in TABLES]
+    failed, far = failures(store), how_far(store)
+    # Whatever is held at once.
+    monkeypatch.setattr(pipelines.curation.rows, "RANGE_ROWS", 200)
+    monkeypatch.setattr(pipelines.curation.selecting.select, "PART_ROWS", 75)
+    monkeypatch.setattr(pipelines.curation.selecting.select, "PARTS", 2)
+    again = select(replace(config(tmp_path), select=how))
+    assert len(Ranges(store)) > 3 and len(store.listed("scenes")) == 5
+    assert (again.expected, again.costs) == (made.expected, made.costs)
+    for (folder, schema), before in zip(TABLES, tables, strict=True):
+        assert store.read_table(folder, schema).equals(before), folder
+    assert how_far(store) == far
+    pd.testing.assert_frame_equal(failures(store), failed)
