@@ -47,13 +47,12 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     new = np.ones(len(hashes), bool)
     new[1:] = False
     for word in range(hashes.shape[1]):
-        words = hashes[order, word]
-        new[1:] |= words[1:] != words[:-1]
+        new[1:] |= np.diff(hashes[order, word]) != 0
     which = np.empty(len(hashes), np.int32)
     which[order] = np.cumsum(new, dtype=np.int32) - 1
     order = order[new]
     components = _Components([hashes[order, word] for word in range(hashes.shape[1])], distance)
-    del order, new, words
+    del order, new
     for band in BANDS:
         components.join_equal(*band)
     # Most copies are together now, and are not compared again.
