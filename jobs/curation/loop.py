@@ -19,7 +19,6 @@ from jobs.curation.verb import (
     estimated,
     load_settings,
     places,
-    ray_for_parts,
     settle,
 )
 
@@ -85,7 +84,6 @@ class FitFilter(Verb):
         from actors.curation.selecting.filter import place, save_filter
         from pipelines.curation.selecting.fit_filter import fit, read_labelled
 
-        ray_for_parts(run)
         labelled = read_labelled(config)
         if labelled.workers(config) > 1:
             run.ray()

@@ -150,20 +150,11 @@ def places(config: CurationConfig, *names: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def ray_for_parts(run: Run) -> None:
-    """Start Ray where scores/ has so many parts or rows that its tasks read them faster."""
-    from pipelines.curation.rows import are_many
-
-    if are_many(run.store.listed("scores")):
-        run.ray()
-
-
 def count(run: Run) -> int:
     """Check that every scene of the input has a row, and record what the rows cost; returns the number of scenes."""
     from pipelines.curation.rows import inventory
     from pipelines.curation.selecting.select import selection_now
 
-    ray_for_parts(run)
     run.record["selection"] = selection_now(run.store)
     expected, costs = inventory(run.store)
     run.record |= costs
@@ -174,7 +165,6 @@ def decide(config: CurationConfig, run: Run) -> int:
     """Select scenes and record what the rows cost; returns the number of scenes of the input."""
     from pipelines.curation.selecting.select import select
 
-    ray_for_parts(run)
     selected = select(config)
     run.record |= selected.costs
     run.record |= {"drift": selected.drift, "selection": selected.selection}

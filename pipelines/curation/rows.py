@@ -1,11 +1,14 @@
 """The rows of scores/: which of them count, whether they add up to the input, and what they cost.
 
-Parts are read by Ray's tasks where they are many and Ray runs; what meets in one place are a few narrow columns.
+Parts are read by Ray's tasks where they are many and Ray runs. A few narrow columns of all rows wait on disk, and are
+looked at a range of videos at a time.
 """
 
 import logging
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from actors.core.catalog import Part, ReplacedError
+from actors.core.catalog import ReplacedError
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
 from actors.curation.captioning.styles import IMPROVED
+from actors.curation.compacting import shards
 from actors.curation.features.motion import BY_FARNEBACK
 from actors.curation.tables import (
     CAPTIONS,
@@ -36,20 +40,24 @@ from actors.curation.tables import (
     strings,
     with_new_captions,
 )
-from pipelines.curation.gathered import counted, divided, gathered
+from pipelines.curation.gathered import Divided, counted
 from pipelines.curation.measuring.families import check_measured, families_with
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-MANY_PARTS = 1000
-"""As many parts are read here before Ray's tasks would have started."""
-MANY_ROWS = 2_000_000
-"""As many rows of compacted parts are read here before Ray's tasks would have started."""
+RANGE_ROWS = 500_000
+"""Rows whose shards are held together."""
+LOOSE_ROWS = 64
+"""Rows of a part whose rows the catalog does not tell, about."""
 TASK_PARTS = 250
 """Parts that one task reads."""
 TASK_ROWS = 100_000
 """Rows of a compacted part that has a task of its own."""
+MANY_CALLS = 4
+"""As many are made here before Ray's tasks would have started."""
+WAITING_CALLS = 100
+"""Tasks that are asked for before the first of them is needed."""
 SCORE_APART = (
     "The column computed of scenes/ tells them apart. To measure all alike, use the same kind of device throughout, in "
     "another output."
@@ -82,7 +90,7 @@ class HowFar:
 
 
 class Rows(NamedTuple):
-    """What is there of the plan."""
+    """What is there of the plan, or of a range of its videos."""
 
     scenes: pd.DataFrame
     """In the order of the plan."""
@@ -91,63 +99,98 @@ class Rows(NamedTuple):
     videos: pd.Series
     """How many scenes the plan has of each video, by video_id; -1: its film's row tells."""
     notes: list[str]
-    """What could not be read or checked, and which scores are not comparable, in sentences."""
+    """What could not be read or checked, and which scores are not comparable, in sentences; known at the end."""
 
 
-def rows_now(store: Store, columns: Sequence[str] = (), look: Look | None = None, ids: bool = True) -> Rows:
-    """What is there of the plan: scenes and films, in its order, and its scenes per video.
+def rows_now(store: Store, columns: Sequence[str] = ()) -> Rows:
+    """What is there of the plan, all at once: as `Ranges`."""
+    [rows] = Ranges(store, columns, whole=True)
+    return rows
 
-    Of rows that were made more than once a sound one counts, else the last. A video of unknown scenes counts -1. A row
-    has the numbers of `gathered`, with `ids` also the ids themselves, its `place`, `part` and `row` (where it lies
-    below the store), the NARROW columns that are of scenes or of films, and `columns` of SCORES or, where there is a
-    `look`, what that makes of them, in a task's own process; it returns a row for each that it is given. Columns may
-    also be those of families of scores, null where a scene has no value; UserError where one has not measured all
-    scenes.
+
+class Ranges:
+    """What is there of the plan, a range of videos after the other: scenes and films, and the plan's scenes per video.
+
+    scores/ is read once, to its end, before the first range is there. A row that counts, as `counted` tells, has its
+    columns, `part` and `row` (where it lies below the store), the NARROW columns, and `columns` of SCORES or, where
+    there is a `look`, what that makes of them, in a task's own process; it returns a row for each that it is given.
+    Columns may also be those of families of scores, null where a scene has no value; UserError, at the end, where one
+    has not measured all scenes.
     """
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return _rows_now(store, columns, look, ids)
-        except ReplacedError as error:
-            log.info("read again: %s", error)
-    return _rows_now(store, columns, look, ids)
 
+    def __init__(
+        self, store: Store, columns: Sequence[str] = (), look: Look | None = None, whole: bool = False
+    ) -> None:
+        """whole: all videos are one range."""
+        check_planned(store)
+        self._store, self._columns, self._look = store, columns, look
+        self._families = families_with(store, list(columns))
+        plan = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
+        self.videos: pd.Series = plan.scenes
+        """How many scenes the plan has of each video, in its order; -1: its film's row tells."""
+        self.notes: list[str] = []
+        """As those of `Rows`."""
+        rows = sum(max(part.rows, LOOSE_ROWS) for part in store.listed("scores"))
+        self._count = 1 if whole else max(1, min(-(-rows // RANGE_ROWS), 1 << 16))
+        range_of = self._numbers(pa.array(plan.index, pa.string()))
+        order = np.argsort(range_of, kind="stable")
+        self._plans = np.split(order, np.cumsum(np.bincount(range_of, minlength=self._count))[:-1])
+        self._index = plan.video_index
 
-def _rows_now(store: Store, columns: Sequence[str], look: Look | None, ids: bool) -> Rows:
-    check_planned(store)
-    families = families_with(store, list(columns))
-    videos = store.read_table("plan/videos", VIDEOS, again=PLAN_AGAIN).to_pandas().set_index("video_id")
-    scores = store.listed("scores")
-    large = [part for part in scores if part.rows >= TASK_ROWS]
-    parts = [*store.listed("plan/rejected"), *(part for part in scores if part.rows < TASK_ROWS)]
-    groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
-    groups += [[part] for part in large]
-    stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
-    calls = [(store, group, columns, look, stale, families) for group in groups]
-    torn: list[str] = []
+    def __len__(self) -> int:
+        return self._count
 
-    def tables() -> Iterator[pa.Table]:
-        for table, some in in_tasks(read_rows, calls, are_many(scores)):
-            torn.extend(some)
-            yield table
+    def _numbers(self, video_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """The range of each video."""
+        return shards(video_ids).to_numpy().astype(np.int64) * self._count >> 16
 
-    whole = gathered(tables(), videos.video_index.sort_index(), columns, ids)
-    count = counted(whole.rows)
-    notes = _notes(store, torn, whole.rows[COMPUTED].to_pandas().iloc[count].value_counts().to_dict())
-    # Handed over, so that columns are let go of one by one.
-    held = [whole]
-    del whole
-    scenes, films = divided(held.pop(), count)
-    if families:
-        left = [rows.pop(UNMEASURED).to_numpy() for rows in (scenes, films)]
-        check_measured(store, families, np.concatenate(left))
-    if "caption" in scenes:
-        scenes = with_new_captions(store, scenes)
-    return Rows(scenes, films, videos.scenes, notes)
+    def __iter__(self) -> Iterator[Rows]:
+        computed, left = Counter[Any](), np.zeros(len(self._families), np.int64)
+        divided, torn = self._read()
+        with divided:
+            for number, some in enumerate(self._plans):
+                scenes, films = counted(divided.of(number), self._index.iloc[some].sort_index(), self._columns)
+                for rows in (scenes, films):
+                    computed.update(rows[COMPUTED].value_counts().to_dict())
+                    if self._families:
+                        left += [int((rows[UNMEASURED].to_numpy() >> bit & 1).sum()) for bit in range(len(left))]
+                if "caption" in scenes:
+                    scenes = with_new_captions(self._store, scenes)
+                yield Rows(scenes, films, self.videos.iloc[some], self.notes)
+                # Before the next range is there.
+                del scenes, films, rows
+        check_measured(self._store, self._families, left.tolist())
+        self.notes += _notes(self._store, torn, computed)
 
+    def _read(self) -> tuple[Divided, list[str]]:
+        """All rows, and which parts of scores/ are torn."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._read_once()
+            except ReplacedError as error:
+                log.info("read again: %s", error)
+        return self._read_once()
 
-def are_many(parts: Sequence[Part]) -> bool:
-    """Whether Ray's tasks read parts of scores/ faster than this process."""
-    return len(parts) > MANY_PARTS or sum(part.rows for part in parts) > MANY_ROWS
+    def _read_once(self) -> tuple[Divided, list[str]]:
+        store = self._store
+        scores = store.listed("scores")
+        large = [part for part in scores if part.rows >= TASK_ROWS]
+        parts = [*store.listed("plan/rejected"), *(part for part in scores if part.rows < TASK_ROWS)]
+        groups = [parts[start : start + TASK_PARTS] for start in range(0, len(parts), TASK_PARTS)] or [[]]
+        groups += [[part] for part in large]
+        stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
+        calls = [(store, group, self._columns, self._look, stale, self._families) for group in groups]
+        torn: list[str] = []
+        with ExitStack() as held:
+            divided = held.enter_context(Divided(self._count))
+            for table, some in in_tasks(read_rows, calls, len(calls) > MANY_CALLS):
+                torn += some
+                divided.add(table, self._numbers(table["video_id"]))
+                del table
+                # What reading took is given back before the next is read.
+                pa.default_memory_pool().release_unused()
+            held.pop_all()
+        return divided, torn
 
 
 def _notes(store: Store, torn: list[str], computed: Mapping[Any, int]) -> list[str]:
@@ -184,37 +227,101 @@ def in_tasks(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], 
     from pipelines.core.attempts import repeated
 
     task = repeated(function)
-    waiting = [task(*call) for call in calls][::-1]
+    waiting: deque[Any] = deque()
+    for call in calls:
+        waiting.append(task(*call))
+        if len(waiting) == WAITING_CALLS:
+            yield ray.get(waiting.popleft())
     while waiting:
-        yield ray.get(waiting.pop())
+        yield ray.get(waiting.popleft())
 
 
-def expected_scenes(scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> int:
-    """How many scenes the input has; raises IncompleteError where scores/ has fewer or more of a video."""
-    planned = (scenes.step == "plan").to_numpy()
-    passed = films[films.step != "plan"]
-    expected = videos.where(videos >= 0, _by_video(videos, passed.video, passed.scenes, np.nan))
-    # Windows of scenes that the input names are no scenes of the input; these tell how many there are.
-    named = np.append((videos.sort_index() >= 0).to_numpy(), False)
-    windows = (scenes.window >= 0).to_numpy() & named[scenes.video]
-    parts = _counts(videos, scenes.video[windows])
-    told = _counts(videos, scenes.video[~planned], scenes.scenes[~planned])
-    have = _counts(videos, scenes.video[~planned & ~windows])
-    # More than a failed pass had: it was tried again, and ended before its film was.
-    broken = _by_video(videos, passed.video, passed.error != "", False)
-    halfway = (videos < 0) & broken & (have > expected)
-    missing = expected.isna() | (have < expected) | (parts < told) | halfway
-    if missing.any():
-        some = ", ".join(missing.index[missing][:5])
-        raise IncompleteError(f"{missing.sum()} videos have scenes without a row ({some}): run the same command again")
-    extra = have > expected
-    if extra.any():
-        some = ", ".join(extra.index[extra][:5])
-        raise IncompleteError(
-            f"{extra.sum()} videos have more scenes in scores/ than in the input ({some}): the input has changed. "
-            "Run `score` or `run` to plan it again."
-        )
-    return int(expected.sum() + planned.sum() + windows.sum())
+class Inventory:
+    """How many scenes the input has, and what their rows cost, added up range by range."""
+
+    def __init__(self, videos: pd.Series) -> None:
+        """videos: those of the plan, in its order."""
+        self._videos = videos
+        self._expected = 0
+        self._missing: list[str] = []
+        self._extra: list[str] = []
+        self._rows, self._seconds = Counter[str](), Counter[str]()
+        self._about = Counter[str]()
+        self._decoders = Counter[str]()
+        self._worst: tuple[float, int, str] | None = None
+
+    def add(self, rows: Rows) -> None:
+        """Add a range."""
+        self._count(*rows[:3])
+        self._measure(rows.scenes, rows.films)
+
+    def _count(self, scenes: pd.DataFrame, films: pd.DataFrame, videos: pd.Series) -> None:
+        planned = (scenes.step == "plan").to_numpy()
+        passed = films[films.step != "plan"]
+        expected = videos.where(videos >= 0, _by_video(videos, passed.video, passed.scenes, np.nan))
+        # Windows of scenes that the input names are no scenes of the input; these tell how many there are.
+        named = np.append((videos.sort_index() >= 0).to_numpy(), False)
+        windows = (scenes.window >= 0).to_numpy() & named[scenes.video]
+        parts = _counts(videos, scenes.video[windows])
+        told = _counts(videos, scenes.video[~planned], scenes.scenes[~planned])
+        have = _counts(videos, scenes.video[~planned & ~windows])
+        # More than a failed pass had: it was tried again, and ended before its film was.
+        broken = _by_video(videos, passed.video, passed.error != "", False)
+        halfway = (videos < 0) & broken & (have > expected)
+        missing = expected.isna() | (have < expected) | (parts < told) | halfway
+        self._missing += videos.index[missing].tolist()
+        self._extra += videos.index[have > expected].tolist()
+        self._expected += int(expected.sum() + planned.sum() + windows.sum())
+
+    def _measure(self, scenes: pd.DataFrame, films: pd.DataFrame) -> None:
+        cut = ~scenes.step.isin(["plan", "fetch"])
+        costs = {"fetch": films.fetch_s, "cut": films.cut_s, "latents": scenes.latents_s}
+        for name, seconds in costs.items():
+            spent = seconds[seconds > 0].to_numpy(np.float64)
+            self._seconds[name] += spent.sum()
+            self._rows[name] += int(cut.sum()) if name == "cut" else len(spent)
+        read = films[films.source > 0]
+        self._about.update(decoded=int(read.decoded.sum()), source=int(read.source.sum()))
+        self._decoders.update({str(name): int(films) for name, films in read.decoder.value_counts().items()})
+        if len(read):
+            ratio = (read.decoded / read.source).to_numpy()
+            worst = read.iloc[int(ratio.argmax())]
+            found = -float(ratio.max()), int(worst["index"]), str(worst.video_id)
+            self._worst = min(self._worst or found, found)
+
+    def expected(self) -> int:
+        """How many scenes the input has; raises IncompleteError where scores/ has fewer or more of a video."""
+        if self._missing:
+            raise IncompleteError(
+                f"{len(self._missing)} videos have scenes without a row ({self._some(self._missing)}): run the same "
+                "command again"
+            )
+        if self._extra:
+            raise IncompleteError(
+                f"{len(self._extra)} videos have more scenes in scores/ than in the input ({self._some(self._extra)}): "
+                "the input has changed. Run `score` or `run` to plan it again."
+            )
+        return self._expected
+
+    def _some(self, videos: list[str]) -> str:
+        return ", ".join(self._videos.index[self._videos.index.isin(videos)][:5])
+
+    def measurements(self) -> dict[str, Any]:
+        """What the rows cost: rows per second and worker of each stage, decoded over source frames, by whom."""
+        stages = {
+            name: {
+                "rows": self._rows[name],
+                "seconds": round(float(seconds), 2),
+                "rows_per_s": round(self._rows[name] / float(seconds), 2),
+            }
+            for name, seconds in self._seconds.items()
+            if seconds > 0
+        }
+        about: dict[str, Any] = {name: self._about[name] for name in ("decoded", "source")}
+        about["decoders"] = dict(self._decoders.most_common())
+        if self._worst:
+            about |= {"worst_ratio": round(-self._worst[0], 3), "worst": self._worst[2]}
+        return {"stages": stages, "films": about}
 
 
 def _by_video(videos: pd.Series, video: pd.Series, values: pd.Series, nothing: Any) -> pd.Series:
@@ -233,18 +340,22 @@ def _counts(videos: pd.Series, video: pd.Series, weights: pd.Series | None = Non
 
 def inventory(store: Store) -> tuple[int, dict[str, Any]]:
     """How many scenes the input has, and the `measurements` of their rows; raises IncompleteError as the former."""
-    scenes, films, videos, notes = rows_now(store, ids=False)
-    return expected_scenes(scenes, films, videos), {**measurements(scenes, films), "notes": notes}
+    ranges = Ranges(store)
+    found = Inventory(ranges.videos)
+    for rows in ranges:
+        found.add(rows)
+    return found.expected(), {**found.measurements(), "notes": ranges.notes}
 
 
 def how_far(store: Store) -> HowFar:
     """How much of the plan is in scores/, also while a run writes there."""
-    scenes, films, videos, _ = rows_now(store, ids=False)
-    found = films[films.step != "plan"]
-    expected = videos.where(videos >= 0, _by_video(videos, found.video, found.scenes, np.nan))
-    done = _counts(videos, scenes.video) >= expected
-    failed = int((scenes.error != "").sum()), int((films.error != "").sum())
-    return HowFar(len(videos), int(done.sum()), len(scenes), *failed)
+    counts = np.zeros(5, np.int64)
+    for scenes, films, videos, _ in Ranges(store):
+        found = films[films.step != "plan"]
+        expected = videos.where(videos >= 0, _by_video(videos, found.video, found.scenes, np.nan))
+        done = (_counts(videos, scenes.video) >= expected).sum()
+        counts += [len(videos), done, len(scenes), (scenes.error != "").sum(), (films.error != "").sum()]
+    return HowFar(*counts.tolist())
 
 
 def failures(store: Store) -> pd.DataFrame:
@@ -252,10 +363,13 @@ def failures(store: Store) -> pd.DataFrame:
     schema = pa.schema(
         [SCORES.field(name) for name in ("video_id", "scene_id", "step", "error", "attempts", "message")]
     )
-    now = rows_now(store, ids=False)
+    places = [
+        [rows.loc[rows.error != "", ["index", "part", "row"]] for rows in (scenes, films)]
+        for scenes, films, *_ in Ranges(store)
+    ]
     scenes, films = (
-        read_at(store, rows[rows.error != ""], schema).to_pandas(types_mapper=strings)
-        for rows in (now.scenes, now.films)
+        read_at(store, pd.concat(some).sort_values("index", kind="stable"), schema).to_pandas(types_mapper=strings)
+        for some in zip(*places, strict=True)
     )
     answers = captions_by_style(store).rename(columns={"code": "error"}).assign(step="caption")
     named = np.where(answers["style"] == IMPROVED, "", answers["style"] + ": ")
@@ -267,33 +381,6 @@ def failures(store: Store) -> pd.DataFrame:
     again = bad.duplicated(["video_id", "scene_id"]) & bad.step.isin(["export", "caption"])
     bad = bad[~again]
     return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
-
-
-def measurements(scenes: pd.DataFrame, films: pd.DataFrame) -> dict[str, Any]:
-    """What the rows cost: rows per second and worker of each stage, decoded over source frames of films, by whom."""
-    costs = {
-        "fetch": films.fetch_s[films.fetch_s > 0],
-        "cut": films.cut_s[films.cut_s > 0],
-        "latents": scenes.latents_s[scenes.latents_s > 0],
-    }
-    cut = ~scenes.step.isin(["plan", "fetch"])
-    rows = {"fetch": len(costs["fetch"]), "cut": int(cut.sum()), "latents": len(costs["latents"])}
-    stages = {
-        name: {
-            "rows": rows[name],
-            "seconds": round(float(s.sum()), 2),
-            "rows_per_s": round(rows[name] / float(s.sum()), 2),
-        }
-        for name, s in costs.items()
-        if s.sum() > 0
-    }
-    read = films[films.source > 0]
-    about: dict[str, Any] = {"decoded": int(read.decoded.sum()), "source": int(read.source.sum())}
-    about["decoders"] = {str(name): int(films) for name, films in read.decoder.value_counts().items()}
-    if len(read):
-        ratio = (read.decoded / read.source).to_numpy()
-        about |= {"worst_ratio": round(float(ratio.max()), 3), "worst": str(read.video_id.iloc[int(ratio.argmax())])}
-    return {"stages": stages, "films": about}
 
 
 def captions(store: Store) -> pd.DataFrame:

@@ -219,11 +219,9 @@ def retry(folder: Path) -> str:
 
 
 def select(folder: Path) -> str:
-    """Select, with the report, in this process: without Ray's tasks."""
-    import jobs.curation.verb
+    """Select, with the report."""
     from jobs.curation.__main__ import app
 
-    jobs.curation.verb.ray_for_parts = lambda run: None
     with suppress(SystemExit):
         app(["select", config_of(folder).output])
     size = (folder / "out" / "report.html").stat().st_size

@@ -35,19 +35,24 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
         hashes: uint64 (N, 3).
         distance: the most bits in which near-duplicates differ, 0 to FARTHEST.
 
-    Memory is about 200 bytes a hash and that of one window. Time is near N log N, unless very many hashes share a band
+    Memory is about 110 bytes a hash and that of one window. Time is near N log N, unless very many hashes share a band
     and are not alike: their pairs are all compared.
     """
     if not 0 <= distance <= FARTHEST:
         raise UserError(f"near-duplicates differ in 0 to {FARTHEST} of 192 bits, not in {distance}")
     if not len(hashes):
         return np.empty(0, np.int64)
-    order = np.lexsort(hashes.T)
+    # Single columns, and numbers of 4 bytes, since there may be very many hashes.
+    order = np.lexsort(hashes.T).astype(np.int32)
     new = np.ones(len(hashes), bool)
-    new[1:] = (np.diff(hashes[order], axis=0) != 0).any(axis=1)
-    which = np.empty(len(hashes), np.int64)
-    which[order] = np.cumsum(new) - 1
-    components = _Components(hashes[order[new]], distance)
+    new[1:] = False
+    for word in range(hashes.shape[1]):
+        new[1:] |= np.diff(hashes[order, word]) != 0
+    which = np.empty(len(hashes), np.int32)
+    which[order] = np.cumsum(new, dtype=np.int32) - 1
+    order = order[new]
+    components = _Components([hashes[order, word] for word in range(hashes.shape[1])], distance)
+    del order, new
     for band in BANDS:
         components.join_equal(*band)
     # Most copies are together now, and are not compared again.
@@ -59,9 +64,9 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
 class _Components:
     """Different hashes, and the component that each is known to belong to."""
 
-    def __init__(self, hashes: np.ndarray, distance: int) -> None:
-        self._words, self._distance = np.ascontiguousarray(hashes.T), distance
-        self.labels = np.arange(len(hashes))
+    def __init__(self, words: list[np.ndarray], distance: int) -> None:
+        self._words, self._distance = words, distance
+        self.labels = np.arange(len(words[0]), dtype=np.int32)
 
     def join_equal(self, word: int, shift: int, bits: int) -> None:
         """Join hashes that are near each other and have this band in common."""
@@ -71,8 +76,12 @@ class _Components:
         first = np.repeat(starts, sizes)
         self._compare(word, order, first, first + (self.labels[order] != self.labels[order[first]]))
         order, _, starts, ends = self._buckets(word, shift, bits)
-        runs = np.union1d(starts, np.flatnonzero(np.diff(self.labels[order])) + 1)
-        after = np.append(runs[1:], len(order))
+        labels = self.labels[order]
+        begins = np.append(True, labels[1:] != labels[:-1])
+        begins[starts] = True
+        runs = np.flatnonzero(begins).astype(np.int32)
+        del labels, begins
+        after = np.append(runs[1:], np.int32(len(order)))
         self._compare(word, order, np.repeat(after, after - runs), np.repeat(ends, sizes))
 
     def join_close(self, word: int, shift: int, bits: int) -> None:
@@ -82,7 +91,7 @@ class _Components:
         # A bucket's labels are sorted.
         lowest, highest = labels[starts], labels[ends - 1]
         for bit in range(bits):
-            other = keys | np.uint64(1 << bit)
+            other = keys | np.uint32(1 << bit)
             at = np.searchsorted(keys, other).clip(max=len(keys) - 1)
             pair = (keys[at] == other) & (other != keys)
             pair &= (lowest != lowest[at]) | (highest != highest[at]) | (lowest != highest)
@@ -92,10 +101,12 @@ class _Components:
 
     def _buckets(self, word: int, shift: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """An order by band and then label; the different values of the band, and where each begins and ends in it."""
-        keys = self._words[word] >> np.uint64(shift) & np.uint64((1 << bits) - 1)
-        order = np.lexsort((self.labels, keys))
-        different, starts = np.unique(keys[order], return_index=True)
-        return order, different, starts, np.append(starts[1:], len(keys))
+        keys = (self._words[word] >> np.uint64(shift) & np.uint64((1 << bits) - 1)).astype(np.uint32)
+        order = np.lexsort((self.labels, keys)).astype(np.int32)
+        keys = keys[order]
+        ends = np.append(np.flatnonzero(np.diff(keys)) + 1, len(keys)).astype(np.int32)
+        starts = np.append(np.int32(0), ends[:-1])
+        return order, keys[starts], starts, ends
 
     def _compare(self, word: int, order: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
         """Join each hash order[i] with those of order[begin[i]:end[i]] that are near it."""
@@ -123,7 +134,7 @@ class _Components:
 
 
 def merged(labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The labels of components, int64 (N,), where pairs of labels (2, n) are joined."""
+    """The labels of components, int32 (N,), where pairs of labels (2, n) are joined."""
     # Importing scipy takes time, which a refused setting need not cost.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -131,7 +142,7 @@ def merged(labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
     a, b = edges
     size = len(labels)
     _, joined = connected_components(coo_array((np.ones(len(a), bool), (a, b)), (size, size)), directed=False)
-    return joined[labels].astype(np.int64)
+    return joined[labels].astype(np.int32)
 
 
 def united(one: np.ndarray, other: np.ndarray) -> np.ndarray:

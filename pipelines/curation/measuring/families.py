@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from actors.core.errors import UserError
@@ -35,12 +34,9 @@ def families_with(store: Store, columns: list[str]) -> list[Family]:
     return list(found.values())
 
 
-def check_measured(store: Store, families: Sequence[Family], left: np.ndarray) -> None:
-    """Raise UserError where families have yet to measure scenes.
-
-    left: of each scene which families, by bits of a number.
-    """
-    counts = {family.name: int((left >> bit & 1).sum()) for bit, family in enumerate(families)}
+def check_measured(store: Store, families: Sequence[Family], left: Sequence[int]) -> None:
+    """Raise UserError where families have yet to measure scenes: so many of each."""
+    counts = {family.name: count for family, count in zip(families, left, strict=True)}
     missing = [f"{count} scenes have no scores of {name}" for name, count in counts.items() if count]
     if missing:
         names = ",".join(name for name, count in counts.items() if count)

@@ -36,7 +36,7 @@ from actors.curation.selecting.filter import (
 )
 from actors.curation.tables import read_at, strings
 from pipelines.curation.measuring.families import families_with
-from pipelines.curation.rows import rows_now
+from pipelines.curation.rows import Ranges
 from pipelines.curation.selecting.columns import columns_of
 from pipelines.curation.selecting.filter_metrics import calibration, judged
 from pipelines.curation.selecting.label_settings import LEAST_FOLDS, FitConfig
@@ -80,10 +80,15 @@ def read_labelled(config: FitConfig) -> Labelled:
     path, people, labels = labels_for(config.output, config.labels)
     _check_features(features, store)
     look = partial(_known, labels=labels)
-    scenes, settings = rows_now(store, features, look, ids=False).scenes, store.read_json("plan", "settings.json")
+    settings = store.read_json("plan", "settings.json")
     assert settings is not None
     keys = ["video_id", "scene_id"]
-    scenes = scenes[(scenes.error == "") & scenes.label.notna()]
+    scenes = pd.concat(
+        [
+            scenes.loc[(scenes.error == "") & scenes.label.notna(), ["part", "row", "label"]]
+            for scenes, *_ in Ranges(store, features, look)
+        ]
+    )
     kinds = {**columns_of(store), **dict.fromkeys(keys, pa.string())}
     schema = pa.schema([(name, kinds[name]) for name in (*keys, *features)])
     found = read_at(store, scenes, schema, families_with(store, list(features))).to_pandas(types_mapper=strings)

@@ -18,7 +18,7 @@ concepts are of all scenes, whether they pass or not, so that no rule changes th
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,31 +31,23 @@ from actors.core.catalog import Replacement, replaced
 from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.measuring.measured import families_now
-from actors.curation.selecting.duplicates import near_duplicates, united
+from actors.curation.selecting.duplicates import united
 from actors.curation.selecting.filter import Filter, load_filter, place
 from actors.curation.selecting.rules import HASH, judge, needed, rejections, write_decisions
 from actors.curation.tables import SCENES, SELECT_AGAIN, SELECTION, read_scenes, strings
-from pipelines.curation.rows import (
-    IncompleteError,
-    captions,
-    expected_scenes,
-    in_tasks,
-    measurements,
-    rows_now,
-)
+from pipelines.curation.gathered import Divided
+from pipelines.curation.rows import IncompleteError, Inventory, Ranges, Rows, captions, in_tasks
+from pipelines.curation.selecting.choose import IDS, Judged, alike, choose
 from pipelines.curation.selecting.columns import check_rules_of
 from pipelines.curation.selecting.vectors import compare_embeddings
 from pipelines.curation.settings import CurationConfig
 
 PART_ROWS = 100_000
 """Scenes in one part of scenes/."""
-MANY_ROWS = 10 * PART_ROWS
-"""More rows than that are written by Ray's tasks, where it runs."""
-
-_DECIDED = ("place", "part", "row", "probability", "duplicate_group", "concept")
-"""Columns of scenes that are written, or say where the others are."""
-_COMPARED = (*_DECIDED, "video", "span", "scene", "error", "reason", "rank")
-"""The same with those by which scenes are compared, once groups and concepts are known."""
+PARTS = 10
+"""Parts of scenes/ whose rows are held together; more than those are written by Ray's tasks, where it runs."""
+_JUDGED = ("index", "part", "row", *IDS, "video", "span", "error", "reason", "rank", "probability", *HASH)
+"""Columns of rows that are compared or written, or say where the others are."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ def select(config: CurationConfig) -> Selected:
     Raises ReplacedError, and leaves what is there, where another command has written them meanwhile.
 
     Parts of scores/ are judged, and those of scenes/ written, in Ray's tasks where they are many and Ray runs; only
-    what is compared over the corpus meets here.
+    what is compared over the corpus meets here, on disk.
     """
     store = Store(config.output)
     check_rules_of(config)
@@ -102,40 +94,68 @@ def select(config: CurationConfig) -> Selected:
     model = load_filter_of(config) if config.select.by == "classifier" else None
     look = partial(judge, frames=config.frames, select=config.select, model=model)
     with Replacement(store.root, SELECTION, SELECT_AGAIN) as new:
-        scenes, films, videos, notes = rows_now(store, needed(config.select, model), look, ids=False)
-        expected = expected_scenes(scenes, films, videos)
-        notes += compare_embeddings(store, scenes, config.select)
-        costs = {**measurements(scenes, films), "notes": notes}
-        decided = _decided(scenes, films, config)
-        del scenes
-        starts = range(0, max(len(decided), 1), PART_ROWS)
-        shared = model, families
-        chunks = ((store, new.writer, i, decided.iloc[at : at + PART_ROWS], *shared) for i, at in enumerate(starts))
-        spread: list[np.ndarray] = []
-        for parts, counts in in_tasks(write_decisions, chunks, len(decided) > MANY_ROWS):
-            new.add(*parts)
-            spread.append(counts)
-        del decided
+        ranges = Ranges(store, needed(config.select, model), look)
+        found = Inventory(ranges.videos)
+        with Judged(len(ranges)) as judged:
+            for rows in ranges:
+                found.add(rows)
+                judged.add(_to_write(rows, config.select.reasons))
+                # Before the next range is there.
+                del rows
+            expected, notes = found.expected(), [*ranges.notes]
+            spread: list[np.ndarray] = []
+            with _decided(store, judged, config, notes) as decided:
+                chunks = ((store, new.writer, *chunk, model, families) for chunk in _chunks(decided, config))
+                for parts, counts in in_tasks(write_decisions, chunks, len(decided) > 1):
+                    new.add(*parts)
+                    spread.append(counts)
         _tell_captions(store, new)
         new.commit({"selection": new.writer.generation})
     drift = model.drift(np.sum(spread, axis=0)) if model else {}
-    return Selected(expected, costs, drift, new.writer.generation)
+    return Selected(expected, {**found.measurements(), "notes": notes}, drift, new.writer.generation)
 
 
-def _decided(scenes: pd.DataFrame, films: pd.DataFrame, config: CurationConfig) -> pd.DataFrame:
-    """What `write_decisions` takes, in the order of the plan; `scenes` loses what is needed no more."""
-    scenes["duplicate_group"] = alike(scenes, config).astype(np.int32)
-    for name in [name for name in scenes if name not in _COMPARED]:
-        del scenes[name]
-    reason = pd.Categorical.from_codes(choose(scenes, config), scenes.reason.cat.categories)
-    decided = scenes[[*_DECIDED]].assign(reason=reason, scene=True)
-    bad = films.loc[films.error != "", ["place", "part", "row"]]
-    if bad.empty:
-        return decided
-    nothing = {"reason": "", "probability": np.nan, "duplicate_group": -1, "concept": -1, "scene": False}
-    bad = bad.assign(**nothing)
-    both = pd.concat([decided, bad.astype({name: decided[name].dtype for name in decided})])
-    return both.iloc[np.argsort(both.place.to_numpy())]
+def _to_write(rows: Rows, reasons: Sequence[str]) -> pd.DataFrame:
+    """Scenes, and films that failed, in the order of the plan."""
+    both = pd.concat([rows.scenes, rows.films[rows.films.error != ""]])
+    both = both.iloc[np.argsort(both.place.to_numpy())]
+    # Where there is nothing of the one or the other, they have not the same categories.
+    both = both.assign(part=both.part.astype("category"), reason=pd.Categorical(both.reason, list(reasons)))
+    return both[[name for name in both if name in _JUDGED]]
+
+
+def _decided(store: Store, judged: Judged, config: CurationConfig, notes: list[str]) -> Divided:
+    """What `write_decisions` takes, by its place in the order of the plan; adds to the notes."""
+    select = config.select
+    groups = alike(judged, select.dedupe) if select.dedupe is not None else None
+    similar, concepts, more = compare_embeddings(store, judged, select)
+    notes += more
+    if similar is not None:
+        groups = united(np.full(len(judged), -1) if groups is None else groups, similar).astype(np.int32)
+    reason = choose(judged, select, groups, concepts)
+    rows = PARTS * PART_ROWS
+    decided = Divided(max(1, -(-len(judged) // rows)))
+    for some, places, numbers in judged.ranges():
+        told = {"place": places, "code": reason[numbers]}
+        for name, known in (("duplicate_group", groups), ("concept", concepts)):
+            told[name] = np.full(len(some), -1, np.int32) if known is None else known[places]
+        table = pa.Table.from_pandas(some[["part", "row", "probability", "scene"]].assign(**told), preserve_index=False)
+        decided.add(table, places // rows)
+    return decided
+
+
+def _chunks(decided: Divided, config: CurationConfig) -> Iterator[tuple[int, pd.DataFrame]]:
+    """The rows of each part, and its number."""
+    number = 0
+    for some in range(len(decided)):
+        rows = decided.of(some).sort_by("place").to_pandas()
+        reason = pd.Categorical.from_codes(
+            rows.pop("code").to_numpy(), dtype=pd.CategoricalDtype(list(config.select.reasons))
+        )
+        rows = rows.assign(reason=reason)
+        for start in range(0, max(len(rows), 1), PART_ROWS):
+            yield number, rows.iloc[start : start + PART_ROWS]
+            number += 1
 
 
 def selection_now(store: Store) -> str:
@@ -154,49 +174,6 @@ def load_filter_of(config: CurationConfig) -> Filter:
     """The filter that ranks scenes. Raises UserError where the output lacks a column that it reads."""
     made = Store(config.output).read_json("plan", "settings.json") or {}
     return load_filter(place(config.output, config.filter), made.get("measured_by"), Store(config.output))
-
-
-def alike(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
-    """The group of near-duplicates of each scene that was judged, int64 (N,); -1 where it is alone."""
-    groups = np.full(len(scenes), -1)
-    if config.select.dedupe is not None:
-        hashed = np.flatnonzero((scenes[list(HASH)] != 0).any(axis=1))
-        hashes = scenes[list(HASH)].iloc[hashed].to_numpy(np.uint64)
-        groups[hashed] = near_duplicates(hashes, config.select.dedupe)
-    return united(groups, scenes.alike.to_numpy()) if config.select.semantic_dedupe is not None else groups
-
-
-def choose(scenes: pd.DataFrame, config: CurationConfig) -> np.ndarray:
-    """What is kept of scenes that were judged: the code of each one's reason, int8 (N,); kept and failed ones have 0.
-
-    scenes: video, span and scene, as `gathered` numbers them, error, and what `judge`, `alike` and `compare_embeddings`
-    add.
-    """
-    reason = scenes.reason.cat.codes.to_numpy().copy()
-    passed = np.flatnonzero((scenes.error == "").to_numpy() & (reason == 0))
-    video, scene, rank = (scenes[name].to_numpy()[passed] for name in ("video", "scene", "rank"))
-    best_first = passed[np.lexsort((video, scene, -rank))]
-    del video, scene, rank
-    groups = scenes.duplicate_group.iloc[best_first]
-    unlike = best_first[((groups < 0) | ~groups.duplicated()).to_numpy()]
-    del groups
-    span = scenes.video.to_numpy()[unlike].astype(np.int64) << 32 | scenes.span.to_numpy()[unlike]
-    left = unlike[~pd.Series(span).duplicated().to_numpy()]
-    limit = config.select.count
-    if config.select.fraction is not None:
-        # 0.29 of 100 is 29, whatever a binary fraction makes of it.
-        limit = int(config.select.fraction * len(passed) + 1e-9)
-    code = list(scenes.reason.cat.categories).index
-    reason[passed] = code("near_duplicate")
-    reason[unlike] = code("same_span")
-    reason[left] = code("concept_full")
-    if config.select.balance.concepts:
-        concepts = scenes.concept.iloc[left]
-        place = concepts.groupby(concepts).cumcount()
-        left = left[((place < config.select.balance.limit(len(left))) | (concepts < 0)).to_numpy()]
-    reason[left] = code("not_selected")
-    reason[left[:limit]] = 0
-    return reason
 
 
 def tell_captions(store: Store) -> None:

@@ -13,6 +13,7 @@ from actors.curation.families.embedding import COLUMN
 from actors.curation.measuring.measured import Family, families_now
 from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.selecting.vectors import Vectors, concepts, similar
+from pipelines.curation.selecting.choose import Judged
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +37,23 @@ def vectors_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return rows, values.astype(np.float16, copy=False).reshape(len(rows), -1)
 
 
-def gathered(store: Store, scenes: pd.DataFrame) -> tuple[Vectors, np.ndarray]:
-    """The vectors of scenes, at their places in the frame, and which of these were measured, bool (N,).
-
-    scenes: part and row, where they lie in scores/.
-    """
+def gathered(store: Store, judged: Judged) -> tuple[Vectors, np.ndarray]:
+    """The vectors of rows, at their places, and which of these were measured, bool (N,)."""
     family = embeddings(store)
-    vectors = Vectors(len(scenes), family.columns[COLUMN].list_size)
-    there, rows = set(store.parts(family.folder)), scenes.row.to_numpy()
-    seen = np.zeros(len(scenes), bool)
+    vectors = Vectors(len(judged), family.columns[COLUMN].list_size)
+    there, seen = set(store.parts(family.folder)), np.zeros(len(judged), bool)
+    part, rows, names = np.empty(len(judged), np.int32), np.empty(len(judged), np.int32), pd.Index([])
+    for some, places, _ in judged.ranges():
+        mine = some.part.cat.categories
+        names = names.append(mine[~mine.isin(names)])
+        part[places] = names.get_indexer(mine)[some.part.cat.codes]
+        rows[places] = some.row
+    order = np.argsort(part, kind="stable")
+    ends = np.cumsum(np.bincount(part, minlength=len(names)))
     calls = [
         (name, places)
-        for part, places in scenes.groupby("part", observed=True).indices.items()
-        for folder, _, name in [str(part).rpartition("/")]
+        for path, places in zip(names, np.split(order, ends), strict=False)
+        for folder, _, name in [str(path).rpartition("/")]
         if folder == "scores" and name in there
     ]
 
@@ -68,31 +73,35 @@ def gathered(store: Store, scenes: pd.DataFrame) -> tuple[Vectors, np.ndarray]:
     return vectors, seen
 
 
-def compare_embeddings(store: Store, scenes: pd.DataFrame, select: SelectConfig) -> list[str]:
-    """Add `alike`, the group of scenes that a cosine joins, and `concept`, -1 where there is none; returns notes.
+def compare_embeddings(
+    store: Store, judged: Judged, select: SelectConfig
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """The group of rows that a cosine joins and the concept of each place, -1 where there is none, and notes.
 
-    scenes: error and what `judge` adds. Memory is that of some blocks of vectors; these are meanwhile in a temporary
-    file of 2 bytes a number, twice where they are compared. Raises UserError where a scene that passes the rules has
-    yet to be measured.
+    None where nothing asks for them. Memory is that of some blocks of vectors and some numbers of each row; vectors
+    are meanwhile in a temporary file of 2 bytes a number, twice where they are compared. Raises UserError where a scene
+    that passes the rules has yet to be measured.
     """
-    scenes["concept"] = np.int32(-1)
     if select.semantic_dedupe is None and not select.balance.concepts:
-        return []
-    vectors, seen = gathered(store, scenes)
+        return None, None, []
+    vectors, seen = gathered(store, judged)
+    groups = concept = None
     with vectors:
-        sound = (scenes.error == "").to_numpy()
-        wanted = sound & (scenes.reason == "").to_numpy()
+        sound, wanted = np.zeros(len(judged), bool), np.zeros(len(judged), bool)
+        for rows, places, _ in judged.ranges():
+            sound[places] = rows.error == ""
+            wanted[places] = (rows.error == "") & (rows.reason == "")
         if left := int((wanted & ~seen).sum()):
             told = f"{store.root}: {left} scenes have no embedding."
             raise UserError(f"{told} Measure them: python -m jobs.curation embed {store.root}")
         vectors.there &= sound
         if select.semantic_dedupe is not None:
-            scenes["alike"] = similar(vectors, select.semantic_dedupe)
+            groups = similar(vectors, select.semantic_dedupe)
         if select.balance.concepts:
-            scenes["concept"] = concepts(vectors, select.balance.concepts)
+            concept = concepts(vectors, select.balance.concepts)
         failed = int((wanted & ~vectors.there).sum())
     if not failed:
-        return []
+        return groups, concept, []
     note = f"{failed:,} scenes could not be embedded: they are compared by no embedding, and belong to no concept."
     log.warning("%s", note)
-    return [note]
+    return groups, concept, [note]

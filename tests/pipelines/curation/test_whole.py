@@ -154,7 +154,7 @@ def during(monkeypatch: pytest.MonkeyPatch, function: str, other: CurationConfig
     monkeypatch.setattr(pipelines.curation.selecting.select, function, first)
 
 
-@pytest.mark.parametrize("function", ["rows_now", "_decided", "_tell_captions"])
+@pytest.mark.parametrize("function", ["Ranges", "_decided", "_tell_captions"])
 def test_of_two_selections_at_once_one_stays_whole_and_the_other_is_told(
     config: CurationConfig, monkeypatch: pytest.MonkeyPatch, function: str
 ):

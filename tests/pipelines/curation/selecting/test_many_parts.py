@@ -8,13 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pipelines.curation.rows
+import pipelines.curation.selecting.select
 from actors.core.store import Store
 from actors.curation.selecting.select_settings import SelectConfig
-from actors.curation.tables import REJECTED, SCENES
+from actors.curation.tables import PLACES, REJECTED, SCENES
+from pipelines.curation.rows import Ranges, failures, how_far
 from pipelines.curation.selecting.select import select
 from tests.pipelines.curation.outputs import Row, config, film, scene, write_plan, write_scores
 
 VIDEOS, SCENES_A_VIDEO = 30, 12
+TABLES = (("scenes", SCENES), ("places", PLACES), ("rejected", REJECTED))
 
 
 def random_rows(random: np.random.Generator) -> list[Row]:
@@ -78,7 +82,9 @@ def straight(rows: pd.DataFrame, plan: list[str], select: SelectConfig) -> pd.Da
 @pytest.mark.parametrize(
     "how", [SelectConfig(), SelectConfig(count=25), SelectConfig(dedupe=0, fraction=0.2), SelectConfig(dedupe=0)]
 )
-def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: Path, how: SelectConfig):
+def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(
+    tmp_path: Path, how: SelectConfig, monkeypatch: pytest.MonkeyPatch
+):
     random = np.random.default_rng(how.count or 0)
     store, rows = Store(str(tmp_path)), random_rows(random)
     for start in range(0, len(rows), 37):
@@ -87,7 +93,12 @@ def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: P
     plan = [f"v{number}" for number in random.permutation(VIDEOS)]
     bad = scene("w.0_0", error="bad_span", step="plan", video_index=VIDEOS)
     write_plan(store, dict.fromkeys(plan, SCENES_A_VIDEO), [bad])
+    # A few videos are held at once, and at the end all.
+    monkeypatch.setattr(pipelines.curation.rows, "RANGE_ROWS", 200)
+    monkeypatch.setattr(pipelines.curation.selecting.select, "PART_ROWS", 75)
+    monkeypatch.setattr(pipelines.curation.selecting.select, "PARTS", 2)
     made = select(replace(config(tmp_path), select=how))
+    assert len(Ranges(store)) > 3 and len(store.listed("scenes")) == 5
     assert made.expected == VIDEOS * SCENES_A_VIDEO + 1
     assert made.costs["films"]["worst"] == f"v{VIDEOS - 1}"
     found = store.read_table("scenes", SCENES).to_pandas()
@@ -101,3 +112,15 @@ def test_of_many_parts_what_is_kept_is_what_pandas_keeps_of_all_rows(tmp_path: P
     lost = store.read_table("rejected", REJECTED).to_pandas()
     assert len(lost) == (wanted.error != "").sum() + 1
     assert list(lost.video_id[lost.scene_id == ""]) == ["v3"]
+    if how.fraction is None:
+        return
+    tables = [store.read_table(folder, schema) for folder, schema in TABLES]
+    failed, far = failures(store), how_far(store)
+    monkeypatch.undo()
+    again = select(replace(config(tmp_path), select=how))
+    assert len(Ranges(store)) == len(store.listed("scenes")) == 1
+    assert (again.expected, again.costs) == (made.expected, made.costs)
+    for (folder, schema), before in zip(TABLES, tables, strict=True):
+        assert store.read_table(folder, schema).equals(before), folder
+    assert how_far(store) == far
+    pd.testing.assert_frame_equal(failures(store), failed)

@@ -18,9 +18,10 @@ from actors.curation.selecting.rules import judge
 from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import LATER, PLACES, REJECTED, SCENES, SCORES
 from pipelines.curation.rows import IncompleteError
+from pipelines.curation.selecting.choose import Judged, alike, choose
 from pipelines.curation.selecting.fit_filter import fit
 from pipelines.curation.selecting.label_settings import FitConfig
-from pipelines.curation.selecting.select import alarms, alike, choose, fail_scenes, select, tally
+from pipelines.curation.selecting.select import alarms, fail_scenes, select, tally
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import Row, config, fast_is_good, film, scene, write_plan, write_scores
 
@@ -33,14 +34,18 @@ def frame(*rows: Row) -> pd.DataFrame:
 
 def decide(scenes: pd.DataFrame, settings: CurationConfig, model: Filter | None = None) -> pd.DataFrame:
     """What becomes of scenes with the columns of SCORES."""
-    judged = scenes.join(judge(scenes, settings.frames, settings.select, model))
-    for number, name in (("video", "video_id"), ("span", "clip_id"), ("scene", "scene_id")):
-        judged[number] = judged[name].rank(method="dense").astype(int)
-    judged["duplicate_group"] = alike(judged, settings)
-    code = choose(judged, settings)
+    rows = scenes.join(judge(scenes, settings.frames, settings.select, model))
+    numbers = {
+        name: rows[of].rank(method="dense").astype(int) for name, of in (("video", "video_id"), ("span", "clip_id"))
+    }
+    rows = rows.assign(index=np.arange(len(rows)), **numbers)
+    with Judged(1) as judged:
+        judged.add(rows)
+        groups = None if settings.select.dedupe is None else alike(judged, settings.select.dedupe)
+        code = choose(judged, settings.select, groups)
     reason = np.array(settings.select.reasons, object)[code]
     kept = (reason == "") & (scenes.error == "")
-    return scenes.assign(kept=kept, reason=reason, probability=judged.probability)
+    return scenes.assign(kept=kept, reason=reason, probability=rows.probability)
 
 
 def chosen(scenes: pd.DataFrame, most: int = 60, **rules: Any) -> dict[str, str]:
