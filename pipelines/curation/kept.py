@@ -297,9 +297,18 @@ def _find_sound(store: Store, numbers: Names, shelf: Shelf) -> None:
         part = store.read_part("scores", name, columns, (*LATER, PICTURES))
         if part is None:
             continue
-        rows = numbered(part.filter(compute.equal(part["error"], "")), numbers)
-        if not len(rows):
-            continue
+        for some in slices(part):
+            _add_sound(some, name, numbers, stale, shelf)
+
+
+def slices(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows, a batch at a time."""
+    return (rows.slice(start, BATCH_ROWS) for start in range(0, len(rows), BATCH_ROWS))
+
+
+def _add_sound(part: pa.Table, name: str, numbers: Names, stale: pa.Table, shelf: Shelf) -> None:
+    rows = numbered(part.filter(compute.equal(part["error"], "")), numbers)
+    if len(rows):
         rows = with_origin(rows.filter(current(rows, stale)))
         # Where its key frames are.
         pictures = pictures_of(rows, name)
@@ -319,8 +328,9 @@ def _find_captions(store: Store, numbers: Names, shelf: Shelf) -> None:
 
 def _find_answers(store: Store, numbers: Names, shelf: Shelf) -> None:
     columns = [NUMBER, "style", "recaption", "code", "written"]
-    for rows in read_answers(store):
-        shelf.add(numbered(rows, numbers).select(columns))
+    for part in read_answers(store):
+        for rows in slices(part):
+            shelf.add(numbered(rows, numbers).select(columns))
 
 
 def _last(rows: pa.Table, order: Sequence[str], by: Sequence[str] = ()) -> pa.Table:

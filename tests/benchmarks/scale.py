@@ -11,6 +11,8 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
     compact ROWS  compact them, where they lie in parts of 64 rows
     export ROWS   of a million kept scenes, or of all if there are fewer, each with a recaption: all that `export` does
                   in the driver, once where no clip is there and once where all are; no clip is made or listed
+    recaption, annotate, evaluate, videos ROWS   what these do in the driver before they ask for something (videos: a
+                  family of whole videos), of the same
 """
 
 import json

@@ -16,7 +16,7 @@ from actors.curation.captioning.styles import IMPROVED
 from actors.curation.tables import CAPTIONS, PLAN_AGAIN, SCENES, SCORES, SELECT_AGAIN, SELECTION, VIDEOS
 from pipelines.curation.settings import CurationConfig
 
-STEPS = ("export",)
+STEPS = ("export", "recaption", "annotate", "videos", "evaluate")
 KEPT = 1_000_000
 """Scenes that are kept of more."""
 WORDS = "a person in a red coat walks slowly along the shore while two dogs chase each other through the water of"
@@ -74,11 +74,12 @@ def export(config: CurationConfig) -> str:
     return f"{first.written} clips asked for"
 
 
-def _written(films: list[list[Any]], *_: Any) -> Iterator[Any]:
+def _written(films: list[Any], *_: Any) -> Iterator[Any]:
     """What workers tell of clips."""
-    for task in [(rows[0]["video_id"], json.dumps(rows)) for rows in films]:
-        for row in json.loads(task[1]):
-            yield {"video_id": task[0], "scene_id": row["scene_id"], "error": "", "message": "", "silenced_s": 0.0}
+    for film in films:
+        for row in json.loads(film.task["wanted"]):
+            about = {"video_id": film.task["video_id"], "scene_id": row["scene_id"]}
+            yield {**about, "error": "", "message": "", "silenced_s": 0.0}
 
 
 def clips_of(store: Store) -> Iterator[Entry]:
@@ -87,3 +88,45 @@ def clips_of(store: Store) -> Iterator[Entry]:
         for rows in part.filter(part["kept"]).to_batches(max_chunksize=1000):
             for video_id, scene_id in zip(rows[0].to_pylist(), rows[1].to_pylist(), strict=True):
                 yield Entry(f"{video_id}/{scene_id}.mp4", "", 1000)
+
+
+def recaption(config: CurationConfig) -> str:
+    """All that `recaption` does before and between its requests: which captions of a style are lacking, their price,
+    and what workers are asked for."""
+    from actors.curation.captioning.recaptioners import packed
+    from pipelines.curation.captioning.recaption import estimate, in_waves, unasked
+    from pipelines.curation.kept import kept_scenes
+
+    config = replace(config, captions=replace(config.captions, styles=("improved", "short")))
+    todo = unasked(config, kept_scenes(Store(config.output)))
+    cost = estimate(config, todo)
+    waves = [sum(len(packed(row, row["styles"])) for row in some) for some in in_waves(todo)]
+    assert cost.captions == cost.scenes == len(todo)
+    return f"{cost.captions} captions to make in {len(waves)} waves"
+
+
+def annotate(config: CurationConfig) -> str:
+    """What `annotate` asks for, before its page is served."""
+    from pipelines.curation.selecting.annotate import scenes_to_label
+
+    asked = scenes_to_label(Store(config.output), 20)
+    return f"{len(asked.scenes)} of {len(asked.scenes) + asked.beyond} scenes"
+
+
+def videos(config: CurationConfig) -> str:
+    """Which key frames a family of whole videos looks at."""
+    from actors.curation.measuring.measured import slices_of
+    from pipelines.curation.measuring.whole_videos import pictures_of
+
+    store = Store(config.output)
+    items = [{"part": name} for part in store.listed("scores") for name in slices_of(part)]
+    size = sum(len(item["pictures"]) for item in pictures_of(store, items))
+    return f"{len(items)} slices, {size / 1e6:.0f} MB for workers"
+
+
+def evaluate(config: CurationConfig) -> str:
+    """The plan of `evaluate`."""
+    from pipelines.curation.evaluating.evaluate import plan_evaluation
+
+    plan = plan_evaluation(config)
+    return f"{len(plan.scenes)} scenes, {len(plan.todo)} to be scored"

@@ -27,7 +27,6 @@ from actors.curation.exporting.presets import load_preset
 from actors.curation.tables import BARS
 from actors.media.limits import FilmStage
 from pipelines.core.ray_data import LazyStage, fitted, ray_task, rows_of, set_context
-from pipelines.curation.cutting.order import longest_first
 from pipelines.curation.exporting.digests import TOTALS, digest
 from pipelines.curation.exporting.fit_clips import MADE, fit_clips, renew_fitted
 from pipelines.curation.exporting.layouts import renew_layouts, write_layouts
@@ -51,7 +50,7 @@ SILENCED = "export_silenced.json"
 """Seconds of damaged sound that is silent in clips, by the clip's name."""
 WANTED = ("scene_id", "start_s", "end_s", "clock_jumps", *BARS)
 """What a worker needs to know of a scene to write its clip."""
-WAVE = 500_000
+WAVE = 250_000
 """Clips that are asked for at once: the driver holds some 200 bytes of each, and workers wait for the last film of a
 wave before they begin with the next."""
 
@@ -358,27 +357,37 @@ def _write_missing(missing: Scenes, config: CurationConfig, stage: LazyStage) ->
     interval_ms = config.frames.interval_ms if config.export.frames else None
     look = config.cutting.frames.look
     job = ExportJob(Store(config.output), config.export, config.video, interval_ms, look, config.export.packed)
-    for films in waves(films_of(missing), len, WAVE):
+    for films in waves(films_of(missing), lambda film: film.scenes, WAVE):
         yield from written_films(films, job, stage)
 
 
-def films_of(scenes: Scenes) -> Iterator[list[Row]]:
+@dataclass(frozen=True)
+class Film:
+    """The scenes that are wanted of a film."""
+
+    task: Row
+    """As `export_films` takes it."""
+    scenes: int
+    seconds: float
+
+
+def films_of(scenes: Scenes) -> Iterator[Film]:
     """The scenes of each film; a video of several films has them one after the other."""
-    for _, rows in groupby(scenes.rows("video_id", "uri", *WANTED), lambda row: row["video_id"]):
-        for _, some in groupby(sorted(rows, key=lambda row: row["uri"]), lambda row: row["uri"]):
-            yield list(some)
+    for video_id, rows in groupby(scenes.rows("video_id", "uri", *WANTED), lambda row: row["video_id"]):
+        for uri, some in groupby(sorted(rows, key=lambda row: row["uri"]), lambda row: row["uri"]):
+            wanted = [{name: row[name] for name in WANTED} for row in some]
+            seconds = sum(row["end_s"] - row["start_s"] for row in wanted)
+            task = {"video_id": video_id, "uri": uri, "wanted": json.dumps(wanted)}
+            yield Film(task, len(wanted), seconds)
 
 
-def written_films(films: Sequence[list[Row]], job: ExportJob, stage: LazyStage) -> Iterator[Row]:
-    """Write the clips of films in Ray's tasks."""
+def written_films(films: Sequence[Film], job: ExportJob, stage: LazyStage) -> Iterator[Row]:
+    """Write the clips of films in Ray's tasks, the longest first, so that no wave ends with one worker busy."""
     import ray
 
     options = ray_task(stage())
     set_context()
-    tasks = [
-        {"video_id": rows[0]["video_id"], "uri": rows[0]["uri"], "wanted": json.dumps(rows)}
-        for rows in longest_first(films)
-    ]
+    tasks = [film.task for film in sorted(films, key=lambda film: -film.seconds)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     write: Any = partial(export_films, job=job)
     yield from rows_of(rows.map_batches(write, batch_size=1, **options))
