@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from actors.core import storage
 from actors.core.catalog import GENERATION, Catalog, DamagedError, Part, Replacement, read_catalog, replaced
 from actors.core.errors import UserError
+from actors.core.json_text import write_text
 from actors.core.local_files import Entry
+from actors.core.temporary import TemporaryFolder
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +223,13 @@ class Store:
         """Write a JSON file; numbers of numpy are numbers."""
         text = json.dumps(value, indent=1, ensure_ascii=False, default=_number)
         storage.write_bytes(self.uri(*names), text.encode())
+
+    def write_pieces(self, pieces: Iterable[str], *names: str) -> None:
+        """Write a text file whose pieces are made one after the other: it need not fit into memory."""
+        with TemporaryFolder() as folder:
+            path = folder / "whole"
+            write_text(path, pieces)
+            storage.upload(path, self.uri(*names))
 
     def read_json(self, *names: str) -> Any:
         """Read a JSON file; None where there is none. Raises UserError where it is damaged: we write whole files."""

@@ -366,12 +366,24 @@ def with_new_captions(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(caption=np.where(pd.isna(found), rows.caption.to_numpy(object), found))
 
 
-def with_places(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the `uri` where their films lie now: the input or the output may have moved since."""
+def plan_places(store: Store) -> pa.Table | None:
+    """Where the film of each video of the plan lies now; None where the plan is of a version that did not tell."""
     if "plan/videos" not in store.catalog().tables:
+        return None
+    return store.read_table("plan/videos", URLS).select(["video_id", "url"])
+
+
+def with_places(store: Store, rows: pd.DataFrame, plan: pa.Table | None) -> pd.DataFrame:
+    """Rows with the `uri` where their films lie now: the input or the output may have moved since.
+
+    plan: as `plan_places` tells it.
+    """
+    if plan is None:
         return rows
-    now = store.read_table("plan/videos", URLS).to_pandas().set_index("video_id").url
-    urls = rows.video_id.map(now[now.index.isin(rows.video_id.unique())]).fillna("").to_numpy(object)
+    here = pa.array(rows.video_id.unique(), pa.string())
+    is_in: Any = pc.is_in  # type: ignore[attr-defined]
+    now = plan.filter(is_in(plan["video_id"], value_set=here)).to_pandas().set_index("video_id").url
+    urls = rows.video_id.map(now).fillna("").to_numpy(object)
     local = np.array([url.startswith(("/", "file://", "s3://")) for url in urls], bool)
     fetched = [store.uri("videos", PurePosixPath(uri).name) if uri else uri for uri in rows.uri]
     return rows.assign(uri=np.where(local, urls, fetched))

@@ -20,7 +20,7 @@ import signal
 import socket
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -40,7 +40,6 @@ from pipelines.curation.selecting.annotate import (
     Clips,
     NotCurrentError,
     Session,
-    in_order,
     key_frames,
     scenes_to_label,
     with_key_frames,
@@ -72,9 +71,9 @@ def annotate(config: AnnotateConfig, run: CurationConfig, token: str | None) -> 
     model, store = None, Store(config.output)
     if config.order == "uncertain":
         model = load_filter(place(config.output, config.filter), measured_by(run), store)
-    to_label = scenes_to_label(store, model.features if model else FEATURES)
-    scenes = in_order(to_label, config.per_video, config.seed, model)
-    session = Session(scenes, own, read_labels(labels))
+    everyone = read_labels(labels)
+    asked = scenes_to_label(store, config.per_video, config.seed, model, everyone.get(PurePosixPath(own).stem))
+    session = Session(asked.scenes, own, everyone, asked.beyond)
     asyncio.run(_serve(session, Clips(session.scenes, run), config, token))
     print("\n".join(summary(session, config)))
 

@@ -220,8 +220,8 @@ class Export(CurationVerb):
         check_all(partial(check_selected, config), preset)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.exporting.export import kept_scenes
         from pipelines.curation.exporting.fit_clips import fitted_of
+        from pipelines.curation.kept import kept_scenes
 
         names = ["clips", "kept.json", "report.html", "run.json"]
         names += ["frames"] if config.export.frames else []
@@ -273,7 +273,7 @@ class Retry(CurationVerb):
 
     def steps(self, config: RetryConfig, plan: None, run: verbs.Run) -> None:
         from pipelines.curation.captioning.recaption import forget_failed
-        from pipelines.curation.exporting.export import kept_scenes
+        from pipelines.curation.kept import kept_scenes
 
         measure(config.run(), run, config.again())
         add_scores(config.run(), run)

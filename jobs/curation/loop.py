@@ -45,9 +45,9 @@ class Annotate(Verb):
         return
 
     def preview(self, config: Any, plan: None) -> Preview:
-        from pipelines.curation.selecting.annotate import scenes_to_label
+        from pipelines.curation.selecting.annotate import count_to_label
 
-        facts = [f"to label: {len(scenes_to_label(Store(config.output)))} scenes"]
+        facts = [f"to label: {count_to_label(Store(config.output))} scenes"]
         return Preview(facts, {"labels": config.files()[1]})
 
     def work(self, config: Any, plan: None, run: Run) -> None:
@@ -130,13 +130,13 @@ class Recaption(CurationVerb):
         check_captioner(config.captions)
 
     def preview(self, config: CurationConfig, plan: None) -> Preview:
-        from pipelines.curation.exporting.export import kept_scenes
+        from pipelines.curation.kept import kept_scenes
 
         names = ("captions", "scenes", "rejected", "kept.json", "report.html", "run.json")
         return Preview([estimated(config, kept_scenes(Store(config.output)))], places(config, *names))
 
     def steps(self, config: CurationConfig, plan: None, run: Run) -> None:
-        from pipelines.curation.exporting.export import kept_scenes
+        from pipelines.curation.kept import kept_scenes
 
         expected = count(run)
         caption(config, kept_scenes(run.store), run)

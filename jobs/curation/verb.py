@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from actors.core import storage
 from actors.core.catalog import ReplacedError
 from actors.core.errors import UserError
-from actors.core.stage import Row
 from actors.core.store import Store
 from actors.curation.tables import check_planned
 from jobs.core.counts import decoder_lines, listed
@@ -22,6 +21,7 @@ from jobs.core.settings import SettingsError, load, read_arguments
 from jobs.core.verbs import Run, Verb
 
 if TYPE_CHECKING:
+    from pipelines.curation.kept import Chosen
     from pipelines.curation.settings import CurationConfig
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def write_kept(config: CurationConfig, run: Run) -> None:
         run.record["export"]["for_training"] = exported.fitted
 
 
-def caption(config: CurationConfig, scenes: list[Row], run: Run) -> None:
+def caption(config: CurationConfig, scenes: Chosen, run: Run) -> None:
     """Caption scenes, and record what that took."""
     from actors.curation.captioning.recaptioners import check_captioner
     from pipelines.curation.captioning.recaption import caption_scenes, unasked
@@ -219,7 +219,7 @@ def settle(expected: int, run: Run) -> None:
         run.record["notes"] = [*run.record.get("notes", []), f"{behind}: renew them with {command}"]
 
 
-def estimated(config: CurationConfig, scenes: list[Row]) -> str:
+def estimated(config: CurationConfig, scenes: Chosen) -> str:
     """What captioning scenes will cost, as a line."""
     from actors.models.vlm.asking import TRIES
     from pipelines.curation.captioning.recaption import estimate, unasked

@@ -409,18 +409,36 @@ def current_answers(store: Store) -> pa.Table:
     return rows.filter(current(rows, store.read_table("plan/stale", STALE, again=PLAN_AGAIN)))
 
 
+def read_answers(store: Store) -> Iterator[pa.Table]:
+    """The rows of `current_answers`, part by part; some of them twice where another command gathers them meanwhile."""
+    stale = store.read_table("plan/stale", STALE, again=PLAN_AGAIN)
+    while True:
+        try:
+            for part in store.listed("captions"):
+                rows = answers_of_part(store, part.name)
+                yield rows.filter(current(rows, stale))
+            return
+        except FileNotFoundError:
+            # Gathered into others since.
+            continue
+
+
+def answers_of_part(store: Store, name: str) -> pa.Table:
+    """The rows of a part of captions/."""
+    rows = store.read_whole(Part("captions", name), CAPTIONS.names, (*ORIGIN, "style"), CAPTIONS_AGAIN)
+    rows = rows.select(CAPTIONS.names).cast(CAPTIONS)
+    # Rows of earlier versions have none.
+    column = CAPTIONS.get_field_index("style")
+    return rows.set_column(column, CAPTIONS.field(column), rows["style"].fill_null(IMPROVED))
+
+
 def answers(store: Store) -> tuple[pa.Table, list[str]]:
     """All rows of captions/, and the names of the parts that hold them."""
     while True:
         parts = store.listed("captions")
         try:
-            read = [store.read_whole(part, CAPTIONS.names, (*ORIGIN, "style"), CAPTIONS_AGAIN) for part in parts]
+            tables = [answers_of_part(store, part.name) for part in parts]
         except FileNotFoundError:
-            # Another command has gathered them into one part since.
+            # Another command has gathered them into others since.
             continue
-        tables = (part.select(CAPTIONS.names).cast(CAPTIONS) for part in read)
-        rows = pa.concat_tables([CAPTIONS.empty_table(), *tables])
-        # Rows of earlier versions have none.
-        column = CAPTIONS.get_field_index("style")
-        styles = rows["style"].fill_null(IMPROVED)
-        return rows.set_column(column, CAPTIONS.field(column), styles), [part.name for part in parts]
+        return pa.concat_tables([CAPTIONS.empty_table(), *tables]), [part.name for part in parts]

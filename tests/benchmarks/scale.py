@@ -9,6 +9,10 @@ step runs in a process of its own; its CPU-seconds and peak memory are printed, 
     select ROWS   the verb `select` of it, with its report, in one process
     status ROWS   how far they are
     compact ROWS  compact them, where they lie in parts of 64 rows
+    export ROWS   of a million kept scenes, or of all if there are fewer, each with a recaption: all that `export` does
+                  in the driver, once where no clip is there and once where all are; no clip is made or listed
+    recaption, annotate, evaluate, videos ROWS   what these do in the driver before they ask for something (videos: a
+                  family of whole videos), of the same
 """
 
 import json
@@ -36,6 +40,7 @@ from actors.curation.features.perceptual_hash import HASH_BYTES
 from actors.curation.sources.origin import Source, times, with_times
 from actors.curation.tables import PICTURES, PLAN_AGAIN, SCORES, VIDEOS
 from pipelines.curation.settings import CurationConfig, measured_by
+from tests.benchmarks import scale_kept
 
 SHARE = 100
 """Of so many videos one is new, and of so many rows one has failed."""
@@ -45,7 +50,7 @@ PART_ROWS = 600_000
 """Rows of a compacted part: 100 MB of rows that were measured."""
 BARS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("start", "changed", "retry"), (60.0, 1000.0)),
-    **dict.fromkeys(("select", "status", "compact"), (float("inf"), 2000.0)),
+    **dict.fromkeys(("select", "status", "compact", *scale_kept.STEPS), (float("inf"), 2000.0)),
 }
 """CPU-seconds and MB at ten million rows."""
 
@@ -254,6 +259,10 @@ def loosen(folder: Path) -> None:
             store.write_part("scores", part, part["scene_id"].to_pylist())
 
 
+def _of_kept(name: str) -> Callable[[Path], str]:
+    return lambda folder: getattr(scale_kept, name)(config_of(folder))
+
+
 STEPS: dict[str, Callable[[Path], str]] = {
     "start": start,
     "changed": changed,
@@ -261,8 +270,14 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "select": select,
     "status": status,
     "compact": compact,
+    **{name: _of_kept(name) for name in scale_kept.STEPS},
 }
-BEFORE: dict[str, Callable[[Path], None]] = {"changed": add_videos, "retry": fail_rows, "compact": loosen}
+BEFORE: dict[str, Callable[[Path], None]] = {
+    "changed": add_videos,
+    "retry": fail_rows,
+    "compact": loosen,
+    **dict.fromkeys(scale_kept.STEPS, lambda folder: scale_kept.keep(config_of(folder))),
+}
 
 
 def step(name: str, folder: Path) -> None:
@@ -295,7 +310,7 @@ def main() -> None:
         folder = Path(sys.argv[3] if len(sys.argv) > 3 else temporary)
         if not (folder / "out").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            make(folder, rows, whole=name != "select")
+            make(folder, rows, whole=name not in ("select", *scale_kept.STEPS))
         if name in BEFORE:
             BEFORE[name](folder)
         subprocess.run(

@@ -24,7 +24,8 @@ from actors.curation.measuring.family import FAMILIES, scorer_class
 from actors.curation.measuring.scoring import READ, PartScorer
 from actors.curation.tables import LATER, PICTURES, URLS
 from pipelines.curation.cutting.frames import bare
-from pipelines.curation.measuring.measure import pictures_of, tasks_of
+from pipelines.curation.measuring.measure import tasks_of
+from pipelines.curation.measuring.whole_videos import pictures_of
 from pipelines.curation.settings import CurationConfig
 from tests.support.films import bikes_mp4, demo_mp4
 
@@ -61,7 +62,7 @@ def costs(config: CurationConfig, name: str) -> None:
     scorer = PartScorer(Store(config.output), task, bare(config, keyframes=side), {})
     items = [{"part": part} for part in Store(config.output).parts("scores")]
     if scorer_class(name).reads == "video":
-        items = pictures_of(Store(config.output), items)
+        items = list(pictures_of(Store(config.output), items))
     batch = {key: np.array([item[key] for item in items], object) for key in items[0]}
     held = [row for item in items for row in _inputs(scorer, config, item)]
     works: dict[str, Callable[[], Any]] = {

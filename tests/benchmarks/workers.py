@@ -31,14 +31,15 @@ def family(name: str, folder: str) -> None:
     from actors.curation.measuring.family import scorer_class
     from actors.curation.measuring.scoring import PartScorer
     from pipelines.curation.cutting.frames import bare
-    from pipelines.curation.measuring.measure import pictures_of, tasks_of
+    from pipelines.curation.measuring.measure import tasks_of
+    from pipelines.curation.measuring.whole_videos import pictures_of
     from pipelines.curation.settings import CurationConfig
 
     config = CurationConfig(folder, f"{folder}/out", scores=[name])
     (task,), store = tasks_of(config), Store(config.output)
     reads = scorer_class(name).reads
     items = [{"part": part} for part in store.parts("scores")]
-    items = pictures_of(store, items) if reads == "video" else items
+    items = list(pictures_of(store, items)) if reads == "video" else items
     scorer = PartScorer(store, task, bare(config, keyframes=FramesConfig().keyframes * (reads == "keyframes")), {})
     scorer({key: np.array([item[key] for item in items], object) for key in items[0]})
 

@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,8 +54,13 @@ class ExportJob:
 def clip_name(video_id: str, scene_id: str) -> str:
     """The name of a clip below clips/. Its folder is the video's id, and "_" where that is named like a film: programs
     that look for *.mp4 would take the folder for one."""
+    return f"{_folder_of(video_id)}/{scene_id}.mp4"
+
+
+@lru_cache(1024)
+def _folder_of(video_id: str) -> str:
     like_a_film = PurePosixPath(video_id.rstrip("_")).suffix.lower() in VIDEO_SUFFIXES
-    return f"{video_id}{'_' * like_a_film}/{scene_id}.mp4"
+    return f"{video_id}{'_' * like_a_film}"
 
 
 def export_films(batch: Batch, job: ExportJob) -> Iterator[Batch]:

@@ -3,14 +3,18 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from actors.core import storage
+from actors.core.json_text import json_list
 from actors.core.stage import Row
 from actors.core.store import Store
 
+Files = Iterator[tuple[str, Iterable[str]]]
+"""Files by their paths below the output, each with the pieces of its text."""
 Caption = Literal["recaption", "caption", "both", "short", "long", "tags", "structured", "free"]
 
 
@@ -46,57 +50,59 @@ def text_of(row: Row, how: Caption) -> str:
     return row.get("captions", {}).get(how) or caption
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    return (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
-def _list(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return json.dumps(rows, indent=1, ensure_ascii=False).encode()
-
-
-def _jsonl(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _jsonl(clips: Iterable[Clip]) -> Files:
     # musubi-tuner, docs/dataset_config.md as of 2026-11: a relative path starts at the working directory, or else at
     # the file. Earlier versions know the former only, and take a missing clip for one without frames.
-    return {"dataset.jsonl": _lines([{"video_path": clip.file, "caption": clip.text} for clip in clips])}
+    yield "dataset.jsonl", _lines({"video_path": clip.file, "caption": clip.text} for clip in clips)
 
 
-def _metadata_csv(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _metadata_csv(clips: Iterable[Clip]) -> Files:
     # DiffSynth-Studio, its Wan training as of 2026-11: --dataset_base_path is the output, the columns video and prompt.
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerows([("video", "prompt"), *((clip.path, clip.text) for clip in clips)])
-    return {"metadata.csv": text.getvalue().encode()}
+    def lines() -> Iterator[str]:
+        for row in chain([("video", "prompt")], ((clip.path, clip.text) for clip in clips)):
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerow(row)
+            yield text.getvalue()
+
+    yield "metadata.csv", lines()
 
 
-def _ltx(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _ltx(clips: Iterable[Clip]) -> Files:
     # LTX-Video's trainer, scripts/process_dataset.py as of 2026-11: paths start at the file.
-    return {"ltx.json": _list([{"caption": clip.text, "media_path": clip.path} for clip in clips])}
+    yield "ltx.json", json_list({"caption": clip.text, "media_path": clip.path} for clip in clips)
 
 
-def _videox(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _videox(clips: Iterable[Clip]) -> Files:
     # VideoX-Fun, README as of 2026-11: train_data_dir is the output.
-    return {"videox.json": _list([{"file_path": clip.path, "text": clip.text, "type": "video"} for clip in clips])}
+    yield "videox.json", json_list({"file_path": clip.path, "text": clip.text, "type": "video"} for clip in clips)
 
 
-def _hf(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _hf(clips: Iterable[Clip]) -> Files:
     # datasets 5.2, video_dataset: beside the videos, names relative to it. A metadata.csv there would be one too many.
-    rows = [{"file_name": clip.path.removeprefix("clips/"), "text": clip.text} for clip in clips]
-    return {"clips/metadata.jsonl": _lines(rows)}
+    rows = ({"file_name": clip.path.removeprefix("clips/"), "text": clip.text} for clip in clips)
+    yield "clips/metadata.jsonl", _lines(rows)
 
 
-def _sidecar(clips: Sequence[Clip]) -> dict[str, bytes]:
+def _sidecar(clips: Iterable[Clip]) -> Files:
     # musubi-tuner and diffusion-pipe as of 2026-11: the same name with .txt; a folder is read without those below it.
-    return {str(PurePosixPath(clip.path).with_suffix(".txt")): clip.text.encode() for clip in clips}
+    for clip in clips:
+        yield str(PurePosixPath(clip.path).with_suffix(".txt")), [clip.text]
 
 
-LAYOUTS: dict[str, Callable[[Sequence[Clip]], dict[str, bytes]]] = {
-    "sidecar": _sidecar,
+SIDECAR = "sidecar"
+"""The layout that has a file for each clip."""
+LAYOUTS: dict[str, Callable[[Iterable[Clip]], Files]] = {
+    SIDECAR: _sidecar,
     "jsonl": _jsonl,
     "metadata_csv": _metadata_csv,
     "ltx": _ltx,
     "videox": _videox,
     "hf": _hf,
 }
-"""What makes the files of a layout, by their paths below the output."""
+"""What makes the files of a layout."""
 SHARDS = "webdataset"
 """The layout that holds the clips too, in tars."""

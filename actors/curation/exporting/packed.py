@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ INDEX = "clips.json"
 """Of each clip where it begins behind this member, and its bytes."""
 HEAD = 1 << 14
 """Bytes that are read at once to know the index."""
+AT_ONCE = 1000
+"""Tars whose clips are known at once."""
 READERS = 16
 """Tars that are looked into at once: a store is waited for."""
 Places = dict[str, tuple[int, int]]
@@ -49,16 +52,14 @@ def places(uri: str) -> Places:
     return {name: (start + first, length) for name, (first, length) in json.loads(index).items()}
 
 
-def packed_clips(store: Store) -> dict[str, int]:
-    """Bytes of all clips in tars, by their names below clips/."""
-    entries = list(storage.listing(store.uri(TARS), (".tar",)))
+def packed_clips(store: Store) -> Iterator[tuple[str, int]]:
+    """All clips in tars: their names below clips/, and their bytes."""
+    entries = storage.listing(store.uri(TARS), (".tar",))
     with ThreadPoolExecutor(READERS) as threads:
-        found = zip(entries, threads.map(lambda entry: places(entry.uri), entries), strict=True)
-        return {
-            f"{entry.name.removesuffix('.tar')}/{name}": size
-            for entry, clips in found
-            for name, (_, size) in clips.items()
-        }
+        while some := list(islice(entries, AT_ONCE)):
+            for entry, clips in zip(some, threads.map(lambda entry: places(entry.uri), some), strict=True):
+                for name, (_, size) in clips.items():
+                    yield f"{entry.name.removesuffix('.tar')}/{name}", size
 
 
 def download_clip(store: Store, name: str, path: Path) -> None:

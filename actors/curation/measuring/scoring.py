@@ -31,6 +31,7 @@ from actors.curation.tables import (
     check_columns,
     current,
     pictures_of,
+    plan_places,
     strings,
     with_new_captions,
     with_places,
@@ -173,7 +174,8 @@ class PartScorer:
         chosen = is_measurable(table) & current(table, self._stale).to_numpy(zero_copy_only=False)
         numbers = pa.array(np.arange(first, first + len(table)))
         rows = table.append_column("row", numbers).filter(pa.array(chosen))
-        frame = with_places(self._store, with_new_captions(self._store, rows.to_pandas(types_mapper=strings)))
+        frame = with_new_captions(self._store, rows.to_pandas(types_mapper=strings))
+        frame = with_places(self._store, frame, plan_places(self._store))
         found: list[Any] = frame.fillna({"caption": ""}).to_dict("records")
         for row in found:
             row["recaption"] = self._recaptions.get((row["video_id"], row["scene_id"]), "")

@@ -12,7 +12,7 @@ their own: rows cannot go back in one.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from actors.curation.captioning.recaptioners import Answers
 from actors.curation.captioning.settings import CaptionsConfig
 from actors.models.vlm.asking import TRIES, Answer
 from pipelines.core.ray_data import batches, fitted
-from pipelines.curation.captioning.recaption import asked
+from pipelines.curation.captioning.recaption import asked, in_waves
 from pipelines.curation.settings import CurationConfig
 
 if TYPE_CHECKING:
@@ -35,8 +35,13 @@ PREPARE_CPUS = 1.0
 """That each stage beside the engine reserves."""
 
 
-def by_engine(config: CurationConfig, scenes: list[Row], into: Answers) -> Generator[Answer, None, None]:
+def by_engine(config: CurationConfig, scenes: Iterable[Row], into: Answers) -> Generator[Answer, None, None]:
     """The answers for scenes with `styles`, each written when it is settled."""
+    for some in in_waves(scenes):
+        yield from _wave(config, some, into)
+
+
+def _wave(config: CurationConfig, scenes: list[Row], into: Answers) -> Iterator[Answer]:
     before: dict[tuple[str, str, str], Answer] = {}
     left = {(row["video_id"], row["scene_id"]): row for row in scenes}
     for attempt in range(TRIES):

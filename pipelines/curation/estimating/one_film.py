@@ -23,7 +23,7 @@ from actors.curation.measuring.measured import Task
 from actors.curation.measuring.scoring import PassScorer
 from actors.curation.selecting.select_settings import SelectConfig
 from pipelines.curation.cutting.plan import LOCAL, write_plan_of
-from pipelines.curation.exporting.export import kept_scenes
+from pipelines.curation.kept import kept_scenes
 from pipelines.curation.selecting.select import select
 from pipelines.curation.settings import CurationConfig
 
@@ -143,7 +143,7 @@ class OneFilm:
         config = replace(self._config, output=store.root, select=SelectConfig(**rules))
         write_plan_of(config, task)
         select(config)
-        kept = kept_scenes(store)
+        kept = list(kept_scenes(store))
         cost.kept = len(kept)
         if not kept:
             return

@@ -35,23 +35,26 @@ import pyarrow as pa
 
 from actors.core.computed import COMPUTED, mixed
 from actors.core.errors import UserError
-from actors.core.stage import Batch, Row, Stage
+from actors.core.stage import Batch, Row, Stage, codes_in
 from actors.core.store import Store
 from actors.curation.evaluating.clip_scores import KEYS, SCORED, TEXTS, score_scenes
 from actors.curation.tables import EVALUATION, ORIGIN, PLAN_AGAIN, SELECT_AGAIN, STALE, current, strings
 from actors.models.clip import EmbeddingsConfig, FrameEmbedder, TextEmbedder
-from pipelines.core.progress import Progress
-from pipelines.core.ray_data import finish, fitted, ray_actors, ray_task, rows_of, set_context
-from pipelines.curation.captioning.recaption import unasked
+from pipelines.core.progress import Progress, tracked
+from pipelines.core.ray_data import batches, fitted, ray_actors, ray_task, rows_of, set_context
+from pipelines.curation.captioning.recaption import in_waves, unasked
 from pipelines.curation.cutting.frames import frames_of, key_frames_of, without_key_frames
 from pipelines.curation.evaluating.significance import Comparison, compare
-from pipelines.curation.exporting.export import TOTALS, Key, digest, located, renew_kept_json
+from pipelines.curation.exporting.digests import TOTALS, digest
+from pipelines.curation.exporting.export import renew_kept_json
+from pipelines.curation.kept import ROWS, Chosen, Key, Names, Scenes, located, names_of, scene_names
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
 
 EVERY = {"keyframes": 1, "sampled": 2}
 """All key frames are scored, and every second sampled one."""
 
+_KEYS = pa.schema([(name, pa.string()) for name in KEYS])
 ALIKE = "To score all on one device, delete evaluation/ and evaluate again."
 """What to do where scores were computed in several ways."""
 
@@ -64,9 +67,9 @@ class Plan:
 
     rows: pd.DataFrame
     """The scenes of both groups, with the columns of EVALUATION."""
-    scenes: list[Row]
+    scenes: Chosen
     """The same, as `frames_of` takes them."""
-    todo: list[Row]
+    todo: Chosen
     """Those of them that are to be scored."""
     pictures: str = "sampled"
     """Which pictures of them, by evaluate.pictures."""
@@ -88,33 +91,35 @@ class Plan:
 def plan_evaluation(config: CurationConfig) -> Plan:
     """Draw the groups and find what is missing; raises UserError where nothing is kept."""
     store = Store(config.output)
-    chosen = [key for rows in _selection(store) for key in _keys(rows[rows.kept | rows.uncaptioned])]
-    if not chosen:
+    kept = pa.concat_tables([_KEYS.empty_table(), *_chosen(store)])
+    if not len(kept):
         raise UserError(
             f"{config.output} keeps no scene, so there is nothing to evaluate. Change the thresholds with `select`."
         )
-    kept, random = set(chosen), set(draw(_candidates(store), len(chosen), config.evaluate.seed))
-    scenes = located(store, sorted(kept | random))
-    answers = captions(store)
-    said = dict(zip(_keys(answers), zip(answers.recaption, answers.code, strict=True), strict=True))
-    rows = pd.DataFrame(
-        [
-            [*key, key in kept, key in random, row["caption"] or "", *said.get(key, ("", "not_asked"))]
-            for key, row in zip(map(_key, scenes), scenes, strict=True)
-        ],
-        columns=EVALUATION.names[:7],
-    )
+    random = draw(_candidates(store), len(kept), config.evaluate.seed)
+    drawn = pa.table(list(map(list, zip(*random, strict=True))) or [[], []], _KEYS)
+    del random
+    both = pa.concat_tables([kept, drawn]).group_by(KEYS).aggregate([])
+    scenes = located(store, [both.sort_by([(name, "ascending") for name in KEYS])])
+    about = pa.concat_tables(scenes.tables(*KEYS, "caption", *ORIGIN)).to_pandas(types_mapper=strings)
+    groups = {
+        name: np.concatenate([Names([scene_names(group)]).places(some) >= 0 for some in names_of(scenes)])
+        for name, group in (("kept", kept), ("random", drawn))
+    }
+    answers = captions(store)[[*KEYS, "recaption", "code"]].rename(columns={"code": "caption_code"})
+    rows = about.assign(**groups).merge(answers, "left", on=KEYS)
+    rows = rows.fillna({"caption": "", "recaption": "", "caption_code": "not_asked"})
     pictures = _pictures(store, scenes, config)
-    about = {name: [row[name] for row in scenes] for name in ORIGIN}
-    rows = _with_scores(rows.assign(**about, pictures=pictures), store, config)
-    return Plan(rows, scenes, [scene for scene, error in zip(scenes, rows.error, strict=True) if error != ""], pictures)
+    rows = rows[[*EVALUATION.names[:7], *ORIGIN]].assign(pictures=pictures)
+    rows = _with_scores(rows, store, config)
+    return Plan(rows, scenes, scenes.where((rows.error != "").to_numpy()), pictures)
 
 
-def _pictures(store: Store, scenes: list[Row], config: CurationConfig) -> str:
+def _pictures(store: Store, scenes: Scenes, config: CurationConfig) -> str:
     """Which pictures are scored: where the settings leave it open, key frames if all scenes have them."""
     if config.evaluate.pictures:
         return config.evaluate.pictures
-    without = without_key_frames(scenes, store)
+    without = without_key_frames(scenes.rows("part"), store)
     if without:
         log.info(
             "%d of %d scenes have no key frames: every second sampled frame is scored, for which films are opened; "
@@ -139,6 +144,11 @@ def _selection(store: Store) -> Iterator[pd.DataFrame]:
     for part in store.read_parts("scenes", [*KEYS, "kept", "reason", "error"], again=SELECT_AGAIN):
         rows = part.to_pandas(types_mapper=strings)
         yield rows.assign(uncaptioned=rows.error == "caption_failed")
+
+
+def _chosen(store: Store) -> Iterator[pa.Table]:
+    for rows in _selection(store):
+        yield pa.Table.from_pandas(rows.loc[rows.kept | rows.uncaptioned, KEYS], _KEYS, preserve_index=False)
 
 
 def _candidates(store: Store) -> Iterator[Key]:
@@ -181,7 +191,7 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
         "totals": totals(compared),
         "pictures": plan.pictures,
         "notes": mixed(Counter(rows[COMPUTED]), "CLIPScores", "scenes", ALIKE),
-        "of": digest(pa.Table.from_pandas(left[[*KEYS, "recaption"]]).to_pylist()),
+        "of": digest(_rows_of(left[[*KEYS, "recaption"]])),
         "settings": {"evaluate": asdict(config.evaluate), "embeddings": asdict(config.embeddings)},
         "open_clip": metadata.version("open_clip_torch"),
         "seconds": round(time.monotonic() - started, 1),
@@ -191,8 +201,9 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _key(row: Row) -> Key:
-    return row["video_id"], row["scene_id"]
+def _rows_of(rows: pd.DataFrame) -> Iterator[Row]:
+    for batch in pa.Table.from_pandas(rows, preserve_index=False).to_batches(max_chunksize=ROWS):
+        yield from batch.to_pylist()
 
 
 def _keys(rows: pd.DataFrame) -> list[Key]:
@@ -238,13 +249,20 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     texts: Any = ray.put(_text_embeddings(plan.texts, model))
     pictures_of = key_frames_of if plan.pictures == "keyframes" else frames_of
     arguments = [model, EVERY[plan.pictures]]
-    rows = pictures_of(plan.todo, config, stages["video"])
-    rows = rows.map_batches(
-        FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
-    )
     write: Any = partial(write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings)
-    rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
-    finish(rows, "scenes", Progress("evaluate", len(plan.todo), "scenes"))
+
+    def written() -> Iterator[Batch]:
+        for some in in_waves(plan.todo):
+            rows = pictures_of(some, config, stages["video"])
+            rows = rows.map_batches(
+                FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
+            )
+            rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
+            yield from batches(rows)
+
+    progress = Progress("evaluate", len(plan.todo), "scenes")
+    for _ in tracked(written(), progress, lambda counts: int(counts["scenes"].sum()), codes_in):
+        pass
 
 
 def write_scores(batch: Batch, about: Any, texts: Any, store: Store, model: EmbeddingsConfig) -> Batch:

@@ -10,12 +10,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +26,7 @@ from actors.core.errors import UserError
 from actors.core.stage import Row, Stage, codes_in
 from actors.core.store import Store
 from actors.curation.cutting.scenes import FramesConfig
-from actors.curation.measuring.family import VIDEO_SCENES, fingerprint, scorer_class
+from actors.curation.measuring.family import fingerprint, scorer_class
 from actors.curation.measuring.measured import (
     ROW,
     SLICE,
@@ -36,19 +35,20 @@ from actors.curation.measuring.measured import (
     families_now,
     family_now,
     folder_of,
-    rows_of_slice,
     slices_of,
     whole_parts,
     write_family,
 )
 from actors.curation.measuring.scoring import IN_PASS, PartScorer, text_digest
-from actors.curation.tables import BARS, NEW_CAPTIONS, PICTURES, PLAN_AGAIN
+from actors.curation.tables import NEW_CAPTIONS, PLAN_AGAIN
 from pipelines.core.progress import Progress
 from pipelines.core.ray_data import batches, fitted, ray_actors
 from pipelines.curation.cutting.frames import bare, from_items
 from pipelines.curation.measuring.measure_settings import family_settings
-from pipelines.curation.rows import captions, in_tasks, rows_now
+from pipelines.curation.measuring.whole_videos import pictures_of
+from pipelines.curation.rows import captions, in_tasks
 from pipelines.curation.settings import CurationConfig
+from pipelines.curation.waves import waves
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ MANY_PARTS = 1000
 """As many parts are read in the driver before Ray's tasks would have started."""
 TASK_PARTS = 250
 """Parts that one task reads."""
+WAVE_BYTES = 256 << 20
+"""What is asked of workers at once, in bytes."""
 MEASURE_AGAIN = "Run `measure` again."
 AGAIN = "To measure all alike, delete its folder in measured/ and run `measure` again."
 """What to do where scores were computed in several ways."""
@@ -194,17 +196,17 @@ def _run(config: CurationConfig, task: Task, parts: Sequence[str]) -> None:
     cutting = bare(config, keyframes=side)
     texts = captions(store) if getattr(kind, "texts", False) else pd.DataFrame(columns=["video_id"])
     recaptions = {(row.video_id, row.scene_id): row.recaption for row in texts.itertuples() if not row.code}
-    items = [{"part": part} for part in parts]
+    items: Iterable[Row] = ({"part": part} for part in parts)
     if kind.reads == "video":
         items = pictures_of(store, items)
     arguments = [store, replace(task, config=stage), cutting, recaptions]
-    rows = from_items(items).map_batches(
-        PartScorer, fn_constructor_args=arguments, batch_size=1, **ray_actors(stage, threads=True, inputs=len(parts))
-    )
     with Progress(f"measure {task.name}", len(parts), "parts") as progress:
-        for done in batches(rows):
-            progress.fail(codes_in(done))
-            progress.advance()
+        for some in waves(items, lambda item: sum(map(len, item.values())), WAVE_BYTES):
+            actors = ray_actors(stage, threads=True, inputs=len(some))
+            rows = from_items(some).map_batches(PartScorer, fn_constructor_args=arguments, batch_size=1, **actors)
+            for done in batches(rows):
+                progress.fail(codes_in(done))
+                progress.advance()
 
 
 def pool_of(stage: Stage) -> Stage:
@@ -217,35 +219,6 @@ def pool_of(stage: Stage) -> Stage:
     need = {"GPU": stage.num_gpus} if stage.num_gpus else {"CPU": stage.num_cpus}
     most = [int(there.get(name, 0) / amount) for name, amount in need.items() if amount]
     return replace(stage, workers=max(1, *most))
-
-
-def pictures_of(store: Store, items: list[Row]) -> list[Row]:
-    """With each part, which key frames stand for the videos whose scenes it has."""
-    scenes = rows_now(store, ["mean_rgb_diff", "start_s", "width", "height", *BARS]).scenes
-    sound = scenes[(scenes.error == "") & np.isfinite(scenes.mean_rgb_diff)]
-    bars = sound[list(BARS)].fillna(0)
-    sound = sound.assign(
-        left=bars.bar_left / sound.width,
-        top=bars.bar_top / sound.height,
-        right=1 - bars.bar_right / sound.width,
-        bottom=1 - bars.bar_bottom / sound.height,
-        part=sound.part.astype(str).str.rpartition("/")[2],
-        **{PICTURES: sound[PICTURES].astype(str)},
-    )
-    wanted: dict[str, list[Any]] = {}
-    for video_id, rows in sound.groupby("video_id", sort=False):
-        at = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), VIDEO_SCENES)).round().astype(int))
-        some = rows.sort_values("start_s").iloc[at].sort_values([PICTURES, "scene_id"])
-        boxes = some[["left", "top", "right", "bottom"]].round(6).to_numpy().tolist()
-        wanted[str(video_id)] = [list(one) for one in zip(some[PICTURES], some.scene_id, boxes, strict=True)]
-    rows = dict(list(sound[["part", "video_id", "row"]].groupby("part")))
-    nothing = sound.iloc[:0]
-    for item in items:
-        part, first, count = rows_of_slice(item["part"])
-        some = rows.get(part, nothing)
-        within = some.row >= first if count is None else some.row.between(first, first + count - 1)
-        item["pictures"] = json.dumps({video: wanted[video] for video in some.video_id[within].unique()})
-    return items
 
 
 def _columns(store: Store, task: Task) -> dict[str, Any]:

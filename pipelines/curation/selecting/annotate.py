@@ -3,15 +3,18 @@
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from actors.core import storage
 from actors.core.child import Child, ChildFault
@@ -25,7 +28,8 @@ from actors.curation.exporting.clips import write_clips
 from actors.curation.exporting.export import clip_name
 from actors.curation.exporting.packed import download_clip
 from actors.curation.selecting.filter import Filter
-from actors.curation.tables import PICTURES, with_places
+from actors.curation.selecting.labelling import columns_of, to_label
+from actors.curation.tables import PICTURES, SCORES, plan_places, read_at, strings, with_new_captions, with_places
 from pipelines.curation.rows import rows_now
 from pipelines.curation.selecting.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.settings import CurationConfig
@@ -34,6 +38,8 @@ AHEAD = 4
 """Clips that are cut before they are asked for."""
 BACK = 3
 """Clips that stay for undo; those of older scenes are cut anew."""
+AT_ONCE = 20_000
+"""Scenes that one session asks for at most."""
 COLUMNS = ["video_index", "video_id", "scene_id", "caption", "start_s", "end_s", "width", "height", "uri", *FEATURES]
 
 
@@ -45,17 +51,50 @@ class ClipError(RuntimeError):
     """A clip that cannot be had, and why."""
 
 
-def scenes_to_label(store: Store, features: Sequence[str] = FEATURES) -> pd.DataFrame:
-    """The scenes of an output that are sound and have all of the seven features, kept or not.
+class ToLabel(NamedTuple):
+    """What a person is asked for."""
 
-    features: of the filter that they are to be ordered by.
+    scenes: pd.DataFrame
+    """The first of the scenes that this person has not labelled, in order, with `round` and COLUMNS."""
+    beyond: int
+    """How many more there are."""
+
+
+def count_to_label(store: Store) -> int:
+    """How many scenes of an output are sound and have all of the seven features, kept or not; UserError for none."""
+    return len(_to_label(store, None, {}))
+
+
+def scenes_to_label(
+    store: Store,
+    per_video: int,
+    seed: int = 0,
+    model: Filter | None = None,
+    labels: Mapping[Key, Any] | None = None,
+) -> ToLabel:
+    """The scenes of an output that are sound and have all of the seven features, kept or not, as `in_order`, but for
+    those that have labels.
+
+    Of all of them there are numbers here; of the first AT_ONCE, which are more than are labelled in a day, their rows.
     """
-    columns = [*dict.fromkeys([*COLUMNS, *features])]
-    scenes = rows_now(store, columns).scenes
-    sound = scenes[(scenes.error == "") & scenes[list(FEATURES)].notna().all(axis=1)]
-    if sound.empty:
+    rows = _to_label(store, model, labels or {})
+    order, turn = _in_order(rows.video.to_numpy(), rows.scene.to_numpy(), per_video, seed, rows.doubt.to_numpy())
+    left = ~rows.labelled.to_numpy()[order]
+    order, turn = order[left], turn[left]
+    some = rows.iloc[order[:AT_ONCE]][["part", "row"]]
+    schema = pa.schema([*(SCORES.field(name) for name in COLUMNS), (PICTURES, pa.string())])
+    scenes = read_at(store, some, schema).to_pandas(types_mapper=strings)
+    scenes = with_places(store, with_new_captions(store, scenes), plan_places(store))
+    return ToLabel(scenes.assign(round=turn[:AT_ONCE]), len(order) - len(some))
+
+
+def _to_label(store: Store, model: Filter | None, labels: Mapping[Key, Any]) -> pd.DataFrame:
+    look = partial(to_label, model=model, labels=labels)
+    rows = rows_now(store, columns_of(model), look, ids=False).scenes
+    rows = rows.loc[rows.asked.to_numpy(bool), ["video", "scene", "part", "row", "labelled", "doubt"]]
+    if rows.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
-    return with_places(store, sound[[*columns, PICTURES]])
+    return rows
 
 
 def key_frames(store: Store, row: Row) -> list[bytes]:
@@ -77,12 +116,23 @@ def in_order(scenes: pd.DataFrame, per_video: int, seed: int = 0, model: Filter 
     labelled. In a round scenes come at random, the same for the same seed, or with a model those first that it doubts
     most: whose probability of being good is nearest to .5.
     """
-    scenes = scenes.sort_values(["video_id", "scene_id"])
-    scenes = scenes.iloc[np.random.default_rng(seed).permutation(len(scenes))]
-    if model is not None:
-        scenes = scenes.iloc[np.argsort(np.abs(model.probability(scenes) - 0.5), kind="stable")]
-    scenes = scenes.assign(round=scenes.groupby("video_id").cumcount() // per_video)
-    return scenes.sort_values("round", kind="stable").reset_index(drop=True)
+    doubt = np.full(len(scenes), np.nan) if model is None else np.abs(model.probability(scenes) - 0.5)
+    video, scene = (scenes[name].rank(method="dense").to_numpy(np.int32) for name in ("video_id", "scene_id"))
+    order, turn = _in_order(video, scene, per_video, seed, doubt)
+    return scenes.iloc[order].assign(round=turn).reset_index(drop=True)
+
+
+def _in_order(
+    video: np.ndarray, scene: np.ndarray, per_video: int, seed: int, doubt: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which scene comes when, int64 (N,), and in which round, as `in_order`; video, scene: numbers that compare as the
+    ids do."""
+    order = np.lexsort((scene, video))[np.random.default_rng(seed).permutation(len(video))]
+    if len(doubt) and not np.isnan(doubt[0]):
+        order = order[np.argsort(doubt[order], kind="stable")]
+    turn = pd.Series(video[order]).groupby(video[order]).cumcount().to_numpy() // per_video
+    later = np.argsort(turn, kind="stable")
+    return order[later], turn[later]
 
 
 class Clips:
@@ -197,8 +247,9 @@ class Session:
     A scene that is skipped is not asked for again in this session.
     """
 
-    def __init__(self, scenes: pd.DataFrame, file: str, everyone: dict[str, Labels]) -> None:
-        """scenes: as `in_order` gives them. file: this person's labels. everyone: labels by annotator."""
+    def __init__(self, scenes: pd.DataFrame, file: str, everyone: dict[str, Labels], beyond: int = 0) -> None:
+        """scenes: as `in_order` gives them. file: this person's labels. everyone: labels by annotator. beyond: how many
+        scenes a later session asks for."""
         self.file = file
         self.annotator = PurePosixPath(file).stem
         self.labels: Labels = everyone.get(self.annotator, {})
@@ -208,11 +259,12 @@ class Session:
         """Those that this person has not labelled yet, in order."""
         self._ahead = deque(range(len(self.scenes)))
         self._past: list[tuple[int, int | None]] = []
+        self._beyond = beyond
 
     @property
     def left(self) -> int:
-        """How many scenes are still to be asked for."""
-        return len(self._ahead)
+        """How many scenes are still to be asked for, in this session and later."""
+        return len(self._ahead) + self._beyond
 
     @property
     def answers(self) -> list[int | None]:

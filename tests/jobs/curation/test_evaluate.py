@@ -9,7 +9,7 @@ import pytest
 
 from actors.core.store import Store
 from actors.curation.tables import CAPTIONS, EVALUATION
-from pipelines.curation.exporting.export import TOTALS
+from pipelines.curation.exporting.digests import TOTALS
 from tests.support import colours, corpus
 from tests.support.colours import BLUE, GREEN, RED
 from tests.support.corpus import run_here

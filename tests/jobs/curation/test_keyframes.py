@@ -82,7 +82,7 @@ def test_without_the_films_scenes_are_captioned_evaluated_and_labelled(
     assert (rows.pictures == "keyframes").all()
     assert json.loads((output / "evaluation.json").read_text())["pictures"] == "keyframes"
 
-    store, scenes = Store(str(output)), scenes_to_label(Store(str(output)))
+    store, scenes = Store(str(output)), scenes_to_label(Store(str(output)), 3).scenes
     assert AnnotateConfig(str(output), show="keyframes").show == "keyframes"
     assert with_key_frames(store, scenes) == set(range(SECONDS)) == set(range(len(scenes)))
     rows_to_label: list[Any] = scenes.to_dict("records")
@@ -107,7 +107,7 @@ def test_an_output_of_an_earlier_version_opens_films_and_the_pictures_are_the_sa
     # Scores of the one kind do not count for the other.
     told = run_here("evaluate", output, *service(gemini), *clip(clip_folder), "evaluate.pictures=keyframes").output
     assert f"{len(rows)} scored now" in told
-    assert with_key_frames(Store(str(output)), scenes_to_label(Store(str(output)))) == set()
+    assert with_key_frames(Store(str(output)), scenes_to_label(Store(str(output)), 3).scenes) == set()
     # The same command goes on without asking for what is there, and measures nothing again.
     before = corpus.contents(output)
     run_here("run", output)

@@ -17,7 +17,8 @@ from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import CAPTIONS, SCENES
 from pipelines.curation.captioning.recaption import unasked
 from pipelines.curation.cutting.plan import make_plan
-from pipelines.curation.exporting.export import export, kept_scenes
+from pipelines.curation.exporting.export import export
+from pipelines.curation.kept import kept_scenes
 from pipelines.curation.rows import captions, how_far
 from pipelines.curation.selecting.select import fail_scenes, select, selection_now, tally
 from pipelines.curation.settings import CurationConfig

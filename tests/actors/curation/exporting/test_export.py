@@ -49,7 +49,7 @@ def test_clips_in_a_tar_are_those_of_files_and_each_is_read_alone(store: Store, 
     assert [row["error"] for row in export(store, film, scenes(0, 2), packed=True)] == ["", ""]
     assert not {row["error"] for row in export(store, film, scenes(1, 2), packed=True)} - {""}
     assert [entry.name for entry in storage.listing(store.root)] == ["tars/a.tar"]
-    assert packed_clips(store) == {name: len(clip(plain, name, tmp_path)) for name in names}
+    assert dict(packed_clips(store)) == {name: len(clip(plain, name, tmp_path)) for name in names}
     for name in names:
         assert clip(store, name, tmp_path) == clip(plain, name, tmp_path)
     storage.download(store.uri("tars/a.tar"), tmp_path / "a.tar")
@@ -58,7 +58,7 @@ def test_clips_in_a_tar_are_those_of_files_and_each_is_read_alone(store: Store, 
         read = tar.extractfile("a.1.mp4")
         assert read and read.read() == clip(plain, names[1], tmp_path)
     drop_clips({"tar": "a.tar", "drop": json.dumps(["a.0.mp4"])}, store)
-    assert set(packed_clips(store)) == set(names[1:])
+    assert set(dict(packed_clips(store))) == set(names[1:])
     with pytest.raises(FileNotFoundError):
         clip(store, names[0], tmp_path)
     assert clip(store, names[2], tmp_path) == clip(plain, names[2], tmp_path)
@@ -97,6 +97,6 @@ def test_a_process_that_dies_once_costs_no_clip(
     rows = export(store, film, scenes(0, 1, 2), packed)
     assert sorted(row["scene_id"] for row in rows) == ["a.0", "a.1", "a.2"]
     assert {row["error"] for row in rows} == errors
-    there = len(packed_clips(store)) if packed else len(list((tmp_path / "out").rglob("*.mp4")))
+    there = len(dict(packed_clips(store))) if packed else len(list((tmp_path / "out").rglob("*.mp4")))
     assert there == (3 if errors == {""} else 0)
     CHILD.kill()

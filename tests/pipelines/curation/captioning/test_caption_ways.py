@@ -78,7 +78,7 @@ def test_a_server_is_asked_by_workers_for_each_style(
         f"{SOUND}scene {number}" for number in range(4)
     }
     # Only what is lacking is asked for.
-    assert unasked(settings(tmp_path, server, styles=("short", "long")), todo) == [
+    assert list(unasked(settings(tmp_path, server, styles=("short", "long")), todo)) == [
         {**row, "styles": ["long"]} for row in todo
     ]
     server.script(takes=None, wait_s=0)
@@ -99,8 +99,8 @@ def test_answers_of_earlier_versions_are_recaptions(tmp_path: Path):
     store.write_part("captions", pa.Table.from_pylist([answer | {"written": 1.0}], old), ["old"])
     assert captions(store).recaption.tolist() == ["a man"]
     todo = [{"video_id": "a", "scene_id": "a.0_0", "caption": ""}]
-    assert unasked(settings(tmp_path), todo) == []
-    assert unasked(settings(tmp_path, styles=("improved", "tags")), todo) == [{**todo[0], "styles": ["tags"]}]
+    assert list(unasked(settings(tmp_path), todo)) == []
+    assert list(unasked(settings(tmp_path, styles=("improved", "tags")), todo)) == [{**todo[0], "styles": ["tags"]}]
 
 
 def test_a_failed_style_is_asked_again_and_costs_no_scene(tmp_path: Path):

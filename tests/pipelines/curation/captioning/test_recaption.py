@@ -124,13 +124,13 @@ def test_other_captions_and_models_count_as_answered_unless_wished(
     todo = scenes(film, 2)
     recaption(settings(tmp_path, gemini), todo)
     changed = [{**todo[0], "caption": "another text"}, todo[1]]
-    assert unasked(settings(tmp_path, gemini, model="gemini-next"), changed) == []
+    assert list(unasked(settings(tmp_path, gemini, model="gemini-next"), changed)) == []
     again = settings(tmp_path, gemini, again=True)
     lacking = unasked(settings(tmp_path, gemini, again=True, model="gemini-next"), changed)
-    assert lacking == [{**row, "styles": ["improved"]} for row in changed]
+    assert list(lacking) == [{**row, "styles": ["improved"]} for row in changed]
     gemini.replies["another text"] = [Said({}, 500)]
     assert recaption(again, changed).failed == 1
-    assert unasked(again, changed) == []
+    assert list(unasked(again, changed)) == []
     # A new answer that failed does not cost the old one.
     assert answers(tmp_path)["a.0_0"]["recaption"].endswith("scene 0")
 

@@ -18,7 +18,7 @@ from actors.curation.sources.origin import Source, same_film, times, with_times
 from actors.curation.tables import CAPTIONS, ORIGIN, SCENES
 from pipelines.curation.captioning.recaption import unasked
 from pipelines.curation.cutting.plan import Plan, make_plan
-from pipelines.curation.exporting.export import kept_scenes
+from pipelines.curation.kept import kept_scenes
 from pipelines.curation.rows import rows_now
 from pipelines.curation.selecting.select import select, tally
 from pipelines.curation.settings import CurationConfig, VideosConfig

@@ -21,7 +21,9 @@ from actors.curation.selecting.select_settings import SelectConfig
 from actors.curation.tables import CAPTIONS, EVALUATION
 from actors.models.clip import EmbeddingsConfig
 from pipelines.curation.evaluating.evaluate import Plan, comparisons, draw, evaluate, plan_evaluation, totals
-from pipelines.curation.exporting.export import TOTALS, kept_scenes, proven
+from pipelines.curation.exporting.digests import TOTALS
+from pipelines.curation.exporting.export import proven
+from pipelines.curation.kept import kept_scenes
 from pipelines.curation.selecting.select import select, tell_captions
 from pipelines.curation.settings import CurationConfig, EvaluateConfig
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores
@@ -217,7 +219,7 @@ def test_an_output_that_keeps_nothing_has_nothing_to_prove(copy: CurationConfig)
 
 def test_totals_belong_to_the_scenes_and_recaptions_that_were_evaluated(copy: CurationConfig, result: dict[str, Any]):
     store = Store(copy.output)
-    kept = kept_scenes(store)
+    kept = list(kept_scenes(store))
     # Of the four that were chosen one has no recaption, and is kept no more.
     assert [row["scene_id"] for row in kept] == list(KEPT[:3])
     assert proven(store, kept[::-1]) == result["totals"]

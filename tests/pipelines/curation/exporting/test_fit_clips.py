@@ -13,9 +13,10 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.exporting.presets import load_preset
 from actors.curation.tables import CAPTIONS
-from pipelines.curation.exporting.export import export, kept_scenes, renew_exported
+from pipelines.curation.exporting.export import export, renew_exported
 from pipelines.curation.exporting.fit_clips import fitted_of
 from pipelines.curation.exporting.trainers import seen_by_trainers
+from pipelines.curation.kept import kept_scenes
 from pipelines.curation.selecting.select import select
 from pipelines.curation.settings import CurationConfig, ExportConfig, check
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores

@@ -13,7 +13,10 @@ from actors.core.errors import UserError
 from actors.core.store import Store
 from actors.curation.exporting.layouts import LAYOUTS, SHARDS, text_of
 from actors.curation.tables import CAPTIONS
+from pipelines.curation import kept
+from pipelines.curation.exporting import layouts, there
 from pipelines.curation.exporting.export import export, renew_exported
+from pipelines.curation.exporting.trainers import Seen, seen_by_trainers
 from pipelines.curation.selecting.select import select
 from pipelines.curation.settings import CurationConfig, ExportConfig
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores
@@ -104,6 +107,25 @@ def written(before: dict[str, int], settings: CurationConfig) -> set[str]:
     return {
         path for path in now if now[path] != before.get(path) and not path.startswith(("export", "captions/", "kept"))
     }
+
+
+def test_small_batches_write_the_same_files(exported: CurationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Path(exported.output)
+    made = [path for name in ("clips", "shards", "*.json*", "*.csv") for path in output.glob(name)]
+    files = {one: one.read_bytes() for path in made for one in (path.rglob("*.*") if path.is_dir() else [path])}
+    sizes = {kept: ("BATCH_ROWS", "ROWS"), layouts: ("SHARDS_AT_ONCE", "TEXTS_AT_ONCE"), there: ("AT_ONCE",)}
+    for module, names in sizes.items():
+        for name in names:
+            monkeypatch.setattr(module, name, 2 if module is kept else 1)
+    monkeypatch.setattr("pipelines.curation.exporting.export.WAVE", 1)
+    for path in files:
+        # What says which clips there are, and is new where a clip is.
+        if path.name != "export.json":
+            path.unlink()
+    assert export(exported).written == len(WORDS)
+    files.pop(output / "export_layouts.json")
+    assert {path: path.read_bytes() for path in files} == files
+    assert seen_by_trainers(Store(exported.output), "caption") == Seen(3, 3.0, 1, (4, 4.0, 4), [])
 
 
 def test_new_captions_reach_every_file_that_tells_them_and_no_other(exported: CurationConfig) -> None:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,7 +15,16 @@ import pytest
 
 from actors.core import storage
 from actors.core.store import Store
-from pipelines.curation.selecting.annotate import ClipError, Clips, NotCurrentError, Session, in_order, scenes_to_label
+from pipelines.curation.selecting import annotate
+from pipelines.curation.selecting.annotate import (
+    ClipError,
+    Clips,
+    NotCurrentError,
+    Session,
+    count_to_label,
+    in_order,
+    scenes_to_label,
+)
 from pipelines.curation.selecting.fit_filter import fit
 from pipelines.curation.selecting.label_settings import FitConfig
 from pipelines.curation.selecting.labels import Labels, read_labels, write_labels
@@ -43,7 +53,8 @@ def test_only_sound_scenes_with_all_features_are_asked_for(tmp_path: Path):
     write_plan(store, {"a": 4})
     rows = [scene("a.0_0"), scene("a.0_1", error="crashed"), scene("a.0_2", mse=math.nan), scene("a.0_3", no_frames=2)]
     write_scores(store, *rows)
-    assert ids(scenes_to_label(store)) == ["a.0_0", "a.0_3"]
+    assert sorted(ids(scenes_to_label(store, 3).scenes)) == ["a.0_0", "a.0_3"]
+    assert count_to_label(store) == 2
 
 
 def test_an_output_without_such_scenes_is_refused(tmp_path: Path):
@@ -51,7 +62,26 @@ def test_an_output_without_such_scenes_is_refused(tmp_path: Path):
     write_plan(store, {"a": 1})
     write_scores(store, scene("a.0_0", error="crashed"))
     with pytest.raises(ValueError, match="Run `score` first"):
-        scenes_to_label(store)
+        scenes_to_label(store, 3)
+
+
+def test_a_session_asks_for_the_first_scenes_that_have_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, videos = Store(str(tmp_path)), {"a": 9, "b": 4}
+    write_plan(store, videos)
+    rows: list[Any] = table(videos).to_dict("records")
+    write_scores(store, *rows[::2])
+    write_scores(store, *rows[1::2])
+    order = in_order(table(videos), 2, seed=3)
+    labels: Labels = {("b", "b.0_1"): 1, ("a", "a.0_7"): 0}
+    left = [name for name in ids(order) if name not in ("b.0_1", "a.0_7")]
+    asked = scenes_to_label(store, 2, 3, None, labels)
+    assert (ids(asked.scenes), asked.beyond) == (left, 0)
+    turns = dict(zip(order.scene_id, order["round"], strict=True))
+    assert list(asked.scenes["round"]) == [turns[name] for name in left]
+    monkeypatch.setattr(annotate, "AT_ONCE", 4)
+    some = scenes_to_label(store, 2, 3, None, labels)
+    assert (ids(some.scenes), some.beyond) == (left[:4], 7)
+    assert Session(some.scenes, str(tmp_path / "labels/me.json"), {}, some.beyond).left == 11
 
 
 def test_no_video_has_its_fourth_turn_before_all_had_three():
