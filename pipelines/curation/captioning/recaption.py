@@ -207,7 +207,7 @@ def _by_service(config: CurationConfig, scenes: list[Row], into: Answers) -> Gen
         ServiceRecaptioner,
         fn_constructor_args=[into, key_of(settings), turns, most],
         batch_size=None,
-        **ray_actors(stage, calls=min(most, CALLS)),
+        **ray_actors(stage, calls=min(most, CALLS), inputs=-(-len(scenes) // most)),
     )
     # Held here, so that the workers live until they have finished.
     replies = batches(answered)
@@ -228,7 +228,10 @@ def _by_model(config: CurationConfig, scenes: list[Row], into: Answers) -> Gener
     stage = stages["captions"]
     fitting = replace(into, config=replace(config.captions, num_cpus=stage.num_cpus))
     answered = asked(config, scenes, stages["video"]).map_batches(
-        LocalRecaptioner, fn_constructor_args=[fitting], batch_size=config.captions.batch_size, **ray_actors(stage)
+        LocalRecaptioner,
+        fn_constructor_args=[fitting],
+        batch_size=config.captions.batch_size,
+        **ray_actors(stage, inputs=-(-len(scenes) // config.captions.batch_size)),
     )
     for batch in batches(answered):
         yield from answers_of(batch)

@@ -237,10 +237,10 @@ def _score(plan: Plan, config: CurationConfig) -> None:
     about: Any = ray.put(plan.rows.set_index(KEYS))
     texts: Any = ray.put(_text_embeddings(plan.texts, model))
     pictures_of = key_frames_of if plan.pictures == "keyframes" else frames_of
-    arguments = [model, EVERY[plan.pictures]]
+    arguments, calls = [model, EVERY[plan.pictures]], -(-len(plan.todo) // model.batch_size)
     rows = pictures_of(plan.todo, config, stages["video"])
     rows = rows.map_batches(
-        FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
+        FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model, inputs=calls)
     )
     write: Any = partial(write_scores, about=about, texts=texts, store=Store(config.output), model=config.embeddings)
     rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
@@ -262,7 +262,8 @@ def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[st
     if not texts:
         return {}, np.zeros((0, 0), np.float32)
     rows = ray.data.from_items([{"text": text} for text in texts])
-    rows = rows.map_batches(TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=-(-len(texts) // stage.per_call))
+    rows = rows.map_batches(TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **actors)
     found = list(rows_of(rows))
     return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
 
