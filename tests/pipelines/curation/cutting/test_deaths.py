@@ -1,6 +1,7 @@
 """Workers and nodes die: the run goes on, and what kills its worker each time becomes a row."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def run_and_lose(folder: Path, output: Path, which: str, *more: str) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     losses = {"own": 1, "other": 1, "both": 2}.get(which, len(which.split(",")))
     assert done.stdout.count("a node is gone") == losses
+    of_head = [int(count) for count in re.findall(r"(\d+) workers of the head are gone", done.stdout)]
+    assert len(of_head) == (which == "other") and all(of_head), done.stdout
     assert ("nodes have come" in done.stdout) == (which not in ("own", "other")), done.stderr
     found = rows(output)
     assert not any(found.values())
