@@ -5,6 +5,7 @@ from typing import Literal
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.models.memory import weight_bytes, worker_gb
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class DetectConfig(Stage):
     """Panels of a page: find (by gutters and frames), detector (its class panel), none (each picture is one panel)."""
     batch_size: int = 8
     """Pages per call of the detector, and per part of detections/."""
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return worker_gb(weight_bytes(self.weights), call_gb=0.4, num_gpus=self.num_gpus) if self.weights else 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

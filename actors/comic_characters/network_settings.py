@@ -7,6 +7,7 @@ from typing import Any, Literal
 from actors.comic_characters.crops import Kind
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.models.memory import weight_bytes, worker_gb
 
 RESNETS: dict[str, tuple[int, list[int], int]] = {
     "resnet10": (1, [1, 1, 1, 1], 64),
@@ -106,6 +107,11 @@ class EmbedConfig(Stage):
     batch_size: int = 512
     """Instances per part of embeddings/, and per call."""
 
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return worker_gb(call_gb=0.1, num_gpus=0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1 or self.num_gpus:
@@ -136,6 +142,12 @@ class FeaturesConfig(Stage):
             raise UserError(
                 f"features.weights names a file for {' and '.join(self.weights) or 'none'}. Set face and body."
             )
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB; weights of the output count as those of a ResNet-50."""
+        weights = self.weights.values() if isinstance(self.weights, dict) else filter(None, [self.weights])
+        return worker_gb(*map(weight_bytes, weights), call_gb=0.4, num_gpus=self.num_gpus)
 
     @property
     def computed(self) -> str:

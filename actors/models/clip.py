@@ -20,6 +20,7 @@ from actors.core.stage import Batch, ModelStage
 from actors.media.images import Shape
 from actors.models.devices import moved, sent, sent_apart
 from actors.models.hub import check_hub
+from actors.models.memory import weight_bytes, worker_gb
 from actors.models.pixels import fitted
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ CONFIG = "open_clip_config.json"
 """What open_clip reads first in a folder or repository of its own."""
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights that open_clip looks for in a repository which names no file."""
+CALL_GB = 0.6
+"""Memory of a call on a CPU, in GiB, at most."""
 _INSTEAD = f"a folder with its {CONFIG} and weights"
 
 
@@ -50,6 +53,11 @@ class EmbeddingsConfig(ModelStage):
         super().__post_init__()
         if self.workers < 1 or self.images_per_call < 0:
             raise UserError(f"workers start at 1, images_per_call at 0: {self}")
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return worker_gb(weights_of(self), call_gb=CALL_GB, num_gpus=self.num_gpus, copied=True)
 
     @property
     def per_call(self) -> int:
@@ -108,6 +116,20 @@ def check_clip(config: EmbeddingsConfig, where: str = "embeddings") -> None:
         repository, _, file = source["hf_hub"].rpartition("/")
         files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else WEIGHTS
         check_hub(setting, repository, files, _INSTEAD)
+
+
+def weights_of(config: EmbeddingsConfig) -> int:
+    """Size in bytes of the model's weights; 0 where it is not known."""
+    name, tag = config.model, config.pretrained or ""
+    if _folder(name) or name.startswith("hf-hub:"):
+        return weight_bytes(name)
+    if Path(tag).is_file():
+        return weight_bytes(tag)
+    # Those of others are downloaded from elsewhere.
+    repository, _, _file = (
+        (registry()[1].get_pretrained_cfg(name.replace("/", "-"), tag) or {}).get("hf_hub", "").rpartition("/")
+    )
+    return weight_bytes(repository) if repository else 0
 
 
 @lru_cache(1)

@@ -127,3 +127,30 @@ def local_digest(*names: str | None) -> str:
 def _digest(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def downloaded_files(repository: str) -> dict[str, int]:
+    """Size in bytes of each file of a repository that was downloaded, by its path in it."""
+    from huggingface_hub import constants
+
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots")
+    files = {path.relative_to(snapshots): path.stat().st_size for path in snapshots.rglob("*") if path.is_file()}
+    return {Path(*path.parts[1:]).as_posix(): size for path, size in files.items()}
+
+
+@lru_cache(64)
+def hub_files(repository: str) -> dict[str, int]:
+    """Size in bytes of each file of a repository, by its path in it, as the Hub says; none where it does not."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if _known_away(constants.ENDPOINT):
+            return {}
+        found = HfApi(constants.ENDPOINT).model_info(repository, files_metadata=True, timeout=TIMEOUT_S)
+    except (HfHubHTTPError, HFValidationError):
+        return {}
+    except Exception as error:  # The library lets through what its HTTP client raises.
+        _away[constants.ENDPOINT] = time.monotonic(), error
+        return {}
+    return {one.rfilename: one.size or 0 for one in found.siblings or ()}

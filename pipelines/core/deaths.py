@@ -58,6 +58,8 @@ class Perseverance:
         """The latest death in one line."""
         self.killed: frozenset[int] = frozenset()
         """The videos, by video_index, one of which killed the workers of the latest try; none where it is not known."""
+        self.for_memory = False
+        """Whether the kernel killed some of them for lack of memory."""
         self._known: frozenset[int] = frozenset()
         self._error: Exception | None = None
         self._pauses = 0
@@ -82,6 +84,7 @@ class Perseverance:
             told = getattr(error, "cause", error)
             told = told if isinstance(told, KilledError) else error
             self.killed = told.films if isinstance(told, KilledError) else frozenset()
+            self.for_memory = isinstance(told, KilledError) and told.for_memory
             self._error, self.why = error, f"{type(told).__name__}: {str(told).strip().splitlines()[0]}"
             # Its frames hold the actors of the work that ended; these would start again and keep their CPUs.
             error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -157,15 +160,12 @@ def while_it_fits(results: Iterable[T], pools: dict[str, Stage], tasks: dict[str
                 signal.pthread_kill(main, signal.SIGUSR2)
                 return
 
-    def wanted(resource: str) -> float:
-        each = (*((stage, stage.workers) for stage in pools.values()), *((stage, 1) for stage in tasks.values()))
-        return sum(getattr(stage, resource) * workers for stage, workers in each)
-
-    needs = f"{wanted('num_cpus'):g} CPUs and {wanted('num_gpus'):g} GPUs"
+    cpus, gpus, memory = (_wanted(name, pools, tasks) for name in ("num_cpus", "num_gpus", "memory"))
+    needs = _told(cpus, gpus, memory)
 
     def shrunk(*_: object) -> None:
         there = ray.cluster_resources()
-        have = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        have = _told(there.get("CPU", 0), there.get("GPU", 0), there.get("memory", 0))
         raise ShrunkError(f"the cluster has only {have} left, and the workers that were started need {needs}")
 
     with _handled(signal.SIGUSR2, shrunk):
@@ -187,7 +187,18 @@ def _fits(pools: dict[str, Stage], tasks: dict[str, Stage]) -> bool:
         check_nodes(stages, nodes)
     except TooSmallError:
         return False
-    return stages == {**pools, **tasks}
+    memory = _wanted("memory", pools, tasks) <= there.get("memory", 0)
+    return memory and stages == {**pools, **tasks}
+
+
+def _told(cpus: float, gpus: float, memory: float) -> str:
+    return f"{cpus:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.1f} GiB of memory"
+
+
+def _wanted(resource: str, pools: dict[str, Stage], tasks: dict[str, Stage]) -> float:
+    """Of a resource, what all actors and one task of each kind ask Ray for."""
+    each = (*((stage, stage.workers) for stage in pools.values()), *((stage, 1) for stage in tasks.values()))
+    return sum(stage.resources().get(resource, 0) * workers for stage, workers in each)
 
 
 @contextmanager

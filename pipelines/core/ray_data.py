@@ -149,7 +149,7 @@ def check_nodes(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> None
             )
         memory = stage.resources().get("memory", 0)
         if memory > (most := max((node.get("memory", 0) for node in nodes), default=0)):
-            raise UserError(
+            raise TooSmallError(
                 f"{name}: a worker asks for {memory / 2**30:g} GiB of memory of one node, and Ray gives out at most "
                 f"{most / 2**30:.1f}: lower {name}.memory_gb"
             )
@@ -192,10 +192,7 @@ def memory_for(stages: Mapping[str, Stage], nodes: list[dict[str, float]]) -> tu
 
     nodes: what each has, by Ray's names CPU and memory.
     """
-    from actors.media.limits import SHARE, FilmStage
-
-    rest = 1 - SHARE if any(isinstance(stage, FilmStage) for stage in stages.values()) else 1
-    free = [rest * node["memory"] / 2**30 for node in nodes if node.get("CPU") and node.get("memory")]
+    free = [there for there, _ in _for_models(stages, nodes)]
     largest = max((stage.worker_gb for stage in stages.values()), default=0.0)
     if not free or not largest:
         return math.inf, math.inf
@@ -203,6 +200,14 @@ def memory_for(stages: Mapping[str, Stage], nodes: list[dict[str, float]]) -> tu
         return free[0], free[0]
     large = [there for there in free if there >= largest]
     return (sum(there // largest * largest for there in large), largest) if large else (len(free) * largest, min(free))
+
+
+def _for_models(stages: Mapping[str, Stage], nodes: list[dict[str, float]]) -> list[tuple[float, dict[str, float]]]:
+    """Of each node on which workers run, memory in GiB that is left to models by films."""
+    from actors.media.limits import SHARE, FilmStage
+
+    rest = 1 - SHARE if any(isinstance(stage, FilmStage) for stage in stages.values()) else 1
+    return [(rest * node["memory"] / 2**30, node) for node in nodes if node.get("CPU") and node.get("memory")]
 
 
 def reserving(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> tuple[dict[str, Stage], list[str]]:
@@ -219,11 +224,23 @@ def reserving(stages: dict[str, Stage], nodes: list[dict[str, float]]) -> tuple[
     needed = sum(stage.workers * stage.worker_gb for stage in models.values())
     share = min(1.0, free / needed, most / max(stage.worker_gb for stage in models.values()))
     for name, stage in models.items():
-        found[name] = stage.reserving(math.floor(stage.worker_gb * share * 1024) / 1024)
+        each = min(stage.worker_gb * share, _beside_others(stage, stages, nodes))
+        found[name] = stage.reserving(math.floor(each * 1024) / 1024)
     if share == 1:
         return found, []
     told = ", ".join(f"{name} {stage.worker_gb:g}" for name, stage in models.items())
     return found, [f"models take {told} GiB a worker, and Ray has {share:.0%} of it for them: memory may run short"]
+
+
+def _beside_others(stage: Stage, stages: Mapping[str, Stage], nodes: list[dict[str, float]]) -> float:
+    """Memory in GiB that a worker on a GPU finds on each node that has one, wherever Ray places the models on CPUs: if
+    it asked for more, it could wait for these without end. Infinite for other workers, and where there is one node."""
+    there = _for_models(stages, nodes)
+    if not stage.num_gpus or len(there) < 2:
+        return math.inf
+    on_cpus = sum(one.workers * one.worker_gb for one in stages.values() if not one.num_gpus)
+    with_gpus = [(free, node["GPU"]) for free, node in there if node.get("GPU", 0) >= stage.num_gpus]
+    return max(0.0, min(((free - on_cpus) * stage.num_gpus / gpus for free, gpus in with_gpus), default=0.0))
 
 
 def _decoding(stage: Stage, nodes: list[dict[str, float]]) -> Stage:

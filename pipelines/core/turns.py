@@ -49,9 +49,12 @@ def shared_turns(config: VlmConfig) -> RemoteTurns:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     limits = config.requests_per_minute, config.max_requests, config.patience_s
-    # On the driver's node, which is there as long as the run.
+    # On the driver's node, which is there as long as the run. If it dies, pauses and rates begin anew, but a budget
+    # would, too.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RemoteTurns(ray.remote(num_cpus=0, scheduling_strategy=here)(Turns).remote(*limits))
+    lives = 0 if config.max_requests is not None else -1
+    keeper = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=lives, max_task_retries=lives)(Turns)
+    return RemoteTurns(keeper.remote(*limits))
 
 
 def finish_turns(turns: RemoteTurns, patience_s: float) -> None:

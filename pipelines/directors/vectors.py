@@ -118,9 +118,8 @@ def embed(store: Store, todo: list[Row], config: PicturesConfig) -> None:
     size = config.read.batch_size
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 10_000))
     data = in_blocks(data, size, Stage(num_cpus=0.1)).map_batches(read, batch_size=size, **ray_task(stages["read"]))
-    data = data.map_batches(
-        Backbone, fn_constructor_args=[backbone], batch_size=backbone.batch_size, **ray_actors(backbone)
-    )
+    actors = ray_actors(backbone, inputs=-(-len(rows) // backbone.batch_size))
+    data = data.map_batches(Backbone, fn_constructor_args=[backbone], batch_size=backbone.batch_size, **actors)
     data = data.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
     finish(data, "rows", Progress("embed", len(rows), "images"))
 

@@ -228,8 +228,9 @@ def embed_films(
     """
     set_context()
     model: Any = stages["embed"]
+    # Most films have a batch of images at least.
     rows = _rows(sources, shape, images, stages).map_batches(
-        embedder, fn_constructor_args=[model], batch_size=model.batch_size, **ray_actors(model)
+        embedder, fn_constructor_args=[model], batch_size=model.batch_size, **ray_actors(model, inputs=len(sources))
     )
     yield from gathered(batches(rows))
 

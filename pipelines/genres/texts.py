@@ -86,9 +86,11 @@ def embed_texts(config: TextsConfig, plan: TextsPlan) -> dict[str, Any]:
         set_context()
         stages = fitted(*plan.stages(config), config.autoscaling)
         model: Any = stages["embed"]
-        films = ray.data.from_items(plan.todo, override_num_blocks=min(-(-len(plan.todo) // 8), 1000))
+        blocks = min(-(-len(plan.todo) // 8), 1000)
+        films = ray.data.from_items(plan.todo, override_num_blocks=blocks)
+        actors = ray_actors(model, inputs=blocks)
         rows = films.flat_map(list_passages, **ray_task(stages["list"])).map_batches(
-            SentenceEmbedder, fn_constructor_args=[model], batch_size=model.batch_size, **ray_actors(model)
+            SentenceEmbedder, fn_constructor_args=[model], batch_size=model.batch_size, **actors
         )
         store_films(store, gathered(batches(rows)), len(plan.todo), config.sentences.computed)
     names = [film["film"] for film in plan.films]

@@ -248,10 +248,8 @@ def _ask(config: ZeroShotConfig, plan: ZeroShotPlan) -> Iterator[Batch]:
     settings: Any = stages["ask"]
     asked = Asked(Store(config.output), settings, tuple(config.genres), str(time.time()))
     if not settings.service:
-        rows = _shown(config, plan, plan.todo, stages)
-        yield from batches(
-            rows.map_batches(LocalGenres, fn_constructor_args=[asked], batch_size=1, **ray_actors(settings))
-        )
+        rows, actors = _shown(config, plan, plan.todo, stages), ray_actors(settings, inputs=len(plan.todo))
+        yield from batches(rows.map_batches(LocalGenres, fn_constructor_args=[asked], batch_size=1, **actors))
         return
     stage = replace(settings, workers=min(settings.workers, settings.at_once))
     turns, most = shared_turns(settings), settings.at_once // stage.workers
@@ -260,7 +258,7 @@ def _ask(config: ZeroShotConfig, plan: ZeroShotPlan) -> Iterator[Batch]:
         ServiceGenres,
         fn_constructor_args=[asked, key_of(settings), turns, most],
         batch_size=None,
-        **ray_actors(stage, calls=min(most, CALLS)),
+        **ray_actors(stage, calls=min(most, CALLS), inputs=-(-len(plan.todo) // most)),
     )
     try:
         for batch in batches(rows):

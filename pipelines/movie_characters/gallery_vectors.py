@@ -107,7 +107,8 @@ def embed_many(config: ClipConfig | FaceConfig, pictures: Sequence[Picture]) -> 
         read: Any = partial(read_images, shape=input_shape(stage))
         rows = rows.map_batches(read, batch_size=config.read.batch_size, **ray_task(stages["read"]))
         actor = ImageEmbedder
-    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=-(-len(about) // stage.batch_size))
+    rows = rows.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **actors)
     yield from batches(rows.map_batches(_writer(config), batch_size=None, **ray_task(stages["write"])))
 
 

@@ -18,6 +18,7 @@ from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.bases import check_use
 from actors.movie_characters.diffusion import check_diffusion
+from actors.movie_characters.diffusion_memory import holding
 from actors.movie_characters.drawer import Drawer, Drawing, GenerateConfig, values
 from actors.movie_characters.identities import Learnt, find_learnt
 from actors.movie_characters.manifest import CLASS, FILE, Rows, read_manifest, write_manifest
@@ -88,7 +89,8 @@ def _row(config: GenerateConfig, drawing: Drawing) -> dict[str, str]:
 
 def stages_of(config: GenerateConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """Actor pools and task stages, by name."""
-    return {"diffusion": config.diffusion}, {}
+    about = config.sd_model_name, config.height * config.width, "draw", True
+    return {"diffusion": holding(config.diffusion, *about)}, {}
 
 
 def generate(config: GenerateConfig, plan: Plan) -> Counter[str]:

@@ -50,6 +50,7 @@ from actors.movie_characters.diffusion_classifier import (
     decide,
     looks,
 )
+from actors.movie_characters.diffusion_memory import holding
 from actors.movie_characters.identities import Learnt, find_learnt
 from actors.movie_characters.names import Picture, class_of, group_by_class
 from actors.movie_characters.noise_losses import Loss, Weighting
@@ -296,7 +297,8 @@ def _answered(
 
 def stages_of(config: DiffusionSettings) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """Actor pools and task stages, by name."""
-    return {"diffusion": config.diffusion}, {"write": config.write}
+    about = config.sd_model_name, config.question().height * config.question().width
+    return {"diffusion": holding(config.diffusion, *about)}, {"write": config.write}
 
 
 @dataclass(frozen=True)

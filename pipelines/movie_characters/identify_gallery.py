@@ -343,8 +343,9 @@ def _texts(config: ClipConfig, classes: Sequence[str]) -> np.ndarray:
 
     set_context()
     stage: Any = fitted({"embed": config.stage}, {}, config.autoscaling)["embed"]
+    actors = ray_actors(stage, inputs=-(-len(said) // stage.per_call))
     rows = ray.data.from_items(said).map_batches(
-        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **ray_actors(stage)
+        TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **actors
     )
     found = sorted(rows_of(rows), key=lambda row: row["number"])
     return np.stack([row["embedding"] for row in found])

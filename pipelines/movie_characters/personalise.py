@@ -32,6 +32,7 @@ from actors.core.errors import UserError, check_all
 from actors.core.stage import Stage
 from actors.core.store import Store
 from actors.movie_characters.diffusion import OneByOne, check_diffusion, check_size
+from actors.movie_characters.diffusion_memory import holding
 from actors.movie_characters.families import SD
 from actors.movie_characters.names import Picture, class_identity, image_identity
 from actors.movie_characters.personalise_settings import DONE, PersonaliseConfig, Task
@@ -100,7 +101,8 @@ def _tasks(config: PersonaliseConfig, groups: dict[str, list[Picture]]) -> list[
 
 def stages_of(config: PersonaliseConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
     """Actor pools and task stages, by name."""
-    return {"diffusion": _stage(config)}, {}
+    about = config.pretrained_model_name_or_path, config.resolution**2, "train", True
+    return {"diffusion": holding(_stage(config), *about)}, {}
 
 
 def _stage(config: PersonaliseConfig) -> OneByOne:

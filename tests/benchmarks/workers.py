@@ -9,13 +9,15 @@ Told are the resident memory before a model is loaded, and its peak.
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-NAMES = ("camera", "faces", "quality", "sound", "text", "watermark", "latents tiny", "latents sdxl")
+from actors.core.stage import Stage
+from tests.benchmarks.loaded import LOADED
+
+FAMILIES = ("camera", "faces", "quality", "sound", "text", "watermark")
 
 
 def memory_gb(field: str) -> float:
@@ -24,7 +26,7 @@ def memory_gb(field: str) -> float:
     return int(status.split(f"{field}:")[1].split()[0]) / 2**20
 
 
-def family(name: str, folder: str) -> None:
+def family(name: str, folder: str) -> Stage:
     """Measure the scenes of an output by a family."""
     from actors.core.store import Store
     from actors.curation.cutting.scenes import FramesConfig
@@ -42,63 +44,53 @@ def family(name: str, folder: str) -> None:
     items = list(pictures_of(store, items)) if reads == "video" else items
     scorer = PartScorer(store, task, bare(config, keyframes=FramesConfig().keyframes * (reads == "keyframes")), {})
     scorer({key: np.array([item[key] for item in items], object) for key in items[0]})
+    return task.config
 
 
-def latents(model: str, folder: str) -> None:
-    """Encode a batch of scenes of 8 s; sdxl: an encoder of that shape with random weights."""
-    from actors.curation.features.frame_scorer import FrameScorer
-    from actors.curation.features.latents import LatentsConfig
-
-    if model == "sdxl":
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        shape = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-        model = f"{folder}/sdxl"
-        if not Path(model).exists():
-            AutoencoderKL(**blocks, **shape).save_pretrained(model)
-            return
-    config = LatentsConfig(model=model)
-    frames = np.empty(config.batch_size, object)
-    frames[:] = [np.random.default_rng(0).integers(0, 255, (32, 240, 240, 3), np.uint8)] * config.batch_size
-    nothing = np.full(config.batch_size, np.nan, np.float32)
-    batch = {"frames": frames, "mse": nothing, "cos_sim": nothing, "latents_s": nothing}
-    FrameScorer(config, None, 1.0, False, False)(batch)
-
-
-def tell(name: str, folder: str) -> None:
+def tell(name: str, folder: Path) -> None:
     """Work as a worker does, and print its memory."""
     import ray.data  # noqa: F401
 
-    kind, _, model = name.partition(" ")
-    work: Callable[[], None] = (lambda: latents(model, folder)) if model else (lambda: family(kind, folder))
     before = memory_gb("VmRSS")
-    work()
-    sys.stdout.write(f"| {name} | {before:.2f} | {memory_gb('VmHWM'):.2f} |\n")
+    if name in LOADED:
+        stage, call = LOADED[name].load(folder)
+        loaded = memory_gb("VmHWM")
+        call()
+    else:
+        loaded = before
+        stage = family(name, str(folder))
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    found = before, loaded, memory_gb("VmHWM"), weights / 2**30, stage.worker_gb
+    sys.stdout.write(f"| {name} | {' | '.join(f'{value:.2f}' for value in found)} |\n")
 
 
 def main() -> None:
     """Print a row for each name."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="*", default=NAMES)
-    parser.add_argument("--folder")
+    parser.add_argument("name", nargs="*", default=[*FAMILIES, *LOADED])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--save", action="store_true")
     asked = parser.parse_args()
     if asked.folder:
-        tell(" ".join(asked.name), asked.folder)
+        (name,) = asked.name
+        if asked.save:
+            LOADED[name].save(asked.folder)
+        else:
+            tell(name, asked.folder)
         return
     from tests.benchmarks.scores import corpus
 
-    with TemporaryDirectory() as folder:
-        corpus(Path(folder))
-        for name in asked.name:
-            command = [sys.executable, "-m", "tests.benchmarks.workers", "--folder", folder, *name.split()]
+    sys.stdout.write("| worker | started | loading | peak | weights | reserved |\n|---|---|---|---|---|---|\n")
+    for name in asked.name:
+        with TemporaryDirectory() as folder:
+            if name not in LOADED:
+                corpus(Path(folder))
             # Weights are made by a process whose memory does not count.
-            done = [
-                subprocess.run(command, capture_output=True, text=True, check=False)
-                for _ in range(1 + ("sdxl" in name))
-            ]
-            sys.stdout.write(done[-1].stdout or done[-1].stderr[-300:])
-            sys.stdout.flush()
+            for more in (["--save"], []) if name in LOADED else ([],):
+                command = [sys.executable, "-m", "tests.benchmarks.workers", name, "--folder", folder, *more]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                sys.stdout.write(done.stdout or done.stderr[-300:])
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Models of real architectures with random weights, small enough for tests."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,23 @@ TEMPLATE = """\
 {% endfor %}{% endfor %}"""
 
 
-def captioning_model(folder: Path, words: Sequence[str]) -> str:
-    """A LLaVA that knows these words and no others, as transformers saves it; it ends after any of the first half."""
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+"""The shape of a transformer."""
+
+
+def captioning_model(
+    folder: Path,
+    words: Sequence[str],
+    text: Mapping[str, int] = SMALL,
+    vision: Mapping[str, int] = SMALL,
+    side: int = 8,
+    patch: int = 4,
+    dtype: str = "float32",
+) -> str:
+    """A LLaVA that knows these words and no others, as transformers saves it; it ends after any of the first half.
+
+    text, vision: the shapes of its parts; side, patch: of pictures.
+    """
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -38,29 +53,23 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
         eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    size = {"height": 8, "width": 8}
-    pictures = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=size)
+    pictures = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     LlavaProcessor(
         pictures,
         tokenizer,
-        patch_size=4,
+        patch_size=patch,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
-    width: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    text = LlamaConfig(vocab_size=len(vocabulary), **width)
-    vision = CLIPVisionConfig(image_size=8, patch_size=4, **width)
+    shapes: tuple[Any, Any] = text, vision
+    about = LlamaConfig(vocab_size=len(vocabulary), **shapes[0])
+    sees = CLIPVisionConfig(image_size=side, patch_size=patch, **shapes[1])
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=vision,
-            text_config=text,
+            vision_config=sees,
+            text_config=about,
             image_token_index=vocabulary["<image>"],
             vision_feature_select_strategy="full",
             vision_feature_layer=-1,
@@ -69,7 +78,7 @@ def captioning_model(folder: Path, words: Sequence[str]) -> str:
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [2, *range(4, 4 + len(words) // 2)]
     model.generation_config.pad_token_id = 1
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     return str(folder)
 
 

@@ -38,6 +38,11 @@ class ClipConfig(ModelStage):
     """Head that rates pictures, trained for this model: a .safetensors file, a path, s3:// or
     hf-hub:ORGANISATION/NAME/FILE. null: `aesthetic` is NaN."""
 
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return self.embeddings().worker_gb
+
     def embeddings(self) -> EmbeddingsConfig:
         """The model's part of it."""
         return EmbeddingsConfig(

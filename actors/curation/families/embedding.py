@@ -65,6 +65,11 @@ class EmbeddingConfig(ModelStage):
             raise UserError(f"measure.embedding.crops={self.crops}: set 0 to 4")
 
     @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return (self.clip if self.by == "clip" else self.backbone).worker_gb
+
+    @property
     def clip(self) -> EmbeddingsConfig:
         """The settings of a CLIP model."""
         weights = DEFAULT[1] if self.weights is None and self.model == DEFAULT[0] else self.weights

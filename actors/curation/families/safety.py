@@ -16,6 +16,7 @@ from actors.core.stage import Batch, ModelStage
 from actors.curation.measuring.family import Reads
 from actors.models.devices import sent_apart
 from actors.models.hub import check_hub, first_line, local_digest
+from actors.models.memory import weight_bytes, worker_gb
 from actors.models.pixels import fitted
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class SafetyConfig(ModelStage):
     model: str | None = None
     """Image classifier of transformers or timm: a folder with config.json and safetensors, or ORGANISATION/NAME on the
     Hugging Face Hub. None ships with the project."""
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        return worker_gb(weight_bytes(self.model or ""), call_gb=0.9, num_gpus=self.num_gpus)
 
 
 class SafetyScorer:

@@ -8,6 +8,7 @@ from actors.core.errors import UserError
 from actors.core.loading import loading
 from actors.core.stage import ModelStage
 from actors.models.hub import check_hub
+from actors.models.memory import weight_bytes, worker_gb
 
 if TYPE_CHECKING:
     # Only workers that hold a model pay for importing torch.
@@ -31,8 +32,11 @@ class LatentsConfig(ModelStage):
 
     @property
     def worker_gb(self) -> float:
-        """Memory of one worker, in GiB, where it was measured; 0 where it was not."""
-        return 0.8 if self.model == "tiny" and not self.num_gpus else 0.0
+        """Memory of one worker, in GiB."""
+        if self.model == "tiny":
+            return 0.0 if self.num_gpus else 0.8
+        weights = weight_bytes(self.model) or weight_bytes(self.model, "vae")
+        return worker_gb(weights, call_gb=0.7, num_gpus=self.num_gpus)
 
 
 def check_model(model: str) -> None:

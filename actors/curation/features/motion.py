@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from actors.core.stage import Stage
+from actors.models.memory import worker_gb
 
 Frames = np.ndarray
 
@@ -31,6 +32,11 @@ class MotionConfig(Stage):
     motion.flow=raft uses them."""
     batch_size: int = 8
     """Scenes per call of a RAFT worker. Lower it where GPU memory is short."""
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker of RAFT, in GiB."""
+        return worker_gb(call_gb=0.2, num_gpus=self.num_gpus)
 
     @property
     def by_codec(self) -> bool:

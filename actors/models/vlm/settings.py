@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
+from actors.models.memory import weight_bytes, worker_gb
 
 GEMINI = "gemini-3.5-flash-lite"
 """Google's model for many short answers as of November 2026; it thinks as little as it can unless told otherwise."""
@@ -77,6 +78,12 @@ class VlmConfig(Stage):
             )
         if self.by in OWN and (self.max_requests is not None or self.requests_per_minute is not None):
             raise UserError(f"{name}.max_requests and requests_per_minute need a service, not {name}.by={self.by}")
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker that holds the model, in GiB; vLLM reserves its own."""
+        local = self.by == "transformers"
+        return worker_gb(weight_bytes(self.model), call_gb=0.5, num_gpus=self.num_gpus) if local else 0.0
 
     @property
     def service(self) -> bool:

@@ -15,6 +15,7 @@ from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError
 from actors.models.backbones import IMAGENET, digest
 from actors.models.faces import Box
+from actors.models.memory import weight_bytes, worker_gb
 from actors.movie_characters.recognition.face_detectors import PathDetector
 from actors.movie_characters.recognition.face_embedders import PathEmbedder, cut
 from actors.movie_characters.recognition.faces import read_picture
@@ -57,6 +58,12 @@ class BodiesConfig(Stage):
             )
         if self.detector and not self.model:
             raise UserError("bodies.detector is set, and bodies.model is not. Set both, or none.")
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        weights = map(weight_bytes, filter(None, (self.model, self.detector)))
+        return worker_gb(*weights, call_gb=0.4, num_gpus=self.num_gpus)
 
     @property
     def everywhere(self) -> "BodiesConfig":

@@ -21,6 +21,7 @@ from actors.core.stage import Batch, Stage
 from actors.media.images import ImageError, read_image
 from actors.models.backbones import digest
 from actors.models.faces import CONFIDENCE, HOG_FACE, PACKAGES, Box, check_faces, load_hog, load_mtcnn
+from actors.models.memory import weight_bytes, worker_gb
 from actors.models.networks import check_network
 from actors.movie_characters.recognition import face_detectors, face_embedders
 from actors.movie_characters.recognition.face_detectors import FindMany, PathDetector
@@ -89,6 +90,14 @@ class FacesConfig(Stage):
     def by_dlib(self) -> bool:
         """Whether dlib embeds."""
         return self.embedder == "dlib"
+
+    @property
+    def worker_gb(self) -> float:
+        """Memory of one worker, in GiB."""
+        files = [*([self.detector] if self.in_file else []), *([] if self.by_dlib else [self.embedder])]
+        if not files:
+            return 0.4
+        return worker_gb(*map(weight_bytes, files), call_gb=0.4, num_gpus=self.num_gpus)
 
     @property
     def in_file(self) -> bool:

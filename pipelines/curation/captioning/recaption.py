@@ -261,7 +261,7 @@ def _by_service(config: CurationConfig, scenes: Iterable[Row], into: Answers) ->
                 ServiceRecaptioner,
                 fn_constructor_args=[into, key_of(settings), turns, most],
                 batch_size=None,
-                **ray_actors(stage, calls=min(most, CALLS)),
+                **ray_actors(stage, calls=min(most, CALLS), inputs=-(-len(some) // most)),
             )
             yield from batches(answered)
 
@@ -283,9 +283,13 @@ def _by_model(config: CurationConfig, scenes: Iterable[Row], into: Answers) -> G
     stages = fitted({"captions": config.captions}, {"video": config.video}, config.autoscaling)
     stage = stages["captions"]
     fitting = replace(into, config=replace(config.captions, num_cpus=stage.num_cpus))
+    size = config.captions.batch_size
     for some in in_waves(scenes):
         answered = asked(config, some, stages["video"]).map_batches(
-            LocalRecaptioner, fn_constructor_args=[fitting], batch_size=config.captions.batch_size, **ray_actors(stage)
+            LocalRecaptioner,
+            fn_constructor_args=[fitting],
+            batch_size=size,
+            **ray_actors(stage, inputs=-(-len(some) // size)),
         )
         for batch in batches(answered):
             yield from answers_of(batch)

@@ -57,8 +57,9 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
     """Run the stages over plan/todo until every row is in scores/; left: plan what is missing anew.
 
     A video that kills its workers gets rows with the code crashed_worker, and the run goes on with what is left. Where
-    they were at several videos, each of these comes last and alone. Where nodes that are lost end the run of the
-    stages, it goes on, too, once Ray has noticed.
+    they were at several videos, or the kernel killed them for lack of memory, which others may have taken, each of
+    these comes last and alone. Where nodes that are lost end the run of the stages, it goes on, too, once Ray has
+    noticed.
     """
     set_context()
     measured, started = Measured(), time.monotonic()
@@ -71,7 +72,8 @@ def score(config: CurationConfig, plan: Plan, left: Callable[[], Plan]) -> Measu
             if again.tried(partial(_run, config, plan, without, measured, compactor, again.ran)):
                 break
             again.pause(measured.films)
-            suspects |= dict.fromkeys(again.killed, again.why if len(again.killed) == 1 else "")
+            sure = len(again.killed) == 1 and not again.for_memory
+            suspects |= dict.fromkeys(again.killed, again.why if sure else "")
             plan = left()
         for suspect, why in sorted(suspects.items()):
             _alone(config, left(), suspect, why, measured, compactor)
@@ -105,8 +107,10 @@ def _run(
     # What is measured alone is not divided.
     divide = ON_CPUS in stages and choice.only is None
     rows = _decoded(config, stages, choice, divided(config, stages, pools) if divide else None)
-    for step in (_families, _measured, _written):
-        rows = step(rows, config, stages)
+    # Of a film whose scenes are still to be found, which mostly are a batch at least.
+    calls = 1 if choice.only else min(plan.films, plan.todo) + -(-plan.todo_scenes // config.latents.batch_size)
+    rows = _measured(_families(rows, config, stages, calls), config, stages, calls)
+    rows = _written(rows, config, stages)
     # Shot detection finds scenes that no plan counts.
     progress = Progress("score", None if plan.films else plan.scenes, "scenes")
     if not plan.films:
@@ -215,32 +219,33 @@ def _together(stages: Sequence[Stage]) -> Stage:
     return _Together(max(workers) if all(workers) else 0, cpus, gpus, batch_size=ROWS_AT_ONCE, memory_of_all=memory)
 
 
-def _families(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+def _families(rows: Dataset, config: CurationConfig, stages: dict[str, Stage], calls: int) -> Dataset:
     for name, tasks in _passed(config).items():
         stage = stages[name]
+        # Where CPUs say how many there may be, all at once would leave none for the films that they wait for.
+        by_cpus = not stage.num_gpus and not all(task.config.workers for task in tasks)
         fitting = [replace(task, config=replace(task.config, num_cpus=stage.num_cpus)) for task in tasks]
         rows = rows.map_batches(
             PassScorer,
             fn_constructor_args=[fitting, config.frames.interval_ms / 1000],
             batch_size=stage.batch_size,
-            **ray_actors(stage, threads=True),
+            **ray_actors(stage, threads=True, inputs=None if by_cpus else calls),
         )
     return rows
 
 
-def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:
+def _measured(rows: Dataset, config: CurationConfig, stages: dict[str, Stage], calls: int) -> Dataset:
     with_raft = config.motion if config.motion.flow == "raft" else None
     if "motion" in stages:
-        rows = _scored(rows, stages["motion"], (None, with_raft), keep_frames=True)
+        rows = _scored(rows, stages["motion"], (None, with_raft), calls, keep_frames=True)
         with_raft = None
-    return _scored(rows, stages["latents"], (config.latents, with_raft), keep_frames=False)
+    return _scored(rows, stages["latents"], (config.latents, with_raft), calls, keep_frames=False)
 
 
-def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], keep_frames: bool) -> Dataset:
+def _scored(rows: Dataset, stage: Stage, models: tuple[Any, Any], calls: int, keep_frames: bool) -> Dataset:
     arguments = [*models, stage.num_cpus, stage.num_gpus > 0, keep_frames]
-    return rows.map_batches(
-        FrameScorer, fn_constructor_args=arguments, batch_size=stage.batch_size, **ray_actors(stage, threads=True)
-    )
+    actors = ray_actors(stage, threads=True, inputs=calls)
+    return rows.map_batches(FrameScorer, fn_constructor_args=arguments, batch_size=stage.batch_size, **actors)
 
 
 def _written(rows: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:

@@ -255,7 +255,10 @@ def _score(plan: Plan, config: CurationConfig) -> None:
         for some in in_waves(plan.todo):
             rows = pictures_of(some, config, stages["video"])
             rows = rows.map_batches(
-                FrameEmbedder, fn_constructor_args=arguments, batch_size=model.batch_size, **ray_actors(model)
+                FrameEmbedder,
+                fn_constructor_args=arguments,
+                batch_size=model.batch_size,
+                **ray_actors(model, inputs=-(-len(some) // model.batch_size)),
             )
             rows = rows.map_batches(write, batch_size=config.write.batch_size, **ray_task(stages["write"]))
             yield from batches(rows)
@@ -280,7 +283,8 @@ def _text_embeddings(texts: list[str], stage: EmbeddingsConfig) -> tuple[dict[st
     if not texts:
         return {}, np.zeros((0, 0), np.float32)
     rows = ray.data.from_items([{"text": text} for text in texts])
-    rows = rows.map_batches(TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=-(-len(texts) // stage.per_call))
+    rows = rows.map_batches(TextEmbedder, fn_constructor_args=[stage], batch_size=stage.per_call, **actors)
     found = list(rows_of(rows))
     return {row["text"]: i for i, row in enumerate(found)}, np.stack([row["embedding"] for row in found])
 

@@ -19,11 +19,13 @@ def each_film(step: Callable[..., Any], films: Sequence[tuple[Any, ...]]) -> Ite
         return
     import ray
 
-    work: Any = ray.remote(num_cpus=1, max_retries=3)(_done)
+    from pipelines.core.attempts import repeated
+
+    work = repeated(_done, num_cpus=1)
     shared = ray.put(step)
     running: dict[Any, str] = {}
     for film in films:
-        running[work.remote(shared, film)] = film[0]
+        running[work(shared, film)] = film[0]
         if len(running) == AT_ONCE:
             yield _first(running)
     while running:

@@ -150,7 +150,7 @@ def _written(config: FaceConfig, todo: Sequence[Picture]) -> Iterator[Batch]:
 
     set_context()
     about: Any = rows
-    return embed_rows(config, ray.data.from_items(about), FrameFaces, config.stage, write)
+    return embed_rows(config, ray.data.from_items(about), len(rows), FrameFaces, config.stage, write)
 
 
 def embed_films(
@@ -171,7 +171,7 @@ def embed_films(
         about: Any = [{"film": film} for film in counts]
         listed: Any = _OfRow(todo)
         rows = ray.data.from_items(about, override_num_blocks=len(about)).flat_map(listed, **ray_task(WRITE))
-        written = embed_rows(config, rows, actor, stage, write)
+        written = embed_rows(config, rows, total, actor, stage, write)
     for _ in tracked(written, Progress(unit, total, "images"), lambda batch: len(batch["uri"]), codes_in):
         pass
 
@@ -186,12 +186,13 @@ class _OfRow:
         return self.todo(str(row["film"]))
 
 
-def embed_rows(config: FaceConfig, rows: Any, actor: Any, stage: Any, write: Any) -> Iterator[Batch]:
-    """Find and embed on Ray what frames show, whose rows are a dataset; gives what `write` returns."""
+def embed_rows(config: FaceConfig, rows: Any, count: int, actor: Any, stage: Any, write: Any) -> Iterator[Batch]:
+    """Find and embed on Ray what frames show, whose rows are a dataset of so many; gives what `write` returns."""
     stages = fitted({"embed": stage}, {"write": WRITE}, config.autoscaling)
     stage = stages["embed"]
     found = in_blocks(rows, config.read.batch_size, WRITE)
-    found = found.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **ray_actors(stage))
+    actors = ray_actors(stage, inputs=-(-count // stage.batch_size))
+    found = found.map_batches(actor, fn_constructor_args=[stage], batch_size=stage.batch_size, **actors)
     yield from batches(found.map_batches(write, batch_size=None, **ray_task(stages["write"])))
 
 

@@ -1,5 +1,6 @@
 """A model of the Hub is asked for once, and a Hub that is away costs seconds."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.core.errors import UserError
-from actors.models.hub import check_host, check_hub, unreachable_is_told
+from actors.models.hub import check_host, check_hub, hub_files, unreachable_is_told
 
 
 @pytest.fixture
@@ -24,6 +25,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             self.send_header("X-Error-Code", "" if has else "EntryNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def do_GET(self) -> None:
+            if self.path.startswith("/api/models/"):
+                server.asked.append(self.path)
+            files = [{"rfilename": "b.json", "size": 2}, {"rfilename": "vae/model.safetensors", "size": 335}]
+            body = json.dumps({"id": "me/model", "siblings": files}).encode()
+            self.send_response(server.status if self.path.startswith("/api/models/me/model?blobs=") else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -85,3 +96,16 @@ def test_a_host_that_is_away_is_asked_once_for_several_models(hub: Any, monkeypa
     with pytest.raises(UserError, match=r"model=four cannot be downloaded: .* does not answer \(timed out\)"):
         check_host("model=four", f"http://127.0.0.1:{hub.server_address[1]}", "a folder")
     assert len(asked) == 1
+
+
+def test_the_sizes_of_files_are_asked_for_once(hub: Any) -> None:
+    hub_files.cache_clear()
+    for _ in range(2):
+        assert hub_files("me/model") == {"b.json": 2, "vae/model.safetensors": 335}
+        assert hub_files("me/none") == hub_files("/no/name") == {}
+    assert len(hub.asked) == 2
+    hub_files.cache_clear()
+    hub.shutdown()
+    hub.server_close()
+    assert hub_files("me/model") == {}
+    hub_files.cache_clear()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from actors.core.stage import Batch, Stage
-from pipelines.core.attempts import KilledError, repeated
+from pipelines.core import attempts
+from pipelines.core.attempts import KilledError, memory_kills, repeated
 from pipelines.core.ray_data import batches, ray_actors, ray_task, set_context
 from tests.conftest import ROOT
 from tests.pipelines.core.spot import ACTOR, TASK
@@ -20,9 +21,12 @@ from tests.support import corpus
 
 
 def die(batch: Batch, folder: Path) -> Batch:
-    """Kill the worker that is at the second of the films."""
+    """Kill the worker that is at the second of the films, once it has left its name and its node."""
     if 1 in batch["video_index"]:
-        (folder / f"{len(list(folder.iterdir()))}").touch()
+        import ray
+
+        context = ray.get_runtime_context()
+        (folder / f"{len(list(folder.iterdir()))}").write_text(f"{context.get_worker_id()} {context.get_node_id()}")
         os.kill(os.getpid(), signal.SIGKILL)
     return batch
 
@@ -76,6 +80,20 @@ def test_a_task_of_its_own_is_counted_too(ray_cluster: None, tmp_path: Path):
         ray.get(repeated(die)({"video_index": [1]}, tmp_path))
     assert len(list(tmp_path.iterdir())) == 3
     assert ray.get(repeated(die)({"video_index": [0]}, tmp_path)) == {"video_index": [0]}
+    # The kernel killed something for lack of memory while the last of them worked, or it did not.
+    worker, node = (tmp_path / "2").read_text().split()
+    kills = memory_kills()
+    assert attempts._ended(worker, node, kills - 1) == {"crashed": True, "for_memory": True}
+    assert attempts._ended(worker, node, kills) == {"crashed": True, "for_memory": False}
+    alive = ray.get_runtime_context().get_worker_id()
+    assert attempts._ended(alive, node, kills - 1) == {"crashed": False, "for_memory": False}
+
+
+def test_what_the_kernel_has_killed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attempts, "VMSTAT", tmp_path / "vmstat")
+    assert memory_kills() == 0, "there is no such file where the kernel is another one"
+    (tmp_path / "vmstat").write_text("pgfault 7\noom_kill 12\noom_kill_pages 3\n")
+    assert memory_kills() == 12
 
 
 @pytest.mark.slow

@@ -224,6 +224,29 @@ def test_no_more_models_are_loaded_than_memory_allows(sizes: list[int], films: b
     assert "memory" not in ray_actors(replace(stages["model"], num_gpus=1)) and Model(num_gpus=1).worker_gb == 0
 
 
+@dataclass(frozen=True)
+class Loading(Stage):
+    """A stage whose workers take 6 GiB while they load, also on a GPU."""
+
+    worker_gb: ClassVar[float] = 6.0  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def test_a_worker_on_a_gpu_asks_for_no_memory_that_others_may_have_taken():
+    gpu_node, cpu_node = {"CPU": 8.0, "GPU": 2.0, "memory": 16.0 * 2**30}, {"CPU": 8.0, "memory": 64.0 * 2**30}
+    stages: dict[str, Stage] = {"gpu": Loading(workers=2, num_gpus=1), "cpu": Model(workers=2)}
+
+    def asked(*nodes: dict[str, float], **changed: Stage) -> tuple[float, float]:
+        found, _ = reserving({**stages, **changed}, list(nodes))
+        return found["gpu"].reserved_gb, found["cpu"].reserved_gb
+
+    assert asked({**gpu_node, "memory": 16.0 * 2**30}) == (6, 2), "on one node both are counted"
+    # All of the others may be placed on the node with GPUs, which then has 12 GiB for two.
+    assert asked(gpu_node, cpu_node) == (6, 2)
+    assert asked(gpu_node, cpu_node, cpu=Model(workers=3)) == (5, 2)
+    assert asked(gpu_node, cpu_node, cpu=Model(workers=20)) == (0, 2)
+    assert "memory" not in ray_actors(reserving({**stages, "cpu": Model(workers=20)}, [gpu_node, cpu_node])[0]["gpu"])
+
+
 def test_more_memory_than_any_node_gives_out_is_refused():
     nodes = [{"CPU": 4.0, "memory": 2.0 * 2**30}, {"CPU": 4.0, "memory": 3.0 * 2**30}]
     check_nodes({"video": VideoConfig(memory_gb=3)}, nodes)

@@ -4,7 +4,8 @@
 
 WHICH: own, the node of the actor which measures; other, the one beside it; both, and new ones come once the run says
 that it waits for them; or folders of the output, as videos,measured: one node after the other, each once a folder has a
-file, and each time another one comes. VERB: what follows on the output.
+file, and each time another one comes. With the other one all workers of the head die: the actors that the driver and
+Ray Data keep there. VERB: what follows on the output.
 """
 
 import logging
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
@@ -32,6 +34,18 @@ def node_of_the_scorer() -> str | None:
         if actor["State"] == "ALIVE" and "FrameScorer" in actor["ActorClassName"]:
             return actor["Address"]["NodeID"]
     return None
+
+
+def kill_workers_of_the_head(cluster: Cluster) -> None:
+    """Kill what Ray runs in workers of the head's node, and none of its own processes there."""
+    raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+    children = psutil.Process(raylet).children(recursive=True)
+    titles = {child: "".join(child.cmdline()).strip() for child in children}
+    # With its agents the raylet itself ends.
+    workers = [child for child, title in titles.items() if title.startswith("ray::") and not title.endswith("Agent")]
+    for worker in workers:
+        worker.kill()
+    sys.stdout.write(f"{len(workers)} workers of the head are gone\n")
 
 
 def lose(cluster: Cluster, workers: dict[str, Any], which: str, output: Path, waits: threading.Event) -> None:
@@ -53,6 +67,8 @@ def lose(cluster: Cluster, workers: dict[str, Any], which: str, output: Path, wa
     for lost in (node, other) if which == "both" else (other,) if which == "other" else (node,):
         cluster.remove_node(workers[lost], allow_graceful=False)
         sys.stdout.write("a node is gone\n")
+    if which == "other":
+        kill_workers_of_the_head(cluster)
     if which == "both":
         waits.wait()
         for _ in range(2):

@@ -1,6 +1,7 @@
 """Workers and nodes die: the run goes on, and what kills its worker each time becomes a row."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from ray import exceptions
 
 from actors.core.stage import Batch, Stage
 from actors.curation.cutting import videos
+from actors.curation.cutting.videos import Choice
 from pipelines.core import deaths
+from pipelines.core.attempts import KilledError
 from pipelines.core.ray_data import TooSmallError, fit
 from pipelines.curation.cutting import score as scoring
-from pipelines.curation.cutting.plan import make_plan
+from pipelines.curation.cutting.plan import Plan, make_plan
 from tests.conftest import ROOT
 from tests.pipelines.curation.cutting.deaths import COMMAND
 from tests.pipelines.curation.outputs import quick
@@ -74,6 +78,25 @@ def test_a_film_that_kills_its_workers_becomes_a_row(
     assert make_plan(config, frozenset({"crashed_worker"})).todo == 1
 
 
+@pytest.mark.parametrize("for_memory", [False, True])
+def test_a_film_whose_worker_the_kernel_killed_for_memory_is_tried_alone(
+    fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_memory: bool
+) -> None:
+    plan, tries = Plan(2, 0, 2, 2, 0, False), list[Choice]()
+
+    def run(config: Any, plan: Any, choice: Choice, *more: Any) -> None:
+        tries.append(choice)
+        if len(tries) == 1:
+            raise KilledError("3 workers died at b.mp4", frozenset({1}), for_memory)
+
+    monkeypatch.setattr(scoring, "_run", run)
+    rest = iter([plan, replace(plan, todo=0)])
+    scoring.score(quick(tmp_path, tmp_path / "out"), plan, lambda: next(rest, plan))
+    assert tries[1] == Choice(without=frozenset({1}))
+    (alone,) = tries[2:]
+    assert alone.only == {1} and bool(alone.lost) is not for_memory
+
+
 def run_and_lose(folder: Path, output: Path, which: str, *more: str) -> str:
     """Run on a cluster that loses nodes; returns what was printed."""
     command = [sys.executable, "-m", "tests.pipelines.curation.cutting.deaths", folder, output, which, *more]
@@ -87,6 +110,8 @@ def run_and_lose(folder: Path, output: Path, which: str, *more: str) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     losses = {"own": 1, "other": 1, "both": 2}.get(which, len(which.split(",")))
     assert done.stdout.count("a node is gone") == losses
+    of_head = [int(count) for count in re.findall(r"(\d+) workers of the head are gone", done.stdout)]
+    assert len(of_head) == (which == "other") and all(of_head), done.stdout
     assert ("nodes have come" in done.stdout) == (which not in ("own", "other")), done.stderr
     found = rows(output)
     assert not any(found.values())
@@ -262,7 +287,7 @@ def test_work_that_waits_for_what_is_gone_is_ended(monkeypatch: pytest.MonkeyPat
     two, three = Stage(num_cpus=2), Stage(num_cpus=3)
     with pytest.raises(
         deaths.ShrunkError,
-        match=r"only 2 CPUs and 0 GPUs left, and .*need 3 CPUs",
+        match=r"only 2 CPUs, 0 GPUs and .* GiB of memory left, and .*need 3 CPUs",
     ):
         list(deaths.while_it_fits(results(), {"model": three}, {}))
     monkeypatch.setattr(time, "sleep", lambda _: threading.Event().wait(1))

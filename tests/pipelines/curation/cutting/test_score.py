@@ -24,7 +24,8 @@ from actors.curation.features.motion import MotionConfig
 from actors.curation.tables import KEYFRAMES, SCORES, THUMBNAILS
 from actors.media.film import VideoConfig
 from actors.media.shot_detection.shots import ShotsConfig
-from pipelines.curation.cutting.score import stages_of
+from pipelines.curation.cutting.score import _families, _measured, stages_of
+from pipelines.curation.measuring.measure_settings import MeasureConfig
 from pipelines.curation.settings import RETRYABLE, CurationConfig
 from tests.support import films
 
@@ -51,6 +52,29 @@ def test_flow_shares_the_workers_of_latents_where_both_run_on_the_same_device(
     assert list(stages_of(config, False)[0]) == pools
     assert "fetch" not in stages_of(config, False)[1]
     assert "fetch" in stages_of(config, True)[1]
+
+
+class Pools:
+    """A dataset to which pools are added: with how many workers each starts."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def map_batches(self, actor: Any, *, compute: Any, **options: Any) -> "Pools":
+        self.sizes.append(compute.initial_size)
+        return self
+
+
+@pytest.mark.parametrize(("workers", "gpus", "of_family"), [(8, 0.0, 6), (0, 0.0, 1), (0, 1.0, 6)])
+def test_pools_start_as_large_as_their_input_where_that_leaves_cpus_for_films(
+    workers: int, gpus: float, of_family: int
+):
+    measure = MeasureConfig(own={"Change": {"workers": workers, "num_gpus": gpus}})
+    config = CurationConfig(input="", output="", scores=["tests.support.families:Change"], measure=measure)
+    stages = {name: replace(stage, workers=8) for name, stage in stages_of(config, False)[0].items()}
+    rows: Any = Pools()
+    _measured(_families(rows, config, stages, 6), config, stages, 6)
+    assert rows.sizes == [of_family, 6]
 
 
 # --------------------------------------------------------------------------------------------------------------- a film
