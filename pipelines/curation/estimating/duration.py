@@ -21,7 +21,7 @@ class Workers:
     """The workers of a run's stages."""
 
     cpus: float
-    """CPUs of the cluster."""
+    """CPUs of the cluster; 0 where it has none yet."""
     at_once: Mapping[str, float]
     """How many of each stage are at work at once, at most."""
     threads: Mapping[str, int]
@@ -35,16 +35,22 @@ class Workers:
 
 
 def workers_of(stages: Mapping[str, Stage], pools: Collection[str], export: Stage, cpus: float, gpus: float) -> Workers:
-    """The workers of stages as they fit a cluster; pools: names of those whose workers hold a model."""
+    """The workers of stages as they fit a cluster; pools: names of those whose workers hold a model.
+
+    Where the cluster has no CPUs yet, it gets as many as are asked for.
+    """
+    if not cpus:
+        gpus = math.inf
+    room = cpus or math.inf
     actors = {name: stages[name] for name in pools}
     tasks = {name: stage for name, stage in stages.items() if name not in pools}
     held = {name: sum(one.workers * getattr(one, name) for one in actors.values()) for name in ("num_cpus", "num_gpus")}
-    at_once: dict[str, float] = {name: stage.workers for name, stage in actors.items()}
+    at_once: dict[str, float] = {name: max(1, stage.workers) for name, stage in actors.items()}
     for name, stage in tasks.items():
         # There is room for one of each other task.
         others = sum(one.num_cpus for other, one in tasks.items() if other != name)
-        at_once[name] = _fitting(stage, cpus - held["num_cpus"] - others, gpus - held["num_gpus"])
-    at_once[EXPORT] = _fitting(export, cpus, gpus)
+        at_once[name] = _fitting(stage, room - held["num_cpus"] - others, gpus - held["num_gpus"])
+    at_once[EXPORT] = _fitting(export, room, gpus)
     every = {**stages, EXPORT: export}
     return Workers(
         cpus=cpus,
@@ -63,7 +69,7 @@ def _fitting(stage: Stage, cpus: float, gpus: float) -> float:
     limits = [stage.workers or math.inf]
     limits += [there / each for there, each in ((cpus, stage.num_cpus), (gpus, stage.num_gpus)) if each]
     # A little less than a whole number is one that was rounded.
-    return max(1.0, math.floor(min(limits) + 1e-6))
+    return max(1.0, (min(limits) + 1e-6) // 1) if min(limits) < math.inf else math.inf
 
 
 class Duration(NamedTuple):
@@ -73,6 +79,8 @@ class Duration(NamedTuple):
     """Of all films."""
     exporting: Total
     """Of all clips."""
+    waits_for: str
+    """What measuring takes so long for: a stage with its workers, the CPUs, or the longest film."""
 
     @property
     def whole(self) -> Total:
@@ -88,16 +96,21 @@ def duration(work: Mapping[str, Total], longest: float, workers: Workers) -> Dur
     """
     measuring = {name: seconds for name, seconds in work.items() if name != EXPORT}
     film_s = longest * work[VIDEO].value / (workers.cut_by if workers.threads[VIDEO] else 1)
-    limits = [seconds.times(1 / workers.at_once[name]) for name, seconds in measuring.items()]
-    limits += [_on_cpus(measuring, workers), Total(film_s, 0.0)]
+    limits = {
+        f"{name}, {workers.at_once[name]:g} at once": seconds.times(1 / workers.at_once[name])
+        for name, seconds in measuring.items()
+    }
+    limits |= {"its CPUs": _on_cpus(measuring, workers), "the longest film": Total(film_s, 0.0)}
+    slowest = max(limits, key=lambda name: limits[name])
     clips = work.get(EXPORT, Total(0.0, 0.0))
     ends = [clips.times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
-    return Duration(max(limits), max(ends))
+    return Duration(limits[slowest], max(ends), slowest)
 
 
 def _on_cpus(work: Mapping[str, Total], workers: Workers) -> Total:
     """Seconds in which all CPUs do all that is to be done on them."""
-    shares = [work[name].times(workers.threads[name] / workers.cpus) for name in work if workers.threads[name]]
+    busy = {name: workers.threads[name] for name in work if workers.threads[name] and workers.cpus}
+    shares = [work[name].times(threads / workers.cpus) for name, threads in busy.items()]
     return Total(sum(one.value for one in shares), sum(one.margin for one in shares))
 
 

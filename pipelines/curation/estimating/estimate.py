@@ -227,7 +227,8 @@ def told(config: CurationConfig, found: Estimate, machines: Machines) -> list[st
     ]
     if workers.cpus:
         hours = found.seconds.whole.plus(machines.start_s)
-        lines.append(f"hours on {workers.cpus:g} CPUs and {machines.gpus:g} GPUs: {_number(hours, 3600)}")
+        there = f"{workers.cpus:g} CPUs and {machines.gpus:g} GPUs"
+        lines.append(f"hours on {there}: {_number(hours, 3600)}; measuring waits for {found.seconds.waits_for}")
     lines += _price(config, found, rest_cpu_s)
     if found.failed:
         failed = ", ".join(f"{video_id} {code}" for video_id, code in found.failed.items())

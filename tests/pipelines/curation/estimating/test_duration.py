@@ -53,15 +53,23 @@ def test_cpus_that_are_fewer_than_workers_are_shared() -> None:
     there = workers(small, 2)
     assert there.at_once["video"] == 1
     work = {"latents": Total(100, 10), "video": Total(100, 10), "write": Total(40, 4)}
-    assert duration(work, 0.1, there).measuring == (120, 12)
+    took = duration(work, 0.1, there)
+    assert took.measuring == (120, 12) and took.waits_for == "its CPUs"
 
 
 def test_the_longest_film_is_no_shorter_for_many_workers() -> None:
     there = workers({"latents": Stage(), "video": Stage(workers=0)}, 1000)
     work = {"latents": Total(10, 1), "video": Total(4000, 100)}
-    assert duration(work, 0.5, there).measuring.value == 2000
+    took = duration(work, 0.5, there)
+    assert took.measuring.value == 2000 and took.waits_for == "the longest film"
     divided = workers({"latents": Stage(), "video": Stage(workers=0, num_cpus=8)}, 1000)
     assert duration(work, 0.5, divided).measuring.value == 250
+
+
+def test_a_cluster_without_cpus_gets_as_many_as_are_asked_for() -> None:
+    there = workers({"latents": Stage(workers=4, num_gpus=1), "video": Stage(workers=0)}, 0)
+    took = duration({"latents": Total(80, 8), "video": Total(4000, 0), "export": Total(90, 0)}, 0.001, there)
+    assert took.measuring == (20, 2) and took.exporting.value == pytest.approx(0.09)
 
 
 def test_workers_hold_gpus_until_all_films_are_measured() -> None:
@@ -72,5 +80,5 @@ def test_workers_hold_gpus_until_all_films_are_measured() -> None:
     work = {"latents": Total(100, 20), "video": Total(800, 40), "export": Total(64, 0)}
     took = duration(work, 0.01, there)
     # Decoding is slower; the models wait for it with their GPU.
-    assert took.measuring == (200, 10) and took.exporting == (4, 0)
+    assert took == ((200, 10), (4, 0), "video, 4 at once")
     assert held_gpu_s(work, took, 15, there) == (200 + 15 + 0.25 * 800, 10 + 10)
