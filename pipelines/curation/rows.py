@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from actors.core.catalog import ReplacedError
+from actors.core.catalog import Part, ReplacedError
 from actors.core.computed import COMPUTED, mixed
 from actors.core.store import Store
 from actors.curation.captioning.styles import IMPROVED

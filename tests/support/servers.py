@@ -188,6 +188,8 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         """How many requests failed, by kind: refused, cut_request, cut_response."""
         self.passed = 0
         """How many requests went through unharmed."""
+        self.methods: Counter[str] = Counter()
+        """How many of them, by method; LIST where a GET lists a bucket."""
         self.away = False
         """Whether every request is refused."""
         self._refused, self._cut = refused, cut
@@ -195,7 +197,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self._script = deque(script)
         self._lock = threading.Lock()
 
-    def draw(self, has_body: bool) -> str | None:
+    def draw(self, first_line: bytes, has_body: bool) -> str | None:
         """The fault of the next request: from the script while it lasts, then at random."""
         with self._lock:
             if self.away:
@@ -208,6 +210,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
                 fault = REFUSED if chance < self._refused else cut if chance < self._refused + self._cut else None
             if fault is None:
                 self.passed += 1
+                self.methods["LIST" if b"list-type=" in first_line else first_line.split()[0].decode()] += 1
             else:
                 self.faults[fault] += 1
             return fault
@@ -245,7 +248,7 @@ class _ProxyHandler(socketserver.StreamRequestHandler):
         if _header(head, "expect"):
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         length, chunked = _header(head, "content-length"), bool(_header(head, "transfer-encoding"))
-        fault = proxy.draw(has_body=chunked or int(length or 0) > 0)
+        fault = proxy.draw(head[0], has_body=chunked or int(length or 0) > 0)
         body = _body(self.rfile, length, chunked)
         if fault == REFUSED:
             for _ in body:

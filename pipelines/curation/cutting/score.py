@@ -193,8 +193,12 @@ def _cut(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Da
 
 
 def _passed(config: CurationConfig) -> dict[str, list[Task]]:
-    """The families that are measured while films are decoded, by the pool that they share: CPUs, GPUs."""
-    tasks = passed(config)
+    """The families that are measured while films are decoded, by the pool that they share."""
+    return in_pools(passed(config))
+
+
+def in_pools(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+    """Families by the pool that they share: CPUs, GPUs."""
     pools = {
         "families": [task for task in tasks if not task.config.num_gpus],
         "families_on_gpus": [task for task in tasks if task.config.num_gpus],

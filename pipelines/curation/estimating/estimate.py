@@ -2,40 +2,55 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from actors.core.stage import Row
+from actors.core import machine
+from actors.core.stage import Row, Stage
 from pipelines.core.progress import Progress, tracked
-from pipelines.curation.cutting.plan import make_plan
+from pipelines.curation.cutting.plan import Plan, make_plan
+from pipelines.curation.estimating.duration import EXPORT, Duration, Workers, duration, held_gpu_s, workers_of
 from pipelines.curation.estimating.known import Drawn, Known, known_of
 from pipelines.curation.estimating.one_film import Cost, OneFilm
+from pipelines.curation.estimating.requests import run_requests
 from pipelines.curation.estimating.scaling import Sample, Total, draw, total
-from pipelines.curation.measuring.measure import passed
+from pipelines.curation.measuring.measure import passed, pool_of
 from pipelines.curation.settings import CurationConfig
-
-RAY_SHARE = 0.16
-"""CPU-seconds that a run takes beside its steps, per CPU-second of these: processes of Ray, and frames that go from one
-to another (docs/benchmarks.md: 0.86 of the rows per CPU-second of one plain process)."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run has, and what its start takes."""
+    """What a run has, and what it takes beside its work."""
 
-    cpus: float
     gpus: float
-    start_s: float
-    """Seconds until Ray runs and a worker has loaded all."""
-    start_cpu_s: float
-    """CPU-seconds in which one worker loads all."""
+    workers: Workers
+    ray_s: float
+    """Seconds until the plan is made and Ray runs."""
+    load_s: float
+    """Seconds until a worker has loaded all."""
+    load_cpu_s: float
+    """CPU-seconds of that."""
+    ray_cpu_s: float
+    """CPU-seconds until Ray runs: of this process, and of Ray's own where it started them."""
+    head_cpus: float
+    """CPUs that these take while workers are at work."""
+
+    @property
+    def start_s(self) -> float:
+        """Seconds until the first film is at work."""
+        return self.ray_s + self.load_s
+
+    @property
+    def start_cpu_s(self) -> float:
+        """CPU-seconds of the start; a worker loads all on each CPU."""
+        return self.ray_cpu_s + self.load_cpu_s * max(1.0, self.workers.cpus)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, without its start."""
+    """What a run will take; time, CPU- and GPU-seconds without the start."""
 
     films: int
     measured: int
@@ -46,15 +61,20 @@ class Estimate:
     """Seconds of film, of scenes where the input names them."""
     scenes: Total
     cpu_s: Total
+    """Of workers."""
     gpu_s: Total
+    """At work."""
+    held_gpu_s: Total
+    """That workers hold, at work or not."""
+    seconds: Duration
     bytes: Total
     """Of all files in the output."""
+    files: Total
+    """Files of rows, pictures and clips."""
     puts: Total
-    """Files that are written: PUT requests on S3."""
+    """PUT, POST and LIST requests, where the output is on S3."""
     gets: Total
-    """GET requests: of films on S3, and of parts of rows, once."""
-    longest_s: float
-    """CPU-seconds of the longest film, which one worker decodes."""
+    """GET and HEAD requests, where the output is on S3; of films, where these are."""
     failed: Mapping[str, str]
     """Error codes of films of the sample, by video_id."""
 
@@ -66,50 +86,86 @@ def estimate(
 
     again: error codes whose rows are to be made again. export: whether clips are written. start: starts Ray.
     """
-    rng = np.random.default_rng(config.estimate.seed)
+    rng, began = np.random.default_rng(config.estimate.seed), time.monotonic()
     drawn = Drawn(rng)
     plan = make_plan(config, again, dry=True, left_to=drawn.add)
     if not drawn.films:
         return None
+    plan_s = time.monotonic() - began
     known = known_of(drawn.films, drawn.bytes)
     sample = draw(known.sizes, config.estimate.films, rng)
     smallest = drawn.films[min(sample.chosen, key=lambda at: known.sizes[at])]
-    costs, machines = _measured(config, drawn.at(sample), smallest, plan.remote, export, start)
-    return scaled(config, drawn, known, sample, costs), machines
+    costs, machines = measured(config, drawn.at(sample), smallest, plan, export, start)
+    machines = replace(machines, ray_s=plan_s + machines.ray_s)
+    return scaled(config, drawn, known, sample, costs, machines), machines
 
 
-def _measured(
-    config: CurationConfig, films: Sequence[Row], smallest: Row, remote: bool, export: bool, start: Callable[[], None]
+def measured(
+    config: CurationConfig, films: Sequence[Row], smallest: Row, plan: Plan, export: bool, start: Callable[[], None]
 ) -> tuple[list[Cost], Machines]:
     """What films take, in their order, each measured by one worker of Ray."""
     began = time.monotonic()
     start()
-    ray_s = time.monotonic() - began
+    _run_nothing()
+    ray_s, ray_cpu_s = time.monotonic() - began, machine.cpu_s()
     import ray
     from ray.util import ActorPool
 
     from pipelines.core.attempts import DEATHS
-    from pipelines.core.ray_data import fitted
-    from pipelines.curation.cutting.score import stages_of
 
-    stages = fitted(*stages_of(config, remote), config.autoscaling).values()
+    stages, workers = _workers(config, plan)
     cpus, gpus = (max(getattr(stage, name) for stage in stages) for name in ("num_cpus", "num_gpus"))
     there = ray.cluster_resources()
     fits = [there.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
     count = len(films) if config.autoscaling else max(1, int(min(len(films), *fits)))
     needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": DEATHS, "max_task_retries": DEATHS}
     kind: Any = ray.remote(**needs)(OneFilm)
-    workers = [kind.remote(config, passed(config), export) for _ in range(count)]
-    started = ray.get([worker.started.remote(smallest) for worker in workers])
-    pool, costs = ActorPool(workers), []
-    done = pool.map(lambda worker, film: worker.measured.remote(film), list(films))
+    actors = [kind.remote(config, passed(config), export) for _ in range(count)]
+    started = ray.get([actor.started.remote(smallest) for actor in actors])
+    pool, costs = ActorPool(actors), []
+    began, ours, all_of = time.monotonic(), time.process_time(), machine.cpu_s()
+    done = pool.map(lambda actor, film: actor.measured.remote(film), list(films))
     for cost in tracked(done, Progress("estimate", len(films), "films"), lambda _: 1):
         costs.append(cost)
-    start_cpu_s, start_s = (float(np.mean([one[number] for one in started])) for number in (0, 1))
-    return costs, Machines(there.get("CPU", 0.0), there.get("GPU", 0.0), ray_s + start_s, start_cpu_s)
+    # Where Ray ran before, its processes are not ours, and those of workers are not either.
+    head_cpu_s = max(time.process_time() - ours, machine.cpu_s() - all_of - sum(cost.whole_cpu_s for cost in costs))
+    head_cpus = head_cpu_s / (time.monotonic() - began)
+    load_cpu_s, load_s = (float(np.mean([one[number] for one in started])) for number in (0, 1))
+    return costs, Machines(there.get("GPU", 0.0), workers, ray_s, load_s, load_cpu_s, ray_cpu_s, head_cpus)
 
 
-def scaled(config: CurationConfig, drawn: Drawn, known: Known, sample: Sample, costs: Sequence[Cost]) -> Estimate:
+def _run_nothing() -> None:
+    """Run a dataset of one row: what Ray starts for the first of a process takes as long as Ray itself."""
+    import ray
+
+    from pipelines.core.ray_data import ray_task, set_context
+    from pipelines.curation.cutting.score import READ
+
+    set_context()
+    ray.data.from_items([{"row": 0}]).map(lambda row: row, **ray_task(READ)).materialize()
+
+
+def _workers(config: CurationConfig, plan: Plan) -> tuple[list[Stage], Workers]:
+    """The stages of a run as they fit the cluster, and their workers."""
+    import ray
+
+    from pipelines.core.ray_data import fitted, widened
+    from pipelines.curation.cutting.score import in_pools, stages_of
+
+    pools, tasks = stages_of(config, plan.remote)
+    pools |= {name: pool_of(pools[name]) for name in in_pools(passed(config))}
+    stages = fitted(pools, tasks, config.autoscaling)
+    if plan.films and not config.autoscaling and not config.video.workers:
+        stages["video"] = widened("video", stages, pools, plan.todo)
+    there = ray.cluster_resources()
+    export = config.export
+    asked = Stage(export.workers, export.num_cpus, export.num_gpus)
+    return list(stages.values()), workers_of(stages, pools, asked, there.get("CPU", 0.0), there.get("GPU", 0.0))
+
+
+def scaled(
+    config: CurationConfig, drawn: Drawn, known: Known, sample: Sample, costs: Sequence[Cost], machines: Machines
+) -> Estimate:
     """What all films take, of which a sample has these costs."""
 
     def of(cost_of: Callable[[Cost], float]) -> Total:
@@ -119,10 +175,19 @@ def scaled(config: CurationConfig, drawn: Drawn, known: Known, sample: Sample, c
     kept, limit = of(lambda cost: cost.kept).value, config.select.count
     # Of scenes that pass the rules, no more than select.count become clips.
     clips = 1.0 if limit is None or kept <= limit else limit / kept
-    ray, rows = 1 + RAY_SHARE, config.write.batch_size
+    rows = config.write.batch_size
     part_bytes = float(np.mean([cost.part_bytes for cost in costs]))
-    cpu_s = of(lambda cost: ray * (cost.cpu_s + clips * cost.clip_cpu_s))
-    longest = known.sizes.max() / known.sizes.sum() * cpu_s.value / drawn.factor
+    shares = {name: clips if name == EXPORT else 1.0 for cost in costs for name in cost.work}
+    work = {name: of(lambda cost, name=name: shares[name] * cost.work.get(name, 0.0)) for name in shares}
+    longest = known.sizes.max() / known.sizes.sum() / drawn.factor
+    seconds = duration(work, longest, machines.workers)
+    files = of(lambda cost: (cost.film_bytes > 0) + cost.rows / rows * cost.tables + clips * cost.clip_files)
+    beside = run_requests(
+        parts=of(lambda cost: cost.rows / rows).value,
+        tables=max(cost.tables for cost in costs),
+        clips=min(kept, limit or kept),
+        seconds=machines.start_s + seconds.whole.value,
+    )
     failed = {film["video_id"]: cost.error for film, cost in zip(drawn.at(sample), costs, strict=True) if cost.error}
     return Estimate(
         films=drawn.count,
@@ -130,50 +195,52 @@ def scaled(config: CurationConfig, drawn: Drawn, known: Known, sample: Sample, c
         probed=known.probed,
         film_s=Total(float(known.seconds.sum()), 0.0).of_more(drawn.factor, drawn.spread(known.seconds)),
         scenes=of(lambda cost: cost.scenes),
-        cpu_s=cpu_s,
+        cpu_s=of(lambda cost: cost.cpu_s + clips * cost.clip_cpu_s),
         gpu_s=of(lambda cost: cost.gpu_s),
+        held_gpu_s=held_gpu_s(work, seconds, machines.load_s, machines.workers),
+        seconds=seconds,
         bytes=of(
             lambda cost: cost.film_bytes + cost.row_bytes + cost.rows / rows * part_bytes + clips * cost.clip_bytes
         ),
-        puts=of(lambda cost: (cost.film_bytes > 0) + cost.rows / rows * cost.tables + clips * cost.clip_files),
-        gets=of(lambda cost: cost.reads + cost.rows / rows),
-        longest_s=longest,
+        files=files,
+        puts=files.plus(beside.puts),
+        gets=of(lambda cost: cost.reads).plus(beside.gets),
         failed=failed,
     )
 
 
 def told(config: CurationConfig, found: Estimate, machines: Machines) -> list[str]:
     """An estimate as lines of a table."""
-    cpu_s = found.cpu_s
-    start_cpu_s = machines.start_cpu_s * max(1.0, machines.cpus)
+    workers = machines.workers
+    head_cpu_s = machines.head_cpus * found.seconds.whole.value
+    rest_cpu_s = machines.start_cpu_s + head_cpu_s
     lines = [
         f"estimate from {found.measured} of {found.films:,} films (estimate.seed={config.estimate.seed}); in "
         "parentheses the 95 % interval over films",
         f"seconds of film: {_number(found.film_s)}, by the containers of {found.probed} films",
         f"scenes: {_number(found.scenes)}",
-        f"CPU-hours: {_number(cpu_s, 3600)}, and {start_cpu_s / 3600:.3g} for the start",
-        f"GPU-hours: {_number(found.gpu_s, 3600)}",
-        f"storage in GB: {_number(found.bytes, 1e9)}",
-        f"requests: {_number(found.puts)} PUT, {_number(found.gets)} GET",
+        f"CPU-hours: {_number(found.cpu_s, 3600)}, {machines.start_cpu_s / 3600:.3g} for the start, and "
+        f"{head_cpu_s / 3600:.3g} for the head",
+        f"GPU-hours: {_number(found.held_gpu_s, 3600)} held by workers, {_number(found.gpu_s, 3600)} at work",
+        f"storage in GB: {_number(found.bytes, 1e9)}, in {_number(found.files)} files",
+        f"requests: {_number(found.puts)} PUT, POST and LIST, {_number(found.gets)} GET and HEAD",
     ]
-    if machines.cpus:
-        limits = [cpu_s.times(1 / machines.cpus), Total(found.longest_s, 0.0)]
-        limits += [found.gpu_s.times(1 / machines.gpus)] if machines.gpus else []
-        slowest = max(limits, key=lambda one: one.value)
-        hours = Total(slowest.value + machines.start_s, slowest.margin)
-        lines.append(f"hours on {machines.cpus:g} CPUs and {machines.gpus:g} GPUs: {_number(hours, 3600)}")
-    lines += _price(config, found, start_cpu_s)
+    if workers.cpus:
+        hours = found.seconds.whole.plus(machines.start_s)
+        there = f"{workers.cpus:g} CPUs and {machines.gpus:g} GPUs"
+        lines.append(f"hours on {there}: {_number(hours, 3600)}; measuring waits for {found.seconds.waits_for}")
+    lines += _price(config, found, rest_cpu_s)
     if found.failed:
         failed = ", ".join(f"{video_id} {code}" for video_id, code in found.failed.items())
         lines.append(f"NOTE: films of the sample that failed: {failed}")
     return lines + [f"NOTE: {note}" for note in left_out(config)]
 
 
-def _price(config: CurationConfig, found: Estimate, start_cpu_s: float) -> list[str]:
+def _price(config: CurationConfig, found: Estimate, rest_cpu_s: float) -> list[str]:
     rates = config.estimate
     prices = {
-        "CPUs": rates.cpu_hour * (found.cpu_s.value + start_cpu_s) / 3600,
-        "GPUs": rates.gpu_hour * found.gpu_s.value / 3600,
+        "CPUs": rates.cpu_hour * (found.cpu_s.value + rest_cpu_s) / 3600,
+        "GPUs": rates.gpu_hour * found.held_gpu_s.value / 3600,
         "requests": (rates.put_1000 * found.puts.value + rates.get_1000 * found.gets.value) / 1000,
     }
     given = {name: price for name, price in prices.items() if price}

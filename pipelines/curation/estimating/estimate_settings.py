@@ -17,13 +17,14 @@ class EstimateConfig:
     cpu_hour: float = 0.0
     """Price of an hour of one CPU, in any currency; 0: not in the price."""
     gpu_hour: float = 0.0
-    """Price of an hour of one GPU, in the same currency, without that of its machine's CPUs; 0: not in the price."""
+    """Price of an hour of one GPU, in the same currency, without that of its machine's CPUs; 0: not in the price. Hours
+    are those for which workers hold a GPU, at work or not."""
     gb_month: float = 0.0
     """Price of storing 1 GB (10^9 bytes) for a month; 0: not in the price."""
     put_1000: float = 0.0
-    """Price of 1,000 PUT requests; 0: not in the price."""
+    """Price of 1,000 PUT, POST or LIST requests; 0: not in the price."""
     get_1000: float = 0.0
-    """Price of 1,000 GET requests; 0: not in the price."""
+    """Price of 1,000 GET or HEAD requests; 0: not in the price."""
 
     def __post_init__(self) -> None:
         if wrong := [one.name for one in fields(self) if one.name != "seed" and getattr(self, one.name) < 0]:

@@ -3,9 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from actors.curation.measuring.measured import Task
 from actors.curation.measuring.scoring import PassScorer
 from actors.curation.selecting.select_settings import SelectConfig
 from pipelines.curation.cutting.plan import LOCAL, write_plan_of
+from pipelines.curation.cutting.score import in_pools
+from pipelines.curation.estimating.duration import EXPORT, VIDEO
 from pipelines.curation.kept import kept_scenes
 from pipelines.curation.selecting.select import select
 from pipelines.curation.settings import CurationConfig
@@ -36,11 +38,15 @@ class Cost:
     """What one film takes."""
 
     cpu_s: float = 0.0
-    """CPU-seconds to fetch and to measure it, of all processes."""
+    """CPU-seconds to fetch and to measure it, of all processes, and to hand its rows from worker to worker."""
     gpu_s: float = 0.0
     """Seconds at work on GPUs, times the share of a GPU."""
+    work: dict[str, float] = field(default_factory=dict)
+    """Seconds that one worker of each stage is at work on it."""
     seconds: float = 0.0
     """Seconds that all steps take one after the other."""
+    whole_cpu_s: float = 0.0
+    """CPU-seconds of all that was done to measure it, more than a run does."""
     rows: int = 0
     """Rows of scores/."""
     scenes: int = 0
@@ -67,18 +73,24 @@ class OneFilm:
     """Measures films one by one; holds what a run's workers hold."""
 
     def __init__(self, config: CurationConfig, families: list[Task], export: bool) -> None:
-        began, before = time.monotonic(), machine.cpu_s()
+        began = time.monotonic()
         raft = config.motion if config.motion.flow == "raft" else None
         cpus, gpu = config.latents.num_cpus, config.latents.num_gpus > 0
         together = raft is None or bool(raft.num_gpus) == gpu
         self._config, self._export, self._families = config, export, families
-        self._motion = None
+        self._actors: list[tuple[str, Callable[[Batch], Batch], float]] = []
+        """Name of the pool, worker and its GPUs, in the order of a run."""
+        for name, some in in_pools(families).items():
+            scorer, gpus = PassScorer(some, config.frames.interval_ms / 1000), max(one.config.num_gpus for one in some)
+            self._actors.append((name, scorer, gpus))
         if raft is not None and not together:
-            self._motion = FrameScorer(None, raft, raft.num_cpus, raft.num_gpus > 0, keep_frames=True)
+            scorer = FrameScorer(None, raft, raft.num_cpus, raft.num_gpus > 0, keep_frames=True)
+            self._actors.append(("motion", scorer, raft.num_gpus))
             raft = None
-        self._scorer = FrameScorer(config.latents, raft, cpus, gpu, keep_frames=False)
-        self._passed = PassScorer(families, config.frames.interval_ms / 1000) if families else None
-        self.start = machine.cpu_s() - before, time.monotonic() - began
+        scorer = FrameScorer(config.latents, raft, cpus, gpu, keep_frames=False)
+        self._actors.append(("latents", scorer, config.latents.num_gpus))
+        # With the CPU-seconds in which Ray starts a process.
+        self.start = machine.cpu_s(), time.monotonic() - began
         """CPU-seconds and seconds until all is loaded."""
 
     def started(self, smallest: Row) -> tuple[float, float]:
@@ -95,7 +107,8 @@ class OneFilm:
             began, before = time.monotonic(), machine.cpu_s()
             with _reads(task["url"], cost):
                 if not task["url"].startswith(LOCAL):
-                    task = fetch_video(task, store.uri("videos"), config.fetch)
+                    with _at_work(cost, "fetch"):
+                        task = fetch_video(task, store.uri("videos"), config.fetch)
                 self._measure(task, store, cost)
             cost.cpu_s = machine.cpu_s() - before
             cost.film_bytes = _bytes(folder / "videos")[0]
@@ -104,22 +117,21 @@ class OneFilm:
                 self._write_clips(task, store, cost)
                 (clips, files), (frames, more) = _bytes(folder / "clips"), _bytes(folder / "frames")
                 cost.clip_bytes, cost.clip_files = clips + frames, files + more
-            cost.seconds = time.monotonic() - began
+            cost.seconds, cost.whole_cpu_s = time.monotonic() - began, machine.cpu_s() - before
         return cost
 
     def _measure(self, task: Row, store: Store, cost: Cost) -> None:
         config = self._config
-        rows = _timed(cut_videos(_column(task), config.cutting), cost, config.video.num_gpus)
+        rows = _each(cut_videos(_column(task), config.cutting), cost, VIDEO, config.video.num_gpus)
         written = []
         for batch in _gathered(rows, config.latents.batch_size):
-            if self._passed:
-                gpus = max(one.config.num_gpus for one in self._families)
-                batch = _call(self._passed, batch, cost, gpus)
-            if self._motion:
-                batch = _call(self._motion, batch, cost, config.motion.num_gpus)
-            written.append(_call(self._scorer, batch, cost, config.latents.num_gpus))
+            for name, actor, gpus in self._actors:
+                with _at_work(cost, name, gpus):
+                    batch = _handed_on(actor(batch))
+            written.append(batch)
         for batch in _gathered(written, config.write.batch_size):
-            counts = write_rows(batch, store, self._families)
+            with _at_work(cost, "write"):
+                counts = write_rows(batch, store, self._families)
             cost.rows += len(batch["scene_id"])
             cost.scenes += int(counts["scenes"][0])
             films = batch["scene_id"] == ""
@@ -151,7 +163,7 @@ class OneFilm:
         job = ExportJob(store, config.export, config.video, interval_ms, config.cutting.frames.look)
         film = {"video_id": kept[0]["video_id"], "uri": kept[0]["uri"], "wanted": json.dumps(kept)}
         spent = machine.cpu_s()
-        with _reads(task["url"], cost):
+        with _reads(task["url"], cost), _at_work(cost, EXPORT, config.export.num_gpus):
             for _ in export_films(_column(film), job):
                 pass
         cost.clip_cpu_s = machine.cpu_s() - spent
@@ -179,19 +191,35 @@ def _gathered(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
         yield {name: np.concatenate([one[name] for one in held]) for name in held[0]}
 
 
-def _call(actor: Any, batch: Batch, cost: Cost, gpus: float) -> Batch:
+@contextmanager
+def _at_work(cost: Cost, stage: str, gpus: float = 0.0) -> Iterator[None]:
+    """Count the seconds meanwhile as those of a stage; gpus: what its worker holds."""
     began = time.perf_counter()
-    batch = actor(batch)
-    cost.gpu_s += gpus * (time.perf_counter() - began)
-    return batch
+    yield
+    seconds = time.perf_counter() - began
+    cost.work[stage] = cost.work.get(stage, 0.0) + seconds
+    cost.gpu_s += gpus * seconds
 
 
-def _timed(batches: Iterator[Batch], cost: Cost, gpus: float) -> Iterator[Batch]:
-    began = time.perf_counter()
-    for batch in batches:
-        cost.gpu_s += gpus * (time.perf_counter() - began)
+def _each(batches: Iterator[Batch], cost: Cost, stage: str, gpus: float) -> Iterator[Batch]:
+    """The same batches, as the next stage gets them; making each is the work of a stage."""
+    while True:
+        with _at_work(cost, stage, gpus):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch = _handed_on(batch)
         yield batch
-        began = time.perf_counter()
+
+
+def _handed_on(batch: Batch) -> Batch:
+    """A batch as it comes out of Ray's store of objects, where each stage puts what it hands on."""
+    import ray
+    from ray.data.block import BlockAccessor
+
+    block = ray.get(ray.put(BlockAccessor.batch_to_block(batch)))
+    handed: Any = BlockAccessor.for_block(block).to_batch_format("numpy")
+    return handed
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class Total(NamedTuple):
         """As many times as much."""
         return Total(self.value * factor, self.margin * factor)
 
+    def plus(self, amount: float) -> "Total":
+        """So much more."""
+        return Total(self.value + amount, self.margin)
+
     def of_more(self, factor: float, spread: float) -> "Total":
         """What so many times as many films take, of which these were drawn; spread: half of the 95 % interval of what
         was drawn, as a share."""
