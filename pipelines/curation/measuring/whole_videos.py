@@ -15,7 +15,7 @@ from actors.core.store import Store
 from actors.curation.measuring.family import VIDEO_SCENES
 from actors.curation.measuring.measured import rows_of_slice
 from actors.curation.tables import BARS, PICTURES, SCORES, read_at, strings
-from pipelines.curation.rows import rows_now
+from pipelines.curation.numbered import numbered
 
 AT_ONCE = 256
 """Parts, or slices of them, whose videos are looked for at once."""
@@ -28,10 +28,8 @@ class _Sound:
     """The sound scenes of an output in the order of the plan, as numbers."""
 
     def __init__(self, store: Store) -> None:
-        rows = rows_now(store, ["mean_rgb_diff", "start_s"], ids=False).scenes
-        rows = rows[(rows.error == "") & np.isfinite(rows.mean_rgb_diff)]
-        part = rows.part.astype("category")
-        self.paths, self.part = part.cat.categories, part.cat.codes.to_numpy()
+        rows = numbered(store, ["mean_rgb_diff", "start_s"], _sound, ["start_s"])
+        self.paths, self.part = rows.part.cat.categories, rows.part.cat.codes.to_numpy()
         self.video, self.row, start_s = (rows[name].to_numpy() for name in ("video", "row", "start_s"))
         self._numbers = {str(path).rpartition("/")[2]: number for number, path in enumerate(self.paths)}
         # Places of the scenes of each part in the order of the plan, and of each video in that of time.
@@ -55,6 +53,10 @@ class _Sound:
         """The scenes of a video whose pictures are looked at."""
         at = self._by_video[slice(*np.searchsorted(self._videos, [video, video + 1]))]
         return at[np.unique(np.linspace(0, len(at) - 1, min(len(at), VIDEO_SCENES)).round().astype(int))]
+
+
+def _sound(scenes: pd.DataFrame) -> pd.Series:
+    return (scenes.error == "") & np.isfinite(scenes.mean_rgb_diff)
 
 
 def pictures_of(store: Store, items: Iterable[Row]) -> Iterator[Row]:

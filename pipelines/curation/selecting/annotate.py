@@ -30,7 +30,7 @@ from actors.curation.exporting.packed import download_clip
 from actors.curation.selecting.filter import Filter
 from actors.curation.selecting.labelling import columns_of, to_label
 from actors.curation.tables import PICTURES, SCORES, plan_places, read_at, strings, with_new_captions, with_places
-from pipelines.curation.rows import rows_now
+from pipelines.curation.numbered import numbered
 from pipelines.curation.selecting.labels import Agreement, Key, Labels, kappa, read_labels, write_labels
 from pipelines.curation.settings import CurationConfig
 
@@ -81,7 +81,7 @@ def scenes_to_label(
     order, turn = _in_order(rows.video.to_numpy(), rows.scene.to_numpy(), per_video, seed, rows.doubt.to_numpy())
     left = ~rows.labelled.to_numpy()[order]
     order, turn = order[left], turn[left]
-    some = rows.iloc[order[:AT_ONCE]][["part", "row"]]
+    some = rows.iloc[order[:AT_ONCE]][["part", "row"]].astype({"part": object})
     schema = pa.schema([*(SCORES.field(name) for name in COLUMNS), (PICTURES, pa.string())])
     scenes = read_at(store, some, schema).to_pandas(types_mapper=strings)
     scenes = with_places(store, with_new_captions(store, scenes), plan_places(store))
@@ -90,8 +90,7 @@ def scenes_to_label(
 
 def _to_label(store: Store, model: Filter | None, labels: Mapping[Key, Any]) -> pd.DataFrame:
     look = partial(to_label, model=model, labels=labels)
-    rows = rows_now(store, columns_of(model), look, ids=False).scenes
-    rows = rows.loc[rows.asked.to_numpy(bool), ["video", "scene", "part", "row", "labelled", "doubt"]]
+    rows = numbered(store, columns_of(model), lambda scenes: scenes.asked, ("labelled", "doubt"), look)
     if rows.empty:
         raise UserError(f"{store.root} has no scene with all features to label. Run `score` first.")
     return rows
