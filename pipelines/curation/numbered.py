@@ -44,5 +44,6 @@ def numbered(
         found.append(pd.DataFrame(of | {name: scenes[name].to_numpy() for name in ("row", "index", *more)}))
         del rows, scenes
     whole = pd.concat(found, ignore_index=True).sort_values("index", kind="stable", ignore_index=True)
-    whole["part"] = pd.Categorical.from_codes(whole["part"].to_numpy(), categories=list(parts))
+    kind: Any = pd.CategoricalDtype(list(parts))
+    whole["part"] = pd.Categorical.from_codes(whole["part"].to_numpy(), dtype=kind)
     return whole.drop(columns="index")

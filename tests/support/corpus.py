@@ -176,14 +176,14 @@ def job(
     log: Path,
     *arguments: object,
     program: Sequence[str] = ("-m", "jobs.curation"),
-    forked: bool = True,
+    workers: str = "forked",
     **environment: str,
 ) -> Iterator[Job]:
     """Start the job, with a Ray of its own; at the end nothing of it is left.
 
-    Without `forked`, its workers are its children and in its group, as a user's are; they take seconds more to start.
+    With workers="own" they are its children and in its group, as a user's are, and take seconds more to start.
     """
-    if forked and program[0] == "-m":
+    if workers == "forked" and program[0] == "-m":
         program = ("-m", forked_workers.__name__, "run", *program[1:])
         environment |= {forked_workers.SERVER: forked_workers.server()}
     # Paths of sockets are short.

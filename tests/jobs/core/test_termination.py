@@ -147,7 +147,7 @@ def test_a_command_in_another_thread_runs_without_a_handler():
 def test_a_run_that_a_signal_ends_leaves_its_record_and_no_process(number: int, code: int, tmp_path: Path):
     source, output = corpus.make(tmp_path / "films"), tmp_path / "out"
     command = ["run", f"input={source}", f"output={output}", *FAST]
-    with corpus.job(tmp_path / "log.txt", *command, forked=False) as job:
+    with corpus.job(tmp_path / "log.txt", *command, workers="own") as job:
         job.wait_until(lambda: any((output / "scores").glob("*.parquet")))
         below = psutil.Process(job.process.pid).children(recursive=True)
         # As a terminal or a service manager does: to every process that the command has started, too.
@@ -187,7 +187,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(verb: str, tmp_pa
     (folder / "table.csv").write_text("start_time,end_time,who\n0,50,Ann\n")
     capability, settings, made = VERBS[verb]
     command = [verb, *(one.format(films=folder) for one in settings), f"output={output}"]
-    with corpus.job(tmp_path / "log.txt", *command, program=("-m", f"jobs.{capability}"), forked=False) as job:
+    with corpus.job(tmp_path / "log.txt", *command, program=("-m", f"jobs.{capability}"), workers="own") as job:
         job.wait_until(lambda: any(output.glob(made)))
         below = psutil.Process(job.process.pid).children(recursive=True)
         job.process.send_signal(signal.SIGINT)
@@ -199,7 +199,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(verb: str, tmp_pa
     assert json.loads((output / "runs" / f"{verb}.json").read_text())["status"] == "failed"
     kept = {path: path.stat().st_mtime_ns for path in output.glob(made)}
     assert kept
-    with corpus.job(tmp_path / "again.txt", *command, program=("-m", f"jobs.{capability}"), forked=False) as job:
+    with corpus.job(tmp_path / "again.txt", *command, program=("-m", f"jobs.{capability}"), workers="own") as job:
         job.wait(0)
     record = json.loads((output / "runs" / f"{verb}.json").read_text())
     assert record["status"] == "done" and record["rows"]["rejected"] == {}
@@ -215,7 +215,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(verb: str, tmp_pa
 def test_sigterm_while_ray_starts_ends_with_the_same_code(tmp_path: Path):
     source, output = corpus.make(tmp_path / "films"), tmp_path / "out"
     command = ["run", f"input={source}", f"output={output}", *FAST]
-    with corpus.job(tmp_path / "log.txt", *command, forked=False) as job:
+    with corpus.job(tmp_path / "log.txt", *command, workers="own") as job:
         job.wait_until(partial(_has_child, job.process.pid, "gcs_server"))
         job.process.send_signal(signal.SIGTERM)
         job.wait(143)

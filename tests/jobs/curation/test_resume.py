@@ -145,7 +145,7 @@ def test_scores_that_are_added_on_s3_by_a_driver_that_is_killed(
 def test_a_decode_child_and_a_worker_killed_while_they_cut(folder: Path, undisturbed: Path, tmp_path: Path):
     output = tmp_path / "out"
     command = ["run", f"input={folder}", f"output={output}", *FAST]
-    with corpus.job(tmp_path / "log.txt", *command, forked=False) as job:
+    with corpus.job(tmp_path / "log.txt", *command, workers="own") as job:
         job.stop_decoder_of("long0.mp4").kill()
         child = job.stop_decoder_of("long1.mp4")
         worker = child.parent()

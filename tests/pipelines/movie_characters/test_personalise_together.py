@@ -181,7 +181,7 @@ def test_workers_of_ray_train_end_as_an_actor_does_after_the_death_of_one_and_of
         return (ids / "checkpoints" / name / "unet.safetensors").exists
 
     program = ("-m", "jobs.movie_characters")
-    with corpus.job(tmp_path / "log.txt", "personalise", *common, *together, program=program, forked=False) as running:
+    with corpus.job(tmp_path / "log.txt", "personalise", *common, *together, program=program, workers="own") as running:
         running.wait_until(steps_of("Ann_1"))
         driver = psutil.Process(running.process.pid)
         workers = [one for one in driver.children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]

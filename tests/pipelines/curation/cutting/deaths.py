@@ -38,7 +38,8 @@ def node_of_the_scorer() -> str | None:
 
 def kill_workers_of_the_head(cluster: Cluster) -> None:
     """Kill what Ray runs in workers of the head's node, and none of its own processes there."""
-    raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+    head: Any = cluster.head_node
+    raylet = head.all_processes["raylet"][0].process.pid
     children = psutil.Process(raylet).children(recursive=True)
     titles = {child: "".join(child.cmdline()).strip() for child in children}
     # With its agents the raylet itself ends.
