@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,12 @@ def _shown(item: Picture | Table, room: int) -> tuple[Picture | Table | None, in
 
 def render(template: str, **values: Any) -> str:
     """A template by its path below jobs/, with the words that pages have for numbers and times as filters."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """Keeps the templates that it has compiled."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
@@ -177,7 +184,7 @@ def render(template: str, **values: Any) -> str:
         "base64": lambda data: base64.b64encode(data).decode(),
         "kind": lambda data: "jpeg" if data.startswith(b"\xff\xd8") else "png",
     }
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def cell(value: Any) -> str:

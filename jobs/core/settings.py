@@ -10,6 +10,7 @@ Two class variables of a settings class make other names work:
 import copy
 import dataclasses
 import difflib
+import functools
 import logging
 import re
 import typing
@@ -77,9 +78,15 @@ def _apply_shared(config: Any, tree: Tree) -> None:
 def check(config: type[Config], tree: Tree) -> Config:
     """The settings of a tree; raises SettingsError where one does not exist or has a wrong value."""
     try:
-        return TypeAdapter(config).validate_python(_completed(config, typed(config, tree)), extra="forbid")
+        return _adapter(config).validate_python(_completed(config, typed(config, tree)), extra="forbid")
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(config, problem) for problem in error.errors())) from error
+
+
+@functools.cache
+def _adapter(config: type[Config]) -> TypeAdapter[Config]:
+    """Made once: a verb of many settings takes it a tenth of a second."""
+    return TypeAdapter(config)
 
 
 def _completed(config: Any, tree: Tree, values: Any = None) -> Tree:

@@ -28,6 +28,7 @@ from actors.core import storage
 from actors.core.addresses import AddressError
 from actors.core.child import CHILD, ChildFault
 from actors.core.errors import UserError
+from actors.core.http import certificates
 from actors.core.temporary import TemporaryFolder, check_space, private_folder
 from actors.curation.guard import CODE, ends_the_run, message_of
 from actors.curation.sources.origin import unsigned
@@ -254,7 +255,11 @@ class _PlainFile:
         try:
             with (
                 httpx2.Client(
-                    cookies=self._jar, proxy=self._config.proxy, timeout=timeout_s, follow_redirects=True
+                    verify=certificates(),
+                    cookies=self._jar,
+                    proxy=self._config.proxy,
+                    timeout=timeout_s,
+                    follow_redirects=True,
                 ) as client,
                 client.stream("GET", self._url, headers=headers) as response,
             ):

@@ -7,7 +7,7 @@ would try again by itself, uncounted, and has much besides.
 import base64
 from typing import Any
 
-from actors.core.http import retry_after_s
+from actors.core.http import certificates, retry_after_s
 from actors.media.images import encode_jpeg
 from actors.models.vlm.asking import Question, Refusal, Reply, Throttled
 from actors.models.vlm.settings import VlmConfig
@@ -28,7 +28,7 @@ class ChatCompletions:
         self._url = f"{(config.endpoint or '').rstrip('/')}/chat/completions"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=config.at_once)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(timeout=config.timeout_s, limits=limits, headers=headers)
+        self._client = httpx2.Client(verify=certificates(), timeout=config.timeout_s, limits=limits, headers=headers)
         # Ollama knows no other name; models of OpenAI that think refuse it, and name the one that they take.
         self._limit = "max_tokens"
 
