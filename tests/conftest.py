@@ -38,6 +38,7 @@ os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "1")
 # No test asks for them; each process would tell the head of all its tasks once a second, and of its event loops.
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 os.environ.setdefault("RAY_event_stats", "0")
+os.environ.update(forked_workers.AS_IMPORTED)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,6 +55,7 @@ def pytest_collection_finish() -> None:
     """The modules of all tests are two million objects, which each full collection would look through: a second."""
     gc.collect()
     gc.freeze()
+    forked_workers.serve()
 
 
 def pytest_unconfigure() -> None:
@@ -78,7 +80,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             # As a runtime_env, none of the workers that Ray starts at once would count as having it.
             inherited.setenv("PYTHONPATH", str(ROOT))
             inherited.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
-            inherited.setenv(forked_workers.SERVER, forked_workers.server())
             _start_ray(folder)
         yield
         ray.shutdown()

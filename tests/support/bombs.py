@@ -110,7 +110,9 @@ def _stream(codec: str, muxer: str, options: dict[str, str]) -> bytes:
         stream: Any = container.add_stream(codec, rate=24, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for number in range(2):
-            frame = av.VideoFrame.from_ndarray(films.stamp(number, 64, 64), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(films.stamp(number, 64, 64), format="rgb24").reformat(
+                format="yuv420p", threads=1
+            )
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -185,7 +185,6 @@ def job(
     """
     if workers == "forked" and program[0] == "-m":
         program = ("-m", forked_workers.__name__, "run", *program[1:])
-        environment |= {forked_workers.SERVER: forked_workers.server()}
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         session = Session(folder)

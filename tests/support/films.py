@@ -82,12 +82,11 @@ def read_stamp(frame: np.ndarray) -> int:
     Raises:
         ValueError: no stamp here: turned, squashed, cropped off centre, or a blend of two frames.
     """
-    grey = frame.mean(axis=2) if frame.ndim == 3 else frame
-    rows, columns = _edges(*grey.shape)
+    rows, columns = _edges(*frame.shape[:2])
     means = np.empty((_CELLS, _CELLS))
     for row in range(_CELLS):
         for column in range(_CELLS):
-            cell = grey[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+            cell = frame[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
             y, x = cell.shape[0] // 4, cell.shape[1] // 4
             means[row, column] = cell[y : cell.shape[0] - y, x : cell.shape[1] - x].mean()
     middle = (_DARK + _BRIGHT) / 2
@@ -188,6 +187,7 @@ def film(
         stored = (size[0], size[1]) if pixel_shape is None else (round(size[0] / pixel_shape), size[1])
         stream.width, stream.height = stored if rotation % 180 == 0 else stored[::-1]
         stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = gop
         stream.codec_context.bit_rate = 2_000_000
         if pixel_shape is not None:
@@ -203,7 +203,9 @@ def film(
                 shown = first[shot] if still else number
                 picture = blacked(_picture(shown, shown, *size, colours[shot]), *bars)
                 turned = np.ascontiguousarray(np.rot90(picture, rotation // 90))
-                frame = av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(stream.width, stream.height)
+                frame = av.VideoFrame.from_ndarray(turned, format="rgb24")
+                # The encoder would convert it with a thread per core: four times the CPU-seconds.
+                frame = frame.reformat(stream.width, stream.height, pixels, threads=1)
                 if times is None:
                     frame.pts, frame.time_base = number, 1 / Fraction(rate)
                 else:
@@ -230,10 +232,12 @@ def written(path: Path, pictures: Iterable[np.ndarray], rate: int = RATE, crf: i
     with av.open(path, "w") as container:
         stream: Any = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
         for number, picture in enumerate(pictures):
             if not number:
                 stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format="yuv420p", threads=1)
             frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -271,7 +275,7 @@ def fields(path: Path, frames: int = 40, *, two_times: bool = True, flagged: boo
             picture = ball(number / 25)
             if two_times:
                 picture[int(top) :: 2] = ball((number + 0.5) / 25)[int(top) :: 2]
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
             frame.pts, frame.time_base = number, Fraction(1, 25)
             flag.vpush(frame)
             container.mux(stream.encode(flag.vpull()))
@@ -298,7 +302,7 @@ def tagged(
                     setattr(stream.codec_context, name, value)
             picture = np.ascontiguousarray(picture)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24" if picture.itemsize == 1 else "rgb48le")
-            frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+            frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=2 if full else 1, threads=1)
             # The encoder takes a frame's tags for the film's.
             for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
                 setattr(frame, name, (tags or {}).get(name, 0 if name == "color_range" else 2))

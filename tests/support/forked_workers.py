@@ -1,42 +1,79 @@
-"""Workers of the tests' Rays as forks of one process that has imported what they need.
+"""Workers of the tests' Rays as forks of a process that has imported what the tests import.
 
-Else each worker imports Ray twice, Ray Data and torch: three CPU-seconds, a hundred times. Ray runs this file in place
-of its own setup_worker.py. It asks a server for a fork, and lives as long as that does.
+Else each worker imports Ray twice, Ray Data, torch and what it works with: three CPU-seconds and more, a hundred times.
+Ray runs this file in place of its own setup_worker.py. It asks a server for a fork, and lives as long as that does. The
+server is itself a fork of pytest, of the moment when all tests are collected.
 
     python -m tests.support.forked_workers run MODULE ARGUMENTS    a program as `python -m` runs it, whose Ray does so
 """
 
-import atexit
-import functools
 import json
 import os
 import runpy
 import select
 import socket
-import subprocess
 import sys
 
 SERVER = "FILMRAY_TESTS_FORKS"
 """Environment variable: name of the server's socket."""
-PRELOADED = (
+WORKER = (
     "ray.data._internal.execution.operators.actor_pool_map_operator",
     "ray._private.workers.default_worker",
     "ray._private.workers.setup_worker",
-    "torch",
-    "pipelines.curation.cutting.score",
 )
+"""Modules that each worker imports."""
+AS_IMPORTED = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
+"""Environment in which Ray has to be imported for forks to become its workers: Ray reads it only then. A worker without
+a job gets one with its first task, and it ends where the process has ended that it takes for its raylet."""
 
 
-@functools.cache
-def server() -> str:
-    """The name of this process's server, which ends with this process."""
-    name = f"{SERVER}-{os.getpid()}"
-    command = [sys.executable, "-m", __name__, "serve", name]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline(), "the server of workers did not start"
-    atexit.register(process.communicate)
-    return name
+def serve() -> None:
+    """Fork the server of this process, which ends with it; `SERVER` in the environment is its name from now on."""
+    for name in AS_IMPORTED:
+        os.environ.pop(name, None)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{SERVER}-{os.getpid()}")
+    listener.listen(64)
+    os.environ[SERVER] = f"{SERVER}-{os.getpid()}"
+    # The other side is open for as long as this process is there.
+    end, _ = os.pipe()
+    if os.fork():
+        os.close(end)
+        listener.close()
+        return
+    try:
+        _close_all_but(end, listener.fileno())
+        _forget_pytest()
+        _serve(listener, end)
+    finally:
+        os._exit(0)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Lead all other files into nothing: closed ones would be closed again when their objects are gone."""
+    with open(os.devnull, "r+b") as nothing:
+        for name in os.listdir("/proc/self/fd"):
+            number = int(name)
+            if number not in (*kept, nothing.fileno()) and os.path.exists(f"/proc/self/fd/{number}"):
+                os.dup2(nothing.fileno(), number)
+
+
+def _forget_pytest() -> None:
+    """Write, log and warn as a process does that has just begun."""
+    import logging
+    import signal
+    import tempfile
+    import threading
+    import warnings
+
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
+    warnings.resetwarnings()
+    tempfile.tempdir = None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _ask() -> None:
@@ -49,40 +86,26 @@ def _ask() -> None:
         select.select([connection, os.pidfd_open(os.getppid())], [], [])
 
 
-def _serve(name: str) -> None:
-    """Fork for whoever asks at this socket, until stdin ends."""
-    import gc
+def _serve(listener: socket.socket, end: int) -> None:
+    """Fork for whoever asks at this socket, until the pipe `end` ends."""
     import importlib
-    import selectors
     import signal
 
-    # Ray reads these when it is imported. A worker without a job gets one with its first task, and it ends where the
-    # process has ended that it takes for its raylet.
-    os.environ |= {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
-    gc.disable()
-    for module in PRELOADED:
-        importlib.import_module(module)
-    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0{name}")
-    listener.listen(64)
-    os.write(1, b"ready\n")
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(listener, selectors.EVENT_READ)
-        waiting.register(sys.stdin, selectors.EVENT_READ)
-        while all(key.fileobj is listener for key, _ in waiting.select()):
-            asker, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                _become_worker(asker)
-            asker.close()
+    while select.select([listener, end], [], [])[0] == [listener]:
+        for module in WORKER:
+            importlib.import_module(module)
+        asker, _ = listener.accept()
+        if not os.fork():
+            listener.close()
+            os.close(end)
+            _become_worker(asker)
+        asker.close()
 
 
 def _become_worker(asker: socket.socket) -> None:
     """Run what is asked for with the streams, folder and environment of the process that asks; never returns."""
     import fcntl
-    import gc
     import signal
 
     from ray._private.runtime_env.context import RuntimeEnvContext
@@ -100,7 +123,6 @@ def _become_worker(asker: socket.socket) -> None:
     fcntl.fcntl(asker, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(asker, fcntl.F_SETFL, os.O_ASYNC)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    gc.enable()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -124,9 +146,7 @@ def use_forks() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        _serve(sys.argv[2])
-    elif sys.argv[1] == "run":
+    if sys.argv[1] == "run":
         use_forks()
         del sys.argv[:2]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -189,7 +189,9 @@ def with_streams(path: Path, *streams: tuple[str, tuple[int, int], int, int]) ->
             for stream, size, every in makers:
                 if number % every == 0:
                     picture = films.stamp(number, *size)
-                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
+                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                        format=stream.pix_fmt, threads=1
+                    )
                     frame.pts = number
                     container.mux(stream.encode(frame))
         for stream, *_ in makers:
@@ -253,7 +255,9 @@ def test_interlaced_film_is_recognised(tmp_path: Path, interlaced: bool) -> None
         stream: Any = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
         for number in range(30):
-            frame = av.VideoFrame.from_ndarray(films.stamp(number, 160, 128), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(films.stamp(number, 160, 128), format="rgb24").reformat(
+                format="yuv420p", threads=1
+            )
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -294,9 +294,8 @@ def write(path: Path, picture: np.ndarray, frames: int = 12, pixels: str = "yuv4
             setattr(stream.codec_context, name, value)
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(
-                format=pixels, dst_colorspace=coded.get("colorspace"), dst_color_range=coded.get("color_range")
-            )
+            space, span = coded.get("colorspace"), coded.get("color_range")
+            frame = frame.reformat(format=pixels, dst_colorspace=space, dst_color_range=span, threads=1)
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -341,7 +340,7 @@ def moving(path: Path, codec: str) -> Path:
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for i in range(48):
             view = np.ascontiguousarray(texture[:, 50 - i : 370 - i])
-            frame = av.VideoFrame.from_ndarray(view, format="rgb24").reformat(format=stream.pix_fmt)
+            frame = av.VideoFrame.from_ndarray(view, format="rgb24").reformat(format=stream.pix_fmt, threads=1)
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -626,7 +625,9 @@ def test_a_picture_on_the_cover_is_no_film(tmp_path: Path) -> None:
         cover: Any = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 160, 120, "yuvj420p"
         cover.disposition = Disposition.attached_pic
-        picture = av.VideoFrame.from_ndarray(films.stamp(0, 160, 120), format="rgb24").reformat(format="yuvj420p")
+        picture = av.VideoFrame.from_ndarray(films.stamp(0, 160, 120), format="rgb24").reformat(
+            format="yuvj420p", threads=1
+        )
         picture.pts = 0
         container.mux(cover.encode(picture))
         for i in range(20):

@@ -141,7 +141,9 @@ def write(
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         for number in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(films.stamp(number, *size), format="rgb24").reformat(format=pixels)
+            frame = av.VideoFrame.from_ndarray(films.stamp(number, *size), format="rgb24").reformat(
+                format=pixels, threads=1
+            )
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

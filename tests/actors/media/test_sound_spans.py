@@ -36,6 +36,7 @@ def ticking(
         for start in range(0, samples.shape[1], 1024):
             while shown * rate <= 5 * start and shown < 5 * seconds:
                 frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8), format="rgb24")
+                frame = frame.reformat(format=video.pix_fmt, threads=1)
                 frame.pts, frame.time_base = shown, Fraction(1, 5)
                 file.mux(video.encode(frame))
                 shown += 1

@@ -46,7 +46,8 @@ def squeezed(path: Path, pictures: Iterable[np.ndarray], shape: Fraction) -> Pat
         stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "18"})
         stream.pix_fmt, stream.sample_aspect_ratio, stream.width, stream.height = "yuv420p", shape, 240, 240
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode())
     return path
 

@@ -49,15 +49,7 @@ def join(before: list[np.ndarray], after: list[np.ndarray], kind: str, length: i
 
 
 def written(path: Path, frames: list[np.ndarray], rate: int = RATE) -> Path:
-    height, width = frames[0].shape[:2]
-    with av.open(path, "w") as container:
-        stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            rgb = np.clip(np.rint(frame), 0, 255).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return films.written(path, (np.clip(np.rint(frame), 0, 255).astype(np.uint8) for frame in frames), rate, crf=20)
 
 
 def drawn(path: Path, shots: list[list[np.ndarray]], kind: str, length: int, rate: int = RATE) -> tuple[Path, int, int]:
