@@ -72,14 +72,13 @@ def pytest_runtest_teardown() -> None:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster of two CPUs for the session."""
     import ray
-    from ray._private import ray_constants
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         # Several that start at once take longer than Ray waits for them.
         with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"), pytest.MonkeyPatch.context() as inherited:
             # As a runtime_env, none of the workers that Ray starts at once would count as having it.
             inherited.setenv("PYTHONPATH", str(ROOT))
-            inherited.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
+            forked_workers.use_forks(inherited.setattr)
             _start_ray(folder)
         yield
         ray.shutdown()

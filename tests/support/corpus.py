@@ -239,12 +239,12 @@ def head(log: Path, **environment: str) -> Iterator[Head]:
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray = str(Path(sysconfig.get_path("scripts"), "ray"))
+        ray = ("-m", forked_workers.__name__, "run", "ray.scripts.scripts")
         options = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         options += [f"--{name}={port}" for name, port in ports.items()]
         # Jobs are submitted as `python -m ...`: that of this environment.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-        process = _start(log, [ray, "start", *options], PATH=path, **environment)
+        process = _start(log, [*ray, "start", *options], PATH=path, **environment)
         session = Session(folder)
         try:
             dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"

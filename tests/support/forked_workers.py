@@ -1,8 +1,8 @@
-"""Workers of the tests' Rays as forks of a process that has imported what the tests import.
+"""Workers and agents of the tests' Rays as forks of a process that has imported what the tests import.
 
-Else each worker imports Ray twice, Ray Data, torch and what it works with: three CPU-seconds and more, a hundred times.
-Ray runs this file in place of its own setup_worker.py. It asks a server for a fork, and lives as long as that does. The
-server is itself a fork of pytest, of the moment when all tests are collected.
+Else each worker imports Ray twice, Ray Data, torch and what it works with: three CPU-seconds and more, a hundred times;
+the agents of each Ray take five. Ray runs this file in their place. It asks a server for a fork, and lives as long as
+that does. The server is itself a fork of pytest, of the moment when all tests are collected.
 
     python -m tests.support.forked_workers run MODULE ARGUMENTS    a program as `python -m` runs it, whose Ray does so
 """
@@ -13,15 +13,25 @@ import runpy
 import select
 import socket
 import sys
+from collections.abc import Callable
+from typing import Any
 
 SERVER = "FILMRAY_TESTS_FORKS"
 """Environment variable: name of the server's socket."""
-WORKER = (
+OF_RAY = (
     "ray.data._internal.execution.operators.actor_pool_map_operator",
     "ray._private.workers.default_worker",
     "ray._private.workers.setup_worker",
+    "ray._private.log_monitor",
+    "ray._private.runtime_env.agent.main",
+    "ray.autoscaler._private.monitor",
+    "ray.dashboard.agent",
+    "ray.dashboard.dashboard",
+    "ray.dashboard.modules.job.job_head",
+    "ray.dashboard.modules.reporter.reporter_head",
+    "ray.dashboard.modules.task_events.task_events_head",
 )
-"""Modules that each worker imports."""
+"""Modules that workers and agents import."""
 AS_IMPORTED = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
 """Environment in which Ray has to be imported for forks to become its workers: Ray reads it only then. A worker without
 a job gets one with its first task, and it ends where the process has ended that it takes for its raylet."""
@@ -93,7 +103,8 @@ def _serve(listener: socket.socket, end: int) -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while select.select([listener, end], [], [])[0] == [listener]:
-        for module in WORKER:
+        os.environ.update(AS_IMPORTED)
+        for module in OF_RAY:
             importlib.import_module(module)
         asker, _ = listener.accept()
         if not os.fork():
@@ -126,8 +137,13 @@ def _become_worker(asker: socket.socket) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    options, sys.argv = setup_worker.parser.parse_known_args(argv)
-    os.environ.update(RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}").env_vars)
+    if os.path.basename(argv[0]) == "default_worker.py":
+        options, sys.argv = setup_worker.parser.parse_known_args(argv)
+        os.environ.update(RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}").env_vars)
+    else:
+        sys.argv = argv
+        # Agents look whether their parent is the raylet.
+        os.environ["RAY_RAYLET_PID"] = str(os.getppid())
     code: object = 1
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -138,11 +154,21 @@ def _become_worker(asker: socket.socket) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def use_forks() -> None:
-    """Have workers of Rays that this process starts forked."""
-    from ray._private import ray_constants
+def use_forks(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Have workers and agents of Rays that this process starts forked, where pytest has started it."""
+    from ray._private import ray_constants, services
 
-    ray_constants.SETUP_WORKER_FILENAME = __file__
+    if SERVER not in os.environ:
+        return
+    start = services.start_ray_process
+
+    def started(command: list[str], *args: Any, **options: Any) -> Any:
+        program = command[2:] if command[:2] == [sys.executable, "-u"] else None
+        return start([sys.executable, __file__, *program] if program else command, *args, **options)
+
+    put(ray_constants, "SETUP_WORKER_FILENAME", __file__)
+    put(services, "_build_python_executable_command_memory_profileable", lambda *_, **__: [sys.executable, __file__])
+    put(services, "start_ray_process", started)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON_A_RAY = """
 import sys, ray
 from jobs.curation.__main__ import app
+from tests.support import forked_workers
+forked_workers.use_forks()
 ray.init(
     address="local", num_cpus=int(sys.argv[1]), num_gpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False
 )

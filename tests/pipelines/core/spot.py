@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 
 from actors.core.stage import Batch, Stage
 from pipelines.core.ray_data import batches, ray_actors, ray_task, set_context
+from tests.support import forked_workers
 
 TASK, ACTOR = "NKNKNNN", "KNK"
 """What each try ends with: N, its node is lost; K, its worker crashes. The one after the last is good."""
@@ -62,6 +63,7 @@ if __name__ == "__main__":
     there = Path(sys.argv[1])
     for place in ("task", "actor"):
         (there / place).mkdir()
+    forked_workers.use_forks()
     head = {"num_cpus": 0, "include_dashboard": False}
     shared = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     try:

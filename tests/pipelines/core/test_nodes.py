@@ -17,7 +17,9 @@ import ray
 from ray.cluster_utils import Cluster
 from actors.core.errors import UserError
 from pipelines.core.nodes import check_shared
+from tests.support import forked_workers
 
+forked_workers.use_forks()
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 cluster.add_node(num_cpus=1)
 cluster.add_node(num_cpus=0)

@@ -332,7 +332,9 @@ import ray
 from actors.core.stage import Stage
 from pipelines.core.ray_data import batches, ray_actors, set_context
 from tests.pipelines.core.test_ray_data import AtOnce
+from tests.support import forked_workers
 
+forked_workers.use_forks()
 ray.init(
     address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
     _temp_dir=sys.argv[1], runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}},

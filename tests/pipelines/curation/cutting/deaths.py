@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 from jobs.core.session import start_logging
 from jobs.curation.__main__ import app
 from pipelines.core import deaths
+from tests.support import forked_workers
 from tests.support.corpus import FAST
 
 COMMAND = ("frames.size=64", "latents.model=tiny", *FAST[-2:])
@@ -41,9 +42,8 @@ def kill_workers_of_the_head(cluster: Cluster) -> None:
     head: Any = cluster.head_node
     raylet = head.all_processes["raylet"][0].process.pid
     children = psutil.Process(raylet).children(recursive=True)
-    titles = {child: "".join(child.cmdline()).strip() for child in children}
     # With its agents the raylet itself ends.
-    workers = [child for child, title in titles.items() if title.startswith("ray::") and not title.endswith("Agent")]
+    workers = [child for child in children if any(word.endswith("default_worker.py") for word in child.cmdline())]
     for worker in workers:
         worker.kill()
     sys.stdout.write(f"{len(workers)} workers of the head are gone\n")
@@ -94,6 +94,7 @@ if __name__ == "__main__":
     end = more.index("--") if "--" in more else len(more)
     settings, then = more[:end], more[end + 1 :]
     start_logging()
+    forked_workers.use_forks()
     deaths.QUIET_S, deaths.PAUSES_S = 10, (2.0,) * 10
     waiting = Waits()
     logging.getLogger("pipelines").addHandler(waiting)
