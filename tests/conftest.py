@@ -45,6 +45,7 @@ os.environ.update(forked_workers.AS_IMPORTED)
 def pytest_collection() -> Generator[None, object, object]:
     """Imports make objects that stay: looking for those that do not takes a fifth of the time."""
     gc.disable()
+    forked_workers.keep_ids_apart()
     try:
         return (yield)
     finally:

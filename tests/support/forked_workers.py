@@ -37,6 +37,23 @@ AS_IMPORTED = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
 a job gets one with its first task, and it ends where the process has ended that it takes for its raylet."""
 
 
+class _ClassId:
+    """Makes an id as Ray's own does, but for the generator of random ids: once used, it is the same in all forks."""
+
+    @staticmethod
+    def from_random() -> Any:
+        from ray import ActorClassID
+
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+
+def keep_ids_apart() -> None:
+    """Have importing Ray Data draw none of Ray's random ids: two forks would choose the same name for an object."""
+    from ray import actor
+
+    actor.ActorClassID = _ClassId
+
+
 def serve() -> None:
     """Fork the server of this process, which ends with it; `SERVER` in the environment is its name from now on."""
     for name in AS_IMPORTED:
