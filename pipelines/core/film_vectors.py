@@ -174,9 +174,10 @@ def read_arrays(folder: str) -> Iterator[tuple[str, np.ndarray]]:
     entries = storage.listing(folder, (".npy",))
     found = sorted((PurePosixPath(entry.name).stem, entry.uri) for entry in entries if "/" not in entry.name)
 
-    def read(uri: str) -> np.ndarray:
+    def loaded(uri: str, data: bytes) -> np.ndarray:
         try:
-            array = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+            # Not in the threads: two headers that are parsed at once fail in Python 3.11, once in a great while.
+            array = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{uri} is no .npy file of a plain array: {error}") from error
         array = array[None] if isinstance(array, np.ndarray) and array.ndim == 1 else array
@@ -186,7 +187,8 @@ def read_arrays(folder: str) -> Iterator[tuple[str, np.ndarray]]:
 
     width = 0
     with ThreadPoolExecutor(REQUESTS) as threads:
-        for (film, uri), array in zip(found, threads.map(read, [uri for _, uri in found]), strict=True):
+        for (film, uri), data in zip(found, threads.map(storage.read_bytes, [uri for _, uri in found]), strict=True):
+            array = loaded(uri, data)
             width = width or array.shape[1]
             if len(array) and array.shape[1] != width:
                 raise UserError(f"{uri} has vectors of {array.shape[1]} numbers, the films before it of {width}")

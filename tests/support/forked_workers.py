@@ -49,9 +49,9 @@ class _ClassId:
 
 def keep_ids_apart() -> None:
     """Have importing Ray Data draw none of Ray's random ids: two forks would choose the same name for an object."""
-    from ray import actor
+    import ray.actor
 
-    actor.ActorClassID = _ClassId
+    setattr(ray.actor, "ActorClassID", _ClassId)  # noqa: B010 - the module does not export it
 
 
 def serve() -> None:

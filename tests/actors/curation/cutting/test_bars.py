@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -219,16 +219,18 @@ def test_without_the_setting_a_clip_has_its_bars(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bars", "degrees"),
-    [((30, 30, 0, 0), 0), ((0, 0, 32, 32), 0), ((30, 30, 0, 0), 90)],
+    ("inside", "turned"),
+    [((320, 180), False), ((256, 240), False), ((320, 180), True)],
     ids=["letter", "pillar", "turned"],
 )
-def test_torchcodec_measures_inside_of_the_same_bars(
-    tmp_path: Path, bars: tuple[int, int, int, int], degrees: int
-) -> None:
+def test_torchcodec_measures_inside_of_the_same_bars(tmp_path: Path, inside: tuple[int, int], turned: bool) -> None:
     if torchcodec_fault():
         pytest.skip(f"torchcodec cannot be loaded: {torchcodec_fault()}")
-    path = films.film(tmp_path / "film.mp4", (48,), size=(320, 240), bars=bars, rotation=degrees)
+    # Not the first shot, whose optical flow hangs on the last bit of a pixel.
+    pictures = (padded(image, 320, 240) for image in islice(bikes(*inside), *CUTS[:2]))
+    path = films.written(tmp_path / "plain.mp4", pictures, RATE)
+    if turned:
+        path = films.displayed(path, tmp_path / "turned.mp4", (0, 1, -1, 0))
     rows = {}
     for decoder in ("pyav", "torchcodec"):
         settings = VideoConfig(decoder=decoder), FramesConfig(), ShotsConfig("none"), MotionConfig()
