@@ -180,6 +180,7 @@ def test_genres(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     )
 
 
+@pytest.mark.slow
 def test_pretraining_of_comics(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"face": (6, 32, 32, 3), "body": (6, 32, 32, 3)}
@@ -293,6 +294,7 @@ def test_personalising(
 FAMILIES = [tiny_models.stable_diffusion_xl, tiny_models.stable_diffusion_3, tiny_models.flux]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda one: one.__name__)
 def test_other_families_are_personalised_identified_and_drawn(
     cuda: FakeCuda, tmp_path: Path, make: Callable[[Path], str]

@@ -342,6 +342,7 @@ app(sys.argv[1:])
 """A command that is killed when it begins its work, and `select` when it has decided."""
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_the_last_good_record(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GEMINI_API_KEY", "none is asked with it")
     settings, store = config(tmp_path), Store(str(tmp_path))

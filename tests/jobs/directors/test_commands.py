@@ -144,6 +144,7 @@ def guess_films(model: Path, data: Path, tmp_path: Path) -> list[str]:
     return answered
 
 
+@pytest.mark.slow
 def test_pictures_of_unknown_films_are_trained_on_with_a_split_by_picture_and_a_warning(
     ray_cluster: None, tmp_path: Path
 ):

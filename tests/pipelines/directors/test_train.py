@@ -164,7 +164,7 @@ def test_directors_that_differ_are_told_apart_on_films_not_seen_and_their_films_
     assert len(worth) == 3
 
 
-@pytest.mark.parametrize(("strangers", "films"), [(0, 60), (3, 20)])
+@pytest.mark.parametrize(("strangers", "films"), [pytest.param(0, 60, marks=pytest.mark.slow), (3, 20)])
 def test_strangers_are_less_certain_than_who_is_known(strangers: int, films: int):
     frames = invented(directors=8, films=films, of_director=2, of_film=0.3, strangers=strangers)
     (parts,) = parts_of(frames, config(), "film")

@@ -173,11 +173,16 @@ def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: P
     "how",
     [
         {"method": "lora"},
-        {"method": "imagic"},
+        pytest.param({"method": "imagic"}, marks=pytest.mark.slow),
         {"method": "textual_inversion"},
-        {"method": "lora", "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
-        {"method": "imagic", "mixed_precision": "bf16"},
-        {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in (
+                {"method": "lora", "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
+                {"method": "imagic", "mixed_precision": "bf16"},
+                {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
+            )
+        ),
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(

@@ -84,11 +84,16 @@ def files(output: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "how",
     [
-        ["method=imagic"],
-        ["method=imagic", "mixed_precision=bf16"],
         ["method=lora"],
-        ["method=lora", "mixed_precision=bf16", "gradient_checkpointing=true"],
         ["method=textual_inversion"],
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in (
+                ["method=imagic"],
+                ["method=imagic", "mixed_precision=bf16"],
+                ["method=lora", "mixed_precision=bf16", "gradient_checkpointing=true"],
+            )
+        ),
     ],
 )
 def test_the_files_are_those_of_a_whole_network_after_a_kill_too(
@@ -121,6 +126,7 @@ def test_the_files_are_those_of_a_whole_network_after_a_kill_too(
     assert losses[0] == [[step, pytest.approx(loss, rel=5e-3)] for step, loss in losses[1]]
 
 
+@pytest.mark.slow
 def test_a_divided_network_goes_on_from_where_a_whole_one_was_and_the_other_way_round(
     face: Path,
     sd_folder: str,

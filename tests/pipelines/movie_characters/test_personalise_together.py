@@ -118,7 +118,7 @@ def assert_alike(one: str, other: str, name: str) -> None:
         assert np.array(losses[0][phase]) == pytest.approx(np.array(losses[1][phase]), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["imagic", "textual_inversion"])
+@pytest.mark.parametrize("method", [pytest.param("imagic", marks=pytest.mark.slow), "textual_inversion"])
 def test_workers_share_the_rows_of_a_step_and_a_killed_one_changes_nothing(
     faces: Path, sd_folder: str, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_shipped_encoder_tells_cuts_from_neighbours_on_film() -> None:
     assert (mse[same][:, None] < mse[cut]).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_no_held_out_frame_is_trained_on() -> None:
     film = list(pictures(packaged("iscc-samples", "demo.mp4"), SIZE))
     held_out = {film[i].tobytes() for first, end in HELD_OUT_SHOTS for i in range(first, end)}

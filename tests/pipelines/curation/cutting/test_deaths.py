@@ -178,6 +178,7 @@ def test_a_node_is_lost_while_films_are_fetched_scenes_measured_clips_written_an
     assert set(scenes.recaption[scenes.kept]) == {"a better caption with more light in it"} and scenes.kept.sum() == 12
 
 
+@pytest.mark.slow
 def test_deaths_without_progress_end_the_run(fast: None) -> None:
     again = deaths.Perseverance()
 
