@@ -18,14 +18,12 @@ import json, sys
 from importlib import import_module
 import ray, torch
 from typer.testing import CliRunner
-from tests.support import forked_workers
 touched = []
 def refuse():
     touched.append(1)
     raise AssertionError("the driver touches a GPU")
 # What torch calls before anything is done with a GPU.
 torch.cuda._lazy_init = refuse
-forked_workers.use_forks()
 ray.init(
     address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
     _temp_dir=sys.argv[1], runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}},

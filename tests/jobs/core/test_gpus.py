@@ -15,9 +15,7 @@ PROGRAM = """
 import sys, tempfile
 from importlib import import_module
 import ray
-from tests.support import forked_workers
 
-forked_workers.use_forks()
 with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
     environment = {"env_vars": {"PYTHONPATH": sys.argv[1]}}
     options = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": folder, "runtime_env": environment}

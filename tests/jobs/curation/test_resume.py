@@ -115,7 +115,8 @@ def test_a_store_that_is_away_in_the_middle_of_a_run_is_waited_for(
     assert not [name for name in corpus.names(f"{s3}/out", "runs") if name.endswith(".lease")]
     # What went through is what an estimate says of it, though the run was held up.
     command = ["run", f"input={folder}", f"output={s3}/none", *FAST, "estimate.films=20", "--dry-run"]
-    (told,) = re.findall(r"requests: ([0-9,]+) PUT, POST and LIST, ([0-9,]+) GET and HEAD", run_here(*command).stdout)
+    with corpus.job(tmp_path / "estimate.txt", *command, **s3_server) as job:
+        (told,) = re.findall(r"requests: ([0-9,]+) PUT, POST and LIST, ([0-9,]+) GET and HEAD", job.wait())
     puts, gets = (int(number.replace(",", "")) for number in told)
     assert puts == pytest.approx(sum(proxy.methods[kind] for kind in ("PUT", "POST", "LIST")), rel=0.3)
     assert gets == pytest.approx(proxy.methods["GET"] + proxy.methods["HEAD"], rel=0.3)
