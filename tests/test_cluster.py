@@ -119,6 +119,7 @@ def test_every_node_installs_the_pinned_versions(cluster: dict[str, Any]) -> Non
     assert uv == re.findall(r"uv==\S+", " ".join(cluster["setup_commands"])) and len(uv) == 1
 
 
+@pytest.mark.slow
 def test_every_node_has_what_any_capability_imports(cluster: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     there, held = installed(project, extras_of(cluster)), owners()

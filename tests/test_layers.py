@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROBE = """
 import importlib, sys
@@ -14,6 +16,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_actors_never_import_ray() -> None:
     files = (file.relative_to(ROOT).with_suffix("") for file in (ROOT / "actors").rglob("*.py"))
     modules = sorted(".".join(file.parts) for file in files if file.name != "__init__")

@@ -143,7 +143,8 @@ def steps(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[int]:
         yield number
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_killed_between_any_two_steps_no_row_is_lost_or_read_twice(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ):

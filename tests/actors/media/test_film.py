@@ -811,6 +811,7 @@ def test_a_film_that_never_comes_has_stalled(child: Child, pipe: Path) -> None:
     assert fault.value.code == "stalled"
 
 
+@pytest.mark.slow
 def test_a_film_without_end_gives_its_first_scenes_and_runs_out_of_time(child: Child, pipe: Path, folder: Path) -> None:
     part = films.film(folder / "part.ts", shots=(48, 36, 30, 48, 36, 30)).read_bytes()
     feeder = threading.Thread(target=feed, args=(pipe, cycle([part])), daemon=True)

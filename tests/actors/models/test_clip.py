@@ -120,6 +120,7 @@ def test_images_are_preprocessed_as_open_clip_does_it_one_by_one(
     assert levels.mean() < 0.2
 
 
+@pytest.mark.slow
 def test_a_model_of_a_name_and_a_file_embeds_as_open_clip_does(photos: np.ndarray, tmp_path: Path):
     """RN50 has convolutions, batch norms and attention pooling: what a vision transformer has not."""
     torch.manual_seed(0)

@@ -150,6 +150,7 @@ def refused(output: Path, *settings: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ requests
 
 
+@pytest.mark.slow
 def test_answers_are_on_disk_when_they_are_acknowledged(output: Path):
     write_labels(str(output / "labels" / "bert.json"), {("a<b>.mp4", f"a<b>.mp4.{k}_0"): k % 2 for k in range(3)})
     with annotating(output) as server:

@@ -66,6 +66,7 @@ def asked(gemini: Gemini) -> dict[str, list[int]]:
     return {caption: [films.read_stamp(picture) for picture in pictures] for caption, pictures in gemini.asked}
 
 
+@pytest.mark.slow
 def test_without_the_films_scenes_are_captioned_evaluated_and_labelled(
     output: Path, no_films: None, gemini: Gemini, clip_folder: str, caplog: pytest.LogCaptureFixture
 ):

@@ -75,6 +75,7 @@ def holds(output: Path, key: str) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_recaption_of_what_is_kept(output: Path, settings: list[str], gemini: Gemini, caplog: pytest.LogCaptureFixture):
     caplog.set_level("DEBUG")
     chosen = kept(output)

@@ -580,6 +580,7 @@ def test_what_there_is_no_room_for_is_left_out_and_told(tmp_path: Path, monkeypa
     assert sum(map(len, some["columns"].values())) < 500 < sum(map(len, whole["columns"].values()))
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_read_part_by_part(tmp_path: Path) -> None:
     store = CountingStore(str(tmp_path))
     object.__setattr__(store, "read", Counter())

@@ -12,6 +12,7 @@ from tests.support import films
 from tests.support.corpus import FAST, run_here, table
 
 
+@pytest.mark.slow
 def test_single_shot_films_become_windows_that_add_up(ray_cluster: None, tmp_path: Path) -> None:
     lengths = {"long": (720,), "two": (300, 36), "short": (60,)}
     for name, shots in lengths.items():

@@ -166,6 +166,7 @@ def test_a_manifest_says_of_which_class_images_are_through_to_the_figures(
     assert "not there, such as stil.png" in identify(tmp_path, clip_folder, code=2).output
 
 
+@pytest.mark.slow
 def test_few_images_start_no_ray(folder: Path, clip_folder: str):
     Image.fromarray(data.astronaut()).save(folder / "gallery" / "Eileen_1.png")
     given = [f"gallery={folder / 'gallery'}", f"input={folder / 'gallery'}"]

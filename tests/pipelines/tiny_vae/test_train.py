@@ -41,6 +41,7 @@ def test_the_shipped_encoder_is_small_and_gives_latents_of_an_eighth() -> None:
     assert torch.isfinite(latents).all()
 
 
+@pytest.mark.slow
 def test_the_shipped_encoder_tells_cuts_from_neighbours_on_film() -> None:
     frames = [frame[:, (frame.shape[1] - SIZE) // 2 :][:, :SIZE] for frame in pictures(demo_mp4(), SIZE)]
     middles = [(a + b) // 2 for a, b in pairwise(CUTS)]

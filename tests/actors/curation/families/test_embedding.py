@@ -98,6 +98,7 @@ def test_what_is_measured_changes_with_the_network_and_its_weights_alone(folder:
     assert len({of(folder), *others}) == 5
 
 
+@pytest.mark.slow
 def test_copies_are_found_that_no_hash_finds(tmp_path: Path):
     family = Embedding(semantic.lite0(tmp_path / "lite0"))
     names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg")

@@ -458,6 +458,7 @@ def test_a_row_too_few_or_too_many_does_not_add_up(tmp_path: Path, rows: int):
     assert tally(store).rows == rows
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_scenes(tmp_path: Path):
     settings = replace(config(tmp_path), select=SelectConfig(count=10_000))
     store = Store(settings.output)
