@@ -18,6 +18,8 @@ from typing import Any
 
 SERVER = "FILMRAY_TESTS_FORKS"
 """Environment variable: name of the server's socket."""
+RAY = "2.60.0"
+"""The Ray whose insides are meant here; another one starts its own workers."""
 OF_RAY = (
     "ray.data._internal.execution.operators.actor_pool_map_operator",
     "ray._private.workers.default_worker",
@@ -173,10 +175,11 @@ def _become_worker(asker: socket.socket) -> None:
 
 def use_forks(put: Callable[[object, str, object], None] = setattr) -> None:
     """Have workers and agents of Rays that this process starts forked, where pytest has started it."""
+    from ray import __version__
     from ray._private import ray_constants, services
 
     # CUDA works in no fork of a process that has looked for it.
-    if SERVER not in os.environ or os.path.exists("/dev/nvidiactl"):
+    if SERVER not in os.environ or __version__ != RAY or os.path.exists("/dev/nvidiactl"):
         return
     start = services.start_ray_process
 
