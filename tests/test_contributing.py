@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 CONTRAST = """
 import numpy as np
@@ -29,6 +31,7 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
     return done.stderr if code else done.stdout
 
 
+@pytest.mark.slow
 def test_the_examples_apply_pass_the_checks_and_work(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     ignored = shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", ".*_cache")

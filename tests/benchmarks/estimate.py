@@ -205,7 +205,7 @@ def told(found: Estimate, machines: Machines) -> dict[str, float]:
     seconds = machines.start_s + found.seconds.whole.value
     return {
         "seconds": seconds,
-        "worker_cpu_s": found.cpu_s.value + machines.load_cpu_s * machines.workers.cpus,
+        "worker_cpu_s": found.cpu_s.value + machines.load_cpu_s,
         "cpu_s": found.cpu_s.value + machines.start_cpu_s + machines.head_cpus * found.seconds.whole.value,
         "bytes": found.bytes.value,
         "files": found.files.value,

@@ -14,6 +14,12 @@ from pipelines.curation.estimating.scaling import Total
 WAITING = ("fetch",)
 """Stages that wait for others, and take no CPU meanwhile."""
 VIDEO, EXPORT = "video", "export"
+LONGEST = "the longest film"
+TASKS = ("fetch", VIDEO, EXPORT)
+"""Stages of one task a film."""
+TURN_S = 0.15
+"""Seconds until the worker of a task gets its next. Ray Data looks ten times a second which tasks have ended, and it
+may take two looks."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +94,28 @@ class Duration(NamedTuple):
         return Total(self.measuring.value + self.exporting.value, self.measuring.margin + self.exporting.margin)
 
 
-def duration(work: Mapping[str, Total], longest: float, workers: Workers) -> Duration:
+def duration(work: Mapping[str, Total], longest: float, films: int, workers: Workers) -> Duration:
     """How long a run takes.
 
     work: seconds of one worker at all that a stage has to do. longest: of that, the share of the longest film, which
     one worker has from its start to its end.
     """
+    turns = dict.fromkeys(TASKS, TURN_S * films)
     measuring = {name: seconds for name, seconds in work.items() if name != EXPORT}
     film_s = longest * work[VIDEO].value / (workers.cut_by if workers.threads[VIDEO] else 1)
     limits = {
-        f"{name}, {workers.at_once[name]:g} at once": seconds.times(1 / workers.at_once[name])
-        for name, seconds in measuring.items()
+        name: seconds.plus(turns.get(name, 0.0)).times(1 / workers.at_once[name]) for name, seconds in measuring.items()
     }
-    limits |= {"its CPUs": _on_cpus(measuring, workers), "the longest film": Total(film_s, 0.0)}
+    limits |= {"its CPUs": _on_cpus(measuring, workers), LONGEST: Total(film_s, 0.0)}
     slowest = max(limits, key=lambda name: limits[name])
-    clips = work.get(EXPORT, Total(0.0, 0.0))
-    ends = [clips.times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
-    return Duration(limits[slowest], max(ends), slowest)
+    # A stage waits for its first film, and those after it still have its last.
+    stage = VIDEO if slowest == LONGEST else slowest
+    others = sum(seconds.value for name, seconds in measuring.items() if name != stage) if stage in measuring else 0.0
+    ends = [Total(0.0, 0.0)]
+    if clips := work.get(EXPORT):
+        ends = [clips.plus(turns[EXPORT]).times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
+    waits_for = f"{slowest}, {workers.at_once[slowest]:g} at once" if slowest in measuring else slowest
+    return Duration(limits[slowest].plus(others / films), max(ends), waits_for)
 
 
 def _on_cpus(work: Mapping[str, Total], workers: Workers) -> Total:

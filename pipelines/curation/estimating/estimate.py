@@ -27,15 +27,30 @@ class Machines:
     gpus: float
     workers: Workers
     ray_s: float
-    """Seconds until the plan is made and Ray runs."""
-    load_s: float
-    """Seconds until a worker has loaded all."""
-    load_cpu_s: float
+    """Seconds until the plan is made and Ray runs, imports included."""
+    one_s: float
+    """Seconds until one worker has loaded all."""
+    one_cpu_s: float
     """CPU-seconds of that."""
     ray_cpu_s: float
     """CPU-seconds until Ray runs: of this process, and of Ray's own where it started them."""
     head_cpus: float
     """CPUs that these take while workers are at work."""
+
+    @property
+    def loading(self) -> float:
+        """Workers that load at the start: one on each CPU, and one at least of each stage but the last."""
+        return max(self.workers.cpus, len(self.workers.at_once) - 1)
+
+    @property
+    def load_s(self) -> float:
+        """Seconds until all of them have loaded."""
+        return self.one_s * (self.loading / self.workers.cpus if self.workers.cpus else 1.0)
+
+    @property
+    def load_cpu_s(self) -> float:
+        """CPU-seconds of that."""
+        return self.one_cpu_s * self.loading
 
     @property
     def start_s(self) -> float:
@@ -44,8 +59,8 @@ class Machines:
 
     @property
     def start_cpu_s(self) -> float:
-        """CPU-seconds of the start; a worker loads all on each CPU."""
-        return self.ray_cpu_s + self.load_cpu_s * max(1.0, self.workers.cpus)
+        """CPU-seconds of the start."""
+        return self.ray_cpu_s + self.load_cpu_s
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,8 @@ def estimate(
 
     again: error codes whose rows are to be made again. export: whether clips are written. start: starts Ray.
     """
-    rng, began = np.random.default_rng(config.estimate.seed), time.monotonic()
+    # Until here there were imports, which nothing waits for but a CPU.
+    rng, began = np.random.default_rng(config.estimate.seed), time.monotonic() - time.process_time()
     drawn = Drawn(rng)
     plan = make_plan(config, again, dry=True, left_to=drawn.add)
     if not drawn.films:
@@ -130,8 +146,8 @@ def measured(
     # Where Ray ran before, its processes are not ours, and those of workers are not either.
     head_cpu_s = max(time.process_time() - ours, machine.cpu_s() - all_of - sum(cost.whole_cpu_s for cost in costs))
     head_cpus = head_cpu_s / (time.monotonic() - began)
-    load_cpu_s, load_s = (float(np.mean([one[number] for one in started])) for number in (0, 1))
-    return costs, Machines(there.get("GPU", 0.0), workers, ray_s, load_s, load_cpu_s, ray_cpu_s, head_cpus)
+    one_cpu_s, one_s = (float(np.mean([one[number] for one in started])) for number in (0, 1))
+    return costs, Machines(there.get("GPU", 0.0), workers, ray_s, one_s, one_cpu_s, ray_cpu_s, head_cpus)
 
 
 def _run_nothing() -> None:
@@ -180,7 +196,7 @@ def scaled(
     shares = {name: clips if name == EXPORT else 1.0 for cost in costs for name in cost.work}
     work = {name: of(lambda cost, name=name: shares[name] * cost.work.get(name, 0.0)) for name in shares}
     longest = known.sizes.max() / known.sizes.sum() / drawn.factor
-    seconds = duration(work, longest, machines.workers)
+    seconds = duration(work, longest, drawn.count, machines.workers)
     files = of(lambda cost: (cost.film_bytes > 0) + cost.rows / rows * cost.tables + clips * cost.clip_files)
     beside = run_requests(
         parts=of(lambda cost: cost.rows / rows).value,
