@@ -111,6 +111,7 @@ def test_latents_in_fp16(cuda: FakeCuda, vae_folder: str, model: str) -> None:
     same(found.cpu(), expected, 0.02, 0.01)
 
 
+@pytest.mark.slow
 def test_flow_and_latents_of_one_copy(cuda: FakeCuda, raft_weights: str) -> None:
     motion = MotionConfig(flow="raft", weights=raft_weights)
     here, there = (FrameScorer(LatentsConfig(model="tiny"), motion, 1, gpu, keep_frames=False) for gpu in (False, True))

@@ -574,6 +574,7 @@ def test_damage_that_a_decoder_conceals_stays_in_its_span(tmp_path: Path, codec:
         assert np.array_equal(rows[scene_id]["frames"], wanted[scene_id]["frames"])
 
 
+@pytest.mark.slow
 def test_whatever_the_bytes_are_each_listed_scene_gets_one_row(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     sources = [

@@ -145,6 +145,7 @@ class TestJson:
         without = {key: value for key, value in CLIP.items() if key != "fps"}
         assert one(tmp_path, {"c": without}).spans == one(tmp_path, {"c": CLIP}).spans
 
+    @pytest.mark.slow
     def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "corpus.json"
         captions = "a long take of a harbour at dawn " * 60
