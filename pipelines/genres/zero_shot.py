@@ -106,7 +106,7 @@ class ZeroShotPlan:
     def stages(self, config: ZeroShotConfig) -> tuple[dict[str, Stage], dict[str, Stage]]:
         """Actor pools and task stages, by name."""
         tasks = {name: stage for name, stage in stages_of(self.todo, config.images).items() if name != "list"}
-        return {"ask": config.vlm}, tasks
+        return {"ask": config.vlm.pool}, tasks
 
     def cost(self, config: ZeroShotConfig) -> tuple[int, float]:
         """Input tokens, and US dollars by the settings' prices where each reply counts at once; without scenes."""
@@ -251,14 +251,13 @@ def _ask(config: ZeroShotConfig, plan: ZeroShotPlan) -> Iterator[Batch]:
         rows, actors = _shown(config, plan, plan.todo, stages), ray_actors(settings, inputs=len(plan.todo))
         yield from batches(rows.map_batches(LocalGenres, fn_constructor_args=[asked], batch_size=1, **actors))
         return
-    stage = replace(settings, workers=min(settings.workers, settings.at_once))
-    turns, most = shared_turns(settings), settings.at_once // stage.workers
+    turns, most = shared_turns(settings), settings.at_once // settings.workers
     # A film takes one request at least.
     rows = _shown(config, plan, plan.todo[: settings.max_requests], stages).map_batches(
         ServiceGenres,
         fn_constructor_args=[asked, key_of(settings), turns, most],
         batch_size=None,
-        **ray_actors(stage, calls=min(most, CALLS), inputs=-(-len(plan.todo) // most)),
+        **ray_actors(settings, calls=min(most, CALLS), inputs=-(-len(plan.todo) // most)),
     )
     try:
         for batch in batches(rows):

@@ -6,7 +6,9 @@ of the stage and one call of it.
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +225,27 @@ def load_vlm(folder: Path) -> tuple[Stage, Call]:
     return config, lambda: worker.replies(asked, 0)
 
 
+def load_service(by: str, folder: Path) -> tuple[Stage, Call]:
+    """Captions of a service, which runs beside it: as many requests at once as by default."""
+    from actors.curation.captioning.settings import CaptionsConfig
+    from actors.models.vlm import services
+    from actors.models.vlm.asking import Question
+    from tests.support.servers import Gemini
+
+    server = Gemini()
+    get_context("fork").Process(target=server.serve_forever, daemon=True).start()
+    config = CaptionsConfig(by=by, model=Gemini.MODEL, endpoint=server.endpoint)  # pyright: ignore[reportArgumentType]
+    service = services.load_service(config, server.key)
+    question = Question(pictures(1, 3, 512, 910, 3)[0], "A caption", lambda told: (told, ""), 64, "")
+
+    def ask() -> None:
+        with ThreadPoolExecutor(config.at_once) as threads:
+            replies = list(threads.map(lambda _: service.reply(question, 0), range(10 * config.at_once)))
+        assert all(reply.text for reply in replies), replies[0]
+
+    return config, ask
+
+
 def save_resnet(folder: Path) -> None:
     """torchvision's ResNet-50."""
     from safetensors.torch import save_file
@@ -320,6 +343,8 @@ LOADED = {
     "embedding ViT-B-32": Loaded(partial(save_clip, "ViT-B-32"), load_embedding),
     "safety ViT-B/16": Loaded(save_vit, load_safety),
     "captions LLaVA": Loaded(save_llava, load_vlm),
+    "captions google-genai": Loaded(nothing, partial(load_service, "google-genai")),
+    "captions google-generativeai": Loaded(nothing, partial(load_service, "google-generativeai")),
     "backbone resnet50": Loaded(save_resnet, load_backbone),
     "features resnet50": Loaded(save_resnet, load_features),
     "bodies resnet50": Loaded(save_torchscript, load_bodies),

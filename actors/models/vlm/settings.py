@@ -1,7 +1,7 @@
 """Settings of a vision-language model: who runs it, how fast it is asked and at what price."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from actors.core.errors import UserError
 from actors.core.stage import Stage
@@ -11,6 +11,8 @@ GEMINI = "gemini-3.5-flash-lite"
 """Google's model for many short answers as of November 2026; it thinks as little as it can unless told otherwise."""
 OWN = ("transformers", "vllm")
 """Who needs no service: the model runs in workers."""
+SERVICE_GB = 0.4
+"""Memory of a worker that asks a service, in GiB, as `tests.benchmarks.workers` measures it."""
 AT_ONCE = {"openai": 64}
 """requests_at_once where it is not set, else AT_ONCE_GOOGLE."""
 AT_ONCE_GOOGLE = 8
@@ -81,7 +83,9 @@ class VlmConfig(Stage):
 
     @property
     def worker_gb(self) -> float:
-        """Memory of one worker that holds the model, in GiB; vLLM reserves its own."""
+        """Memory of one worker, in GiB; 0 with vLLM, whose workers Ray starts as it has them."""
+        if self.service:
+            return SERVICE_GB
         local = self.by == "transformers"
         return worker_gb(weight_bytes(self.model), call_gb=0.5, num_gpus=self.num_gpus) if local else 0.0
 
@@ -94,6 +98,11 @@ class VlmConfig(Stage):
     def at_once(self) -> int:
         """requests_at_once with null resolved."""
         return self.requests_at_once or AT_ONCE.get(self.by, AT_ONCE_GOOGLE)
+
+    @property
+    def pool(self) -> Self:
+        """The same with no more workers than requests that a service gets at once."""
+        return replace(self, workers=min(self.workers, self.at_once)) if self.service else self
 
     @property
     def prices(self) -> tuple[float, float]:

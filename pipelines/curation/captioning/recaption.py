@@ -251,8 +251,8 @@ def in_waves(scenes: Iterable[Row]) -> Iterator[list[Row]]:
 def _by_service(config: CurationConfig, scenes: Iterable[Row], into: Answers) -> Generator[Answer, None, None]:
     settings = config.captions
     # A scene takes one request at least: what is beyond the budget need not be decoded.
-    stages = fitted({"captions": settings}, {"video": config.video}, config.autoscaling)
-    stage = replace(stages["captions"], workers=min(stages["captions"].workers, settings.at_once))
+    stages = fitted({"captions": settings.pool}, {"video": config.video}, config.autoscaling)
+    stage = stages["captions"]
     turns, most = shared_turns(settings), settings.at_once // stage.workers
 
     def replied() -> Iterator[Batch]:

@@ -15,7 +15,7 @@ WAITING = ("fetch",)
 """Stages that wait for others, and take no CPU meanwhile."""
 VIDEO, EXPORT = "video", "export"
 LONGEST = "the longest film"
-TASKS = ("fetch", VIDEO, EXPORT)
+TASKS = ("fetch", VIDEO)
 """Stages of one task a film."""
 TURN_S = 0.15
 """Seconds until the worker of a task gets its next. Ray Data looks ten times a second which tasks have ended, and it
@@ -100,11 +100,12 @@ def duration(work: Mapping[str, Total], longest: float, films: int, workers: Wor
     work: seconds of one worker at all that a stage has to do. longest: of that, the share of the longest film, which
     one worker has from its start to its end.
     """
-    turns = dict.fromkeys(TASKS, TURN_S * films)
+    turns_s = TURN_S * films
     measuring = {name: seconds for name, seconds in work.items() if name != EXPORT}
     film_s = longest * work[VIDEO].value / (workers.cut_by if workers.threads[VIDEO] else 1)
     limits = {
-        name: seconds.plus(turns.get(name, 0.0)).times(1 / workers.at_once[name]) for name, seconds in measuring.items()
+        name: seconds.plus(turns_s if name in TASKS else 0.0).times(1 / workers.at_once[name])
+        for name, seconds in measuring.items()
     }
     limits |= {"its CPUs": _on_cpus(measuring, workers), LONGEST: Total(film_s, 0.0)}
     slowest = max(limits, key=lambda name: limits[name])
@@ -113,7 +114,7 @@ def duration(work: Mapping[str, Total], longest: float, films: int, workers: Wor
     others = sum(seconds.value for name, seconds in measuring.items() if name != stage) if stage in measuring else 0.0
     ends = [Total(0.0, 0.0)]
     if clips := work.get(EXPORT):
-        ends = [clips.plus(turns[EXPORT]).times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
+        ends = [clips.plus(turns_s).times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
     waits_for = f"{slowest}, {workers.at_once[slowest]:g} at once" if slowest in measuring else slowest
     return Duration(limits[slowest].plus(others / films), max(ends), waits_for)
 

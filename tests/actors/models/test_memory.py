@@ -1,5 +1,6 @@
 """The size of a model's weights is found wherever they are, and says what a worker takes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_a_worker_takes_a_process_weights_and_on_a_cpu_a_call(
     assert make(str(folder)).worker_gb == pytest.approx(PROCESS_GB + on_cpu)
     on_gpu: Stage = make(str(folder), num_gpus=1)
     assert PROCESS_GB + 1 <= on_gpu.worker_gb <= PROCESS_GB + 2, "weights pass through the machine's memory"
+
+
+def test_a_worker_that_asks_a_service_loads_no_model() -> None:
+    asking = VlmConfig(workers=20, requests_at_once=8)
+    assert 0 < asking.worker_gb < PROCESS_GB
+    assert asking.pool.workers == 8 and replace(asking, workers=3).pool.workers == 3
+    own = VlmConfig(by="transformers", model="a/model", workers=20, requests_at_once=8)
+    assert own.pool.workers == 20, "what it has at once is batch_size"
 
 
 def test_workers_of_diffusion_take_more_with_pictures_and_evaluations(tmp_path: Path) -> None:
