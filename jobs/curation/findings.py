@@ -119,7 +119,7 @@ def caption_pairs(store: Store) -> dict[tuple[str, str], tuple[str, str]]:
     """A seeded sample of captions and recaptions, by (video_id, scene_id); empty where there are none."""
     if not store.parts("captions"):
         return {}
-    rows = captions(store)
+    rows = captions(store, "caption")
     rows = rows[rows.code == ""].sort_values(["video_id", "scene_id"])
     drawn = rows.sample(min(PAIRS, len(rows)), random_state=0).to_dict("records")
     return {(row["video_id"], row["scene_id"]): (row["caption"] or "", row["recaption"] or "") for row in drawn}

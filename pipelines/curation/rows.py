@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.core.catalog import Part, ReplacedError
 from actors.core.computed import COMPUTED, mixed
@@ -383,13 +384,20 @@ def failures(store: Store) -> pd.DataFrame:
     return bad[["video_id", "scene_id", "step", "error", "attempts", "message"]]
 
 
-def captions(store: Store) -> pd.DataFrame:
-    """Answers of the style improved, which are the recaptions: the columns of CAPTIONS, one a scene.
+def captions(store: Store, *more: str) -> pd.DataFrame:
+    """Answers of the style improved, which are the recaptions, one a scene: of several the last sound, else the last.
+    Columns: video_id, scene_id, recaption, code, and more of CAPTIONS.
 
     Raises DamagedError where a part is torn: its answers were paid for.
     """
-    rows = captions_by_style(store)
-    return rows[rows["style"] == IMPROVED].reset_index(drop=True)
+    keys = ["video_id", "scene_id"]
+    columns = [*keys, "recaption", "code", *more, "written"]
+    found = [part.filter(pc.field("style") == IMPROVED).select(columns) for part in read_answers(store)]
+    rows = pa.concat_tables([CAPTIONS.empty_table().select(columns), *found])
+    order = np.lexsort((rows["written"].to_numpy(), np.array(rows["code"]) == ""))
+    last = np.zeros(len(rows), bool)
+    last[order] = ~rows.select(keys).to_pandas(types_mapper=strings).iloc[order].duplicated(keep="last")
+    return rows.filter(pa.array(last)).drop_columns("written").to_pandas(types_mapper=strings)
 
 
 def captions_by_style(store: Store) -> pd.DataFrame:

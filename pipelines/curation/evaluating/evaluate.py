@@ -18,7 +18,6 @@ compare driver   evaluation.json, and the totals of kept.json
 """
 
 import hashlib
-import heapq
 import logging
 import time
 from collections import Counter
@@ -47,7 +46,7 @@ from pipelines.curation.cutting.frames import frames_of, key_frames_of, without_
 from pipelines.curation.evaluating.significance import Comparison, compare
 from pipelines.curation.exporting.digests import TOTALS, digest
 from pipelines.curation.exporting.export import renew_kept_json
-from pipelines.curation.kept import ROWS, Chosen, Key, Names, Scenes, located, names_of, scene_names
+from pipelines.curation.kept import ROWS, Chosen, Names, Scenes, located, names_of, scene_names
 from pipelines.curation.rows import captions
 from pipelines.curation.settings import CurationConfig
 
@@ -96,9 +95,7 @@ def plan_evaluation(config: CurationConfig) -> Plan:
         raise UserError(
             f"{config.output} keeps no scene, so there is nothing to evaluate. Change the thresholds with `select`."
         )
-    random = draw(_candidates(store), len(kept), config.evaluate.seed)
-    drawn = pa.table(list(map(list, zip(*random, strict=True))) or [[], []], _KEYS)
-    del random
+    drawn = draw(_candidates(store), len(kept), config.evaluate.seed)
     both = pa.concat_tables([kept, drawn]).group_by(KEYS).aggregate([])
     scenes = located(store, [both.sort_by([(name, "ascending") for name in KEYS])])
     about = pa.concat_tables(scenes.tables(*KEYS, "caption", *ORIGIN)).to_pandas(types_mapper=strings)
@@ -106,7 +103,7 @@ def plan_evaluation(config: CurationConfig) -> Plan:
         name: np.concatenate([Names([scene_names(group)]).places(some) >= 0 for some in names_of(scenes)])
         for name, group in (("kept", kept), ("random", drawn))
     }
-    answers = captions(store)[[*KEYS, "recaption", "code"]].rename(columns={"code": "caption_code"})
+    answers = captions(store).rename(columns={"code": "caption_code"})
     rows = about.assign(**groups).merge(answers, "left", on=KEYS)
     rows = rows.fillna({"caption": "", "recaption": "", "caption_code": "not_asked"})
     pictures = _pictures(store, scenes, config)
@@ -151,20 +148,38 @@ def _chosen(store: Store) -> Iterator[pa.Table]:
         yield pa.Table.from_pandas(rows.loc[rows.kept | rows.uncaptioned, KEYS], _KEYS, preserve_index=False)
 
 
-def _candidates(store: Store) -> Iterator[Key]:
-    """All scenes that are sound and of a length that may be kept, one after the other: a corpus has millions."""
+def _candidates(store: Store) -> Iterator[pa.Table]:
+    """All scenes that are sound and of a length that may be kept, by their keys."""
     for rows in _selection(store):
         sound = (rows.error == "") | rows.uncaptioned
-        yield from _keys(rows[sound & ~rows.reason.isin(["frozen", "too_short", "too_long", "unmeasured"])])
+        chosen = sound & ~rows.reason.isin(["frozen", "too_short", "too_long", "unmeasured"])
+        yield pa.Table.from_pandas(rows.loc[chosen, KEYS], _KEYS, preserve_index=False)
 
 
-def draw(candidates: Iterable[Key], count: int, seed: int) -> list[Key]:
-    """So many of the scenes, or all where there are fewer; a draw of fewer is the beginning of one of more."""
+def draw(candidates: Iterable[pa.Table], count: int, seed: int) -> pa.Table:
+    """So many of the scenes, or all where there are fewer; a draw of fewer is the beginning of one of more.
 
-    def place(key: Key) -> bytes:
-        return hashlib.blake2b("\0".join(key).encode(), digest_size=16, key=str(seed).encode()).digest()
+    candidates: tables of KEYS, as is the result.
+    """
+    drawn, places = _KEYS.empty_table(), np.zeros((0, 2), np.uint64)
+    for table in candidates:
+        drawn, places = pa.concat_tables([drawn, table]), np.concatenate([places, _places(table, seed)])
+        if len(drawn) > 2 * count:
+            drawn, places = _first(drawn, places, count)
+    return _first(drawn, places, count)[0]
 
-    return heapq.nsmallest(count, candidates, place)
+
+def _first(scenes: pa.Table, places: np.ndarray, count: int) -> tuple[pa.Table, np.ndarray]:
+    first = np.lexsort((places[:, 1], places[:, 0]))[:count]
+    return scenes.take(first), places[first]
+
+
+def _places(scenes: pa.Table, seed: int) -> np.ndarray:
+    """Where scenes stand in the draw, uint64 (N, 2): hashes of 128 bits."""
+    key = str(seed).encode()
+    names = scene_names(scenes).to_pylist()
+    hashes = [hashlib.blake2b(name.encode(), digest_size=16, key=key).digest() for name in names]
+    return np.frombuffer(b"".join(hashes), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
@@ -204,10 +219,6 @@ def evaluate(config: CurationConfig, plan: Plan) -> dict[str, Any]:
 def _rows_of(rows: pd.DataFrame) -> Iterator[Row]:
     for batch in pa.Table.from_pandas(rows, preserve_index=False).to_batches(max_chunksize=ROWS):
         yield from batch.to_pylist()
-
-
-def _keys(rows: pd.DataFrame) -> list[Key]:
-    return list(rows[KEYS].itertuples(index=False, name=None))
 
 
 def _with_scores(rows: pd.DataFrame, store: Store, config: CurationConfig) -> pd.DataFrame:

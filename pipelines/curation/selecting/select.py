@@ -204,7 +204,7 @@ def _keep(store: Store, new: Replacement) -> None:
 
 def _tell_captions(store: Store, new: Replacement) -> bool:
     """Tell in scenes/ and rejected/ what was recaptioned, and what of the kept scenes failed; whether they changed."""
-    answers = captions(store)
+    answers = captions(store, "message", "attempts")
     if answers.empty:
         return False
     keys = ["video_id", "scene_id"]

@@ -40,7 +40,7 @@ def settings(output: object, gemini: Gemini, **more: Any) -> CurationConfig:
 
 def answers(output: object) -> dict[str, Row]:
     """What is stored, by scene."""
-    rows: list[Any] = captions(Store(str(output))).to_dict("records")
+    rows: list[Any] = captions(Store(str(output)), "message", "attempts", "requests").to_dict("records")
     return {row["scene_id"]: row for row in rows}
 
 

@@ -23,7 +23,7 @@ from actors.models.clip import EmbeddingsConfig
 from pipelines.curation.evaluating.evaluate import Plan, comparisons, draw, evaluate, plan_evaluation, totals
 from pipelines.curation.exporting.digests import TOTALS
 from pipelines.curation.exporting.export import proven
-from pipelines.curation.kept import kept_scenes
+from pipelines.curation.kept import KEYS, kept_scenes
 from pipelines.curation.selecting.select import select, tell_captions
 from pipelines.curation.settings import CurationConfig, EvaluateConfig
 from tests.pipelines.curation.outputs import config, film, scene, write_plan, write_scores
@@ -239,15 +239,23 @@ def test_the_population_is_what_is_sound_and_of_a_length_to_be_kept(copy: Curati
 
 def test_a_draw_is_fair_and_only_the_seed_changes_it():
     scenes = {(f"v{i % 7}", f"s{i}") for i in range(40)}
-    drawn = draw(scenes, 10, seed=0)
-    assert draw(scenes, 10, seed=0) == drawn != draw(scenes, 10, seed=1)
-    assert draw(scenes, 4, seed=0) == drawn[:4]
-    assert set(draw(scenes, 100, seed=0)) == scenes
-    counts = Counter(scene for seed in range(400) for scene in draw(scenes, 10, seed))
+
+    def drawn_of(scenes: set[tuple[str, str]], count: int, seed: int, size: int = 7) -> list[tuple[str, str]]:
+        """From tables of so many scenes."""
+        ordered = sorted(scenes)
+        parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        tables = [pa.table(dict(zip(KEYS, zip(*part, strict=True), strict=True))) for part in parts]
+        return [(row["video_id"], row["scene_id"]) for row in draw(tables, count, seed).to_pylist()]
+
+    drawn = drawn_of(scenes, 10, seed=0)
+    assert drawn_of(scenes, 10, seed=0, size=40) == drawn != drawn_of(scenes, 10, seed=1)
+    assert drawn_of(scenes, 4, seed=0) == drawn[:4]
+    assert set(drawn_of(scenes, 100, seed=0)) == scenes
+    counts = Counter(scene for seed in range(400) for scene in drawn_of(scenes, 10, seed))
     # Each is drawn in a quarter of 400 draws: a standard deviation is 8.7.
     assert len(counts) == 40 and min(counts.values()) > 65 and max(counts.values()) < 135
     more = scenes | {("new", f"s{i}") for i in range(4)}
-    assert len(set(drawn) - set(draw(more, 10, seed=0))) <= 4
+    assert len(set(drawn) - set(drawn_of(more, 10, seed=0))) <= 4
 
 
 def evaluated(**columns: Any) -> pd.DataFrame:
