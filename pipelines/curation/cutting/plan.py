@@ -76,6 +76,9 @@ class Plan:
     """Scenes whose caption is another one than when they were measured."""
     moved: int = 0
     """Videos that lay elsewhere when they were measured, with the same name and size."""
+    longest_s: float = field(default=0.0, compare=False)
+    """Seconds of the longest video that was left when the input was read, as far as they are known before it is opened;
+    0 where they are not."""
 
     def changes(self) -> str:
         """What has changed in the input since it was measured; "" for nothing."""
@@ -140,7 +143,7 @@ def _planned(config: CurationConfig, again: frozenset[str], dry: bool, before: f
                     tables.add(video, done.left(video))
         tables.flush()
         counts = {name: value for name, value in vars(counted).items() if name != "stale"}
-        plan = Plan(todo=tables.todo.rows, **counts)
+        plan = Plan(todo=tables.todo.rows, longest_s=tables.todo.longest_s, **counts)
         if config.videos.changed == "refuse" and (plan.changed_films or plan.changed_scenes or plan.gone):
             raise UserError(
                 f"{config.input} has changed since it was measured ({plan.changes()}). Set videos.changed=measure to "
@@ -172,7 +175,8 @@ def _left(config: CurationConfig, store: Store, digest: str) -> Unfinished | Non
 def _same_plan(config: CurationConfig, store: Store, left: Unfinished, dry: bool) -> Plan:
     """The last plan, with what is left to do of it."""
     remote = any(not row["url"].startswith(LOCAL) for row in left.todo)
-    counts = {one.name: left.table.about[one.name] for one in fields(Plan)}
+    # A plan of an earlier version does not tell how long videos are.
+    counts = {one.name: left.table.about[one.name] for one in fields(Plan) if one.name in left.table.about}
     plan = Plan(**counts | {"todo": len(left.todo), "todo_scenes": left.scenes, "remote": remote})
     if not dry:
         with Replacement(store.root, ["plan/todo", *_TABLES], PLAN_AGAIN) as new:
@@ -348,10 +352,17 @@ class _Todo:
         self._new, self._dry, self._left_to = new, dry, left_to
         self._written = count()
         self._order = LongestFirst(PART_ROWS, TODO, self._write)
+        self._longest_s = 0.0
         self.rows = 0
+
+    @property
+    def longest_s(self) -> float:
+        """As of `Plan`."""
+        return self._longest_s if self._longest_s < math.inf else 0.0
 
     def add(self, row: Row, seconds: float, size: int | None) -> None:
         self.rows += 1
+        self._longest_s = max(self._longest_s, seconds)
         if self._left_to:
             self._left_to(row, size)
         if not self._dry:

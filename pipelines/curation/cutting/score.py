@@ -41,6 +41,9 @@ ROWS_AT_ONCE = 8
 """Rows with their frames that a worker of families gets, at most 80 MB."""
 READ = Stage(num_cpus=0.1)
 """Reading a part of the plan."""
+TASK_S, TASKS, VIDEOS = 60, 64, 16
+"""A task has as many videos as have so many seconds together, but for less than so many tasks, and so many videos at
+most. Ray Data takes 0.1 to 0.2 s to give a worker its next task, as long as a short clip takes."""
 
 
 @dataclass
@@ -104,6 +107,7 @@ def _run(
     stages = fitted(pools, tasks, config.autoscaling, again)
     if plan.films and not config.autoscaling and not config.video.workers:
         stages["video"] = widened("video", stages, pools, plan.todo)
+    stages["video"] = replace(stages["video"], batch_size=together(plan))
     # What is measured alone is not divided.
     divide = ON_CPUS in stages and choice.only is None
     rows = _decoded(config, stages, choice, divided(config, stages, pools) if divide else None)
@@ -123,6 +127,13 @@ def _run(
         measured.scenes += int(counts["scenes"].sum())
         measured.failed += codes_in(counts).total()
         compactor.wrote(len(counts["films"]))
+
+
+def together(plan: Plan) -> int:
+    """Videos of a task: more than one where all are short, and none is to be downloaded."""
+    if plan.remote or not plan.longest_s:
+        return 1
+    return max(1, min(VIDEOS, plan.todo // TASKS, int(TASK_S / plan.longest_s)))
 
 
 def fetch_all(config: CurationConfig, plan: Plan) -> Counter[str]:
@@ -159,7 +170,7 @@ def _todo(config: CurationConfig, stages: dict[str, Stage], choice: Choice) -> D
     store = Store(config.output)
     parts = ray.data.from_items([vars(part) for part in store.listed("plan/todo")])
     read = parts.flat_map(partial(read_tasks, store=store, choice=choice), **ray_task(stages["read"]))
-    return in_blocks(read, 1, stages["read"])
+    return in_blocks(read, stages["video"].batch_size, stages["read"])
 
 
 def _fetched(tasks: Dataset, config: CurationConfig, stages: dict[str, Stage]) -> Dataset:

@@ -16,7 +16,7 @@ WAITING = ("fetch",)
 VIDEO, EXPORT = "video", "export"
 LONGEST = "the longest film"
 TASKS = ("fetch", VIDEO)
-"""Stages of one task a film."""
+"""Stages whose tasks have whole films."""
 TURN_S = 0.15
 """Seconds until the worker of a task gets its next. Ray Data looks ten times a second which tasks have ended, and it
 may take two looks."""
@@ -38,6 +38,8 @@ class Workers:
     """GPUs that pools hold while films are measured, at work or not."""
     task_gpus: Mapping[str, float]
     """GPUs that one worker of each other stage holds while it is at work."""
+    together: int = 1
+    """Films that a task of `video` has."""
 
 
 def workers_of(stages: Mapping[str, Stage], pools: Collection[str], export: Stage, cpus: float, gpus: float) -> Workers:
@@ -100,7 +102,7 @@ def duration(work: Mapping[str, Total], longest: float, films: int, workers: Wor
     work: seconds of one worker at all that a stage has to do. longest: of that, the share of the longest film, which
     one worker has from its start to its end.
     """
-    turns_s = TURN_S * films
+    turns_s = TURN_S * films / workers.together
     measuring = {name: seconds for name, seconds in work.items() if name != EXPORT}
     film_s = longest * work[VIDEO].value / (workers.cut_by if workers.threads[VIDEO] else 1)
     limits = {
@@ -114,7 +116,7 @@ def duration(work: Mapping[str, Total], longest: float, films: int, workers: Wor
     others = sum(seconds.value for name, seconds in measuring.items() if name != stage) if stage in measuring else 0.0
     ends = [Total(0.0, 0.0)]
     if clips := work.get(EXPORT):
-        ends = [clips.plus(turns_s).times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
+        ends = [clips.plus(TURN_S * films).times(1 / workers.at_once[EXPORT]), Total(longest * clips.value, 0.0)]
     waits_for = f"{slowest}, {workers.at_once[slowest]:g} at once" if slowest in measuring else slowest
     return Duration(limits[slowest].plus(others / films), max(ends), waits_for)
 

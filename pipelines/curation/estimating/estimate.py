@@ -166,7 +166,7 @@ def _workers(config: CurationConfig, plan: Plan) -> tuple[list[Stage], Workers]:
     import ray
 
     from pipelines.core.ray_data import fitted, widened
-    from pipelines.curation.cutting.score import in_pools, stages_of
+    from pipelines.curation.cutting.score import in_pools, stages_of, together
 
     pools, tasks = stages_of(config, plan.remote)
     pools |= {name: pool_of(pools[name]) for name in in_pools(passed(config))}
@@ -176,7 +176,8 @@ def _workers(config: CurationConfig, plan: Plan) -> tuple[list[Stage], Workers]:
     there = ray.cluster_resources()
     export = config.export
     asked = Stage(export.workers, export.num_cpus, export.num_gpus)
-    return list(stages.values()), workers_of(stages, pools, asked, there.get("CPU", 0.0), there.get("GPU", 0.0))
+    workers = workers_of(stages, pools, asked, there.get("CPU", 0.0), there.get("GPU", 0.0))
+    return list(stages.values()), replace(workers, together=together(plan))
 
 
 def scaled(

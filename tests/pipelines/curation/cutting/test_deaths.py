@@ -57,16 +57,21 @@ def cut_or_die(batch: Batch, config: Any) -> Iterator[Batch]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tasks", [3, 1])
 def test_a_film_that_kills_its_workers_becomes_a_row(
-    ray_cluster: None, fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
+    """In a task of its own, or with all others."""
+    monkeypatch.setattr(scoring, "TASKS", tasks)
     folder = tmp_path / "films"
     folder.mkdir()
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         films.film(folder / name)
     config = quick(folder, tmp_path / "out")
     monkeypatch.setattr(scoring, "cut_videos", cut_or_die)
-    measured = scoring.score(config, make_plan(config), partial(make_plan, config))
+    plan = make_plan(config)
+    assert scoring.together(plan) == 3 // tasks
+    measured = scoring.score(config, plan, partial(make_plan, config))
     found = rows(tmp_path / "out")
     assert {key: error for key, error in found.items() if error} == {("b.mp4", ""): "crashed_worker"}
     assert {video for video, scene in found if scene} == {"a.mp4", "c.mp4"}

@@ -12,7 +12,8 @@ from actors.core.catalog import Part
 from actors.core.store import Store
 from pipelines.curation.cutting import plan
 from pipelines.curation.cutting.order import BYTES_A_SECOND, LongestFirst, longest_first, seconds_of
-from pipelines.curation.cutting.plan import make_plan
+from pipelines.curation.cutting.plan import Plan, make_plan
+from pipelines.curation.cutting.score import together
 from pipelines.curation.settings import CurationConfig
 from tests.pipelines.curation.outputs import quick, scene, write_scores
 from tests.support import films
@@ -52,13 +53,14 @@ def test_films_are_begun_by_their_size_and_the_same_ones_in_the_order_of_the_inp
     for name, size in sizes.items():
         (tmp_path / "films" / name).write_bytes(bytes(size))
     config = quick(tmp_path / "films", tmp_path / "out")
-    assert planned(config) == ["b.mp4", "d.mp4", "a.mp4", "c.mp4", "e.mp4"]
-    assert planned(config) == ["b.mp4", "d.mp4", "a.mp4", "c.mp4", "e.mp4"]
+    for _ in range(2):
+        assert planned(config) == ["b.mp4", "d.mp4", "a.mp4", "c.mp4", "e.mp4"]
+        assert make_plan(config).longest_s == 5_000_000 / BYTES_A_SECOND
 
 
 def test_videos_of_metadata_are_begun_by_where_what_is_left_of_them_ends(tmp_path: Path):
     config = over(tmp_path, {"a": [5], "b": [10, 900], "c": [60], "d": [2, 8]})
-    assert planned(config) == ["b", "c", "d", "a"]
+    assert planned(config) == ["b", "c", "d", "a"] and make_plan(config).longest_s == 900
     write_scores(Store(config.output), scene("b.1_0", end_s=900))
     assert planned(config) == ["c", "b", "d", "a"]
 
@@ -69,7 +71,8 @@ def test_what_tells_no_length_may_be_long_and_comes_first(tmp_path: Path):
     assert seconds_of([5.0, None], None) == seconds_of([], None) == math.inf
     rows = ["a,https://host/a.mp4,0,600", "b,https://host/b.mp4,0,", "c,https://host/c.mp4,0,1200"]
     (tmp_path / "corpus.csv").write_text("\n".join(["video_id,url,start,end", *rows]))
-    assert planned(quick(tmp_path / "corpus.csv", tmp_path / "out")) == ["b", "c", "a"]
+    config = quick(tmp_path / "corpus.csv", tmp_path / "out")
+    assert planned(config) == ["b", "c", "a"] and make_plan(config).longest_s == 0
 
 
 def test_long_inputs_are_ordered_by_parts_and_few_rows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,3 +131,19 @@ def test_one_worker_measures_them_in_this_order_and_the_rows_are_the_same(ray_cl
         *("a.mp4.0_0", "b.mp4.0_0", "c.mp4.0_0"),
         *("d.mp4.0_0_w0", "d.mp4.0_0_w1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("longest_s", "todo", "remote", "videos"),
+    [
+        (5, 100_000, False, 12),  # of a minute
+        (2, 100_000, False, 16),
+        (5, 300, False, 4),  # and the rest of the workers have some, too
+        (5, 60, False, 1),
+        (61, 100_000, False, 1),
+        (5, 100_000, True, 1),  # each is downloaded first
+        (0, 100_000, False, 1),
+    ],
+)
+def test_short_videos_are_in_a_task_together(longest_s: float, todo: int, remote: bool, videos: int) -> None:
+    assert together(Plan(todo, 0, todo, todo, 0, remote, longest_s=longest_s)) == videos
