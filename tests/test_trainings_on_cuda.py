@@ -160,6 +160,7 @@ def test_directors(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     compare(cuda, monkeypatch, tmp_path, make, loss, values, rows, TrainingConfig(), DIRECTORS_COSTS, 0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "kind"),
     [("mean", "asymmetric"), *((head, "cross_entropy") for head in ("mean", "lstm", "attention", "transformer"))],
@@ -191,6 +192,7 @@ def test_pretraining_of_comics(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, 
     compare(cuda, monkeypatch, tmp_path, make, loss, values, rows, PretrainTraining(), PRETRAIN_COSTS, 4.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "miner", "fusion"),
     [("contrastive", "none", "sum"), ("triplet", "triplet_margin", "self_attention"), ("n_pairs", "none", "weighted")],
@@ -237,20 +239,13 @@ def test_the_tiny_vae(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "precision"),
     [
-        ("imagic", "no"),
-        ("lora", "bf16"),
-        ("textual_inversion", "fp16"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                *(("imagic", one) for one in ("bf16", "fp16")),
-                *(("lora", one) for one in ("no", "fp16")),
-                *(("textual_inversion", one) for one in ("no", "bf16")),
-            ]
-        ),
+        *(("imagic", one) for one in ("no", "bf16", "fp16")),
+        *(("lora", one) for one in ("no", "bf16", "fp16")),
+        *(("textual_inversion", one) for one in ("no", "bf16", "fp16")),
     ],
 )
 def test_personalising(

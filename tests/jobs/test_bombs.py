@@ -38,6 +38,7 @@ def test_each_verb_tells_a_film_that_is_too_large(verb: str, name: str, tmp_path
     assert [row["error"] for row in rows] == ["too_large"]
 
 
+@pytest.mark.slow
 def test_a_film_of_genres_that_takes_more_memory_is_told(tmp_path: Path) -> None:
     paths = [bombs.large(tmp_path / "film.mov"), films.film(tmp_path / "good.mp4", (24,))]
     images = ImagesConfig(video=VideoConfig(memory_gb=0.5))

@@ -97,6 +97,7 @@ def _convnet(network: nn.Module) -> nn.Module:
     return nn.Sequential(*list(network.children())[:-1], nn.Flatten())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["sum", "cat", "favor_face", "favor_body", "weighted_sum"])
 def test_a_checkpoint_of_stage_2_gives_the_vectors_of_its_model(tmp_path: Path, fusion: str) -> None:
     network: Any = simclr()

@@ -35,7 +35,8 @@ def pages() -> list[Page]:
     return drawn
 
 
-@pytest.mark.parametrize("reading", [pytest.param("left_to_right", marks=pytest.mark.slow), "right_to_left"])
+@pytest.mark.slow
+@pytest.mark.parametrize("reading", ["left_to_right", "right_to_left"])
 def test_panels_of_all_kinds_are_found_in_order(pages: list[Page], reading: str) -> None:
     right_to_left = reading == "right_to_left"
     hits: dict[str, list[bool]] = {}

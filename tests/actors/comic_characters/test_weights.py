@@ -37,6 +37,7 @@ def test_shapes_of_a_head_are_those_of_its_parameters(fusion: Any, padding: Any)
         check_head_weights(HeadConfig(fusion, padding, 13), 16, saved(head), "w")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNETS)
 def test_backbones_are_told_apart_by_their_weights(name: Any) -> None:
     backbone = make_backbone(name).eval()

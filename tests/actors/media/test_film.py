@@ -666,6 +666,7 @@ def test_a_playlist_under_a_films_name_fetches_nothing(tmp_path: Path) -> None:
 # torchcodec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make"),
     [

@@ -92,6 +92,7 @@ def test_pictures_that_outgrow_the_bound_cost_the_scene_that_shows_them(child: C
     assert film["error"] == "" and film["decoded"] == 40 and peak(child) < MOST
 
 
+@pytest.mark.slow
 def test_a_film_that_takes_more_memory_is_ended_and_the_next_one_is_sound(tmp_path: Path) -> None:
     """Each picture is allowed, but so many that wait for their shot are not."""
     child = Child()

@@ -116,6 +116,7 @@ def test_surround_keeps_its_channels_and_another_rate_is_one(tmp_path: Path) -> 
     assert np.abs(np.delete(sound, 2, axis=0)).max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_what_lies_before_a_late_span_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -202,6 +202,7 @@ def test_films_are_divided_by_what_is_measured(tmp_path: Path, plain: Path, gpu:
         assert found == {}
 
 
+@pytest.mark.slow
 def test_without_a_gpu_neither_a_process_nor_its_child_begins_a_film(plain: Path):
     import torch
 

@@ -164,6 +164,7 @@ def loras(sd_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     ]
 
 
+@pytest.mark.slow
 def test_loras_take_turns_in_a_unet_that_is_loaded_once(
     loras: list[str], pictures: list[str], sd_folder: str, tmp_path: Path
 ) -> None:

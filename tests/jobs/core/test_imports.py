@@ -91,6 +91,7 @@ def told(capability: str) -> dict[str, tuple[list[int], set[str]]]:
     return {name: (codes, {module.partition(".")[0] for module in modules}) for name, codes, modules in steps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_help_imports_nothing_that_takes_long(capability: str) -> None:
     codes, packages = told(capability)["--help"]
@@ -114,6 +115,7 @@ def test_a_refused_input_imports_no_model_and_no_cluster(command: str) -> None:
     assert packages.isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 def test_a_guess_of_a_picture_whose_vector_is_stored_imports_what_the_head_needs_only():
     program = (
         "import sys, jobs.directors.pages, pipelines.directors.guess, pipelines.directors.head\n"

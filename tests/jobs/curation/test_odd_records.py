@@ -201,6 +201,7 @@ def check(videos: list[Video], count: int | None = None) -> None:
         assert ordinals == list(range(len(ordinals)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
 def test_any_metadata_is_scenes_and_rows(tmp_path: Path, kind: str):
     for number in range(COUNT):

@@ -120,6 +120,7 @@ def test_recaption_of_what_is_kept(output: Path, settings: list[str], gemini: Ge
     assert holds(output, refused) and holds(output, gemini.key) == []
 
 
+@pytest.mark.slow
 def test_retry_asks_again_for_what_failed_and_for_nothing_else(
     output: Path, settings: list[str], gemini: Gemini, monkeypatch: pytest.MonkeyPatch
 ):

@@ -46,6 +46,7 @@ def test_single_shot_films_become_windows_that_add_up(ray_cluster: None, tmp_pat
     assert (table(output, "scenes").reason == "too_long").sum() == (scenes.no_frames > 10).sum()
 
 
+@pytest.mark.slow
 def test_named_scenes_become_windows_and_what_is_lost_of_them_is_measured_again(
     ray_cluster: None, tmp_path: Path
 ) -> None:

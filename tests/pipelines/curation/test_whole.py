@@ -65,6 +65,7 @@ def spoil(store: Store, folder: str, how: str = "torn", number: int = 0) -> str:
     return uri.rpartition("/")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["torn", "missing"])
 @pytest.mark.parametrize("folder", ["plan/videos", "plan/rejected"])
 def test_a_plan_that_is_not_whole_is_refused_until_it_is_made_again(config: CurationConfig, folder: str, how: str):
@@ -155,6 +156,7 @@ def during(monkeypatch: pytest.MonkeyPatch, function: str, other: CurationConfig
     monkeypatch.setattr(pipelines.curation.selecting.select, function, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["Ranges", "_decided", "_tell_captions"])
 def test_of_two_selections_at_once_one_stays_whole_and_the_other_is_told(
     config: CurationConfig, monkeypatch: pytest.MonkeyPatch, function: str
@@ -170,6 +172,7 @@ def test_of_two_selections_at_once_one_stays_whole_and_the_other_is_told(
     assert files == store.parts("scenes")
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_the_selection_before(config: CurationConfig, monkeypatch: pytest.MonkeyPatch):
     store = Store(config.output)
     select(replace(config, select=SelectConfig(count=1)))

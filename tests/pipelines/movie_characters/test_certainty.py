@@ -45,6 +45,7 @@ def most(alpha: float, runs: int) -> float:
     return float(stats.binom.ppf(0.999, 10 * runs, alpha)) / (10 * runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dist", ["normal", "heavy", "uneven", "alike"])
 @pytest.mark.parametrize("bias", [0, 0.3, 3])
 @pytest.mark.parametrize(("images", "identities"), [(20, 3), (60, 3), (60, 20)])
@@ -123,6 +124,7 @@ def test_the_order_of_images_and_identities_does_not_matter() -> None:
     assert calibrated(other, other.argmin(1)) == pytest.approx(calibrated(losses, losses.argmin(1))[images])
 
 
+@pytest.mark.slow
 def test_early_stops_are_certain_at_the_nominal_rate_too() -> None:
     """Noise of single pairs, a profile over timesteps for each identity, and elimination while it runs."""
     random, stages = np.random.default_rng(6), StagesConfig(samples=(4, 8, 20), keep=(6, 3, 1))

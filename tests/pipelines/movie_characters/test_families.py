@@ -140,6 +140,7 @@ def latent(pipeline: Any, pixels: np.ndarray) -> Tensor:
     return (mean - (pipeline.vae.config.shift_factor or 0)) * pipeline.vae.config.scaling_factor
 
 
+@pytest.mark.slow
 def test_the_network_is_called_as_the_pipeline_of_diffusers_calls_it(known: Known) -> None:
     pipeline = known.pipeline()
     model = load_diffusion(known.folder, DiffusionConfig())

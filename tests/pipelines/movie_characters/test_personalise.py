@@ -131,6 +131,7 @@ def test_the_unet_is_that_of_adamw_by_hand(config: PersonaliseConfig, faces: Pat
     assert stored[f"{OPTIMIZED}.{OPTIMIZED}"] == pytest.approx(told.numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "imagic"])
 def test_checkpointing_gradients_changes_nothing_but_memory(
     config: PersonaliseConfig, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
@@ -169,20 +170,16 @@ def test_where_a_picture_is_cut_depends_on_the_seed_and_its_name_alone(config: P
     assert not equal(latents(actor), latents(other)) and not equal(latents(actor), latents(middle))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
         {"method": "lora"},
-        pytest.param({"method": "imagic"}, marks=pytest.mark.slow),
+        {"method": "imagic"},
         {"method": "textual_inversion"},
-        *(
-            pytest.param(more, marks=pytest.mark.slow)
-            for more in (
-                {"method": "lora", "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
-                {"method": "imagic", "mixed_precision": "bf16"},
-                {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
-            )
-        ),
+        {"method": "lora", "mixed_precision": "bf16", "gradient_accumulation_steps": 2},
+        {"method": "imagic", "mixed_precision": "bf16"},
+        {"method": "lora", "use_8bit_adam": True, "lora_rank": 512},
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened_and_identities_do_not_mix(
@@ -281,6 +278,7 @@ def in_float32() -> dict[str, PersonaliseConfig]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
 def test_half_precision_learns_nearly_the_same(
@@ -311,6 +309,7 @@ def test_half_precision_learns_nearly_the_same(
         assert not np.array_equal(weights, torch.from_numpy(weights).to(getattr(torch, HALF[precision])).float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "imagic", "textual_inversion"])
 def test_no_step_waits_for_the_device(config: PersonaliseConfig, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = str(Path(str(config.input)) / "Ann_1.png")

@@ -81,19 +81,15 @@ def files(output: str) -> dict[str, bytes]:
     return {name: path.read_bytes() if name.endswith("config.json") else b"" for name, path in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
         ["method=lora"],
         ["method=textual_inversion"],
-        *(
-            pytest.param(more, marks=pytest.mark.slow)
-            for more in (
-                ["method=imagic"],
-                ["method=imagic", "mixed_precision=bf16"],
-                ["method=lora", "mixed_precision=bf16", "gradient_checkpointing=true"],
-            )
-        ),
+        ["method=imagic"],
+        ["method=imagic", "mixed_precision=bf16"],
+        ["method=lora", "mixed_precision=bf16", "gradient_checkpointing=true"],
     ],
 )
 def test_the_files_are_those_of_a_whole_network_after_a_kill_too(
@@ -159,6 +155,7 @@ def test_all_workers_make_the_same_passes_and_every_row_counts_once(rows: int, s
         assert not sharded or len({len(some) for some in passes}) == 1
 
 
+@pytest.mark.slow
 def test_a_pass_without_rows_of_its_own_counts_for_nothing(
     face: Path,
     sd_folder: str,

@@ -59,6 +59,7 @@ def assert_same(found: list[Row], expected: list[Row], *without: str) -> None:
 NAMES = ("clip_id", "scene_id", "ordinal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["gradual", "adaptive", "content"])
 def test_parts_have_the_scenes_of_the_whole(detector: str) -> None:
     settings = config(detector=detector)
@@ -101,6 +102,7 @@ def test_a_part_says_where_it_may_differ(tmp_path: Path) -> None:
     assert harmed and harmed["error"] == "odd"
 
 
+@pytest.mark.slow
 def test_a_part_does_not_go_on_for_ever(tmp_path: Path) -> None:
     path = films.film(tmp_path / "long.mp4", [2 * 220], rate=2)
     *_, part = cut_part(str(path), "v", config(), 0.0, 20.0)
@@ -119,6 +121,7 @@ def rows_of(path: Path, skip: set[str] | None = None) -> tuple[list[Row], float]
             return found, end.value
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_rows_of_one() -> None:
     expected = by_one(films.demo_mp4(), config())
     found, cpu_s = rows_of(films.demo_mp4())
@@ -168,6 +171,7 @@ def test_where_a_process_dies_one_goes_on_from_there(monkeypatch: pytest.MonkeyP
     assert_same(found, whole[: len(found)])
 
 
+@pytest.mark.slow
 def test_a_video_is_whole_whatever_becomes_of_its_parts(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     about = {"video_index": 0, "video_id": "v", "url": str(films.demo_mp4()), "spans": "", "skip": "[]"}
     task = {name: np.array([value]) for name, value in about.items()}

@@ -97,6 +97,7 @@ def sampled(path: Path, scenes: list[Row], seek: bool) -> dict[str, Row]:
     return {row["scene_id"]: row for row in rows if row and row["scene_id"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "later"), [("mp4", 0), ("mov", 0), ("mkv", 0), ("mkv", 7.3), ("mp4", 1.5)])
 def test_clips_are_those_of_a_whole_decode(
     film: Path, tmp_path: Path, decoded: list[Film], monkeypatch: pytest.MonkeyPatch, suffix: str, later: float

@@ -77,6 +77,7 @@ def test_zoom_is_the_logarithm_of_scale_a_second(number: int, rate: float) -> No
     assert abs(found["camera_pan"]) < 0.01 and abs(found["camera_tilt"]) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", PHOTOS)
 @pytest.mark.parametrize("sigma", [0.005, 0.02])
 def test_shake_is_the_deviation_from_the_path(number: int, sigma: float) -> None:

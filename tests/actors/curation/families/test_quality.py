@@ -73,6 +73,7 @@ def test_noise_is_what_was_added(number: int) -> None:
     assert found[0] < 1 and found[4] == pytest.approx(10, rel=0.3) and found[5] == pytest.approx(20, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [360, 720, 1080])
 def test_blockiness_follows_the_quality_of_the_film_also_where_it_is_scaled_down(lines: int) -> None:
     for number in range(0, 14, 2):

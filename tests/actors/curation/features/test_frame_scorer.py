@@ -157,6 +157,7 @@ def test_half_precision_stays_close(scorer: FrameScorer, vae_folder: str):
         np.testing.assert_allclose(half(rows)[name], scorer(rows)[name], rtol=0.02, atol=0.002)
 
 
+@pytest.mark.slow
 def test_flow_and_latents_share_a_worker(exact: LatentsConfig, raft: MotionConfig, scorer: FrameScorer):
     scenes = scene(3, 128, 1), np.zeros((0, 128, 128, 3), np.uint8), scene(2, 128, 2)
     both = FrameScorer(exact, raft, cpus=1, gpu=False, keep_frames=False)

@@ -83,6 +83,7 @@ def test_the_shortest_shot_is_measured_in_time(name: str) -> None:
         assert find(CutFinder(config), frames, longer) == [2 * rate, 2 * rate + flash]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "rate"), [(films.bikes_mp4(), 25), (films.demo_mp4(), 24)], ids=["bikes", "demo"])
 def test_real_film_is_cut_where_pyscenedetect_cuts_it(path: Path, rate: int) -> None:
     length = round(0.6 * rate) + 1

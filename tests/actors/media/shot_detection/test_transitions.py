@@ -71,7 +71,8 @@ def transition(request: Any, shots: Any, tmp_path_factory: pytest.TempPathFactor
     return kind, *drawn(tmp_path_factory.mktemp(kind) / "film.mp4", shots, kind, length)
 
 
-@pytest.mark.parametrize("detector", ["gradual", "hybrid", pytest.param("transnetv2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["gradual", "hybrid", "transnetv2"])
 @pytest.mark.parametrize(
     "transition", [("cut", 0), ("dissolve", 12), ("dissolve", 20), ("black", 10), ("white", 10)], ids=str, indirect=True
 )

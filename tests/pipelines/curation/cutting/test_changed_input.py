@@ -105,6 +105,7 @@ def a_scene_less(tree: dict[str, Any]) -> None:
     del tree["b"]["clip"]["b.0.mp4"]["scene_split"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected", "again"),
     [
@@ -303,6 +304,7 @@ def test_when_a_film_is_the_same(old: Source, new: Source, same: bool):
     assert same_film((0, 0), (new.film, new.version))
 
 
+@pytest.mark.slow
 def test_a_recaption_of_another_film_does_not_count_until_the_film_is_back(tmp_path: Path, output: str):
     tree = metadata(tmp_path)
     config = over(tmp_path, output, tree)

@@ -67,6 +67,7 @@ def test_films_beside_gpus_need_gpus(tmp_path: Path, films_on_cpus: Any, video: 
         check(config)
 
 
+@pytest.mark.slow
 def test_both_sides_together_measure_each_film_once(ray_cluster: None, tmp_path: Path):
     """Both on CPUs here."""
     if torchcodec_fault():

@@ -256,6 +256,7 @@ def test_a_fetched_film_is_cut_where_it_was_stored(path: str, config: CurationCo
     assert shown(rows_of(cut_videos(batch(bad), config.cutting))) == [("a.0", "fetch", "bad_url"), ("", "", "")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("named", "after", "sending"), [(True, 0, True), (False, 0, False), (False, 1, True), (True, 2, False)]
 )

@@ -102,6 +102,7 @@ CHANGES: list[Callable[[dict[str, Any], random.Random], None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_plan_is_that_which_reading_all_of_it_gives(

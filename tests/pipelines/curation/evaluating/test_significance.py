@@ -86,6 +86,7 @@ def test_a_scene_in_both_groups_adds_nothing_to_the_difference():
     assert overlapping.difference == pytest.approx(run(both[:20], both[40:]).difference / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", [True, False])
 def test_scenes_of_one_video_do_not_count_as_many(paired: bool):
     """Where groups differ by chance alone, and whole videos are alike, one p in twenty is below .05."""

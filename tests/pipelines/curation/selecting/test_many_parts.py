@@ -79,6 +79,7 @@ def straight(rows: pd.DataFrame, plan: list[str], select: SelectConfig) -> pd.Da
     return rows[["video_id", "scene_id", "reason", "error", "group"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [SelectConfig(), SelectConfig(count=25), SelectConfig(dedupe=0, fraction=0.2), SelectConfig(dedupe=0)]
 )
