@@ -81,8 +81,15 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             inherited.setenv("PYTHONPATH", str(ROOT))
             forked_workers.use_forks(inherited.setattr)
             _start_ray(folder)
-        yield
+        with pytest.MonkeyPatch.context() as here:
+            here.setattr("os.fork", _no_fork)
+            yield
         ray.shutdown()
+
+
+def _no_fork() -> None:
+    """A fork shares what Ray's threads wait for, and may take an answer away from them: they wait for ever then."""
+    raise RuntimeError("this process is a driver of Ray: fork in a process of its own, as test_storage does")
 
 
 def _start_ray(folder: str) -> None:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import shutil
-import signal
 import sys
 import time
 import urllib.error
@@ -12,6 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -361,30 +362,42 @@ def test_a_proxy_is_asked(host: FileHost, film: bytes, store: str, monkeypatch: 
 @pytest.mark.parametrize("per_host", [1, 2])
 def test_a_node_keeps_to_its_places_per_host(host: FileHost, film: bytes, store: str, per_host: int) -> None:
     url = host.put("/film.mp4", Reply(film, pause_s=0.3 / len(film) * 1024))
-    workers = []
-    for number in range(4):
-        if not (worker := os.fork()):
-            module._check = lambda _: None  # The child process that decodes belongs to the parent.
-            os._exit(len(fetch(f"v{number}", url, store, replace(QUICK, per_host=per_host)).code))
-        workers.append(worker)
-    assert [os.waitpid(worker, 0)[1] for worker in workers] == [0] * 4
+    alone = get_context("spawn").Process(target=_fetch_in_forks, args=(4, url, store, per_host))
+    alone.start()
+    alone.join()
+    assert alone.exitcode == 0
     assert 1 <= host.most_at_once <= per_host and len(stored(store)) == 4
 
 
+def _fetch_in_forks(count: int, url: str, store: str, per_host: int) -> None:
+    module._check = lambda _: None  # Decoding would take longer than fetching.
+    workers = []
+    for number in range(count):
+        if not (worker := os.fork()):
+            os._exit(len(fetch(f"v{number}", url, store, replace(QUICK, per_host=per_host)).code))
+        workers.append(worker)
+    ended = [os.waitpid(worker, 0)[1] for worker in workers]
+    sys.exit(any(ended))
+
+
 def test_a_process_that_dies_gives_its_place_back(host: FileHost, film: bytes, store: str) -> None:
-    read, write = os.pipe()
-    if not (child := os.fork()):
-        with module._slot("127.0.0.1", 1):
-            os.write(write, b"x")
-            time.sleep(600)
-    os.read(read, 1)
+    ours, theirs = Pipe()
+    holder = get_context("spawn").Process(target=_hold_a_place, args=("127.0.0.1", theirs))
+    holder.start()
+    assert ours.recv() == "held"
     folder = private_folder("hosts")
     assert module._free(folder, "127.0.0.1", 1) is None
     with module._free(folder, "127.0.0.1", 2) or pytest.fail("a second place was not free"):
         assert module._free(folder, "127.0.0.1", 2) is None
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    holder.kill()
+    holder.join()
     assert fetch("v1", host.put("/film.mp4", Reply(film)), store, replace(QUICK, per_host=1)).code == ""
+
+
+def _hold_a_place(host: str, told: Connection) -> None:
+    with module._slot(host, 1):
+        told.send("held")
+        time.sleep(600)
 
 
 @pytest.mark.parametrize(
