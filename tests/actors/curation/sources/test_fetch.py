@@ -382,7 +382,7 @@ def _fetch_in_forks(count: int, url: str, store: str, per_host: int) -> None:
 
 def test_a_process_that_dies_gives_its_place_back(host: FileHost, film: bytes, store: str) -> None:
     ours, theirs = Pipe()
-    holder = get_context("spawn").Process(target=_hold_a_place, args=("127.0.0.1", theirs))
+    holder = get_context("spawn").Process(target=_hold_a_place, args=("127.0.0.1", theirs), daemon=True)
     holder.start()
     assert ours.recv() == "held"
     folder = private_folder("hosts")
